@@ -1,0 +1,52 @@
+"""The raw ASGI applications under load: so little work that the server's own shows."""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+HELLO_BODY = b"Hello, world!"
+HELLO_START = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-type", b"text/plain"), (b"content-length", b"13")],
+}
+
+
+async def hello(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer every request with 13 bytes, without reading its body."""
+    if scope["type"] == "lifespan":
+        await _lifespan(receive, send)
+        return
+    await send(HELLO_START)
+    await send({"type": "http.response.body", "body": HELLO_BODY})
+
+
+async def count(scope: Scope, receive: Receive, send: Send) -> None:
+    """Read the whole request body, answer with its size in bytes as decimal text."""
+    if scope["type"] == "lifespan":
+        await _lifespan(receive, send)
+        return
+    answer = str(await _body_size(receive)).encode()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(answer))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": answer})
+
+
+async def _body_size(receive: Receive) -> int:
+    size = 0
+    while True:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return size
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})

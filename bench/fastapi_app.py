@@ -1,0 +1,17 @@
+"""One FastAPI endpoint under load; apart from `apps`, which are to run without FastAPI."""
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+
+class Item(BaseModel):
+    item_id: int
+    name: str
+
+
+api = FastAPI()
+
+
+@api.get("/items/{item_id}")
+async def read_item(item_id: int) -> Item:
+    return Item(item_id=item_id, name="Hello, world!")

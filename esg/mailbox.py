@@ -1,0 +1,120 @@
+"""Typed messages between the arbiter and a worker, over a socket pair that keeps their borders.
+
+End of file on a mailbox means that the other side died: a worker's mailbox is its lifeline.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+
+MESSAGE_LIMIT = 96 * 1024
+"""Largest encoded message, in bytes; below the kernel's default send buffer (net.core.wmem)."""
+
+TEXT_LIMIT = 32 * 1024
+"""Longest text in a message, in characters; the end of a longer one is what is kept."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ready:
+    """Worker to arbiter: booted, accepting."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BootFailed:
+    """Worker to arbiter: can't boot. `exit_code` is what ESG should end with."""
+
+    message: str
+    detail: str
+    exit_code: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Due:
+    """Worker to arbiter: wants to be replaced, and goes on serving until then."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Draining:
+    """Worker to arbiter: has begun to drain of its own accord."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Drain:
+    """Arbiter to worker: finish what is in flight within `grace` seconds, then exit.
+
+    `final`: nobody accepts after this worker, so it takes what the kernel's queue still holds.
+    """
+
+    reason: str
+    grace: float
+    final: bool
+
+
+Message = Ready | BootFailed | Due | Draining | Drain
+
+_TYPES: dict[str, type[Message]] = {
+    kind.__name__: kind for kind in (Ready, BootFailed, Due, Draining, Drain)
+}
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message; long texts keep their end, where a traceback says what happened."""
+    fields = dataclasses.asdict(message)
+    for name, value in fields.items():
+        if isinstance(value, str):
+            fields[name] = value[-TEXT_LIMIT:]
+    return json.dumps([type(message).__name__, fields]).encode("ascii")
+
+
+def decode(data: bytes) -> Message:
+    """The message that `encode` made these bytes of."""
+    name, fields = json.loads(data)
+    return _TYPES[name](**fields)
+
+
+class Mailbox:
+    """One end of the pair. Neither `send` nor `receive` ever waits."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        sock.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def send(self, message: Message) -> bool:
+        """Post a message; False if the other side is gone or doesn't read."""
+        try:
+            self._sock.send(encode(message))
+        except OSError:
+            return False
+        return True
+
+    def receive(self) -> tuple[list[Message], bool]:
+        """All messages that have come, and whether the other side is still there."""
+        messages: list[Message] = []
+        while True:
+            try:
+                data = self._sock.recv(MESSAGE_LIMIT)
+            except BlockingIOError:
+                return messages, True
+            except OSError:
+                return messages, False
+            if not data:
+                return messages, False
+            messages.append(decode(data))
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def pair() -> tuple[Mailbox, Mailbox]:
+    """A connected pair of mailboxes."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Mailbox(ours), Mailbox(theirs)

@@ -1,0 +1,60 @@
+"""The contract between the process manager and what its workers run. Knows neither side."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Callable, Sequence
+
+from esg.config import Config
+from esg.listeners import Listener
+from esg.mailbox import Mailbox
+from esg.scoreboard import Row
+
+DUMP_SIGNAL = signal.SIGURG
+"""Has a worker write its stacks. By default it is ignored, so it can't come too early."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Assignment:
+    """What the arbiter gives a worker: who it is, what to run, and the ends it holds."""
+
+    number: int
+    generation: int
+    config: Config
+    listeners: Sequence[Listener]
+    mailbox: Mailbox
+    row: Row
+    stack_fd: int
+    """Where `faulthandler` writes the stacks of this worker's threads."""
+
+
+Payload = Callable[[Assignment], int]
+"""Runs in the child until the worker is done; what it returns is the exit status.
+
+It sends `Ready` when it accepts, or `BootFailed`; beats on its row from its event loop; drains
+when told to, or when the arbiter's end of the mailbox closes.
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """Which worker this process is."""
+
+    number: int
+    generation: int
+    pid: int
+
+
+_current: WorkerInfo | None = None
+
+
+def set_current_worker(info: WorkerInfo) -> None:
+    """Record which worker this process is; for the payload, once, right after the fork."""
+    global _current
+    _current = info
+
+
+def current_worker() -> WorkerInfo | None:
+    """Which worker of which generation this process is; None outside a worker."""
+    return _current

@@ -1,0 +1,518 @@
+"""One HTTP/1.1 connection: bytes to parser, requests to exchanges, responses to bytes, in order.
+
+It is the sink of the parser, holds the exchange that is being answered and the pipelined ones
+behind it, and owns every deadline of the connection. What a request means is decided in
+`framing.py`, what a response looks like in `exchange.py` and `response.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+import struct
+from collections import deque
+from enum import Enum
+from typing import cast
+
+from esg.errors import (
+    ContentTooLarge,
+    HeaderFieldsTooLarge,
+    HTTPError,
+    NotImplementedByServer,
+    RequestTimeout,
+    URITooLong,
+)
+from esg.server.asgi import Endpoint, Headers, http_scope
+from esg.server.http1.exchange import DONE, Exchange
+from esg.server.http1.framing import check_count, examine
+from esg.server.http1.httptools_parser import HttptoolsParser
+from esg.server.http1.response import plain_response
+from esg.server.service import TICK, Service
+
+FEED_SLICE = 16384
+"""Bytes given to the parser at once, so that a bound on what it may find can be kept."""
+
+PIPELINE_LIMIT = 16
+"""Requests parsed ahead of the one being answered; beyond it the connection isn't read."""
+
+BODY_BUFFER = 65536
+"""Bytes of request body held for applications that don't ask; beyond it we stop reading."""
+
+DISCARD_LIMIT = 262144
+"""Bytes of unread request body that are read and dropped to keep a connection alive."""
+
+LINGER = 2.0
+"""Seconds a closing connection waits for the client's end (RFC 9112, section 9.6)."""
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, 0 seconds: see socket(7)
+
+SEND_STALL = 60.0
+"""Seconds in which a client must take something of what waits to be sent to it."""
+
+
+class Wait(Enum):
+    """What a connection waits for, which says what its deadline means."""
+
+    FIRST = "the first byte"
+    REQUEST = "another request"
+    HEAD = "the rest of a header section"
+    BODY = "the rest of a request's body"
+    APPLICATION = "the application"
+    END = "the client's end of the connection"
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection."""
+
+    __slots__ = (
+        "_client",
+        "_discarding",
+        "_exchange",
+        "_head_size",
+        "_headers",
+        "_incoming",
+        "_paused",
+        "_peer_closed",
+        "_pending",
+        "_queue",
+        "_refusal",
+        "_server",
+        "_start",
+        "_target",
+        "_transport",
+        "_unsent",
+        "_wait",
+        "_write_waiters",
+        "buffered",
+        "deadline",
+        "parser",
+        "service",
+        "write_paused",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, service: Service, client: Endpoint | None, server: Endpoint | None) -> None:
+        self.service = service
+        self.parser: HttptoolsParser | None = HttptoolsParser(self)
+        self._client = client
+        self._server = server
+        # the request whose header section is being read
+        self._target = b""
+        self._headers: Headers = []
+        self._head_size = 0
+        # requests: being received, being answered, waiting behind that
+        self._incoming: Exchange | None = None
+        self._exchange: Exchange | None = None
+        self._queue: deque[Exchange] = deque()
+        self._start: Exchange | None = None
+        self._refusal: int | None = None
+        self._discarding = 0
+        # reading
+        self.buffered = 0
+        self._pending = b""
+        self._paused = False
+        self._peer_closed = False
+        # writing
+        self.write_paused = False
+        self._write_waiters: list[asyncio.Future[None]] = []
+        self._unsent = 0
+        # time
+        self._wait = Wait.FIRST
+        self.deadline = math.inf
+
+    # -- from the event loop -----------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.service.opened(self)
+        self._await(Wait.FIRST, self.service.config.timeout_request_header)
+
+    def data_received(self, data: bytes) -> None:
+        if self._ending or self._refusal is not None:
+            return  # read only to be dropped: the connection is on its way out
+        if self._pending or self._paused:
+            self._pending += data
+            return
+        self._feed(data)
+
+    def eof_received(self) -> bool:
+        """The client sends no more; the response to what it sent may still be due."""
+        self._peer_closed = True
+        if self._exchange is self._incoming or self._ending:
+            return False  # nothing is due, or it was cut off in its middle
+        if self._incoming is not None:
+            self._queue.remove(self._incoming)
+        for exchange in filter(None, (self._exchange, *self._queue)):
+            exchange.hang_up()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.service.lost(self)
+        self.deadline = math.inf
+        self._wait = Wait.END
+        self.parser = None  # it holds this connection's methods: a reference cycle
+        if self._exchange is not None:
+            if self._exchange.head_sent:
+                self.record(self._exchange)
+            self._exchange.disconnect()
+            self._exchange = None
+        self._queue.clear()
+        self._incoming = None
+        self._resume_writers()
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        if self._wait is Wait.APPLICATION:
+            self._await(Wait.APPLICATION, SEND_STALL)
+        self._unsent = self._transport.get_write_buffer_size()
+
+    def resume_writing(self) -> None:
+        self._resume_writers()
+        if self._wait is Wait.APPLICATION:
+            self.deadline = math.inf
+
+    # -- from the parser ---------------------------------------------------------------
+
+    def on_url(self, piece: bytes) -> None:
+        self._target += piece
+        if len(self._target) > self.service.config.limit_request_line:
+            raise URITooLong("the request target is too long")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailer fields come here too, after the list of the header section has been given away;
+        # they are dropped, and never become part of what a proxy in front has vouched for.
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        target, headers = self._target, self._headers
+        self._target, self._headers = b"", []
+        service, parser = self.service, self.parser
+        assert parser is not None
+        config = service.config
+        most_fields, most_bytes = config.limit_request_fields, config.limit_request_header_size
+        if len(headers) > most_fields or self._head_size > most_bytes:
+            check_count(headers, most_fields, most_bytes)
+        self._head_size = 0
+        version = parser.http_version()
+        framing = examine(version == "1.1", headers)
+        if config.limit_request_body and framing.length > config.limit_request_body:
+            raise ContentTooLarge("the request's body is too large")
+        method = parser.method()
+        if method == b"CONNECT":
+            raise NotImplementedByServer("CONNECT is for proxies")
+        scope = http_scope(
+            method.decode("ascii"),
+            target,
+            version,
+            headers,
+            self._client,
+            self._server,
+            service.root_path,
+            service.state,
+        )
+        self._incoming = exchange = Exchange(self, scope, framing, target)
+        if self._exchange is None:
+            self._exchange = self._start = exchange
+        else:
+            self._queue.append(exchange)
+
+    def on_body(self, piece: bytes) -> None:
+        exchange = self._incoming
+        if exchange is None:
+            return
+        exchange.body_came(piece)
+        limit = self.service.config.limit_request_body
+        if limit and exchange.received > limit:
+            raise ContentTooLarge("the request's body is too large")
+
+    def on_message_complete(self) -> None:
+        self._headers = []
+        exchange, self._incoming = self._incoming, None
+        if exchange is not None:
+            exchange.body_ended()
+
+    # -- reading -----------------------------------------------------------------------
+
+    def _feed(self, data: bytes) -> None:
+        """Parse what came, and then start the request that it completed the header of."""
+        try:
+            if len(data) <= FEED_SLICE or self._within_body(len(data)):
+                self._parse(data)
+            else:
+                self._parse_sliced(data)
+        except HTTPError as error:
+            self._refuse_incoming(error)
+        if self._start is not None:
+            exchange, self._start = self._start, None
+            self._begin(exchange)
+        elif self._exchange is not None and self._exchange.state is DONE:
+            self._go_on_if_discarded()
+        self._regulate()
+        self._watch()
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        if self.parser is None:
+            return
+        if self._incoming is None:
+            self._head_size += len(data)
+            self.parser.feed(data)
+            self._check_head_size()
+        else:
+            self.parser.feed(data)
+
+    def _parse_sliced(self, data: bytes) -> None:
+        view = memoryview(data)
+        for offset in range(0, len(data), FEED_SLICE):
+            if len(self._queue) >= PIPELINE_LIMIT:
+                self._pending = bytes(view[offset:])
+                return
+            self._parse(view[offset : offset + FEED_SLICE])
+
+    def _within_body(self, size: int) -> bool:
+        """Whether the next `size` bytes are known to be body of the request being received."""
+        exchange = self._incoming
+        return exchange is not None and exchange.unread >= size
+
+    def _check_head_size(self) -> None:
+        """Bound a header section that is still incomplete."""
+        config = self.service.config
+        if self._head_size > config.limit_request_header_size + config.limit_request_line:
+            raise HeaderFieldsTooLarge("the header section is too large")
+
+    def body_taken(self, size: int) -> None:
+        """The application took bytes of a body, so there is room for more."""
+        self.buffered -= size
+        if self._paused and not self._ending:
+            self._regulate()
+            self._watch()
+
+    def _regulate(self) -> None:
+        """Read as long as what was read finds a taker."""
+        full = self.buffered > BODY_BUFFER or len(self._queue) >= PIPELINE_LIMIT
+        if full and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+        elif self._paused and not full:
+            self._paused = False
+            if self._pending:
+                self.service.loop.call_soon(self._feed_pending)
+            else:
+                self._transport.resume_reading()
+
+    def _feed_pending(self) -> None:
+        if self._paused or self._ending or not self._pending:
+            return
+        data, self._pending = self._pending, b""
+        self._feed(data)
+        if not self._paused and not self._pending and not self._ending:
+            self._transport.resume_reading()
+
+    # -- one exchange after the other --------------------------------------------------
+
+    def _begin(self, exchange: Exchange) -> None:
+        service = self.service
+        service.began(exchange)
+        exchange.task = service.start(exchange.run())
+
+    def _begin_queued(self) -> None:
+        if self._exchange is not None:
+            self._begin(self._exchange)
+
+    def may_go_on(self, exchange: Exchange) -> bool:
+        """Whether the connection can stay open after this response, as far as is known now."""
+        if self._queue:
+            return True  # what was sent already is answered first
+        if exchange.expects_unread or self._peer_closed:
+            return False
+        return not self.service.draining
+
+    def exchange_done(self, exchange: Exchange) -> None:
+        """The response is complete: take up the next request, or close."""
+        self.record(exchange)
+        if not exchange.keep_alive or (self._peer_closed and not self._queue):
+            self.close()
+        elif exchange.complete:
+            self._next()
+        else:
+            self._discard_rest(exchange)
+
+    def _discard_rest(self, exchange: Exchange) -> None:
+        """Read past a body that the application didn't want, if that isn't too much."""
+        if exchange.expects_unread or exchange.unread > DISCARD_LIMIT:
+            self.close()
+            return
+        self._discarding = exchange.received + DISCARD_LIMIT
+        self._regulate()
+        self._watch()
+
+    def _go_on_if_discarded(self) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        if exchange.complete:
+            self._next()
+        elif exchange.received > self._discarding:
+            self.close()
+
+    def _next(self) -> None:
+        self._exchange = None
+        if self._queue:
+            self._exchange = self._queue.popleft()
+            # Not from within the last one's task, whose context variables are its own.
+            self.service.loop.call_soon(self._begin_queued, context=self.service.context)
+            self._regulate()
+        elif self._refusal is not None:
+            self._answer_refusal()
+        else:
+            self._regulate()
+            self._await(Wait.REQUEST, self.service.config.timeout_keep_alive)
+
+    def record(self, exchange: Exchange) -> None:
+        """Count a finished exchange, and log it."""
+        service, status = self.service, exchange.status
+        service.statuses[status // 100] += 1
+        if service.access_log is not None:
+            scope = exchange.scope
+            service.access_log.record(
+                self._client, scope["method"], exchange.target, scope["http_version"], status
+            )
+
+    # -- refusing and closing ----------------------------------------------------------
+
+    def _refuse_incoming(self, error: HTTPError) -> None:
+        """What is being received can't be served: answer it in its turn, then close."""
+        incoming, self._incoming = self._incoming, None
+        self._pending = b""
+        if incoming is not None and incoming in self._queue:
+            self._queue.remove(incoming)
+        self._refusal = error.status
+        if self._exchange is None:
+            self._answer_refusal()
+        elif self._exchange is incoming:
+            self._give_up(incoming)
+
+    def _give_up(self, exchange: Exchange) -> None:
+        """The request being answered turned out to be broken in its body."""
+        self._start = None
+        if exchange.state is DONE:
+            self.close()
+            return
+        exchange.disconnect()
+        if exchange.head_sent:
+            self.cut()
+        else:
+            exchange.status = self._refusal or 400
+            self.answer_error(exchange.status)
+        self.record(exchange)
+
+    def _answer_refusal(self) -> None:
+        """Nothing stands before the request that was refused, so its turn has come."""
+        status = self._refusal or 400
+        self.service.statuses[status // 100] += 1
+        self.answer_error(status)
+
+    def answer_error(self, status: int) -> None:
+        """Answer with a response of the server's own, and close."""
+        self.write(plain_response(status, self.service.heads))
+        self.close()
+
+    def close(self) -> None:
+        """Send what is left to send, then wait a little for the client to close.
+
+        Closing with unread bytes makes the kernel send a reset, which can destroy the last
+        response before the client has read it (RFC 9112, section 9.6).
+        """
+        self._exchange = self._start = None
+        self._queue.clear()
+        self._pending = b""
+        if self._transport.is_closing():
+            return
+        if self._peer_closed or not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        self._unsent = self._transport.get_write_buffer_size()
+        self._await(Wait.END, SEND_STALL if self._unsent else LINGER)
+        self._transport.write_eof()
+
+    def cut(self) -> None:
+        """End a response in its middle, with a reset, so that it can't be taken for whole."""
+        self._exchange = self._start = None
+        self._queue.clear()
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._transport.abort()
+
+    # -- writing -----------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, in order."""
+        self._transport.write(data)
+
+    def send_continue(self) -> None:
+        """Tell a client that waits for it to send its body (RFC 9110, section 10.1.1)."""
+        self.write(CONTINUE)
+        self._watch()
+
+    async def writable(self) -> None:
+        """Wait until the client has taken enough of what was sent."""
+        while self.write_paused:
+            waiter = self.service.loop.create_future()
+            self._write_waiters.append(waiter)
+            await waiter
+
+    def _resume_writers(self) -> None:
+        self.write_paused = False
+        waiters, self._write_waiters = self._write_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # -- time --------------------------------------------------------------------------
+
+    @property
+    def _ending(self) -> bool:
+        return self._wait is Wait.END
+
+    def _await(self, wait: Wait, limit: float) -> None:
+        self._wait = wait
+        # The service's clock is up to a tick behind, and no time shall be shorter than promised.
+        self.deadline = self.service.now + limit + TICK
+
+    def _watch(self) -> None:
+        """Set the deadline that fits what the connection waits for after some bytes came."""
+        if self._ending:
+            return
+        incoming = self._incoming
+        if incoming is not None and not self._paused and not incoming.expects_unread:
+            self._await(Wait.BODY, self.service.config.timeout_request_body)
+        elif self._exchange is not None:
+            if self._wait is not Wait.APPLICATION:
+                self._wait = Wait.APPLICATION
+                self.deadline = math.inf
+        elif self._wait is not Wait.HEAD and self._head_size:
+            self._await(Wait.HEAD, self.service.config.timeout_request_header)
+
+    def expire(self, now: float) -> None:
+        """The deadline has passed."""
+        wait = self._wait
+        if wait is Wait.HEAD or wait is Wait.BODY:
+            self._refuse_incoming(RequestTimeout("the request did not come in time"))
+        elif wait is Wait.APPLICATION or wait is Wait.END:
+            self._expire_sending(now)
+        else:
+            self.close()
+
+    def _expire_sending(self, now: float) -> None:
+        """Go on as long as the client takes something of what is to be sent to it."""
+        before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
+        if self._unsent >= before:
+            self._transport.abort()
+        else:
+            self.deadline = now + (SEND_STALL if self._unsent else LINGER)

@@ -1,0 +1,193 @@
+"""The bytes of a response's head. Nothing that an application gives can add a line to it.
+
+RFC 9112, sections 4 to 6; RFC 9110, sections 5.5 (field values) and 6.6.1 (Date).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from esg.errors import HTTPError
+
+CONTENT_LENGTH = 1
+TRANSFER_ENCODING = 2
+CONNECTION = 4
+DATE = 8
+SERVER = 16
+"""Which fields that ESG has a say in an application gave: bits of `Fields.given`."""
+
+_KINDS = {
+    b"content-length": CONTENT_LENGTH,
+    b"transfer-encoding": TRANSFER_ENCODING,
+    b"connection": CONNECTION,
+    b"date": DATE,
+    b"server": SERVER,
+}
+
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_FORBIDDEN_IN_VALUE = re.compile(rb"[\x00\r\n]")
+
+Line = tuple[bytes, int, bytes]  # the line as sent, the bit of its kind, its value
+
+_CACHE_SIZE = 512
+_CACHEABLE_VALUE = 64
+_lines: dict[tuple[bytes, bytes], Line] = {}
+"""Header lines that were checked before: applications send the same few over and over."""
+
+REASONS = {status.value: status.phrase for status in HTTPStatus}
+SERVER_NAME = b"esg"
+
+
+class InvalidHeader(ValueError):
+    """The application gave a response field that can't be sent."""
+
+
+class Fields:
+    """The checked fields of a response."""
+
+    __slots__ = ("closes", "given", "length", "lines")
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.given = 0
+        self.length: int | None = None
+        """The Content-Length that the application gave."""
+        self.closes = False
+        """Whether the application asked for the connection to be closed."""
+
+
+def check_fields(headers: Iterable[Iterable[bytes]]) -> Fields:
+    """Check an application's response fields and make lines of them.
+
+    Framing and connection management are the server's: Transfer-Encoding and Connection are
+    obeyed where they mean something, and not copied. Raises InvalidHeader.
+    """
+    fields = Fields()
+    lines = fields.lines
+    for name, value in headers:
+        line = _lines.get((name, value))
+        if line is None:
+            line = _checked_line(name, value)
+        if line[1]:
+            _note(fields, line)
+        else:
+            lines.append(line[0])
+    return fields
+
+
+def _checked_line(name: bytes, value: bytes) -> Line:
+    if not isinstance(name, bytes) or not isinstance(value, bytes):
+        raise InvalidHeader(f"header names and values are bytes, not {name!r}: {value!r}")
+    if not _TOKEN.fullmatch(name):
+        raise InvalidHeader(f"{name!r} is no header name")
+    if _FORBIDDEN_IN_VALUE.search(value):
+        raise InvalidHeader(f"the value of {name!r} has a CR, LF or NUL")
+    line = (b"%b: %b\r\n" % (name, value), _KINDS.get(name.lower(), 0), value)
+    if len(value) <= _CACHEABLE_VALUE:
+        if len(_lines) >= _CACHE_SIZE:
+            _lines.clear()
+        _lines[name, value] = line
+    return line
+
+
+def _note(fields: Fields, line: Line) -> None:
+    """Take in a field of a kind that concerns framing, the connection or a default field."""
+    text, kind, value = line
+    fields.given |= kind
+    if kind == CONTENT_LENGTH:
+        length = value.strip()
+        if not length.isdigit() or fields.length not in (None, int(length)):
+            raise InvalidHeader(f"Content-Length {value!r} is no length, or a second one")
+        if fields.length is None:
+            fields.length = int(length)
+    elif kind == CONNECTION:
+        if b"close" in [option.strip() for option in value.lower().split(b",")]:
+            fields.closes = True
+    elif kind != TRANSFER_ENCODING:
+        fields.lines.append(text)
+
+
+class Heads:
+    """Status lines with the default fields behind them, made anew once a second for the Date."""
+
+    __slots__ = ("_common", "_date", "_dated", "_made", "_server")
+
+    def __init__(self, server_header: bool, date_header: bool) -> None:
+        self._server = b"server: %b\r\n" % SERVER_NAME if server_header else b""
+        self._dated = date_header
+        self._date = b""
+        self._common = self._server
+        self._made: dict[int, bytes] = {}
+        self.refresh(time.time())
+
+    def refresh(self, now: float) -> None:
+        """Renew the Date; `now` is seconds since the epoch (RFC 9110, section 5.6.7)."""
+        if not self._dated:
+            return
+        moment = time.gmtime(now)
+        self._date = b"date: %b, %02d %b %04d %02d:%02d:%02d GMT\r\n" % (
+            _DAYS[moment.tm_wday],
+            moment.tm_mday,
+            _MONTHS[moment.tm_mon - 1],
+            moment.tm_year,
+            moment.tm_hour,
+            moment.tm_min,
+            moment.tm_sec,
+        )
+        self._common = self._server + self._date
+        self._made.clear()
+
+    def begin(self, status: int, given: int) -> bytes:
+        """The status line and the default fields that the application didn't give itself."""
+        if given & (DATE | SERVER):
+            date = b"" if given & DATE else self._date
+            server = b"" if given & SERVER else self._server
+            return status_line(status) + server + date
+        head = self._made.get(status)
+        if head is None:
+            head = self._made[status] = status_line(status) + self._common
+        return head
+
+
+_DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
+_MONTHS = (
+    b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"
+)  # fmt: skip
+
+
+def status_line(status: int) -> bytes:
+    """`HTTP/1.1 200 OK`. The version is the server's own, whatever the client's (RFC 9110, 2.5)."""
+    return b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, "").encode("ascii"))
+
+
+def has_no_body(status: int) -> bool:
+    """Whether a response of this status never has a body (RFC 9112, section 6.3)."""
+    return status < 200 or status in (204, 304)
+
+
+def error_response(error: HTTPError, heads: Heads) -> bytes:
+    """A whole response for a request that the server itself refuses; the connection closes."""
+    return plain_response(error.status, heads)
+
+
+def plain_response(status: int, heads: Heads) -> bytes:
+    """A whole response that says its status in plain text and that the connection closes."""
+    body = REASONS.get(status, "Error").encode("ascii")
+    return b"%bcontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n%b\r\n%b" % (
+        heads.begin(status, 0),
+        len(body),
+        b"connection: close\r\n",
+        body,
+    )
+
+
+def check_status(status: Any) -> int:
+    """The status code of `http.response.start`; ValueError if it is none."""
+    code = int(status)
+    if not 200 <= code <= 999:
+        raise InvalidHeader(f"{status!r} is no final status code")
+    return code

@@ -1,0 +1,167 @@
+"""What all connections of a worker share: the application, settings, a coarse clock, counters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import logging
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from esg.config import Config
+from esg.scoreboard import NOT_ACCEPTING, Cell, Row
+from esg.server.access_log import AccessLog
+from esg.server.asgi import Application
+from esg.server.http1.response import Heads
+
+if TYPE_CHECKING:
+    from esg.server.http1.connection import Connection
+    from esg.server.http1.exchange import Exchange
+
+logger = logging.getLogger("esg")
+
+TICK = 1.0
+"""Seconds between two turns of the clock: deadlines and the Date are as fine as this."""
+
+
+class Service:
+    """One application being served on one event loop."""
+
+    __slots__ = (
+        "_held",
+        "_on_due",
+        "_row",
+        "accepting",
+        "access_log",
+        "app",
+        "config",
+        "connections",
+        "context",
+        "draining",
+        "due_at",
+        "heads",
+        "loop",
+        "now",
+        "requests",
+        "root_path",
+        "running",
+        "start",
+        "state",
+        "statuses",
+        "subject",
+    )
+
+    def __init__(
+        self,
+        app: Application,
+        config: Config,
+        loop: asyncio.AbstractEventLoop,
+        row: Row,
+        *,
+        subject: str,
+        access_log: AccessLog | None,
+        due_at: int,
+        on_due: Callable[[], None],
+    ) -> None:
+        """`on_due` is called once, when the request number `due_at` begins; 0 is never.
+
+        `subject` is how the log names this worker.
+        """
+        self.app = app
+        self.config = config
+        self.loop = loop
+        self.context = contextvars.copy_context()
+        self.start = _task_starter(loop)
+        self.subject = subject
+        self.access_log = access_log
+        self.root_path = config.root_path
+        self.state: dict[str, Any] = {}
+        self.heads = Heads(config.server_header, config.date_header)
+        self.connections: set[Connection] = set()
+        self.running: set[Exchange] = set()
+        self.draining = False
+        self.accepting = False
+        self.now = loop.time()
+        self.requests = 0
+        self.statuses = [0] * 10
+        self.due_at = due_at
+        self._on_due = on_due
+        self._row = row
+        self._held: list[Exchange] = []
+
+    # -- connections and requests ------------------------------------------------------
+
+    def opened(self, connection: Connection) -> None:
+        """A connection begins."""
+        self.connections.add(connection)
+        self.publish_load()
+
+    def lost(self, connection: Connection) -> None:
+        """A connection is over."""
+        self.connections.discard(connection)
+        self.publish_load()
+
+    def publish_load(self) -> None:
+        """Let the other workers see how loaded this one is."""
+        self._row[Cell.LOAD] = len(self.connections) if self.accepting else NOT_ACCEPTING
+
+    def began(self, exchange: Exchange) -> None:
+        """A request is about to be given to the application."""
+        self.running.add(exchange)
+        self.requests += 1
+        if self.requests == self.due_at:
+            self._on_due()
+
+    def hold(self, exchange: Exchange) -> None:
+        """Keep a response's head for the first piece of its body, but not beyond this turn.
+
+        One callback a turn of the loop serves every head that was held in it.
+        """
+        if not self._held:
+            self.loop.call_soon(self._release)
+        self._held.append(exchange)
+
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        for exchange in held:
+            exchange.flush_head()
+
+    def log_error(self, event: str) -> None:
+        """Log something that went wrong in this worker."""
+        logger.error("%s %s", self.subject, event)
+
+    # -- time --------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Once a second: the clock, the Date, the scoreboard, and connections past a deadline."""
+        self.now = now = self.loop.time()
+        self.heads.refresh(time.time())
+        self._publish()
+        for connection in [c for c in self.connections if c.deadline < now]:
+            connection.expire(now)
+
+    def _publish(self) -> None:
+        row = self._row
+        row.beat()
+        row[Cell.CONNECTIONS] = len(self.connections)
+        row[Cell.IN_FLIGHT] = len(self.running)
+        row[Cell.REQUESTS] = self.requests
+        for hundreds in range(1, 6):
+            row[Cell(Cell.STATUS_1XX + hundreds - 1)] = self.statuses[hundreds]
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to finish: no connection, and no application call."""
+        return not self.connections and not self.running
+
+
+def _task_starter(
+    loop: asyncio.AbstractEventLoop,
+) -> Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]:
+    """How to run a coroutine as a task, its first step at once where Python can (3.12)."""
+    if sys.version_info >= (3, 12):
+        return functools.partial(asyncio.Task, loop=loop, eager_start=True)
+    return functools.partial(asyncio.Task, loop=loop)

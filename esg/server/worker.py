@@ -1,0 +1,223 @@
+"""The payload: boots the application, serves it on one event loop, drains, exits."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import gc
+import os
+import random
+import signal
+import sys
+
+from esg import logs, mailbox
+from esg.config import Config
+from esg.errors import BootError
+from esg.loader import load_application
+from esg.payload import DUMP_SIGNAL, Assignment, WorkerInfo, set_current_worker
+from esg.scoreboard import Cell, RowState
+from esg.server.acceptor import Acceptor
+from esg.server.access_log import AccessLog
+from esg.server.asgi import Application
+from esg.server.lifespan import Lifespan
+from esg.server.loops import loop_factory
+from esg.server.service import TICK, Service
+
+SHUTDOWN_MINIMUM = 3.0
+"""Seconds the lifespan's shutdown has at least, however late the drain ended."""
+
+CANCEL_LIMIT = 1.0
+"""Seconds that cancelled requests have to come to their end."""
+
+
+def run_worker(assignment: Assignment) -> int:
+    """Run a worker until it is done; returns its exit status. See `esg.payload.Payload`."""
+    faulthandler.enable(assignment.stack_fd)
+    faulthandler.register(DUMP_SIGNAL, assignment.stack_fd)
+    info = WorkerInfo(assignment.number, assignment.generation, os.getpid())
+    set_current_worker(info)
+    row = assignment.row
+    row[Cell.PID], row[Cell.GENERATION] = info.pid, info.generation
+    row[Cell.STATE] = RowState.BOOTING
+    try:
+        factory = loop_factory(assignment.config.loop)
+        app = load_application(assignment.config)
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(Worker(assignment, app).run())
+    except BootError as error:
+        failure = mailbox.BootFailed(str(error), error.detail, error.exit_code)
+        assignment.mailbox.send(failure)
+        return error.exit_code
+
+
+class Worker:
+    """One worker's life from its event loop's first turn to its last."""
+
+    def __init__(self, assignment: Assignment, app: Application) -> None:
+        self._assignment = assignment
+        self._config = assignment.config
+        self._row = assignment.row
+        self._mailbox = assignment.mailbox
+        self._lifespan = Lifespan(app, assignment.config.lifespan)
+        self._app = app
+        self._subject = logs.worker_subject(assignment.number, assignment.generation, os.getpid())
+        self._stopping = asyncio.Event()
+        self._order = mailbox.Drain("", 0.0, final=False)
+        self._quick = asyncio.Event()
+        self._terminations = 0
+
+    async def run(self) -> int:
+        """Boot, serve, drain. Raises BootError if the application doesn't start."""
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._service = self._make_service(loop)
+        self._acceptor = Acceptor(self._service, self._assignment.listeners, self._row.loads)
+        self._listen_to_arbiter(loop)
+        self._ticker = loop.call_later(TICK, self._tick)
+        if await self._boot():
+            await self._stopping.wait()
+            await self._drain()
+        self._ticker.cancel()
+        return 0
+
+    # -- boot --------------------------------------------------------------------------
+
+    def _make_service(self, loop: asyncio.AbstractEventLoop) -> Service:
+        return Service(
+            self._app,
+            self._config,
+            loop,
+            self._row,
+            subject=self._subject,
+            access_log=_access_log(self._config, loop),
+            due_at=_due_at(self._config),
+            on_due=lambda: self._report_due("max-requests"),
+        )
+
+    def _listen_to_arbiter(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.add_reader(self._mailbox.fileno(), self._on_mail)
+        loop.add_signal_handler(signal.SIGTERM, self._on_terminate)
+        loop.add_signal_handler(signal.SIGQUIT, self._on_quit)
+        # Signals that a terminal or a careless `pkill` sends to workers too, and whose meaning is
+        # the arbiter's. Runner.run() has taken SIGINT over as well by now.
+        for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
+            loop.add_signal_handler(signum, _ignore)
+        for signum in (signal.SIGUSR1, signal.SIGUSR2):
+            loop.add_signal_handler(signum, _ignore)
+
+    async def _boot(self) -> bool:
+        """Run lifespan start-up and begin to accept; False if told to stop meanwhile."""
+        startup = asyncio.ensure_future(self._lifespan.startup())
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait((startup, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not startup.done():
+            startup.cancel()
+            await self._lifespan.cancel()
+            return False
+        await startup
+        self._service.state = self._lifespan.state
+        gc.collect()
+        gc.freeze()
+        self._row.beat()
+        self._row[Cell.STATE] = RowState.READY
+        self._acceptor.start()
+        self._mailbox.send(mailbox.Ready())
+        return True
+
+    def _tick(self) -> None:
+        self._ticker = self._loop.call_later(TICK, self._tick)
+        self._service.tick()
+
+    # -- orders ------------------------------------------------------------------------
+
+    def _on_mail(self) -> None:
+        messages, alive = self._mailbox.receive()
+        for message in messages:
+            if isinstance(message, mailbox.Drain):
+                self._stop(message)
+        if not alive:
+            self._loop.remove_reader(self._mailbox.fileno())
+            if not self._stopping.is_set():
+                logs.logger.error("%s the arbiter is gone, draining", self._subject)
+            grace = self._config.graceful_timeout
+            self._stop(mailbox.Drain("orphaned", grace, final=True))
+
+    def _on_terminate(self) -> None:
+        """SIGTERM to this worker alone: be replaced, then drain; a second one drains at once."""
+        self._terminations += 1
+        if self._terminations == 1 and self._row[Cell.STATE] == RowState.READY:
+            self._report_due("SIGTERM")
+        else:
+            self._mailbox.send(mailbox.Draining("SIGTERM"))
+            self._stop(mailbox.Drain("SIGTERM", self._config.graceful_timeout, final=False))
+
+    def _on_quit(self) -> None:
+        if not self._stopping.is_set():
+            self._mailbox.send(mailbox.Draining("SIGQUIT"))
+        self._quick.set()
+        self._stop(mailbox.Drain("SIGQUIT", 0.0, final=False))
+
+    def _report_due(self, reason: str) -> None:
+        self._mailbox.send(mailbox.Due(reason))
+
+    def _stop(self, order: mailbox.Drain) -> None:
+        if not self._stopping.is_set():
+            self._order = order
+            self._stopping.set()
+
+    # -- drain -------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        """Finish what is in flight, then shut the application down."""
+        deadline = self._loop.time() + self._order.grace
+        self._row[Cell.STATE] = RowState.DRAINING
+        self._service.draining = True
+        if self._order.final and not self._quick.is_set():
+            await self._acceptor.stop_last()
+        else:
+            self._acceptor.stop()
+        await self._wait_until_idle(deadline)
+        await self._cancel_rest()
+        left = deadline - self._loop.time()
+        await self._lifespan.shutdown(max(left, SHUTDOWN_MINIMUM))
+        if self._service.access_log is not None:
+            self._service.access_log.flush()
+
+    async def _wait_until_idle(self, deadline: float) -> None:
+        """Wait until nothing is left to finish, the grace is over, or the arbiter says quick."""
+        while not self._quick.is_set() and self._loop.time() < deadline:
+            if self._service.idle and not self._acceptor.busy:
+                return
+            await asyncio.sleep(0.02)
+
+    async def _cancel_rest(self) -> None:
+        tasks = [exchange.task for exchange in self._service.running if exchange.task]
+        if tasks:
+            logs.logger.warning(
+                "%s cancels %d requests: the grace is over", self._subject, len(tasks)
+            )
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CANCEL_LIMIT)
+        for connection in list(self._service.connections):
+            connection.close()
+
+
+def _access_log(config: Config, loop: asyncio.AbstractEventLoop) -> AccessLog | None:
+    if not config.access_log:
+        return None
+    fd = sys.stdout.fileno()
+    return AccessLog(loop, fd, logs.wants_colors(config.use_colors, fd))
+
+
+def _due_at(config: Config) -> int:
+    """The request at which this worker is due: --max-requests and its share of jitter."""
+    if not config.max_requests:
+        return 0
+    return config.max_requests + random.randint(0, config.max_requests_jitter)
+
+
+def _ignore() -> None:
+    """The signal is the arbiter's business."""

@@ -1,0 +1,102 @@
+"""What a fleet may want done. The arbiter performs these, and nothing else has effects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from esg.config import Config
+
+State = Literal["starting", "serving", "reloading", "stopping"]
+Level = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Fork a worker."""
+
+    number: int
+    generation: int
+    config: Config
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Tell the worker to finish what is in flight within `grace` seconds, then exit.
+
+    `final`: nobody takes its place, so it also serves what the kernel's queue still holds.
+    """
+
+    number: int
+    reason: str
+    grace: float
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Quit:
+    """Tell the worker to end at once: requests are cancelled, lifespan shutdown still runs."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class DumpStack:
+    """Have the worker write the stacks of its threads."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Log the stacks that the worker wrote, then SIGABRT."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """SIGKILL."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseListeners:
+    """Close the arbiter's descriptors of the listening sockets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Write a line about a worker, or about the arbiter where `number` is None.
+
+    `detail` follows the line in the same record: a traceback, for instance.
+    """
+
+    level: Level
+    event: str
+    number: int | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """The fleet's state changed: for the process title and whoever watches.
+
+    `generation` and `config` are of the generation that is wanted.
+    """
+
+    state: State
+    generation: int
+    config: Config
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """Everything is done; end the arbiter with this code."""
+
+    code: int
+
+
+Action = Spawn | Drain | Quit | DumpStack | Abort | Kill | CloseListeners | Log | Tell | Exit

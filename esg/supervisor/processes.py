@@ -1,0 +1,145 @@
+"""Child processes: fork, signal, reap, describe. The only module that forks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from esg.mailbox import Mailbox, pair
+from esg.supervisor.signals import CHILD, HANDLED
+
+
+class WorkerHandle:
+    """A worker as the arbiter holds it: process, mailbox, and the file its stacks go to."""
+
+    def __init__(self, number: int, generation: int, mailbox: Mailbox, stack_fd: int) -> None:
+        self.number = number
+        self.generation = generation
+        self.mailbox = mailbox
+        self.stack_fd = stack_fd
+        self.pid = 0
+        self._stack_read = 0
+        self._sent: set[int] = set()
+
+    @classmethod
+    def open(cls, number: int, generation: int) -> tuple[WorkerHandle, Mailbox]:
+        """A handle for a worker about to be forked, and that worker's end of the mailbox.
+
+        Raises OSError, with nothing left open, if there are no file descriptors for it.
+        """
+        stack_fd = os.memfd_create(f"esg-stack-{number}", os.MFD_CLOEXEC)
+        try:
+            ours, theirs = pair()
+        except OSError:
+            os.close(stack_fd)
+            raise
+        return cls(number, generation, ours, stack_fd), theirs
+
+    def signal(self, signum: int) -> None:
+        """Send a signal. The process is not reaped yet, so the pid is still its own."""
+        self._sent.add(signum)
+        os.kill(self.pid, signum)
+
+    def stack(self) -> str:
+        """What `faulthandler` wrote since the last call: the stacks of the worker's threads."""
+        written = os.pread(self.stack_fd, 1 << 20, self._stack_read)
+        self._stack_read += len(written)
+        return written.decode("utf-8", "backslashreplace").strip()
+
+    @property
+    def aborted(self) -> bool:
+        """Whether the arbiter sent SIGABRT."""
+        return signal.SIGABRT in self._sent
+
+    def describe(self, status: int) -> str:
+        """A wait status in words, with who sent the signal if there was one."""
+        if not os.WIFSIGNALED(status):
+            return f"exit status {os.waitstatus_to_exitcode(status)}"
+        signum = os.WTERMSIG(status)
+        sender = "the arbiter" if signum in self._sent else "another process or the kernel"
+        return f"killed by {signal.Signals(signum).name} from {sender}"
+
+    def close(self) -> None:
+        """Close this process's descriptors of the worker; more than once does no harm."""
+        self.mailbox.close()
+        if self.stack_fd >= 0:
+            os.close(self.stack_fd)
+            self.stack_fd = -1
+
+
+def fork(main: Callable[[], int]) -> int:
+    """Run `main` in a child, which ends with what it returns; gives the child's pid.
+
+    All signals are blocked across the fork and restored in the child once the arbiter's handlers
+    are replaced, so that none is lost and none runs the arbiter's code. The child never returns
+    from here. Raises OSError if the kernel has no room for a process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = os.fork()
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        raise
+    if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        return pid
+    status = 1
+    try:
+        _become_child()
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        status = main()
+    except BaseException:  # the child's last frame: whatever came up must end here
+        logging.getLogger("esg").critical("worker pid=%d failed", os.getpid(), exc_info=True)
+    finally:
+        _flush()
+        os._exit(status)
+
+
+def _become_child() -> None:
+    """Let go of the arbiter's handlers.
+
+    Until the payload has handlers of its own, TERM and QUIT end the child, and the rest, which is
+    meant for the arbiter even when a terminal sends it to the whole group, does nothing. They are
+    handlers rather than SIG_IGN because SIG_IGN would be inherited by programs the child starts.
+    """
+    signal.set_wakeup_fd(-1)
+    for signum in HANDLED:
+        signal.signal(signum, _ignore)
+    signal.signal(CHILD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGQUIT, _end)
+
+
+def _ignore(signum: int, frame: FrameType | None) -> None:
+    """The signal is the arbiter's business."""
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    os._exit(0)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            continue  # nobody reads it any more, and the exit status must not suffer
+
+
+def reap() -> list[tuple[int, int]]:
+    """Pid and wait status of every child that ended, adopted ones (as PID 1) among them."""
+    ended: list[tuple[int, int]] = []
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        ended.append((pid, status))
