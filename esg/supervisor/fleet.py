@@ -414,9 +414,10 @@ class Fleet:
         for member in self._active():
             if member.state is WorkerState.BOOTING and member.generation not in wanted:
                 self._quit(member, now)
-        surplus = len(self._fresh()) - self.target
         booting = [m for m in self._fresh() if m.state is WorkerState.BOOTING]
-        for member in booting[max(0, len(booting) - surplus) :] if surplus > 0 else []:
+        excess = len(self._active()) - self.target - self.current.config.surge
+        surplus = max(len(self._fresh()) - self.target, excess)
+        for member in booting[::-1][: max(0, surplus)]:
             self._quit(member, now)
 
     def _drain_surplus(self, now: float) -> None:

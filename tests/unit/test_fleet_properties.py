@@ -1,0 +1,611 @@
+"""The invariants of the fleet, over random histories in simulated time.
+
+`World` plays everything outside the fleet: it starts, loses and kills workers as the actions say,
+lets time pass, and lets workers boot, fail, hang, fall due and die at random. After every event
+the invariants are checked.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from esg.config import Config
+from esg.supervisor import actions as do
+from esg.supervisor import events as on
+from esg.supervisor.fleet import (
+    CHECK_INTERVAL,
+    ESCALATION,
+    EXIT_MARGIN,
+    QUIT_GRACE,
+    SUSPENSION,
+    Fleet,
+    WorkerState,
+)
+
+GRACE = 10.0
+BOOT_LIMIT = 8.0
+BEAT_LIMIT = 5.0
+ESCALATION_TIME = sum(pause for _, pause in ESCALATION[:3])
+
+
+@dataclass
+class Process:
+    """A worker as the world has it, with what the fleet told it."""
+
+    number: int
+    generation: int
+    born: float
+    ready: bool = False
+    told: list[str] = field(default_factory=list)
+    leaving_since: float | None = None
+    stuck: bool = False
+    stuck_since: float = 0.0
+    dead: bool = False
+
+
+class World:
+    """Performs actions on simulated processes and hands events to the fleet."""
+
+    def __init__(self, config: Config, capacity: int = 64) -> None:
+        self.now = 100.0
+        self.fleet = Fleet(config, self.now, capacity=capacity)
+        self.processes: dict[int, Process] = {}
+        self.log: list[do.Log] = []
+        self.exits: list[int] = []
+        self.listening = True
+        self.spawns = 0
+        self.violations: list[str] = []
+        self.may_dip = False
+
+    def tell(self, event: on.Event) -> list[do.Action]:
+        """Hand over an event and perform what comes back."""
+        ready_before = self.ready_count()
+        actions = self.fleet.handle(event, self.now)
+        for action in actions:
+            self.perform(action)
+        dipped = self.ready_count() < min(ready_before, self.fleet.target)
+        if dipped and not self.may_dip and not self.fleet.stopping:
+            self.violations.append(f"{event} made {self.ready_count()} of {ready_before} ready")
+        return actions
+
+    def perform(self, action: do.Action) -> None:
+        match action:
+            case do.Spawn(number, generation):
+                assert number not in self.processes, "a number is used twice"
+                self.processes[number] = Process(number, generation, self.now)
+                self.spawns += 1
+            case do.Drain() | do.Quit():
+                process = self.processes[action.number]
+                process.told.append(type(action).__name__)
+                if process.leaving_since is None:
+                    process.leaving_since = self.now
+            case do.DumpStack() | do.Abort():
+                process = self.processes[action.number]
+                process.told.append(type(action).__name__)
+                if process.leaving_since is None:
+                    process.leaving_since = self.now
+            case do.Kill():
+                self.processes[action.number].dead = True
+            case do.CloseListeners():
+                self.listening = False
+            case do.Log():
+                self.log.append(action)
+            case do.Exit(code):
+                self.exits.append(code)
+
+    def ready_count(self) -> int:
+        return sum(p.ready and p.leaving_since is None for p in self.processes.values())
+
+    def exit(self, process: Process, clean: bool = False) -> None:
+        """The process ends, and the arbiter reaps it."""
+        del self.processes[process.number]
+        was_serving = process.leaving_since is None
+        self.may_dip = was_serving
+        status = "exit status 0" if clean else "killed by SIGKILL"
+        self.tell(on.WorkerExited(process.number, status, clean))
+        self.may_dip = False
+
+    def reap(self) -> None:
+        for process in [p for p in self.processes.values() if p.dead]:
+            self.exit(process)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time go by, waking the fleet whenever it wants to be woken."""
+        end = self.now + seconds
+        while not self.exits:
+            deadline = self.fleet.next_deadline()
+            if deadline is None or deadline > end:
+                break
+            self.now = max(self.now, deadline)
+            self.wake()
+        self.now = max(self.now, end)
+        if not self.exits:
+            self.wake()
+
+    def wake(self) -> None:
+        ages = {
+            p.number: (self.now - p.stuck_since if p.stuck else 0.0)
+            for p in self.processes.values()
+        }
+        self.may_dip = any(age > BEAT_LIMIT for age in ages.values())
+        self.tell(on.BeatsRead(ages))
+        self.tell(on.Tick())
+        self.may_dip = False
+        self.reap()
+
+
+def config_of(workers: int, surge: int) -> Config:
+    return Config(
+        app="example:app",
+        workers=workers,
+        surge=surge,
+        graceful_timeout=GRACE,
+        timeout_boot=BOOT_LIMIT,
+        timeout=BEAT_LIMIT,
+    )
+
+
+class FleetHistories(RuleBasedStateMachine):
+    """Random histories of a fleet and its world."""
+
+    @initialize(
+        workers=st.integers(1, 5),
+        surge=st.integers(1, 3),
+        boots=st.sampled_from((True, True, True, False)),
+    )
+    def begin(self, workers: int, surge: int, boots: bool) -> None:
+        self.world = World(config_of(workers, surge))
+        self.surge = surge
+        self.served = False
+        self.world.tell(on.Started())
+        if boots:
+            self.all_boot()
+
+    def some(self, data: st.DataObject, **wanted: object) -> Process | None:
+        chosen = [
+            p
+            for p in self.world.processes.values()
+            if all(getattr(p, name) == value for name, value in wanted.items())
+        ]
+        return data.draw(st.sampled_from(chosen)) if chosen else None
+
+    alive = precondition(lambda self: not self.world.exits)
+
+    @precondition(lambda self: self.world.exits)
+    @rule()
+    def nothing_more_happens(self) -> None:
+        """The arbiter has ended."""
+
+    # -- what workers do -----------------------------------------------------------------
+
+    @alive
+    @rule(data=st.data())
+    def boots(self, data: st.DataObject) -> None:
+        process = self.some(data, ready=False, stuck=False)
+        if process is not None:
+            if process.leaving_since is None:
+                process.ready = True
+                self.served = True
+            self.world.tell(on.WorkerReady(process.number))
+
+    @alive
+    @rule()
+    def every_worker_boots(self) -> None:
+        self.all_boot()
+
+    def all_boot(self) -> None:
+        for process in list(self.world.processes.values()):
+            if not process.ready and not process.stuck and process.leaving_since is None:
+                process.ready = self.served = True
+                self.world.tell(on.WorkerReady(process.number))
+
+    @alive
+    @rule(data=st.data(), says_why=st.booleans())
+    def fails_to_boot(self, data: st.DataObject, says_why: bool) -> None:
+        process = self.some(data, ready=False)
+        if process is None:
+            return
+        if says_why:
+            process.leaving_since = self.world.now
+            self.world.tell(on.WorkerBootFailed(process.number, "broken", "Traceback", 4))
+        self.world.exit(process)
+
+    @alive
+    @rule(data=st.data())
+    def falls_due(self, data: st.DataObject) -> None:
+        process = self.some(data, ready=True, leaving_since=None)
+        if process is not None:
+            self.world.tell(on.WorkerDue(process.number, "max-requests"))
+
+    @alive
+    @rule(data=st.data())
+    def finishes_draining(self, data: st.DataObject) -> None:
+        leaving = [p for p in self.world.processes.values() if p.leaving_since is not None]
+        if leaving:
+            self.world.exit(data.draw(st.sampled_from(leaving)), clean=True)
+
+    @alive
+    @rule(data=st.data())
+    def is_killed(self, data: st.DataObject) -> None:
+        process = self.some(data)
+        if process is not None:
+            self.world.exit(process)
+
+    @alive
+    @rule(data=st.data())
+    def gets_stuck(self, data: st.DataObject) -> None:
+        process = self.some(data, stuck=False)
+        if process is not None:
+            process.stuck, process.stuck_since = True, self.world.now
+
+    # -- what the operator does ------------------------------------------------------------
+
+    @alive
+    @rule(workers=st.integers(1, 5))
+    def reload(self, workers: int) -> None:
+        self.world.tell(on.ReloadRequested(config_of(workers, self.surge)))
+
+    @alive
+    @rule()
+    def reload_is_refused(self) -> None:
+        before = set(self.world.processes)
+        self.world.tell(on.ReloadRefused("unknown key"))
+        assert set(self.world.processes) == before
+
+    @alive
+    @rule(by=st.sampled_from((-1, 1)))
+    def resize(self, by: int) -> None:
+        self.world.tell(on.Resize(by))
+
+    @alive
+    @precondition(lambda self: self.world.spawns > 8)
+    @rule(quick=st.booleans())
+    def shut_down(self, quick: bool) -> None:
+        self.world.tell(on.ShutdownRequested(quick=quick))
+
+    @alive
+    @rule(seconds=st.sampled_from((0.1, 0.6, 1.0, 2.5, 7.0, 20.0, 70.0)))
+    def time_passes(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+
+    # -- invariants ----------------------------------------------------------------------------
+
+    @invariant()
+    def no_dip_by_our_own_doing(self) -> None:
+        assert not self.world.violations, self.world.violations
+
+    @invariant()
+    def never_more_than_target_and_surge(self) -> None:
+        active = [p for p in self.world.processes.values() if p.leaving_since is None]
+        assert len(active) <= self.world.fleet.target + self.surge
+
+    @invariant()
+    def one_step_at_a_time(self) -> None:
+        """Replacements in boot, beyond what is missing, are no more than the surge allows."""
+        active = [p for p in self.world.processes.values() if p.leaving_since is None]
+        ready = sum(p.ready for p in active)
+        assert len(active) - ready <= max(0, self.world.fleet.target - ready) + self.surge
+
+    @invariant()
+    def leaving_workers_are_gone_in_time(self) -> None:
+        limit = max(GRACE + EXIT_MARGIN, QUIT_GRACE) + QUIT_GRACE + ESCALATION_TIME + 0.1
+        for process in self.world.processes.values():
+            if process.leaving_since is not None:
+                assert self.world.now - process.leaving_since <= limit
+
+    @invariant()
+    def stuck_workers_are_gone_in_time(self) -> None:
+        limit = max(BEAT_LIMIT, BOOT_LIMIT) + CHECK_INTERVAL * 2 + ESCALATION_TIME + 0.1
+        for process in self.world.processes.values():
+            if process.stuck and process.leaving_since is None:
+                assert self.world.now - max(process.stuck_since, process.born) <= limit
+
+    @invariant()
+    def the_arbiter_never_gives_up_once_it_served(self) -> None:
+        if self.world.exits and self.served:
+            assert self.world.fleet.stopping
+            assert self.world.exits == [0]
+
+    @invariant()
+    def exit_leaves_no_worker(self) -> None:
+        if self.world.exits:
+            assert not self.world.processes
+            assert not self.world.listening
+            assert len(self.world.exits) == 1
+
+    def teardown(self) -> None:
+        """Whatever happened: left alone with workers that boot, the fleet gets whole again, and
+        after a shutdown every history ends in Exit."""
+        if not hasattr(self, "world"):
+            return
+        self._heals()
+        self._ends()
+
+    def _heals(self) -> None:
+        world = self.world
+        for _ in range(80):
+            if world.exits or world.fleet.stopping:
+                return
+            for process in list(world.processes.values()):
+                if process.leaving_since is not None and not process.stuck:
+                    world.exit(process, clean=True)
+                elif not process.ready and not process.stuck and process.leaving_since is None:
+                    process.ready = True
+                    world.tell(on.WorkerReady(process.number))
+            world.pass_time(2.0)
+        members = world.fleet.members.values()
+        assert len(members) == world.fleet.target
+        assert all(m.state is WorkerState.READY and not m.due for m in members)
+        assert {m.generation for m in members} == {world.fleet.current}
+        assert not world.fleet.reloading
+
+    def _ends(self) -> None:
+        world = self.world
+        if not world.exits:
+            world.tell(on.ShutdownRequested())
+            world.pass_time(GRACE + EXIT_MARGIN + QUIT_GRACE + ESCALATION_TIME + 10)
+        assert world.exits
+        assert not world.processes
+
+
+HISTORIES = int(os.environ.get("ESG_TEST_HISTORIES", "1000"))
+FleetHistories.TestCase.settings = settings(
+    max_examples=HISTORIES,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class TestFleetHistories(FleetHistories.TestCase):  # type: ignore[name-defined,misc]
+    """At least a thousand histories; more with ESG_TEST_HISTORIES."""
+
+
+# -- single stories, each an invariant or a trap of its own ----------------------------------------
+
+
+def serving(workers: int = 3, surge: int = 1) -> World:
+    """A world whose first generation is ready."""
+    world = World(config_of(workers, surge))
+    world.tell(on.Started())
+    boot_all(world)
+    return world
+
+
+def boot_all(world: World) -> None:
+    for process in list(world.processes.values()):
+        if not process.ready and process.leaving_since is None:
+            process.ready = True
+            world.tell(on.WorkerReady(process.number))
+
+
+def generations(world: World) -> list[int]:
+    return sorted(p.generation for p in world.processes.values() if p.leaving_since is None)
+
+
+def events(world: World) -> str:
+    return "\n".join(line.event for line in world.log)
+
+
+def test_all_workers_of_the_first_generation_start_together() -> None:
+    world = World(config_of(4, 1))
+    world.tell(on.Started())
+    assert sorted(world.processes) == [1, 2, 3, 4]
+
+
+def test_a_reload_boots_one_canary_and_drains_nothing_for_it() -> None:
+    world = serving(3)
+    world.tell(on.ReloadRequested(config_of(3, 1)))
+    assert generations(world) == [1, 1, 1, 2]
+
+
+def test_a_reload_rolls_until_only_the_new_generation_is_left() -> None:
+    world = serving(3)
+    world.tell(on.ReloadRequested(config_of(3, 1)))
+    for _ in range(3):
+        boot_all(world)
+    assert generations(world) == [2, 2, 2]
+    assert "reloaded workers=3" in events(world)
+
+
+def test_a_canary_that_fails_leaves_exactly_the_old_generation() -> None:
+    world = serving(3)
+    before = set(world.processes)
+    world.tell(on.ReloadRequested(config_of(3, 1)))
+    (canary,) = (p for p in world.processes.values() if p.generation == 2)
+    canary.leaving_since = world.now
+    world.tell(on.WorkerBootFailed(canary.number, "no module", "Traceback", 4))
+    world.exit(canary)
+    world.pass_time(60)
+    assert set(world.processes) == before
+    assert "reload failed, gen=1 goes on serving" in events(world)
+    world.tell(on.ReloadRequested(config_of(3, 1)))
+    for _ in range(3):
+        boot_all(world)
+    assert generations(world) == [3, 3, 3]
+
+
+def test_a_canary_that_hangs_is_dumped_aborted_and_given_up() -> None:
+    world = serving(2)
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    (canary,) = (p for p in world.processes.values() if p.generation == 2)
+    world.pass_time(BOOT_LIMIT + 1.5)
+    assert canary.told == ["DumpStack", "Abort"]
+    assert not world.fleet.reloading
+
+
+def test_a_new_worker_that_dies_before_the_roll_ends_brings_the_old_generation_back() -> None:
+    world = serving(3)
+    world.tell(on.ReloadRequested(config_of(3, 1)))
+    boot_all(world)
+    fresh = next(p for p in world.processes.values() if p.generation == 2 and p.ready)
+    world.exit(fresh)
+    for _ in range(6):
+        boot_all(world)
+        world.pass_time(1)
+    assert generations(world) == [1, 1, 1]
+
+
+def test_a_reload_asked_for_while_a_canary_boots_takes_its_place() -> None:
+    world = serving(2)
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    assert generations(world) == [1, 1, 3]
+
+
+def test_a_reload_asked_for_in_a_roll_comes_after_it() -> None:
+    world = serving(3)
+    world.tell(on.ReloadRequested(config_of(3, 1)))
+    boot_all(world)
+    world.tell(on.ReloadRequested(config_of(3, 1)))
+    assert 3 not in generations(world)
+    for _ in range(6):
+        boot_all(world)
+    assert generations(world) == [3, 3, 3]
+
+
+def test_the_first_boot_failure_ends_everything_and_is_told_once() -> None:
+    world = World(config_of(4, 1))
+    world.tell(on.Started())
+    for process in list(world.processes.values()):
+        process.leaving_since = world.now
+        world.tell(on.WorkerBootFailed(process.number, "no module", "Traceback", 4))
+    for process in list(world.processes.values()):
+        world.exit(process)
+    assert world.exits == [4]
+    assert sum(line.detail == "Traceback" for line in world.log) == 1
+
+
+def test_a_boot_failure_after_another_worker_was_ready_is_retried() -> None:
+    world = World(config_of(2, 1))
+    world.tell(on.Started())
+    first, second = world.processes.values()
+    first.ready = True
+    world.tell(on.WorkerReady(first.number))
+    world.exit(second)
+    world.pass_time(1)
+    assert not world.exits
+    assert len(world.processes) == 2
+
+
+def test_a_due_worker_serves_until_its_replacement_is_ready() -> None:
+    world = serving(2)
+    due = world.processes[1]
+    world.tell(on.WorkerDue(1, "max-requests"))
+    assert due.told == []
+    boot_all(world)
+    assert due.told == ["Drain"]
+
+
+def test_workers_due_together_are_replaced_one_after_the_other() -> None:
+    world = serving(4)
+    for number in (1, 2, 3, 4):
+        world.tell(on.WorkerDue(number, "max-requests"))
+    booting = [p for p in world.processes.values() if not p.ready]
+    assert len(booting) == 1
+
+
+def test_a_worker_killed_is_replaced_at_once() -> None:
+    world = serving(2)
+    world.exit(world.processes[1])
+    assert len(world.processes) == 2
+
+
+def test_a_crash_loop_backs_off_and_never_ends_the_arbiter() -> None:
+    world = serving(1)
+    starts = []
+    for _ in range(10):
+        world.exit(world.processes[1])
+        died = world.now
+        while 1 not in world.processes:
+            world.pass_time(0.25)
+        starts.append(world.now - died)
+        boot_all(world)
+    assert starts[0] == 0
+    assert starts[1:8] == pytest.approx([0.5, 1, 2, 4, 8, 16, 30], abs=0.3)
+    assert not world.exits
+
+
+def test_a_stable_minute_forgives_earlier_crashes() -> None:
+    world = serving(1)
+    for _ in range(4):
+        world.exit(world.processes[1])
+        while 1 not in world.processes:
+            world.pass_time(1)
+        boot_all(world)
+    world.pass_time(61)
+    world.exit(world.processes[1])
+    assert 1 in world.processes
+
+
+def test_a_stuck_worker_is_dumped_then_aborted_then_killed() -> None:
+    world = serving(2)
+    process = world.processes[1]
+    process.stuck, process.stuck_since = True, world.now
+    world.pass_time(BEAT_LIMIT + CHECK_INTERVAL * 2)
+    assert process.told == ["DumpStack", "Abort"]
+    world.pass_time(3)
+    assert world.processes.get(1) is not process
+
+
+def test_nobody_is_condemned_for_time_in_which_the_arbiter_stood_still() -> None:
+    world = serving(2)
+    world.now += SUSPENSION + BEAT_LIMIT * 10
+    world.tell(on.BeatsRead({1: 55.0, 2: 55.0}))
+    world.tell(on.Tick())
+    assert all(p.told == [] for p in world.processes.values())
+
+
+def test_a_second_interrupt_makes_a_shutdown_quick() -> None:
+    world = serving(1)
+    world.tell(on.ShutdownRequested(insistent=True))
+    assert world.processes[1].told == ["Drain"]
+    world.tell(on.ShutdownRequested(insistent=True))
+    assert world.processes[1].told == ["Drain", "Quit"]
+
+
+def test_a_second_term_changes_nothing() -> None:
+    world = serving(1)
+    world.tell(on.ShutdownRequested())
+    world.tell(on.ShutdownRequested())
+    assert world.processes[1].told == ["Drain"]
+
+
+def test_a_shutdown_in_the_middle_of_a_reload_ends() -> None:
+    world = serving(2)
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.tell(on.ShutdownRequested())
+    for process in list(world.processes.values()):
+        world.exit(process, clean=True)
+    assert world.exits == [0]
+
+
+def test_there_is_always_a_worker_left_to_remove() -> None:
+    world = serving(1)
+    world.tell(on.Resize(-1))
+    assert world.ready_count() == 1
+
+
+def test_a_resize_outlives_a_reload_that_leaves_the_number_alone() -> None:
+    world = serving(2)
+    world.tell(on.Resize(+1))
+    boot_all(world)
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    for _ in range(5):
+        boot_all(world)
+    assert generations(world) == [2, 2, 2]
+
+
+def test_a_fork_that_fails_is_tried_again() -> None:
+    world = serving(1)
+    world.tell(on.Resize(+1))
+    del world.processes[2]
+    world.tell(on.SpawnFailed(2, "Resource temporarily unavailable"))
+    world.pass_time(1)
+    assert 2 in world.processes
