@@ -76,6 +76,12 @@ class HeaderFieldsTooLarge(HTTPError):
     status = 431
 
 
+class VersionNotSupported(HTTPError):
+    """A version of HTTP other than 1.0 and 1.1 (RFC 9110, section 15.6.6)."""
+
+    status = 505
+
+
 class NotImplementedByServer(HTTPError):
     """A method or transfer coding that this server doesn't implement (RFC 9110, 15.6.2)."""
 

@@ -15,11 +15,11 @@ from esg.config import Config
 from esg.scoreboard import NOT_ACCEPTING, Cell, Row
 from esg.server.access_log import AccessLog
 from esg.server.asgi import Application
+from esg.server.http1.exchange import BODY, Exchange
 from esg.server.http1.response import Heads
 
 if TYPE_CHECKING:
     from esg.server.http1.connection import Connection
-    from esg.server.http1.exchange import Exchange
 
 logger = logging.getLogger("esg")
 
@@ -31,8 +31,6 @@ class Service:
     """One application being served on one event loop."""
 
     __slots__ = (
-        "_held",
-        "_on_due",
         "_row",
         "accepting",
         "access_log",
@@ -43,11 +41,15 @@ class Service:
         "draining",
         "due_at",
         "heads",
+        "held",
+        "keep_alive_time",
         "loop",
         "now",
+        "on_due",
         "requests",
         "root_path",
         "running",
+        "small_head",
         "start",
         "state",
         "statuses",
@@ -88,9 +90,18 @@ class Service:
         self.requests = 0
         self.statuses = [0] * 10
         self.due_at = due_at
-        self._on_due = on_due
+        self.on_due = on_due
         self._row = row
-        self._held: list[Exchange] = []
+        self.held: list[Exchange] = []
+        """Exchanges whose response's head waits for its body, but not beyond this turn."""
+        self.small_head = min(
+            config.limit_request_line,
+            config.limit_request_header_size,
+            config.limit_request_fields * 4,
+        )
+        """Bytes of head, with a field taking at least four, that can break no limit."""
+        self.keep_alive_time = config.timeout_keep_alive + TICK
+        """`--timeout-keep-alive`, with what the clock may be behind."""
 
     # -- connections and requests ------------------------------------------------------
 
@@ -108,26 +119,12 @@ class Service:
         """Let the other workers see how loaded this one is."""
         self._row[Cell.LOAD] = len(self.connections) if self.accepting else NOT_ACCEPTING
 
-    def began(self, exchange: Exchange) -> None:
-        """A request is about to be given to the application."""
-        self.running.add(exchange)
-        self.requests += 1
-        if self.requests == self.due_at:
-            self._on_due()
-
-    def hold(self, exchange: Exchange) -> None:
-        """Keep a response's head for the first piece of its body, but not beyond this turn.
-
-        One callback a turn of the loop serves every head that was held in it.
-        """
-        if not self._held:
-            self.loop.call_soon(self._release)
-        self._held.append(exchange)
-
-    def _release(self) -> None:
-        held, self._held = self._held, []
+    def release_heads(self) -> None:
+        """Send the heads that no body has followed; one call a turn serves all of them."""
+        held, self.held = self.held, []
         for exchange in held:
-            exchange.flush_head()
+            if exchange.state is BODY:
+                exchange.flush_head()
 
     def log_error(self, event: str) -> None:
         """Log something that went wrong in this worker."""
@@ -164,4 +161,5 @@ def _task_starter(
     """How to run a coroutine as a task, its first step at once where Python can (3.12)."""
     if sys.version_info >= (3, 12):
         return functools.partial(asyncio.Task, loop=loop, eager_start=True)
-    return functools.partial(asyncio.Task, loop=loop)
+    # A name of its own would be made for every task: 0.2 of the 1.3 microseconds that one costs.
+    return functools.partial(asyncio.Task, loop=loop, name="request")

@@ -12,6 +12,7 @@ import math
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from typing import cast
 
@@ -22,10 +23,11 @@ from esg.errors import (
     NotImplementedByServer,
     RequestTimeout,
     URITooLong,
+    VersionNotSupported,
 )
 from esg.server.asgi import Endpoint, Headers, http_scope
 from esg.server.http1.exchange import DONE, Exchange
-from esg.server.http1.framing import check_count, examine
+from esg.server.http1.framing import PLAIN, Framing, check_size, examine
 from esg.server.http1.httptools_parser import HttptoolsParser
 from esg.server.http1.response import plain_response
 from esg.server.service import TICK, Service
@@ -49,6 +51,13 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, 0 seconds: see socket(7)
 
+METHODS = {
+    name.encode("ascii"): name for name in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+}
+"""Names of methods that needn't be made anew for each request."""
+
+VERSIONS = ("1.1", "1.0")
+
 SEND_STALL = 60.0
 """Seconds in which a client must take something of what waits to be sent to it."""
 
@@ -56,12 +65,15 @@ SEND_STALL = 60.0
 class Wait(Enum):
     """What a connection waits for, which says what its deadline means."""
 
-    FIRST = "the first byte"
-    REQUEST = "another request"
+    REQUEST = "a request"
     HEAD = "the rest of a header section"
     BODY = "the rest of a request's body"
     APPLICATION = "the application"
+    SENDING = "the client to take what was sent"
     END = "the client's end of the connection"
+
+
+REQUEST, HEAD, BODY, APPLICATION, SENDING, END = Wait
 
 
 class Connection(asyncio.Protocol):
@@ -69,13 +81,12 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_client",
-        "_discarding",
+        "_discard_until",
         "_exchange",
         "_head_size",
         "_headers",
         "_incoming",
         "_paused",
-        "_peer_closed",
         "_pending",
         "_queue",
         "_refusal",
@@ -88,12 +99,16 @@ class Connection(asyncio.Protocol):
         "_write_waiters",
         "buffered",
         "deadline",
+        "ends_soon",
         "parser",
         "service",
+        "write",
         "write_paused",
     )
 
     _transport: asyncio.Transport
+    write: Callable[[bytes], None]
+    """Send bytes, in order: the transport's own method."""
 
     def __init__(self, service: Service, client: Endpoint | None, server: Endpoint | None) -> None:
         self.service = service
@@ -104,35 +119,37 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers: Headers = []
         self._head_size = 0
-        # requests: being received, being answered, waiting behind that
+        # requests: being received, about to begin, being answered, waiting behind that
         self._incoming: Exchange | None = None
+        self._start: Exchange | None = None
         self._exchange: Exchange | None = None
         self._queue: deque[Exchange] = deque()
-        self._start: Exchange | None = None
         self._refusal: int | None = None
-        self._discarding = 0
+        self._discard_until = 0
         # reading
         self.buffered = 0
         self._pending = b""
         self._paused = False
-        self._peer_closed = False
+        self.ends_soon = False
+        """Whether the client has closed its side, so that no further request can come."""
         # writing
         self.write_paused = False
         self._write_waiters: list[asyncio.Future[None]] = []
         self._unsent = 0
         # time
-        self._wait = Wait.FIRST
+        self._wait = REQUEST
         self.deadline = math.inf
 
-    # -- from the event loop -----------------------------------------------------------
+    # -- from the event loop -------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self.write = self._transport.write
         self.service.opened(self)
-        self._await(Wait.FIRST, self.service.config.timeout_request_header)
+        self._await(REQUEST, self.service.config.timeout_request_header)
 
     def data_received(self, data: bytes) -> None:
-        if self._ending or self._refusal is not None:
+        if self._wait is END or self._refusal is not None:
             return  # read only to be dropped: the connection is on its way out
         if self._pending or self._paused:
             self._pending += data
@@ -141,8 +158,8 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client sends no more; the response to what it sent may still be due."""
-        self._peer_closed = True
-        if self._exchange is self._incoming or self._ending:
+        self.ends_soon = True
+        if self._exchange is self._incoming or self._wait is END:
             return False  # nothing is due, or it was cut off in its middle
         if self._incoming is not None:
             self._queue.remove(self._incoming)
@@ -153,34 +170,40 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.service.lost(self)
         self.deadline = math.inf
-        self._wait = Wait.END
+        self._wait = END
         self.parser = None  # it holds this connection's methods: a reference cycle
+        self.write = _write_nothing
         if self._exchange is not None:
-            if self._exchange.head_sent:
+            if self._exchange.head_sent and self._exchange.state is not DONE:
                 self.record(self._exchange)
             self._exchange.disconnect()
             self._exchange = None
         self._queue.clear()
-        self._incoming = None
+        self._incoming = self._start = None
         self._resume_writers()
 
     def pause_writing(self) -> None:
         self.write_paused = True
-        if self._wait is Wait.APPLICATION:
-            self._await(Wait.APPLICATION, SEND_STALL)
-        self._unsent = self._transport.get_write_buffer_size()
+        if self._wait is not END:
+            self._unsent = self._transport.get_write_buffer_size()
+            self._await(SENDING, SEND_STALL)
 
     def resume_writing(self) -> None:
         self._resume_writers()
-        if self._wait is Wait.APPLICATION:
-            self.deadline = math.inf
+        if self._wait is not END:
+            self._await(REQUEST, self.service.config.timeout_keep_alive)
+            self._watch()
+            if self._exchange is None and (self._queue or self._refusal is not None):
+                self._next()
 
-    # -- from the parser ---------------------------------------------------------------
+    # -- from the parser -----------------------------------------------------------------
 
     def on_url(self, piece: bytes) -> None:
-        self._target += piece
-        if len(self._target) > self.service.config.limit_request_line:
-            raise URITooLong("the request target is too long")
+        if self._target:
+            self._target += piece
+            self._check_target()
+        else:
+            self._target = piece
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Trailer fields come here too, after the list of the header section has been given away;
@@ -192,20 +215,16 @@ class Connection(asyncio.Protocol):
         self._target, self._headers = b"", []
         service, parser = self.service, self.parser
         assert parser is not None
-        config = service.config
-        most_fields, most_bytes = config.limit_request_fields, config.limit_request_header_size
-        if len(headers) > most_fields or self._head_size > most_bytes:
-            check_count(headers, most_fields, most_bytes)
+        if self._head_size > service.small_head:
+            self._check_limits(target, headers)
         self._head_size = 0
-        version = parser.http_version()
-        framing = examine(version == "1.1", headers)
-        if config.limit_request_body and framing.length > config.limit_request_body:
-            raise ContentTooLarge("the request's body is too large")
-        method = parser.method()
-        if method == b"CONNECT":
-            raise NotImplementedByServer("CONNECT is for proxies")
+        method, version = parser.method(), parser.http_version()
+        framing = examine(method, version == "1.1", headers)
+        name = METHODS.get(method)
+        if framing is not PLAIN or name is None:
+            name = self._checked_method(method, version, framing)
         scope = http_scope(
-            method.decode("ascii"),
+            name,
             target,
             version,
             headers,
@@ -215,10 +234,34 @@ class Connection(asyncio.Protocol):
             service.state,
         )
         self._incoming = exchange = Exchange(self, scope, framing, target)
-        if self._exchange is None:
+        if self._exchange is None and not self.write_paused:
             self._exchange = self._start = exchange
         else:
             self._queue.append(exchange)
+
+    def _check_target(self) -> None:
+        if len(self._target) > self.service.config.limit_request_line:
+            raise URITooLong("the request target is too long")
+
+    def _check_limits(self, target: bytes, headers: Headers) -> None:
+        config = self.service.config
+        if len(target) > config.limit_request_line:
+            raise URITooLong("the request target is too long")
+        if len(headers) > config.limit_request_fields:
+            raise HeaderFieldsTooLarge("too many header fields")
+        if self._head_size > config.limit_request_header_size:
+            check_size(headers, config.limit_request_header_size)
+
+    def _checked_method(self, method: bytes, version: str, framing: Framing) -> str:
+        """What few requests need: refuse what isn't served here; the method's name."""
+        limit = self.service.config.limit_request_body
+        if limit and framing.length > limit:
+            raise ContentTooLarge("the request's body is too large")
+        if version not in VERSIONS:
+            raise VersionNotSupported(f"HTTP/{version} is not supported")
+        if method == b"CONNECT":
+            raise NotImplementedByServer("CONNECT is for proxies")
+        return method.decode("ascii")
 
     def on_body(self, piece: bytes) -> None:
         exchange = self._incoming
@@ -230,12 +273,13 @@ class Connection(asyncio.Protocol):
             raise ContentTooLarge("the request's body is too large")
 
     def on_message_complete(self) -> None:
-        self._headers = []
+        if self._headers:
+            self._headers = []  # the trailer section
         exchange, self._incoming = self._incoming, None
-        if exchange is not None:
+        if exchange is not None and not exchange.complete:
             exchange.body_ended()
 
-    # -- reading -----------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------
 
     def _feed(self, data: bytes) -> None:
         """Parse what came, and then start the request that it completed the header of."""
@@ -246,23 +290,27 @@ class Connection(asyncio.Protocol):
                 self._parse_sliced(data)
         except HTTPError as error:
             self._refuse_incoming(error)
-        if self._start is not None:
-            exchange, self._start = self._start, None
+        exchange = self._start
+        if exchange is not None:
+            self._start = None
             self._begin(exchange)
         elif self._exchange is not None and self._exchange.state is DONE:
             self._go_on_if_discarded()
-        self._regulate()
-        self._watch()
+        if self._incoming is not None or self._head_size or self._queue:
+            self._regulate()
+            self._watch()
 
     def _parse(self, data: bytes | memoryview) -> None:
-        if self.parser is None:
+        parser = self.parser
+        if parser is None:
             return
-        if self._incoming is None:
-            self._head_size += len(data)
-            self.parser.feed(data)
+        if self._incoming is not None:
+            parser.feed(data)
+            return
+        self._head_size += len(data)
+        parser.feed(data)
+        if self._head_size:
             self._check_head_size()
-        else:
-            self.parser.feed(data)
 
     def _parse_sliced(self, data: bytes) -> None:
         view = memoryview(data)
@@ -286,7 +334,7 @@ class Connection(asyncio.Protocol):
     def body_taken(self, size: int) -> None:
         """The application took bytes of a body, so there is room for more."""
         self.buffered -= size
-        if self._paused and not self._ending:
+        if self._paused and self._wait is not END:
             self._regulate()
             self._watch()
 
@@ -304,18 +352,21 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def _feed_pending(self) -> None:
-        if self._paused or self._ending or not self._pending:
+        if self._paused or self._wait is END or not self._pending:
             return
         data, self._pending = self._pending, b""
         self._feed(data)
-        if not self._paused and not self._pending and not self._ending:
+        if not self._paused and not self._pending:
             self._transport.resume_reading()
 
-    # -- one exchange after the other --------------------------------------------------
+    # -- one exchange after the other ----------------------------------------------------
 
     def _begin(self, exchange: Exchange) -> None:
         service = self.service
-        service.began(exchange)
+        service.running.add(exchange)
+        service.requests += 1
+        if service.requests == service.due_at:
+            service.on_due()
         exchange.task = service.start(exchange.run())
 
     def _begin_queued(self) -> None:
@@ -326,49 +377,17 @@ class Connection(asyncio.Protocol):
         """Whether the connection can stay open after this response, as far as is known now."""
         if self._queue:
             return True  # what was sent already is answered first
-        if exchange.expects_unread or self._peer_closed:
-            return False
-        return not self.service.draining
+        return not (self.service.draining or self.ends_soon or exchange.expects_unread)
 
     def exchange_done(self, exchange: Exchange) -> None:
         """The response is complete: take up the next request, or close."""
         self.record(exchange)
-        if not exchange.keep_alive or (self._peer_closed and not self._queue):
+        if not exchange.keep_alive or (self.ends_soon and not self._queue):
             self.close()
         elif exchange.complete:
             self._next()
         else:
             self._discard_rest(exchange)
-
-    def _discard_rest(self, exchange: Exchange) -> None:
-        """Read past a body that the application didn't want, if that isn't too much."""
-        if exchange.expects_unread or exchange.unread > DISCARD_LIMIT:
-            self.close()
-            return
-        self._discarding = exchange.received + DISCARD_LIMIT
-        self._regulate()
-        self._watch()
-
-    def _go_on_if_discarded(self) -> None:
-        exchange = self._exchange
-        assert exchange is not None
-        if exchange.complete:
-            self._next()
-        elif exchange.received > self._discarding:
-            self.close()
-
-    def _next(self) -> None:
-        self._exchange = None
-        if self._queue:
-            self._exchange = self._queue.popleft()
-            # Not from within the last one's task, whose context variables are its own.
-            self.service.loop.call_soon(self._begin_queued, context=self.service.context)
-            self._regulate()
-        elif self._refusal is not None:
-            self._answer_refusal()
-        else:
-            self._regulate()
-            self._await(Wait.REQUEST, self.service.config.timeout_keep_alive)
 
     def record(self, exchange: Exchange) -> None:
         """Count a finished exchange, and log it."""
@@ -379,6 +398,41 @@ class Connection(asyncio.Protocol):
             service.access_log.record(
                 self._client, scope["method"], exchange.target, scope["http_version"], status
             )
+
+    def _discard_rest(self, exchange: Exchange) -> None:
+        """Read past a body that the application didn't want, if that isn't too much."""
+        if exchange.expects_unread or exchange.unread > DISCARD_LIMIT:
+            self.close()
+            return
+        self._discard_until = exchange.received + DISCARD_LIMIT
+        self._regulate()
+        self._watch()
+
+    def _go_on_if_discarded(self) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        if exchange.complete:
+            self._next()
+        elif exchange.received > self._discard_until:
+            self.close()
+
+    def _next(self) -> None:
+        """The turn of the next request, or of waiting for one."""
+        self._exchange = None
+        if self._wait is not SENDING:
+            # What `_await` does, spelt out: every request comes by here.
+            self._wait = REQUEST
+            self.deadline = self.service.now + self.service.keep_alive_time
+        elif self._queue:
+            return  # a client that doesn't read its responses gets no more of them yet
+        if self._queue:
+            self._exchange = self._queue.popleft()
+            # Not from within the last one's task, whose context variables are its own.
+            self.service.loop.call_soon(self._begin_queued, context=self.service.context)
+        elif self._refusal is not None:
+            self._answer_refusal()
+        if self._paused:
+            self._regulate()
 
     # -- refusing and closing ----------------------------------------------------------
 
@@ -430,14 +484,14 @@ class Connection(asyncio.Protocol):
         self._pending = b""
         if self._transport.is_closing():
             return
-        if self._peer_closed or not self._transport.can_write_eof():
+        if self.ends_soon or not self._transport.can_write_eof():
             self._transport.close()
             return
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
         self._unsent = self._transport.get_write_buffer_size()
-        self._await(Wait.END, SEND_STALL if self._unsent else LINGER)
+        self._await(END, SEND_STALL if self._unsent else LINGER)
         self._transport.write_eof()
 
     def cut(self) -> None:
@@ -449,11 +503,7 @@ class Connection(asyncio.Protocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._transport.abort()
 
-    # -- writing -----------------------------------------------------------------------
-
-    def write(self, data: bytes) -> None:
-        """Send bytes, in order."""
-        self._transport.write(data)
+    # -- writing -------------------------------------------------------------------------
 
     def send_continue(self) -> None:
         """Tell a client that waits for it to send its body (RFC 9110, section 10.1.1)."""
@@ -474,11 +524,7 @@ class Connection(asyncio.Protocol):
             if not waiter.done():
                 waiter.set_result(None)
 
-    # -- time --------------------------------------------------------------------------
-
-    @property
-    def _ending(self) -> bool:
-        return self._wait is Wait.END
+    # -- time ----------------------------------------------------------------------------
 
     def _await(self, wait: Wait, limit: float) -> None:
         self._wait = wait
@@ -486,26 +532,28 @@ class Connection(asyncio.Protocol):
         self.deadline = self.service.now + limit + TICK
 
     def _watch(self) -> None:
-        """Set the deadline that fits what the connection waits for after some bytes came."""
-        if self._ending:
+        """Set the deadline that fits what the client owes us after some bytes came."""
+        if self._wait is END or self._wait is SENDING:
             return
         incoming = self._incoming
         if incoming is not None and not self._paused and not incoming.expects_unread:
-            self._await(Wait.BODY, self.service.config.timeout_request_body)
+            self._await(BODY, self.service.config.timeout_request_body)
         elif self._exchange is not None:
-            if self._wait is not Wait.APPLICATION:
-                self._wait = Wait.APPLICATION
-                self.deadline = math.inf
-        elif self._wait is not Wait.HEAD and self._head_size:
-            self._await(Wait.HEAD, self.service.config.timeout_request_header)
+            self._await(APPLICATION, math.inf)
+        elif self._wait is not HEAD and self._head_size:
+            self._await(HEAD, self.service.config.timeout_request_header)
 
     def expire(self, now: float) -> None:
-        """The deadline has passed."""
+        """The deadline has passed: do what it was for, if it is still what we wait for."""
         wait = self._wait
-        if wait is Wait.HEAD or wait is Wait.BODY:
-            self._refuse_incoming(RequestTimeout("the request did not come in time"))
-        elif wait is Wait.APPLICATION or wait is Wait.END:
+        if wait is SENDING or wait is END:
             self._expire_sending(now)
+        elif wait is BODY and self._incoming is not None:
+            self._refuse_incoming(RequestTimeout("the request's body stood still"))
+        elif self._exchange is not None:
+            self._await(APPLICATION, math.inf)
+        elif wait is HEAD:
+            self._refuse_incoming(RequestTimeout("the request's header did not come in time"))
         else:
             self.close()
 
@@ -516,3 +564,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         else:
             self.deadline = now + (SEND_STALL if self._unsent else LINGER)
+
+
+def _write_nothing(data: bytes) -> None:
+    """What a connection that is lost does with a response."""

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from esg.server.asgi import Message, Scope
 from esg.server.http1.framing import CHUNKED, Framing
 from esg.server.http1.response import (
-    Fields,
+    CLOSE,
+    CONTENT_LENGTH,
+    DATE,
+    SERVER,
     check_fields,
     check_status,
     has_no_body,
@@ -33,19 +35,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("esg")
 
+START = "http.response.start"
+BODY = "http.response.body"
+DONE = ""
+"""The states of a response. Each is the type of the message that is expected in it."""
+
+IN_CHUNKS = -1
+UNTIL_CLOSE = -2
+NO_BODY = -3
+"""How a body is delimited where it isn't by a number of bytes."""
+
 JOIN_LIMIT = 65536
 """Largest body, in bytes, that is copied behind its head to go out in one write."""
-
-
-class ResponseState(Enum):
-    """How far the response is."""
-
-    START = "http.response.start"
-    BODY = "http.response.body"
-    DONE = "nothing"
-
-
-START, BODY, DONE = ResponseState
 
 
 class ClientDisconnected(OSError):
@@ -57,21 +58,19 @@ class Exchange:
 
     __slots__ = (
         "_awaiting_continue",
-        "_bodiless",
-        "_chunked",
         "_connection",
-        "_fields",
+        "_given",
         "_gone",
         "_hung_up",
         "_left",
+        "_length",
+        "_lines",
         "_pieces",
         "_told_end",
         "_waiters",
         "complete",
         "framing",
         "head_sent",
-        "http11",
-        "keep_alive",
         "received",
         "scope",
         "state",
@@ -83,28 +82,26 @@ class Exchange:
     def __init__(
         self, connection: Connection, scope: Scope, framing: Framing, target: bytes
     ) -> None:
+        self._connection = connection
         self.scope = scope
         self.framing = framing
         self.target = target
-        self.http11 = scope["http_version"] == "1.1"
-        self.keep_alive = framing.keep_alive
         self.task: asyncio.Task[None] | None = None
-        self._connection = connection
         # the request's body
         self.complete = framing.length == 0
         self.received = 0
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes] | None = None
         self._told_end = False
         self._awaiting_continue = framing.expects_continue
-        self._waiters: list[asyncio.Future[None]] = []
-        # the response
+        self._waiters: tuple[asyncio.Future[None], ...] = ()
+        # the response; _given, _length and _left mean something once there are _lines
         self.state = START
         self.status = 0
         self.head_sent = False
-        self._fields: Fields | None = None
-        self._bodiless = False
-        self._chunked = False
-        self._left: int | None = None
+        self._lines: list[bytes] | None = None
+        self._given: int
+        self._length: int
+        self._left: int
         # the client
         self._gone = False
         self._hung_up = False
@@ -144,117 +141,148 @@ class Exchange:
                 if not self.head_sent:
                     self._connection.send_continue()
             waiter = self._connection.service.loop.create_future()
-            self._waiters.append(waiter)
+            self._waiters = (*self._waiters, waiter)
             await waiter
 
     async def send(self, message: Message) -> None:
         """The ASGI `send` of this request. Raises ClientDisconnected once the client is gone."""
-        if self._gone:
-            raise ClientDisconnected("the client has disconnected")
-        kind = message["type"]
-        if kind != self.state.value:
-            raise RuntimeError(f"expected {self.state.value}, got {kind!r}")
-        if self.state is START:
+        state = self.state
+        if self._gone or message["type"] != state:
+            self._reject(message)
+        connection = self._connection
+        if state is START:
             self._start(message)
+            return
+        body = message.get("body", b"")
+        if type(body) is not bytes:
+            body = bytes(body)
+        more = "more_body" in message and message["more_body"]
+        lines = self._lines
+        if lines is not None:
+            self._lines = None
+            self._close_head(lines, -1 if more else len(body))
+        if more or self._left != len(body):
+            body = self._framed(body, more)
+        if lines is not None and len(body) <= JOIN_LIMIT:
+            lines.append(body)
+            connection.write(b"".join(lines))
         else:
-            body = message.get("body", b"")
-            self._send_body(
-                body if type(body) is bytes else bytes(body), message.get("more_body", False)
-            )
-            if self._connection.write_paused:
-                await self._connection.writable()
-
-    # -- the response ------------------------------------------------------------------
-
-    def _start(self, message: Message) -> None:
-        status = check_status(message["status"])
-        self._fields = check_fields(message.get("headers", ()))
-        self.status = status
-        self.state = BODY
-        self._connection.service.hold(self)
-
-    def _send_body(self, body: bytes, more: bool) -> None:
-        fields = self._fields
-        if fields is not None:
-            self._fields = None
-            head = self._head(fields, None if more else len(body))
-        else:
-            head = b""
-        data = self._framed(body, more)
-        if not more:
-            self.state = DONE
-            if self._left:
-                self._fail_framing(f"the body is {self._left} bytes shorter than Content-Length")
-        if head and len(data) <= JOIN_LIMIT:
-            self._connection.write(head + data)
-        else:
-            if head:
-                self._connection.write(head)
-            if data:
-                self._connection.write(data)
+            if lines is not None:
+                connection.write(b"".join(lines))
+            if body:
+                connection.write(body)
         if not more:
             self._finish()
+        elif connection.write_paused:
+            await connection.writable()
+
+    # -- the response --------------------------------------------------------------------
+
+    def _start(self, message: Message) -> None:
+        """Take the head in; it waits for the body's first piece, so that both go out together."""
+        status = message["status"]
+        if type(status) is not int or not 200 <= status <= 999:
+            status = check_status(status)
+        lines, given, self._length = check_fields(message.get("headers", ()))
+        service = self._connection.service
+        ready = None if given & (DATE | SERVER) else service.heads.ready.get(status)
+        lines[0] = ready or service.heads.begin(status, given)
+        self.status = status
+        self._given = given
+        self._lines = lines
+        self.state = BODY
+        if not service.held:
+            service.loop.call_soon(service.release_heads)
+        service.held.append(self)
 
     def flush_head(self) -> None:
         """Send a head that is still held, since no body came with it in the same turn."""
-        if self._fields is not None and not self._gone:
-            fields, self._fields = self._fields, None
-            self._connection.write(self._head(fields, None))
+        if self._lines is not None and not self._gone:
+            lines, self._lines = self._lines, None
+            self._close_head(lines, -1)
+            self._connection.write(b"".join(lines))
 
-    def _head(self, fields: Fields, body_length: int | None) -> bytes:
-        """The head's bytes, with the framing decided; `body_length` if the body is all there."""
+    def _close_head(self, lines: list[bytes], body_length: int) -> None:
+        """Decide how the body is delimited and whether the connection goes on, and say so.
+
+        `body_length` is -1 if more of the body is to come than is there now.
+        """
         self.head_sent = True
-        status = self.status
-        lines = fields.lines
-        self._bodiless = self.scope["method"] == "HEAD" or has_no_body(status)
-        length = fields.length
-        if status == 204:
-            length = None
-        elif length is None and body_length is not None and status != 304:
-            length = body_length if not self._bodiless or body_length else None
-        if length is not None:
-            lines.append(b"content-length: %d\r\n" % length)
-            self._left = None if self._bodiless else length
-        elif not self._bodiless:
-            if self.http11:
-                self._chunked = True
-                lines.append(b"transfer-encoding: chunked\r\n")
-            else:
-                self.keep_alive = False
-        if fields.closes or not self._connection.may_go_on(self):
-            self.keep_alive = False
-        if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        elif not self.http11:
-            lines.append(b"connection: keep-alive\r\n")
-        begin = self._connection.service.heads.begin(status, fields.given)
-        return b"%b%b\r\n" % (begin, b"".join(lines))
+        framing, connection = self.framing, self._connection
+        if framing.head_only or has_no_body(self.status):
+            self._bodiless_head(lines, body_length)
+        elif self._length >= 0:
+            self._left = self._length
+        elif body_length >= 0:
+            self._left = body_length
+            lines.append(b"content-length: %d\r\n" % body_length)
+        elif framing.http11:
+            self._left = IN_CHUNKS
+            lines.append(b"transfer-encoding: chunked\r\n")
+        else:
+            self._left = UNTIL_CLOSE
+            self._given |= CLOSE
+        if connection.ends_soon or connection.service.draining or self._awaiting_continue:
+            self._given |= 0 if connection.may_go_on(self) else CLOSE
+        if self._given & CLOSE or not framing.keep_alive:
+            self._given |= CLOSE
+            lines.append(b"connection: close\r\n\r\n")
+        elif framing.http11:
+            lines.append(b"\r\n")
+        else:
+            lines.append(b"connection: keep-alive\r\n\r\n")
+
+    def _bodiless_head(self, lines: list[bytes], body_length: int) -> None:
+        """A response to HEAD may say how long its body would be, and 304 too, but not 204."""
+        self._left = NO_BODY
+        if self.status == 204:
+            lines[:] = [line for line in lines if line[:15].lower() != b"content-length:"]
+        elif body_length > 0 and not self._given & CONTENT_LENGTH:
+            lines.append(b"content-length: %d\r\n" % body_length)
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection stays open, as the head said."""
+        return not self._given & CLOSE
 
     def _framed(self, body: bytes, more: bool) -> bytes:
         """A piece of body as it goes on the wire."""
-        if self._bodiless:
+        left = self._left
+        if left == NO_BODY:
             return b""
-        if self._chunked:
+        if left == IN_CHUNKS:
             chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             return chunk if more else chunk + b"0\r\n\r\n"
-        if self._left is not None:
-            if len(body) > self._left:
-                excess, body = len(body) - self._left, body[: self._left]
-                self._fail_framing(f"the body is {excess} bytes longer than Content-Length")
-            self._left -= len(body)
+        if left == UNTIL_CLOSE:
+            return body
+        self._left = left - len(body)
+        if self._left < 0:
+            self._fail_length(f"{-self._left} bytes longer")
+            return body[:left]
+        if self._left and not more:
+            self._fail_length(f"{self._left} bytes shorter")
         return body
 
-    def _fail_framing(self, what: str) -> None:
+    def _fail_length(self, how: str) -> None:
         """The application broke its own Content-Length: say so, and end the connection."""
-        self._left = None
-        self.keep_alive = False
-        self._log_error(what)
+        self._left = 0
+        self._given |= CLOSE
+        self._log_error(f"the body is {how} than its Content-Length")
 
     def _finish(self) -> None:
         self.state = DONE
-        self._drop_body()
-        self._wake()
+        if self._pieces:
+            self._take_body()
+        if self._waiters:
+            self._wake()
         self._connection.exchange_done(self)
+
+    def _reject(self, message: Message) -> None:
+        """Raise what a message that can't be sent now calls for."""
+        if self._gone:
+            raise ClientDisconnected("the client has disconnected")
+        expected = repr(self.state) if self.state else "nothing more"
+        raise RuntimeError(f"expected {expected}, got {message['type']!r}")
 
     # -- what may go wrong -------------------------------------------------------------
 
@@ -280,8 +308,7 @@ class Exchange:
         if self._gone or self.state is DONE:
             return
         self.state = DONE
-        self._fields = None
-        self.keep_alive = False
+        self._lines = None
         if self.head_sent:
             self._connection.cut()
         else:
@@ -306,19 +333,24 @@ class Exchange:
         """A piece of the request's body; dropped if nobody will ask for it."""
         self.received += len(piece)
         if self.state is not DONE and not self._gone:
-            self._pieces.append(piece)
+            if self._pieces is None:
+                self._pieces = [piece]
+            else:
+                self._pieces.append(piece)
             self._connection.buffered += len(piece)
             self._wake()
 
     def body_ended(self) -> None:
         """The request's body is complete."""
         self.complete = True
-        self._wake()
+        if self._waiters:
+            self._wake()
 
     def disconnect(self) -> None:
         """The client is gone: wake whoever waits for it."""
         self._gone = True
-        self._drop_body()
+        if self._pieces:
+            self._take_body()
         self._wake()
 
     def hang_up(self) -> None:
@@ -327,20 +359,16 @@ class Exchange:
         self._wake()
 
     def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters = self._waiters, ()
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
     def _take_body(self) -> bytes:
-        pieces, self._pieces = self._pieces, []
+        pieces, self._pieces = self._pieces or [], None
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._connection.body_taken(len(body))
         return body
-
-    def _drop_body(self) -> None:
-        if self._pieces:
-            self._take_body()
 
     def _request_message(self, body: bytes) -> Message:
         self._told_end = self.complete

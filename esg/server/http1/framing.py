@@ -16,28 +16,37 @@ CHUNKED = -1
 """The body length of a request whose body comes in chunks."""
 
 _DIGITS = frozenset(b"0123456789")
-_HOST_BYTES = frozenset(
-    b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=%:[]"
-)
+_HOST_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=%:[]"
 
 
 class Framing:
-    """What the header section says of the message it heads."""
+    """What a request's head says of its message, its response and its connection."""
 
-    __slots__ = ("expects_continue", "keep_alive", "length")
+    __slots__ = ("expects_continue", "head_only", "http11", "keep_alive", "length")
 
-    def __init__(self, length: int, keep_alive: bool, expects_continue: bool) -> None:
+    def __init__(
+        self,
+        length: int,
+        *,
+        http11: bool = True,
+        keep_alive: bool = True,
+        expects_continue: bool = False,
+        head_only: bool = False,
+    ) -> None:
         self.length = length
         """Bytes of body, or CHUNKED."""
+        self.http11 = http11
         self.keep_alive = keep_alive
         self.expects_continue = expects_continue
+        self.head_only = head_only
+        """Whether the response has no body, because the method is HEAD."""
 
 
-PLAIN = Framing(0, True, False)
+PLAIN = Framing(0)
 """An HTTP/1.1 request without a body, on a connection that goes on: by far the most frequent."""
 
 
-def examine(http11: bool, headers: Headers) -> Framing:
+def examine(method: bytes, http11: bool, headers: Headers) -> Framing:
     """Check a request's header section and say how its message is framed.
 
     Names are lower-case here. Raises BadRequest or NotImplementedByServer.
@@ -52,7 +61,7 @@ def examine(http11: bool, headers: Headers) -> Framing:
             continue
         if name == b"host":
             hosts += 1
-            if value and not _HOST_BYTES.issuperset(value):
+            if value.translate(None, _HOST_BYTES):
                 raise BadRequest("malformed Host")
         elif name == b"content-length":
             lengths.append(value)
@@ -64,11 +73,16 @@ def examine(http11: bool, headers: Headers) -> Framing:
             expectation = value
     if hosts != 1 and (http11 or hosts > 1):
         raise BadRequest("a request has exactly one Host field")
-    if http11 and not (lengths or codings or options or expectation):
+    plain = http11 and method != b"HEAD"
+    if plain and not (lengths or codings or options or expectation):
         return PLAIN
-    length = _body_length(http11, lengths, codings)
-    keep_alive = _keeps_alive(http11, options)
-    return Framing(length, keep_alive, http11 and expectation.lower() == b"100-continue")
+    return Framing(
+        _body_length(http11, lengths, codings),
+        http11=http11,
+        keep_alive=_keeps_alive(http11, options),
+        expects_continue=http11 and expectation.lower() == b"100-continue",
+        head_only=method == b"HEAD",
+    )
 
 
 def _body_length(http11: bool, lengths: list[bytes], codings: list[bytes]) -> int:
@@ -96,10 +110,8 @@ def _keeps_alive(http11: bool, options: list[bytes]) -> bool:
     return http11 or b"keep-alive" in names
 
 
-def check_count(headers: Headers, most_fields: int, most_bytes: int) -> None:
-    """Raise HeaderFieldsTooLarge for more fields, or more bytes of them, than allowed."""
-    if len(headers) > most_fields:
-        raise HeaderFieldsTooLarge(f"more than {most_fields} header fields")
+def check_size(headers: Headers, most_bytes: int) -> None:
+    """Raise HeaderFieldsTooLarge for a header section of more bytes than allowed."""
     # A field takes two bytes for ": " and two for its line end beside what it carries.
     if sum(len(name) + len(value) + 4 for name, value in headers) > most_bytes:
-        raise HeaderFieldsTooLarge(f"more than {most_bytes} bytes of header fields")
+        raise HeaderFieldsTooLarge("the header section is too large")

@@ -11,14 +11,13 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
-from esg.errors import HTTPError
-
 CONTENT_LENGTH = 1
 TRANSFER_ENCODING = 2
 CONNECTION = 4
 DATE = 8
 SERVER = 16
-"""Which fields that ESG has a say in an application gave: bits of `Fields.given`."""
+CLOSE = 32
+"""What an application's fields were: bits of the second value of `check_fields`."""
 
 _KINDS = {
     b"content-length": CONTENT_LENGTH,
@@ -31,11 +30,12 @@ _KINDS = {
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FORBIDDEN_IN_VALUE = re.compile(rb"[\x00\r\n]")
 
-Line = tuple[bytes, int, bytes]  # the line as sent, the bit of its kind, its value
+Line = tuple[bytes, int, int]
+"""A field as sent, the bits of its kind, and its number if it is a Content-Length."""
 
 _CACHE_SIZE = 512
 _CACHEABLE_VALUE = 64
-_lines: dict[tuple[bytes, bytes], Line] = {}
+_lines: dict[object, Line] = {}
 """Header lines that were checked before: applications send the same few over and over."""
 
 REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -46,37 +46,34 @@ class InvalidHeader(ValueError):
     """The application gave a response field that can't be sent."""
 
 
-class Fields:
-    """The checked fields of a response."""
+def check_fields(
+    headers: Iterable[Iterable[bytes]], begin: bytes = b""
+) -> tuple[list[bytes], int, int]:
+    """Check an application's response fields.
 
-    __slots__ = ("closes", "given", "length", "lines")
-
-    def __init__(self) -> None:
-        self.lines: list[bytes] = []
-        self.given = 0
-        self.length: int | None = None
-        """The Content-Length that the application gave."""
-        self.closes = False
-        """Whether the application asked for the connection to be closed."""
-
-
-def check_fields(headers: Iterable[Iterable[bytes]]) -> Fields:
-    """Check an application's response fields and make lines of them.
-
-    Framing and connection management are the server's: Transfer-Encoding and Connection are
-    obeyed where they mean something, and not copied. Raises InvalidHeader.
+    Gives the lines to send, behind `begin`; the bits of what kinds of field there were; and the
+    Content-Length, or -1. Framing and connection management are the server's: Transfer-Encoding
+    and Connection are obeyed where they mean something, and not copied. Raises InvalidHeader.
     """
-    fields = Fields()
-    lines = fields.lines
-    for name, value in headers:
-        line = _lines.get((name, value))
+    lines = [begin]
+    given = 0
+    length = -1
+    for header in headers:
+        line = _lines.get(header) if type(header) is tuple else None
         if line is None:
+            name, value = header
             line = _checked_line(name, value)
-        if line[1]:
-            _note(fields, line)
-        else:
-            lines.append(line[0])
-    return fields
+        kind = line[1]
+        if kind:
+            if kind == CONTENT_LENGTH:
+                if given & CONTENT_LENGTH:
+                    raise InvalidHeader("two Content-Length fields")
+                length = line[2]
+            given |= kind
+            if kind & (TRANSFER_ENCODING | CONNECTION):
+                continue
+        lines.append(line[0])
+    return lines, given, length
 
 
 def _checked_line(name: bytes, value: bytes) -> Line:
@@ -86,7 +83,14 @@ def _checked_line(name: bytes, value: bytes) -> Line:
         raise InvalidHeader(f"{name!r} is no header name")
     if _FORBIDDEN_IN_VALUE.search(value):
         raise InvalidHeader(f"the value of {name!r} has a CR, LF or NUL")
-    line = (b"%b: %b\r\n" % (name, value), _KINDS.get(name.lower(), 0), value)
+    kind, number = _KINDS.get(name.lower(), 0), 0
+    if kind == CONTENT_LENGTH:
+        if not value.strip(b" \t").isdigit():
+            raise InvalidHeader(f"Content-Length {value!r} is no length")
+        number = int(value)
+    elif kind == CONNECTION and b"close" in [o.strip() for o in value.lower().split(b",")]:
+        kind |= CLOSE
+    line = (b"%b: %b\r\n" % (name, value), kind, number)
     if len(value) <= _CACHEABLE_VALUE:
         if len(_lines) >= _CACHE_SIZE:
             _lines.clear()
@@ -94,34 +98,18 @@ def _checked_line(name: bytes, value: bytes) -> Line:
     return line
 
 
-def _note(fields: Fields, line: Line) -> None:
-    """Take in a field of a kind that concerns framing, the connection or a default field."""
-    text, kind, value = line
-    fields.given |= kind
-    if kind == CONTENT_LENGTH:
-        length = value.strip()
-        if not length.isdigit() or fields.length not in (None, int(length)):
-            raise InvalidHeader(f"Content-Length {value!r} is no length, or a second one")
-        if fields.length is None:
-            fields.length = int(length)
-    elif kind == CONNECTION:
-        if b"close" in [option.strip() for option in value.lower().split(b",")]:
-            fields.closes = True
-    elif kind != TRANSFER_ENCODING:
-        fields.lines.append(text)
-
-
 class Heads:
     """Status lines with the default fields behind them, made anew once a second for the Date."""
 
-    __slots__ = ("_common", "_date", "_dated", "_made", "_server")
+    __slots__ = ("_common", "_date", "_dated", "_server", "ready")
 
     def __init__(self, server_header: bool, date_header: bool) -> None:
         self._server = b"server: %b\r\n" % SERVER_NAME if server_header else b""
         self._dated = date_header
         self._date = b""
         self._common = self._server
-        self._made: dict[int, bytes] = {}
+        self.ready: dict[int, bytes] = {}
+        """What `begin` gave this second, by status, where the application gave no default field."""
         self.refresh(time.time())
 
     def refresh(self, now: float) -> None:
@@ -139,7 +127,7 @@ class Heads:
             moment.tm_sec,
         )
         self._common = self._server + self._date
-        self._made.clear()
+        self.ready.clear()
 
     def begin(self, status: int, given: int) -> bytes:
         """The status line and the default fields that the application didn't give itself."""
@@ -147,9 +135,7 @@ class Heads:
             date = b"" if given & DATE else self._date
             server = b"" if given & SERVER else self._server
             return status_line(status) + server + date
-        head = self._made.get(status)
-        if head is None:
-            head = self._made[status] = status_line(status) + self._common
+        head = self.ready[status] = status_line(status) + self._common
         return head
 
 
@@ -169,11 +155,6 @@ def has_no_body(status: int) -> bool:
     return status < 200 or status in (204, 304)
 
 
-def error_response(error: HTTPError, heads: Heads) -> bytes:
-    """A whole response for a request that the server itself refuses; the connection closes."""
-    return plain_response(error.status, heads)
-
-
 def plain_response(status: int, heads: Heads) -> bytes:
     """A whole response that says its status in plain text and that the connection closes."""
     body = REASONS.get(status, "Error").encode("ascii")
@@ -186,7 +167,7 @@ def plain_response(status: int, heads: Heads) -> bytes:
 
 
 def check_status(status: Any) -> int:
-    """The status code of `http.response.start`; ValueError if it is none."""
+    """The status code of `http.response.start`. Raises InvalidHeader if it is none."""
     code = int(status)
     if not 200 <= code <= 999:
         raise InvalidHeader(f"{status!r} is no final status code")
