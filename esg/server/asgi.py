@@ -42,7 +42,7 @@ def http_scope(
         raise BadRequest("the request target has bytes that aren't ASCII") from None
     if "%" in path:
         path = unquote(path)
-    if root_path:
+    if root_path and path != "*":
         path = root_path + path
         raw_path = root_path.encode() + raw_path
     return {

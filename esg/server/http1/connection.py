@@ -23,7 +23,6 @@ from esg.errors import (
     NotImplementedByServer,
     RequestTimeout,
     URITooLong,
-    VersionNotSupported,
 )
 from esg.server.asgi import Endpoint, Headers, http_scope
 from esg.server.http1.exchange import DONE, Exchange
@@ -55,8 +54,6 @@ METHODS = {
     name.encode("ascii"): name for name in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 }
 """Names of methods that needn't be made anew for each request."""
-
-VERSIONS = ("1.1", "1.0")
 
 SEND_STALL = 60.0
 """Seconds in which a client must take something of what waits to be sent to it."""
@@ -112,7 +109,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, service: Service, client: Endpoint | None, server: Endpoint | None) -> None:
         self.service = service
-        self.parser: HttptoolsParser | None = HttptoolsParser(self)
+        self.parser = HttptoolsParser(self)
         self._client = client
         self._server = server
         # the request whose header section is being read
@@ -171,7 +168,7 @@ class Connection(asyncio.Protocol):
         self.service.lost(self)
         self.deadline = math.inf
         self._wait = END
-        self.parser = None  # it holds this connection's methods: a reference cycle
+        del self.parser  # it holds this connection's methods: a reference cycle
         self.write = _write_nothing
         if self._exchange is not None:
             if self._exchange.head_sent and self._exchange.state is not DONE:
@@ -208,25 +205,26 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         # Trailer fields come here too, after the list of the header section has been given away;
         # they are dropped, and never become part of what a proxy in front has vouched for.
+        if value[-1:] <= b" ":  # space, tab or nothing: llhttp strips the front only
+            value = value.strip(b" \t")
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         target, headers = self._target, self._headers
         self._target, self._headers = b"", []
         service, parser = self.service, self.parser
-        assert parser is not None
         if self._head_size > service.small_head:
             self._check_limits(target, headers)
         self._head_size = 0
-        method, version = parser.method(), parser.http_version()
-        framing = examine(method, version == "1.1", headers)
+        method = parser.method()
+        framing = examine(method, headers, parser)
         name = METHODS.get(method)
         if framing is not PLAIN or name is None:
-            name = self._checked_method(method, version, framing)
+            name = self._checked_method(method, framing)
         scope = http_scope(
             name,
             target,
-            version,
+            framing.version,
             headers,
             self._client,
             self._server,
@@ -252,13 +250,11 @@ class Connection(asyncio.Protocol):
         if self._head_size > config.limit_request_header_size:
             check_size(headers, config.limit_request_header_size)
 
-    def _checked_method(self, method: bytes, version: str, framing: Framing) -> str:
+    def _checked_method(self, method: bytes, framing: Framing) -> str:
         """What few requests need: refuse what isn't served here; the method's name."""
         limit = self.service.config.limit_request_body
         if limit and framing.length > limit:
             raise ContentTooLarge("the request's body is too large")
-        if version not in VERSIONS:
-            raise VersionNotSupported(f"HTTP/{version} is not supported")
         if method == b"CONNECT":
             raise NotImplementedByServer("CONNECT is for proxies")
         return method.decode("ascii")
@@ -284,52 +280,61 @@ class Connection(asyncio.Protocol):
     def _feed(self, data: bytes) -> None:
         """Parse what came, and then start the request that it completed the header of."""
         try:
-            if len(data) <= FEED_SLICE or self._within_body(len(data)):
-                self._parse(data)
+            if self._incoming is None and len(data) <= FEED_SLICE:
+                self._head_size += len(data)
+                self.parser.feed(data)
             else:
                 self._parse_sliced(data)
-        except HTTPError as error:
-            self._refuse_incoming(error)
+        except Exception as error:  # noqa: BLE001 - the parser sorts out what it was
+            self._recover(error, data)
         exchange = self._start
         if exchange is not None:
             self._start = None
             self._begin(exchange)
         elif self._exchange is not None and self._exchange.state is DONE:
             self._go_on_if_discarded()
+        if self._head_size:
+            self._check_head_size()
         if self._incoming is not None or self._head_size or self._queue:
             self._regulate()
             self._watch()
 
+    def _recover(self, error: Exception, data: bytes | memoryview) -> None:
+        """The parser stopped: go on behind that, or refuse the request that is coming in."""
+        try:
+            rest = self.parser.recover(error, data)
+            if rest:
+                self._parse(rest)
+        except HTTPError as refusal:
+            self._refuse_incoming(refusal)
+
     def _parse(self, data: bytes | memoryview) -> None:
-        parser = self.parser
-        if parser is None:
-            return
-        if self._incoming is not None:
-            parser.feed(data)
-            return
-        self._head_size += len(data)
-        parser.feed(data)
-        if self._head_size:
-            self._check_head_size()
+        if self._incoming is None:
+            self._head_size += len(data)
+        try:
+            self.parser.feed(data)
+        except Exception as error:  # noqa: BLE001 - the parser sorts out what it was
+            self._recover(error, data)
 
     def _parse_sliced(self, data: bytes) -> None:
+        """Parse in pieces, unless it is all body, to stop where enough requests are waiting."""
+        if self._incoming is not None and self._incoming.unread >= len(data):
+            self.parser.feed(data)
+            return
         view = memoryview(data)
         for offset in range(0, len(data), FEED_SLICE):
             if len(self._queue) >= PIPELINE_LIMIT:
                 self._pending = bytes(view[offset:])
                 return
             self._parse(view[offset : offset + FEED_SLICE])
-
-    def _within_body(self, size: int) -> bool:
-        """Whether the next `size` bytes are known to be body of the request being received."""
-        exchange = self._incoming
-        return exchange is not None and exchange.unread >= size
+            if self._refusal is not None:
+                return
 
     def _check_head_size(self) -> None:
         """Bound a header section that is still incomplete."""
         config = self.service.config
         if self._head_size > config.limit_request_header_size + config.limit_request_line:
-            raise HeaderFieldsTooLarge("the header section is too large")
+            self._refuse_incoming(HeaderFieldsTooLarge("the header section is too large"))
 
     def body_taken(self, size: int) -> None:
         """The application took bytes of a body, so there is room for more."""
@@ -391,12 +396,14 @@ class Connection(asyncio.Protocol):
 
     def record(self, exchange: Exchange) -> None:
         """Count a finished exchange, and log it."""
-        service, status = self.service, exchange.status
-        service.statuses[status // 100] += 1
-        if service.access_log is not None:
-            scope = exchange.scope
-            service.access_log.record(
-                self._client, scope["method"], exchange.target, scope["http_version"], status
+        self.service.statuses[exchange.status // 100] += 1
+        if self.service.access_log is not None:
+            self.service.access_log.record(
+                self._client,
+                exchange.scope["method"],
+                exchange.target,
+                exchange.scope["http_version"],
+                exchange.status,
             )
 
     def _discard_rest(self, exchange: Exchange) -> None:

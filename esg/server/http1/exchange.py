@@ -27,7 +27,6 @@ from esg.server.http1.response import (
     SERVER,
     check_fields,
     check_status,
-    has_no_body,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +70,7 @@ class Exchange:
         "complete",
         "framing",
         "head_sent",
+        "keep_alive",
         "received",
         "scope",
         "state",
@@ -98,6 +98,8 @@ class Exchange:
         self.state = START
         self.status = 0
         self.head_sent = False
+        self.keep_alive = True
+        """Whether the connection stays open; decided when the head is sent."""
         self._lines: list[bytes] | None = None
         self._given: int
         self._length: int
@@ -172,7 +174,10 @@ class Exchange:
             if body:
                 connection.write(body)
         if not more:
-            self._finish()
+            self.state = DONE
+            if self._pieces is not None or self._waiters:
+                self._settle()
+            connection.exchange_done(self)
         elif connection.write_paused:
             await connection.writable()
 
@@ -209,7 +214,7 @@ class Exchange:
         """
         self.head_sent = True
         framing, connection = self.framing, self._connection
-        if framing.head_only or has_no_body(self.status):
+        if framing.head_only or self.status in (204, 304):
             self._bodiless_head(lines, body_length)
         elif self._length >= 0:
             self._left = self._length
@@ -225,7 +230,7 @@ class Exchange:
         if connection.ends_soon or connection.service.draining or self._awaiting_continue:
             self._given |= 0 if connection.may_go_on(self) else CLOSE
         if self._given & CLOSE or not framing.keep_alive:
-            self._given |= CLOSE
+            self.keep_alive = False
             lines.append(b"connection: close\r\n\r\n")
         elif framing.http11:
             lines.append(b"\r\n")
@@ -239,11 +244,6 @@ class Exchange:
             lines[:] = [line for line in lines if line[:15].lower() != b"content-length:"]
         elif body_length > 0 and not self._given & CONTENT_LENGTH:
             lines.append(b"content-length: %d\r\n" % body_length)
-
-    @property
-    def keep_alive(self) -> bool:
-        """Whether the connection stays open, as the head said."""
-        return not self._given & CLOSE
 
     def _framed(self, body: bytes, more: bool) -> bytes:
         """A piece of body as it goes on the wire."""
@@ -266,16 +266,13 @@ class Exchange:
     def _fail_length(self, how: str) -> None:
         """The application broke its own Content-Length: say so, and end the connection."""
         self._left = 0
-        self._given |= CLOSE
+        self.keep_alive = False
         self._log_error(f"the body is {how} than its Content-Length")
 
-    def _finish(self) -> None:
-        self.state = DONE
-        if self._pieces:
-            self._take_body()
-        if self._waiters:
-            self._wake()
-        self._connection.exchange_done(self)
+    def _settle(self) -> None:
+        """The exchange is over: what was not read of the request never will be."""
+        self._take_body()
+        self._wake()
 
     def _reject(self, message: Message) -> None:
         """Raise what a message that can't be sent now calls for."""
@@ -349,9 +346,7 @@ class Exchange:
     def disconnect(self) -> None:
         """The client is gone: wake whoever waits for it."""
         self._gone = True
-        if self._pieces:
-            self._take_body()
-        self._wake()
+        self._settle()
 
     def hang_up(self) -> None:
         """The client will send nothing more, but may still read the response."""

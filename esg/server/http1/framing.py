@@ -6,11 +6,16 @@ that frame the same bytes differently. RFC 9112 (sections 3.2, 6 and 9.3) and RF
 
 from __future__ import annotations
 
-from esg.errors import BadRequest, HeaderFieldsTooLarge, NotImplementedByServer
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from esg.errors import BadRequest, HeaderFieldsTooLarge, NotImplementedByServer, VersionNotSupported
 from esg.server.asgi import Headers
 
 DECIDING = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"))
 """The fields that decide anything here; a request has few of them."""
+
+VERSIONS = ("1.1", "1.0")
 
 CHUNKED = -1
 """The body length of a request whose body comes in chunks."""
@@ -22,20 +27,21 @@ _HOST_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.
 class Framing:
     """What a request's head says of its message, its response and its connection."""
 
-    __slots__ = ("expects_continue", "head_only", "http11", "keep_alive", "length")
+    __slots__ = ("expects_continue", "head_only", "http11", "keep_alive", "length", "version")
 
     def __init__(
         self,
         length: int,
         *,
-        http11: bool = True,
+        version: str = "1.1",
         keep_alive: bool = True,
         expects_continue: bool = False,
         head_only: bool = False,
     ) -> None:
         self.length = length
         """Bytes of body, or CHUNKED."""
-        self.http11 = http11
+        self.version = version
+        self.http11 = version == "1.1"
         self.keep_alive = keep_alive
         self.expects_continue = expects_continue
         self.head_only = head_only
@@ -46,15 +52,27 @@ PLAIN = Framing(0)
 """An HTTP/1.1 request without a body, on a connection that goes on: by far the most frequent."""
 
 
-def examine(method: bytes, http11: bool, headers: Headers) -> Framing:
+class Head(Protocol):
+    """What a parser knows of the request whose header section it has just read."""
+
+    @property
+    def http_version(self) -> Callable[[], str]:
+        """The version, as "1.1"."""
+
+    @property
+    def persists(self) -> Callable[[], bool]:
+        """Whether version and Connection options together keep the connection open."""
+
+
+def examine(method: bytes, headers: Headers, head: Head) -> Framing:
     """Check a request's header section and say how its message is framed.
 
-    Names are lower-case here. Raises BadRequest or NotImplementedByServer.
+    Names are lower-case here. Raises BadRequest, NotImplementedByServer or VersionNotSupported.
     """
     hosts = 0
-    lengths: list[bytes] = []
-    codings: list[bytes] = []
-    options: list[bytes] = []
+    lengths: tuple[bytes, ...] = ()
+    codings: tuple[bytes, ...] = ()
+    options: tuple[bytes, ...] = ()
     expectation = b""
     for name, value in headers:
         if name not in DECIDING:
@@ -64,13 +82,17 @@ def examine(method: bytes, http11: bool, headers: Headers) -> Framing:
             if value.translate(None, _HOST_BYTES):
                 raise BadRequest("malformed Host")
         elif name == b"content-length":
-            lengths.append(value)
+            lengths = (*lengths, value)
         elif name == b"transfer-encoding":
-            codings.append(value)
+            codings = (*codings, value)
         elif name == b"connection":
-            options += value.lower().split(b",")
+            options = (*options, *value.lower().split(b","))
         else:
             expectation = value
+    version = "1.1" if not options and head.persists() else head.http_version()
+    if version not in VERSIONS:
+        raise VersionNotSupported(f"HTTP/{version} is not supported")
+    http11 = version == "1.1"
     if hosts != 1 and (http11 or hosts > 1):
         raise BadRequest("a request has exactly one Host field")
     plain = http11 and method != b"HEAD"
@@ -78,14 +100,14 @@ def examine(method: bytes, http11: bool, headers: Headers) -> Framing:
         return PLAIN
     return Framing(
         _body_length(http11, lengths, codings),
-        http11=http11,
+        version=version,
         keep_alive=_keeps_alive(http11, options),
         expects_continue=http11 and expectation.lower() == b"100-continue",
         head_only=method == b"HEAD",
     )
 
 
-def _body_length(http11: bool, lengths: list[bytes], codings: list[bytes]) -> int:
+def _body_length(http11: bool, lengths: Sequence[bytes], codings: Sequence[bytes]) -> int:
     if codings:
         if lengths:
             raise BadRequest("Content-Length and Transfer-Encoding in one request")
@@ -103,7 +125,7 @@ def _body_length(http11: bool, lengths: list[bytes], codings: list[bytes]) -> in
     return int(lengths[0])
 
 
-def _keeps_alive(http11: bool, options: list[bytes]) -> bool:
+def _keeps_alive(http11: bool, options: Sequence[bytes]) -> bool:
     names = [option.strip(b" \t") for option in options]
     if b"close" in names:
         return False

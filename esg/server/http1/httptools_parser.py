@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import httptools
 
-from esg.errors import BadRequest, ESGError
+from esg.errors import BadRequest, HTTPError
 
 
 class Sink(Protocol):
@@ -31,27 +32,31 @@ class Sink(Protocol):
 class HttptoolsParser:
     """The llhttp parser of httptools, in its strict mode."""
 
-    __slots__ = ("_parser", "http_version", "method")
+    __slots__ = ("feed", "http_version", "method", "persists")
 
     def __init__(self, sink: Sink) -> None:
-        self._parser = httptools.HttpRequestParser(sink)
-        self.method = self._parser.get_method
-        self.http_version = self._parser.get_http_version
+        parser = httptools.HttpRequestParser(sink)
+        self.feed: Callable[[bytes | memoryview], None] = parser.feed_data
+        """Parse some bytes; what it raises is for `recover`."""
+        self.method: Callable[[], bytes] = parser.get_method
+        self.http_version: Callable[[], str] = parser.get_http_version
+        self.persists: Callable[[], bool] = parser.should_keep_alive
+        """Whether version and Connection options together keep the connection open. Where there
+        are no such options that says that the version is 1.1, at a tenth of the cost of asking.
+        """
 
-    def feed(self, data: bytes | memoryview) -> None:
-        """Parse some bytes. Raises BadRequest, or whatever HTTPError the sink raised."""
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
+    def recover(self, error: Exception, data: bytes | memoryview) -> bytes | memoryview:
+        """The part of `data` that is still to be parsed after `feed` raised `error` for it.
+
+        Raises BadRequest for what can't be parsed, or the HTTPError that the sink raised.
+        """
+        if isinstance(error, httptools.HttpParserUpgrade):
             # The request offers to change the protocol, and nobody took it up: HTTP goes on
             # behind it (RFC 9110, section 7.8).
-            rest = data[upgrade.args[0] :]
-            if rest:
-                self.feed(rest)
-        except httptools.HttpParserCallbackError as error:
+            return data[error.args[0] :]
+        if isinstance(error, httptools.HttpParserCallbackError):
             cause = error.__context__
-            if isinstance(cause, ESGError):
-                raise cause from None
-            raise
-        except httptools.HttpParserError as error:
+            raise (cause if isinstance(cause, HTTPError) else error) from None
+        if isinstance(error, httptools.HttpParserError):
             raise BadRequest(str(error)) from None
+        raise error

@@ -150,11 +150,6 @@ def status_line(status: int) -> bytes:
     return b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, "").encode("ascii"))
 
 
-def has_no_body(status: int) -> bool:
-    """Whether a response of this status never has a body (RFC 9112, section 6.3)."""
-    return status < 200 or status in (204, 304)
-
-
 def plain_response(status: int, heads: Heads) -> bytes:
     """A whole response that says its status in plain text and that the connection closes."""
     body = REASONS.get(status, "Error").encode("ascii")
