@@ -318,9 +318,16 @@ class Config:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return self.bind or (f"{host}:{self.port}",)
 
+    @property
+    def binds_origin(self) -> str:
+        """Where `binds` came from, for messages to the operator."""
+        names = ("bind",) if self.bind else ("host", "port")
+        given = [self.origins[name] for name in names if name in self.origins]
+        return " and ".join(given) or "the default"
+
     def origin(self, name: str) -> str:
         """Where the value of the setting `name` came from, for messages to the operator."""
-        return self.origins.get(name, "default")
+        return self.origins.get(name, "the default")
 
 
 def _declared(field: dataclasses.Field[Any]) -> Setting:
@@ -368,7 +375,7 @@ def _checked(declared: Setting, given: Raw) -> Any:
     try:
         return declared.kind.parse(given.value)
     except ValueError as error:
-        raise ConfigError(f"{given.origin}: {given.value!r} won't do: {error}") from None
+        raise ConfigError(f"{given.origin}: invalid value {given.value!r}: {error}") from None
 
 
 def _check_together(config: Config) -> None:

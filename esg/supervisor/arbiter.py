@@ -78,8 +78,7 @@ class Arbiter:
 
     def _listen(self) -> None:
         config = self._config
-        origin = config.origin("bind" if config.bind else "port")
-        self._listeners = open_listeners(config.binds, config.backlog, origin)
+        self._listeners = open_listeners(config.binds, config.backlog, config.binds_origin)
         for listener in self._listeners:
             self._log(logging.INFO, f"listening on {listener.url}")
 

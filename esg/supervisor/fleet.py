@@ -72,6 +72,7 @@ class Member:
     state: WorkerState = WorkerState.BOOTING
     due: str = ""
     escalated: int = 0
+    explained: bool = False
 
     @property
     def active(self) -> bool:
@@ -160,6 +161,7 @@ class Fleet:
         if member is None or member.state is not WorkerState.BOOTING:
             return
         self._leaving(member, now + QUIT_GRACE)
+        member.explained = True
         self._boot_failed(member, event.message, event.detail, event.exit_code, now)
 
     def _on_due(self, event: on.WorkerDue, now: float) -> None:
@@ -307,7 +309,7 @@ class Fleet:
             return
         self._log("error", f"can't boot: {message}", member, detail)
         if not self._served:
-            self._log("error", "nothing has served yet, giving up")
+            self._log("info", "giving up: nothing has served yet")
             self._shut_down(exit_code, True, now)
         else:
             self._failed(member, "a worker could not boot", now)

@@ -317,18 +317,16 @@ class Connection(asyncio.Protocol):
             self._recover(error, data)
 
     def _parse_sliced(self, data: bytes) -> None:
-        """Parse in pieces, unless it is all body, to stop where enough requests are waiting."""
-        if self._incoming is not None and self._incoming.unread >= len(data):
-            self.parser.feed(data)
-            return
-        view = memoryview(data)
-        for offset in range(0, len(data), FEED_SLICE):
+        """Parse in pieces, to stop where enough requests wait; what is all body goes in whole."""
+        rest = memoryview(data)
+        while rest and self._refusal is None:
             if len(self._queue) >= PIPELINE_LIMIT:
-                self._pending = bytes(view[offset:])
+                self._pending = bytes(rest)
                 return
-            self._parse(view[offset : offset + FEED_SLICE])
-            if self._refusal is not None:
-                return
+            all_body = self._incoming is not None and self._incoming.unread >= len(rest)
+            size = len(rest) if all_body else FEED_SLICE
+            self._parse(rest[:size])
+            rest = rest[size:]
 
     def _check_head_size(self) -> None:
         """Bound a header section that is still incomplete."""

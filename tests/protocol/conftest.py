@@ -1,0 +1,221 @@
+"""The server part, in this process, on a real socket, with an application that the test gives.
+
+A test is a coroutine that runs on the loop which serves, once with asyncio and once with uvloop.
+`serve(app, **settings)` gives a `Server`, and its `connect()` a raw `Client`. Time is moved with
+`Server.advance`. At the end of each test no error may be in the log that the test hasn't claimed,
+nothing may have reached the loop's exception handler, and no connection may be left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvloop
+
+from esg.config import Config
+from esg.listeners import open_listeners
+from esg.scoreboard import Scoreboard
+from esg.server.acceptor import Acceptor
+from esg.server.access_log import AccessLog
+from esg.server.service import Service
+
+from .wire import Client, until
+
+PARSERS = [pytest.param({}, id="httptools")]
+"""The settings that choose a parser; the whole suite runs with each."""
+
+
+class _Shifted:
+    """A loop whose clock a test can move."""
+
+    shift = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.shift  # type: ignore[misc]
+
+
+class AsyncioLoop(_Shifted, asyncio.SelectorEventLoop):
+    pass
+
+
+class UvloopLoop(_Shifted, uvloop.Loop):
+    pass
+
+
+class LogBook(logging.Handler):
+    """What was logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    def claim(self, text: str) -> str:
+        """Take one expected error with `text` in it out of the log; gives it with its traceback."""
+        for record in self.errors:
+            if text in record.getMessage():
+                self.records.remove(record)
+                return logging.Formatter().format(record)
+        raise AssertionError(f"no error with {text!r} in {self.messages}")
+
+    @property
+    def errors(self) -> list[logging.LogRecord]:
+        return [record for record in self.records if record.levelno >= logging.WARNING]
+
+    @property
+    def messages(self) -> list[str]:
+        return [record.getMessage() for record in self.records]
+
+
+class Server:
+    """A service that accepts on a loopback address."""
+
+    def __init__(
+        self,
+        loop: Any,
+        app: Any,
+        config: Config,
+        *,
+        piece: int | None,
+        address: str,
+        access_log: AccessLog | None,
+    ) -> None:
+        self._loop = loop
+        self._piece = piece
+        self._clients: list[Client] = []
+        self.row = Scoreboard(1).row(1)
+        self.dues: list[int] = []
+        self.service = Service(
+            app,
+            config,
+            loop,
+            self.row,
+            subject="worker=1 gen=1 pid=1",
+            access_log=access_log,
+            due_at=config.max_requests,
+            on_due=lambda: self.dues.append(self.service.requests),
+        )
+        (listener,) = open_listeners((address,), 128, "--bind")
+        self.address = listener.sock.getsockname()[:2]
+        self._acceptor = Acceptor(self.service, [listener], list)
+        self._acceptor.start()
+
+    def connect(self, piece: int | None = None, receive_buffer: int = 0) -> Client:
+        """A new connection; `receive_buffer` bounds what the kernel holds for a slow reader."""
+        sock = socket.socket(socket.AF_INET6 if ":" in self.address[0] else socket.AF_INET)
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.connect(self.address)
+        client = Client(self._loop, sock, piece or self._piece)
+        self._clients.append(client)
+        return client
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and the service notice."""
+        self._loop.shift += seconds
+        self.service.tick()
+
+    async def connections(self, count: int) -> None:
+        """Wait until the service has so many connections."""
+        await until(lambda: len(self.service.connections) == count)
+
+    async def stop(self) -> None:
+        """Hang up every client; every connection must be over then."""
+        self._acceptor.stop()
+        for client in self._clients:
+            client.close()
+        await until(lambda: not self._acceptor.busy)
+        await self.connections(0)
+
+
+@pytest.fixture(params=[AsyncioLoop, UvloopLoop], ids=["asyncio", "uvloop"], autouse=True)
+def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
+    """Runs the test and the server."""
+    unhandled: list[str] = []
+
+    def note(_: Any, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        lines = traceback.format_exception(error) if error else []
+        unhandled.append(context["message"] + "\n" + "".join(lines))
+
+    with asyncio.Runner(loop_factory=request.param) as runner:
+        runner.get_loop().set_exception_handler(note)
+        yield runner
+    assert "\n".join(unhandled) == ""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    pyfuncitem.funcargs["runner"].run(pyfuncitem.obj(**arguments))
+    return True
+
+
+@pytest.fixture
+def log() -> Iterator[LogBook]:
+    """The program's log; an error that no test has claimed fails it."""
+    logger = logging.getLogger("esg")
+    before = logger.level, logger.propagate
+    book = LogBook()
+    logger.addHandler(book)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    yield book
+    logger.removeHandler(book)
+    logger.level, logger.propagate = before
+    assert [logging.Formatter().format(record) for record in book.errors] == []
+
+
+@pytest.fixture(params=PARSERS)
+def parser_settings(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return request.param
+
+
+@pytest.fixture
+def piece() -> int | None:
+    """How many bytes clients send at once; a module may replace this to try several."""
+    return None
+
+
+@pytest.fixture
+def serve(
+    runner: asyncio.Runner,
+    log: LogBook,
+    parser_settings: dict[str, Any],
+    piece: int | None,
+) -> Iterator[Callable[..., Server]]:
+    """Starts servers: `serve(app, **settings)`."""
+    servers: list[Server] = []
+    loop = runner.get_loop()
+
+    def start(
+        app: Any,
+        *,
+        address: str = "127.0.0.1:0",
+        log_fd: int | None = None,
+        **settings: Any,
+    ) -> Server:
+        config = Config(app="test:app", **(parser_settings | settings))
+        access_log = None if log_fd is None else AccessLog(loop, log_fd, colors=False)
+        server = Server(
+            loop, app, config, piece=piece, address=address, access_log=access_log
+        )
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        runner.run(server.stop())
