@@ -35,7 +35,9 @@ def http_scope(
 
     Raises BadRequest for a target that is none.
     """
-    raw_path, _, query = (target if target[:1] == b"/" else _origin_form(target)).partition(b"?")
+    raw_path, _, query = (target if target[:1] == b"/" else _origin_form(method, target)).partition(
+        b"?"
+    )
     try:
         path = raw_path.decode("ascii")
     except UnicodeDecodeError:
@@ -63,9 +65,9 @@ def http_scope(
     }
 
 
-def _origin_form(target: bytes) -> bytes:
-    """The path and query of an absolute-form target; `*` stays as it is."""
-    if target == b"*":
+def _origin_form(method: str, target: bytes) -> bytes:
+    """The path and query of an absolute-form target; `*`, for OPTIONS alone, stays as it is."""
+    if target == b"*" and method == "OPTIONS":
         return target
     scheme, separator, rest = target.partition(b"://")
     if not separator or scheme.lower() not in (b"http", b"https"):

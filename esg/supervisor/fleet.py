@@ -189,7 +189,10 @@ class Fleet:
             self._failed(member, f"a worker died: {event.status}", now)
         else:
             self._log(
-                "info" if event.clean else "warning", f"gone: {event.status}", member, event.detail
+                "info" if event.clean or member.explained else "warning",
+                f"gone: {event.status}",
+                member,
+                event.detail,
             )
 
     def _on_spawn_failed(self, event: on.SpawnFailed, now: float) -> None:

@@ -77,6 +77,7 @@ class Connection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
+        "_body_put_off",
         "_client",
         "_discard_until",
         "_exchange",
@@ -122,6 +123,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._queue: deque[Exchange] = deque()
         self._refusal: int | None = None
+        self._body_put_off = False
         self._discard_until = 0
         # reading
         self.buffered = 0
@@ -257,6 +259,7 @@ class Connection(asyncio.Protocol):
             raise ContentTooLarge("the request's body is too large")
         if method == b"CONNECT":
             raise NotImplementedByServer("CONNECT is for proxies")
+        self._body_put_off = framing.length != 0 and self.parser.upgrades()
         return method.decode("ascii")
 
     def on_body(self, piece: bytes) -> None:
@@ -271,6 +274,9 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._headers:
             self._headers = []  # the trailer section
+        if self._body_put_off:
+            self._body_put_off = False
+            return
         exchange, self._incoming = self._incoming, None
         if exchange is not None and not exchange.complete:
             exchange.body_ended()
@@ -293,7 +299,8 @@ class Connection(asyncio.Protocol):
             self._begin(exchange)
         elif self._exchange is not None and self._exchange.state is DONE:
             self._go_on_if_discarded()
-        if self._head_size:
+        if self._head_size or self._target:
+            self._head_size = self._head_size or len(self._target)
             self._check_head_size()
         if self._incoming is not None or self._head_size or self._queue:
             self._regulate()
@@ -301,20 +308,24 @@ class Connection(asyncio.Protocol):
 
     def _recover(self, error: Exception, data: bytes | memoryview) -> None:
         """The parser stopped: go on behind that, or refuse the request that is coming in."""
-        try:
-            rest = self.parser.recover(error, data)
-            if rest:
-                self._parse(rest)
-        except HTTPError as refusal:
-            self._refuse_incoming(refusal)
+        stopped: Exception | None = error
+        while stopped is not None:
+            awaited = 0 if self._incoming is None else self._incoming.framing.length
+            try:
+                data = self.parser.recover(stopped, data, awaited)
+            except HTTPError as refusal:
+                self._refuse_incoming(refusal)
+                return
+            stopped = self._try_to_parse(data)
 
-    def _parse(self, data: bytes | memoryview) -> None:
+    def _try_to_parse(self, data: bytes | memoryview) -> Exception | None:
         if self._incoming is None:
             self._head_size += len(data)
         try:
             self.parser.feed(data)
         except Exception as error:  # noqa: BLE001 - the parser sorts out what it was
-            self._recover(error, data)
+            return error
+        return None
 
     def _parse_sliced(self, data: bytes) -> None:
         """Parse in pieces, to stop where enough requests wait; what is all body goes in whole."""
@@ -325,8 +336,10 @@ class Connection(asyncio.Protocol):
                 return
             all_body = self._incoming is not None and self._incoming.unread >= len(rest)
             size = len(rest) if all_body else FEED_SLICE
-            self._parse(rest[:size])
-            rest = rest[size:]
+            piece, rest = rest[:size], rest[size:]
+            stopped = self._try_to_parse(piece)
+            if stopped is not None:
+                self._recover(stopped, piece)
 
     def _check_head_size(self) -> None:
         """Bound a header section that is still incomplete."""
@@ -436,6 +449,8 @@ class Connection(asyncio.Protocol):
             self.service.loop.call_soon(self._begin_queued, context=self.service.context)
         elif self._refusal is not None:
             self._answer_refusal()
+        elif self._head_size:
+            self._await(HEAD, self.service.config.timeout_request_header)
         if self._paused:
             self._regulate()
 
@@ -464,7 +479,7 @@ class Connection(asyncio.Protocol):
             self.cut()
         else:
             exchange.status = self._refusal or 400
-            self.answer_error(exchange.status)
+            self.answer_error(exchange.status, exchange.framing.head_only)
         self.record(exchange)
 
     def _answer_refusal(self) -> None:
@@ -473,9 +488,9 @@ class Connection(asyncio.Protocol):
         self.service.statuses[status // 100] += 1
         self.answer_error(status)
 
-    def answer_error(self, status: int) -> None:
+    def answer_error(self, status: int, head_only: bool = False) -> None:
         """Answer with a response of the server's own, and close."""
-        self.write(plain_response(status, self.service.heads))
+        self.write(plain_response(status, self.service.heads, head_only))
         self.close()
 
     def close(self) -> None:

@@ -310,7 +310,7 @@ class Exchange:
             self._connection.cut()
         else:
             self.status = 500
-            self._connection.answer_error(500)
+            self._connection.answer_error(500, self.framing.head_only)
         self._connection.record(self)
         self._wake()
 

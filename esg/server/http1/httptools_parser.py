@@ -32,10 +32,13 @@ class Sink(Protocol):
 class HttptoolsParser:
     """The llhttp parser of httptools, in its strict mode."""
 
-    __slots__ = ("feed", "http_version", "method", "persists")
+    __slots__ = ("_sink", "feed", "http_version", "method", "persists", "upgrades")
 
     def __init__(self, sink: Sink) -> None:
-        parser = httptools.HttpRequestParser(sink)
+        self._sink = sink
+        self._use(httptools.HttpRequestParser(sink))
+
+    def _use(self, parser: httptools.HttpRequestParser) -> None:
         self.feed: Callable[[bytes | memoryview], None] = parser.feed_data
         """Parse some bytes; what it raises is for `recover`."""
         self.method: Callable[[], bytes] = parser.get_method
@@ -45,14 +48,24 @@ class HttptoolsParser:
         are no such options that says that the version is 1.1, at a tenth of the cost of asking.
         """
 
-    def recover(self, error: Exception, data: bytes | memoryview) -> bytes | memoryview:
+        self.upgrades: Callable[[], bool] = parser.should_upgrade
+        """Whether the request offers to change the protocol. Then its body, if it has one, is not
+        parsed: `on_message_complete` comes at once, and `recover` goes on with the body.
+        """
+
+    def recover(
+        self, error: Exception, data: bytes | memoryview, body_length: int
+    ) -> bytes | memoryview:
         """The part of `data` that is still to be parsed after `feed` raised `error` for it.
 
+        `body_length` is that of the request whose body is awaited, -1 for chunks, 0 if none is.
         Raises BadRequest for what can't be parsed, or the HTTPError that the sink raised.
         """
         if isinstance(error, httptools.HttpParserUpgrade):
             # The request offers to change the protocol, and nobody took it up: HTTP goes on
-            # behind it (RFC 9110, section 7.8).
+            # behind it, with its body first (RFC 9110, section 7.8).
+            if body_length:
+                self._resume(body_length)
             return data[error.args[0] :]
         if isinstance(error, httptools.HttpParserCallbackError):
             cause = error.__context__
@@ -60,3 +73,39 @@ class HttptoolsParser:
         if isinstance(error, httptools.HttpParserError):
             raise BadRequest(str(error)) from None
         raise error
+
+    def _resume(self, body_length: int) -> None:
+        """Expect the body of a request whose header section llhttp left as that of an upgrade.
+
+        It can't be told to go on with the body, so a new parser is shown a header section with
+        the same framing, which the sink doesn't see.
+        """
+        resumed = _Resumed(self._sink)
+        self._use(httptools.HttpRequestParser(resumed))
+        framing = b"Transfer-Encoding: chunked"
+        if body_length > 0:
+            framing = b"Content-Length: %d" % body_length
+        self.feed(b"POST / HTTP/1.1\r\nHost: resumed\r\n%b\r\n\r\n" % framing)
+        resumed.passes = True
+
+
+class _Resumed:
+    """A sink that passes everything on, but not the header section that resumes a body."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.passes = False
+        self.on_body = sink.on_body
+        self.on_message_complete = sink.on_message_complete
+
+    def on_url(self, piece: bytes) -> None:
+        if self.passes:
+            self._sink.on_url(piece)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.passes:
+            self._sink.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self.passes:
+            self._sink.on_headers_complete()

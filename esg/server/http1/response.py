@@ -150,14 +150,17 @@ def status_line(status: int) -> bytes:
     return b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, "").encode("ascii"))
 
 
-def plain_response(status: int, heads: Heads) -> bytes:
-    """A whole response that says its status in plain text and that the connection closes."""
+def plain_response(status: int, heads: Heads, head_only: bool = False) -> bytes:
+    """A whole response that says its status in plain text and that the connection closes.
+
+    `head_only`: without the text, since the request's method is HEAD.
+    """
     body = REASONS.get(status, "Error").encode("ascii")
     return b"%bcontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n%b\r\n%b" % (
         heads.begin(status, 0),
         len(body),
         b"connection: close\r\n",
-        body,
+        b"" if head_only else body,
     )
 
 
