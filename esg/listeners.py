@@ -53,7 +53,7 @@ def parse_bind(text: str, origin: str) -> Address:
     return Address(host, int(port))
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class Listener:
     """A bound, listening, non-blocking socket that this program opened."""
 

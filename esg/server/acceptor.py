@@ -23,8 +23,8 @@ MARGIN = 1
 PAUSE = 0.002
 """Seconds for which a worker that is ahead leaves new connections to the others."""
 
-FREE_TIME = 0.05
-"""Seconds for which a worker takes whatever comes, after a pause that nobody made use of."""
+MOST_CREDIT = 64
+"""Connections that a worker takes after a pause of which the least loaded one made no use."""
 
 BATCH = 32
 """Connections taken in one turn when there is nobody to share with."""
@@ -37,30 +37,37 @@ OUT_OF_FILES_PAUSE = 0.5
 
 
 class Balance:
-    """Whether to take a connection now, going by the loads of all workers. Pure."""
+    """Whether to take a connection now, going by the loads of all workers. Pure.
 
-    __slots__ = ("_free_until", "_lowest_before")
+    A worker that is ahead pauses. If the least loaded worker's load is what it was before the
+    pause, that worker may be blocked, and connections must not wait for it: one is taken, after
+    the next such pause two, then four, so that a blocked worker soon costs nothing.
+    """
+
+    __slots__ = ("_credit", "_left", "_lowest", "_paused")
 
     def __init__(self) -> None:
-        self._free_until = 0.0
-        self._lowest_before: int | None = None
+        self._lowest = -1
+        self._credit = 1
+        self._left = 0
+        self._paused = False
 
-    def yields(self, own: int, loads: Sequence[int], now: float) -> bool:
-        """Whether a worker with `own` connections should let the others have the next one.
-
-        A pause that changed nothing means that the least loaded worker isn't taking any (its loop
-        may be blocked), and then connections must not wait for it.
-        """
+    def yields(self, own: int, loads: Sequence[int]) -> bool:
+        """Whether a worker with `own` connections should pause, for the others to have some."""
         lowest = min(loads, default=own)
-        if own <= lowest + MARGIN or now < self._free_until:
-            self._lowest_before = None
+        if own <= lowest + MARGIN:
+            self._left = 0
             return False
-        if lowest == self._lowest_before:
-            self._lowest_before = None
-            self._free_until = now + FREE_TIME
+        if self._left:
+            self._left -= 1
             return False
-        self._lowest_before = lowest
-        return True
+        if lowest != self._lowest:
+            self._lowest, self._credit, self._paused = lowest, 1, False
+        self._paused = not self._paused
+        if not self._paused:
+            self._left = self._credit - 1
+            self._credit = min(self._credit * 2, MOST_CREDIT)
+        return self._paused
 
 
 class Acceptor:
@@ -80,14 +87,14 @@ class Acceptor:
     def start(self) -> None:
         """Begin to accept."""
         self._service.accepting = True
-        self._service.publish_load()
+        self._service.change_load(0)
         for listener in self._listeners:
             self._watch(listener)
 
     def stop(self) -> None:
         """Accept no more. What the kernel has queued stays there for the other workers."""
         self._service.accepting = False
-        self._service.publish_load()
+        self._service.change_load(0)
         for listener in self._listeners:
             self._unwatch(listener)
             listener.close()
@@ -128,10 +135,9 @@ class Acceptor:
 
     def _on_readable(self, listener: Listener) -> None:
         loads = [load for load in self._loads() if load != NOT_ACCEPTING]
-        own = len(self._service.connections) + len(self._tasks)
         if len(loads) < 2:
             self._accept_batch(listener)
-        elif self._balance.yields(own, loads, self._service.loop.time()):
+        elif self._balance.yields(self._service.load, loads):
             self._pause(listener, PAUSE)
         else:
             self._accept_batch(listener, most=1)
@@ -156,6 +162,7 @@ class Acceptor:
 
     def _take(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         sock.setblocking(False)
+        self._service.change_load(+1)
         connection = Connection(self._service, endpoint(peer), endpoint(sock.getsockname()))
         task = self._service.loop.create_task(self._connect(connection, sock))
         self._tasks.add(task)
@@ -166,6 +173,7 @@ class Acceptor:
             await self._service.loop.connect_accepted_socket(lambda: connection, sock)
         except OSError:
             sock.close()  # the client was gone before we got to it
+            self._service.change_load(-1)
 
 
 def endpoint(address: tuple[str, int]) -> Endpoint:

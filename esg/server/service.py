@@ -43,6 +43,7 @@ class Service:
         "heads",
         "held",
         "keep_alive_time",
+        "load",
         "loop",
         "now",
         "on_due",
@@ -83,6 +84,8 @@ class Service:
         self.state: dict[str, Any] = {}
         self.heads = Heads(config.server_header, config.date_header)
         self.connections: set[Connection] = set()
+        self.load = 0
+        """Connections, with those that were accepted but have no transport yet."""
         self.running: set[Exchange] = set()
         self.draining = False
         self.accepting = False
@@ -108,16 +111,16 @@ class Service:
     def opened(self, connection: Connection) -> None:
         """A connection begins."""
         self.connections.add(connection)
-        self.publish_load()
 
     def lost(self, connection: Connection) -> None:
         """A connection is over."""
         self.connections.discard(connection)
-        self.publish_load()
+        self.change_load(-1)
 
-    def publish_load(self) -> None:
-        """Let the other workers see how loaded this one is."""
-        self._row[Cell.LOAD] = len(self.connections) if self.accepting else NOT_ACCEPTING
+    def change_load(self, by: int) -> None:
+        """Count connections taken or gone, and let the other workers see how many there are."""
+        self.load += by
+        self._row[Cell.LOAD] = self.load if self.accepting else NOT_ACCEPTING
 
     def release_heads(self) -> None:
         """Send the heads that no body has followed; one call a turn serves all of them."""

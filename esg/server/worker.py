@@ -70,6 +70,7 @@ class Worker:
         """Boot, serve, drain. Raises BootError if the application doesn't start."""
         loop = asyncio.get_running_loop()
         self._loop = loop
+        loop.set_exception_handler(self._on_loop_error)
         self._service = self._make_service(loop)
         self._acceptor = Acceptor(self._service, self._assignment.listeners, self._row.loads)
         self._listen_to_arbiter(loop)
@@ -124,6 +125,16 @@ class Worker:
         self._acceptor.start()
         self._mailbox.send(mailbox.Ready())
         return True
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        """An exception that nothing caught, in a callback or in a task nobody waits for."""
+        error = context.get("exception")
+        logs.logger.error(
+            "%s %s",
+            self._subject,
+            context.get("message"),
+            exc_info=error if isinstance(error, BaseException) else None,
+        )
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(TICK, self._tick)
