@@ -140,6 +140,8 @@ def _listening_socket(family: int, host: str, port: int, backlog: int) -> socket
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit it (tcp(7)); not every event loop sets it on them.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
             # `::` takes IPv4 clients too; any other IPv6 address is that address alone.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))

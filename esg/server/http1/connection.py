@@ -81,6 +81,7 @@ class Connection(asyncio.Protocol):
         "_client",
         "_discard_until",
         "_exchange",
+        "_fed",
         "_head_size",
         "_headers",
         "_incoming",
@@ -117,6 +118,9 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers: Headers = []
         self._head_size = 0
+        """Bytes fed since the last header section that was complete."""
+        self._fed = 0
+        """The same before this piece's first header section was: no section is larger."""
         # requests: being received, about to begin, being answered, waiting behind that
         self._incoming: Exchange | None = None
         self._start: Exchange | None = None
@@ -215,7 +219,7 @@ class Connection(asyncio.Protocol):
         target, headers = self._target, self._headers
         self._target, self._headers = b"", []
         service, parser = self.service, self.parser
-        if self._head_size > service.small_head:
+        if self._fed > service.small_head:
             self._check_limits(target, headers)
         self._head_size = 0
         method = parser.method()
@@ -249,7 +253,7 @@ class Connection(asyncio.Protocol):
             raise URITooLong("the request target is too long")
         if len(headers) > config.limit_request_fields:
             raise HeaderFieldsTooLarge("too many header fields")
-        if self._head_size > config.limit_request_header_size:
+        if self._fed > config.limit_request_header_size:
             check_size(headers, config.limit_request_header_size)
 
     def _checked_method(self, method: bytes, framing: Framing) -> str:
@@ -273,7 +277,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._headers:
-            self._headers = []  # the trailer section
+            self._headers, self._head_size = [], 0  # the trailer section
         if self._body_put_off:
             self._body_put_off = False
             return
@@ -287,7 +291,7 @@ class Connection(asyncio.Protocol):
         """Parse what came, and then start the request that it completed the header of."""
         try:
             if self._incoming is None and len(data) <= FEED_SLICE:
-                self._head_size += len(data)
+                self._fed = self._head_size = self._head_size + len(data)
                 self.parser.feed(data)
             else:
                 self._parse_sliced(data)
@@ -319,12 +323,19 @@ class Connection(asyncio.Protocol):
             stopped = self._try_to_parse(data)
 
     def _try_to_parse(self, data: bytes | memoryview) -> Exception | None:
-        if self._incoming is None:
+        receiving = self._incoming
+        received = 0 if receiving is None else receiving.received
+        if receiving is None:
             self._head_size += len(data)
+        self._fed = self._head_size + len(data)
         try:
             self.parser.feed(data)
         except Exception as error:  # noqa: BLE001 - the parser sorts out what it was
             return error
+        if receiving is not None and receiving is self._incoming:
+            # What brings no body is a chunk extension or a trailer, and bounded like a header.
+            grew = receiving.received > received
+            self._head_size = 0 if grew else self._head_size + len(data)
         return None
 
     def _parse_sliced(self, data: bytes) -> None:
@@ -362,17 +373,15 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
         elif self._paused and not full:
             self._paused = False
-            if self._pending:
-                self.service.loop.call_soon(self._feed_pending)
-            else:
-                self._transport.resume_reading()
+            # Not in the context of the application that took the body: loops keep the context
+            # in which they are told to read.
+            self.service.loop.call_soon(self._resume_reading, context=self.service.context)
 
-    def _feed_pending(self) -> None:
-        if self._paused or self._wait is END or not self._pending:
-            return
-        data, self._pending = self._pending, b""
-        self._feed(data)
-        if not self._paused and not self._pending:
+    def _resume_reading(self) -> None:
+        if self._pending and not self._paused and self._wait is not END:
+            data, self._pending = self._pending, b""
+            self._feed(data)
+        if not self._pending and not self._paused and self._wait is not END:
             self._transport.resume_reading()
 
     # -- one exchange after the other ----------------------------------------------------

@@ -157,7 +157,7 @@ class Exchange:
             return
         body = message.get("body", b"")
         if type(body) is not bytes:
-            body = bytes(body)
+            body = _as_bytes(body)
         more = "more_body" in message and message["more_body"]
         lines = self._lines
         if lines is not None:
@@ -380,6 +380,13 @@ class Exchange:
     def expects_unread(self) -> bool:
         """Whether the client still waits for a 100 (Continue) that was never sent."""
         return self._awaiting_continue and not self.complete
+
+
+def _as_bytes(body: object) -> bytes:
+    """A body that is not `bytes` itself. Raises TypeError if it isn't like them either."""
+    if not isinstance(body, bytes | bytearray | memoryview):
+        raise TypeError(f"the body is bytes, not {type(body).__name__}")
+    return bytes(body)
 
 
 def _is_disconnect(error: BaseException) -> bool:

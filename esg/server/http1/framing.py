@@ -12,7 +12,16 @@ from typing import Protocol
 from esg.errors import BadRequest, HeaderFieldsTooLarge, NotImplementedByServer, VersionNotSupported
 from esg.server.asgi import Headers
 
-DECIDING = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"))
+DECIDING = frozenset(
+    (
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"connection",
+        b"expect",
+        b"proxy-connection",
+    )
+)
 """The fields that decide anything here; a request has few of them."""
 
 VERSIONS = ("1.1", "1.0")
@@ -74,6 +83,7 @@ def examine(method: bytes, headers: Headers, head: Head) -> Framing:
     codings: tuple[bytes, ...] = ()
     options: tuple[bytes, ...] = ()
     expectation = b""
+    proxied = False  # Proxy-Connection means nothing, but llhttp takes it for Connection
     for name, value in headers:
         if name not in DECIDING:
             continue
@@ -87,9 +97,11 @@ def examine(method: bytes, headers: Headers, head: Head) -> Framing:
             codings = (*codings, value)
         elif name == b"connection":
             options = (*options, *value.lower().split(b","))
-        else:
+        elif name == b"expect":
             expectation = value
-    version = "1.1" if not options and head.persists() else head.http_version()
+        else:
+            proxied = True
+    version = "1.1" if not options and not proxied and head.persists() else head.http_version()
     if version not in VERSIONS:
         raise VersionNotSupported(f"HTTP/{version} is not supported")
     http11 = version == "1.1"
