@@ -381,8 +381,8 @@ class Connection(asyncio.Protocol):
         if self._pending and not self._paused and self._wait is not END:
             data, self._pending = self._pending, b""
             self._feed(data)
-        if not self._pending and not self._paused and self._wait is not END:
-            self._transport.resume_reading()
+        if not self._pending and not self._paused:
+            self._transport.resume_reading()  # at the end, too: to drop what still comes
 
     # -- one exchange after the other ----------------------------------------------------
 
@@ -398,10 +398,15 @@ class Connection(asyncio.Protocol):
         if self._exchange is not None:
             self._begin(self._exchange)
 
-    def may_go_on(self, exchange: Exchange) -> bool:
-        """Whether the connection can stay open after this response, as far as is known now."""
+    def may_go_on(self, exchange: Exchange, whole: bool) -> bool:
+        """Whether the connection can stay open after this response, as far as is known now.
+
+        `whole`: the response is all there, so nobody will ask for the request's body any more.
+        """
         if self._queue:
             return True  # what was sent already is answered first
+        if whole and exchange.unread > DISCARD_LIMIT:
+            return False
         return not (self.service.draining or self.ends_soon or exchange.expects_unread)
 
     def exchange_done(self, exchange: Exchange) -> None:

@@ -108,12 +108,13 @@ def examine(method: bytes, headers: Headers, head: Head) -> Framing:
     if hosts != 1 and (http11 or hosts > 1):
         raise BadRequest("a request has exactly one Host field")
     plain = http11 and method != b"HEAD"
-    if plain and not (lengths or codings or options or expectation):
+    if plain and not (lengths or codings or options or expectation or proxied):
         return PLAIN
     return Framing(
         _body_length(http11, lengths, codings),
         version=version,
-        keep_alive=_keeps_alive(http11, options),
+        # Where llhttp took Proxy-Connection for Connection, it also parses accordingly.
+        keep_alive=_keeps_alive(http11, options) and (not proxied or head.persists()),
         expects_continue=http11 and expectation.lower() == b"100-continue",
         head_only=method == b"HEAD",
     )
