@@ -13,7 +13,7 @@ MESSAGE_LIMIT = 96 * 1024
 """Largest encoded message, in bytes; below the kernel's default send buffer (net.core.wmem)."""
 
 TEXT_LIMIT = 32 * 1024
-"""Longest text in a message, in characters; the end of a longer one is what is kept."""
+"""Longest text in a message, in bytes as encoded; of a longer one the end is kept."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,8 +68,16 @@ def encode(message: Message) -> bytes:
     fields = dataclasses.asdict(message)
     for name, value in fields.items():
         if isinstance(value, str):
-            fields[name] = value[-TEXT_LIMIT:]
+            fields[name] = _end_of(value)
     return json.dumps([type(message).__name__, fields]).encode("ascii")
+
+
+def _end_of(text: str) -> str:
+    """As much of the end of a text as is sure to fit."""
+    text = text[-TEXT_LIMIT:]
+    while len(json.dumps(text)) > TEXT_LIMIT:
+        text = text[len(text) // 4 + 1 :]
+    return text
 
 
 def decode(data: bytes) -> Message:

@@ -39,30 +39,30 @@ OUT_OF_FILES_PAUSE = 0.5
 class Balance:
     """Whether to take a connection now, going by the loads of all workers. Pure.
 
-    A worker that is ahead pauses. If the least loaded worker's load is what it was before the
-    pause, that worker may be blocked, and connections must not wait for it: one is taken, after
-    the next such pause two, then four, so that a blocked worker soon costs nothing.
+    A worker that is ahead pauses. If those behind it have as many connections after the pause as
+    before, they may be blocked, and connections must not wait for them: one is taken, after the
+    next such pause two, then four, so that a blocked worker soon costs little.
     """
 
-    __slots__ = ("_credit", "_left", "_lowest", "_paused")
+    __slots__ = ("_behind", "_credit", "_left", "_paused")
 
     def __init__(self) -> None:
-        self._lowest = -1
+        self._behind = -1
         self._credit = 1
         self._left = 0
         self._paused = False
 
     def yields(self, own: int, loads: Sequence[int]) -> bool:
         """Whether a worker with `own` connections should pause, for the others to have some."""
-        lowest = min(loads, default=own)
-        if own <= lowest + MARGIN:
+        if own <= min(loads, default=own) + MARGIN:
             self._left = 0
             return False
         if self._left:
             self._left -= 1
             return False
-        if lowest != self._lowest:
-            self._lowest, self._credit, self._paused = lowest, 1, False
+        behind = sum(load for load in loads if load + MARGIN < own)
+        if behind != self._behind:
+            self._behind, self._credit, self._paused = behind, 1, False
         self._paused = not self._paused
         if not self._paused:
             self._left = self._credit - 1

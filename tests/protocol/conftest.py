@@ -57,6 +57,9 @@ class LogBook(logging.Handler):
         self.records: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        # As text, since a traceback would keep alive all that its frames hold.
+        record.exc_text = logging.Formatter().format(record).partition("\n")[2] or None
+        record.exc_info = None
         self.records.append(record)
 
     def claim(self, text: str) -> str:
@@ -210,9 +213,7 @@ def serve(
     ) -> Server:
         config = Config(app="test:app", **(parser_settings | settings))
         access_log = None if log_fd is None else AccessLog(loop, log_fd, colors=False)
-        server = Server(
-            loop, app, config, piece=piece, address=address, access_log=access_log
-        )
+        server = Server(loop, app, config, piece=piece, address=address, access_log=access_log)
         servers.append(server)
         return server
 

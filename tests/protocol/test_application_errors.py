@@ -352,7 +352,7 @@ async def test_a_message_out_of_turn_raises_runtime_error(serve, log, good, wron
 
     server = serve(app)
     await server.connect().send(get())
-    await until(lambda: server.service.requests and server.service.idle or raised)
+    await until(lambda: raised)
     assert raised == [RuntimeError]
     await turns(5)
     log.claim("exception in the application")

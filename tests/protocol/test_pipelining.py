@@ -166,3 +166,22 @@ async def test_a_long_pipeline_has_no_deep_stack(serve):
     await client.send(b"".join(get(b"/%d" % number, *upgrade) for number in range(2_000)))
     for number in range(2_000):
         assert (await client.response()).body == b"/%d" % number
+
+
+def finish_at_once(coroutine):
+    """Run an application that never waits as an eager task does (Python 3.12 and later)."""
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+
+
+@pytest.mark.parametrize("size", [40, 700, 900, 940, 950, 960, 980, 1000, 5000])
+async def test_applications_that_finish_at_once(serve, size):
+    """With requests of sizes that leave just as many queued as a server may hold, or one less."""
+    server = serve(echo_path)
+    server.service.start = finish_at_once
+    client = server.connect()
+    padding = b"X: " + b"x" * (size - 40)
+    await client.send(b"".join(get(b"/%d" % number, padding) for number in range(60)))
+    for number in range(60):
+        assert (await client.response()).body == b"/%d" % number
+    assert (await client.request(get(b"/last"))).body == b"/last"

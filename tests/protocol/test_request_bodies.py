@@ -219,7 +219,7 @@ async def test_a_receive_with_a_timeout_loses_nothing(serve):
     client = serve(app).connect()
     await client.send(request(b"POST", b"/", b"Content-Length: 26"))
     for letter in b"abcdefghijklmnopqrstuvwxyz":
-        await asyncio.sleep(0.0005)
+        await turns(20)
         await client.send(bytes([letter]))
     await client.response()
     assert b"".join(got) == b"abcdefghijklmnopqrstuvwxyz"

@@ -104,7 +104,6 @@ BAD_REQUEST = {
     "space in the target": head(b"GET /a b HTTP/1.1", HOST),
     "tab in the target": head(b"GET /a\tb HTTP/1.1", HOST),
     "no target": head(b"GET HTTP/1.1", HOST),
-    "no version": head(b"GET /", HOST),
     "target that is no path": head(b"GET index.html HTTP/1.1", HOST),
     "asterisk for another method": head(b"GET * HTTP/1.1", HOST),
     "method in brackets": head(b"[GET] / HTTP/1.1", HOST),
@@ -155,7 +154,6 @@ VERSIONS = [
     b"http/1.1",
     b"HTP/1.1",
     b"ICE/1.0",
-    b"RTSP/1.0",
 ]
 
 
@@ -188,6 +186,28 @@ async def test_bad_request_or_not_implemented(serve, name):
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_unknown_version(serve, version):
     await refused(serve, head(b"GET / " + version, HOST), {400, 505})
+
+
+@pytest.mark.parametrize("option", [b"Connection", b"Proxy-Connection"])
+@pytest.mark.parametrize("version", [b"HTTP/0.9", b"HTTP/2.0"])
+async def test_unknown_version_that_persists(serve, version, option):
+    await refused(serve, head(b"GET / " + version, HOST, option + b": keep-alive"), {400, 505})
+
+
+@pytest.mark.parametrize("option", [b"Connection", b"Proxy-Connection"])
+async def test_http10_stays_http10_whatever_its_options(serve, option):
+    record = Recorder()
+    client = serve(record).connect()
+    keep_alive = option + b": keep-alive"
+    await client.request(head(b"GET / HTTP/1.0", keep_alive))
+    assert record.scope["http_version"] == "1.0"
+    client = serve(record).connect()
+    await client.send(head(b"POST / HTTP/1.0", keep_alive, b"Transfer-Encoding: chunked"))
+    assert (await client.response()).status == 400
+
+
+async def test_no_version(serve):
+    await refused(serve, head(b"GET /", HOST), {400, 505})
 
 
 BAD_CHUNKS = {
@@ -264,7 +284,14 @@ async def test_an_empty_host_is_one(serve):
 
 @pytest.mark.parametrize(
     "host",
-    [b"example.org:8000", b"127.0.0.1", b"[::1]:80", b"a_b.example", b"xn--exmple-cua.org", b"A%20"],
+    [
+        b"example.org:8000",
+        b"127.0.0.1",
+        b"[::1]:80",
+        b"a_b.example",
+        b"xn--exmple-cua.org",
+        b"A%20",
+    ],
 )
 async def test_hosts_of_all_forms(serve, host):
     record = Recorder()
@@ -339,7 +366,7 @@ async def test_an_error_in_a_body_whose_response_has_begun_cuts_it(serve):
     await client.send(head(POST, HOST, b"Transfer-Encoding: chunked") + b"1\r\nx\r\n")
     await client.head()
     await client.exactly(b"4\r\npart\r\n")
-    await client.send(b"nonsense\r\n")
+    await client.send_pieces([b"nonsense\r\n"])
     with pytest.raises(ConnectionResetError):
         await client.rest()
 

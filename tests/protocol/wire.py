@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import re
 import socket
@@ -96,7 +97,10 @@ class Client:
             await turns(3)
 
     async def push(self, data: bytes) -> int:
-        """Send as much of `data` as is taken, and say how much that was."""
+        """Send as much of `data` as is taken, and say how much that was.
+
+        A server that has closed its end of the connection takes no more.
+        """
         view, sent, idle = memoryview(data), 0, 0
         while sent < len(data) and idle < QUIET_TURNS:
             try:
@@ -104,6 +108,8 @@ class Client:
                 idle = 0
             except BlockingIOError:
                 idle += 1
+            except (BrokenPipeError, ConnectionResetError):
+                break
             await asyncio.sleep(0)
         return sent
 
@@ -149,7 +155,7 @@ class Client:
             return await self._read(size)
 
     async def rest(self) -> bytes:
-        """Read until the server ends the connection; ConnectionResetError if it does so abruptly."""
+        """Read until the server ends the connection; ConnectionResetError for an abrupt end."""
         async with asyncio.timeout(DEADLINE):
             while await self._receive():
                 pass
@@ -171,10 +177,8 @@ class Client:
     async def quiet(self) -> None:
         """Nothing has come, and the connection is open."""
         await turns(QUIET_TURNS)
-        try:
+        with contextlib.suppress(BlockingIOError):
             self._buffer += self.sock.recv(65536) or b"<closed>"
-        except BlockingIOError:
-            pass
         assert self._buffer == b""
 
     async def _read_body(self, response: Response, method: str) -> None:

@@ -344,6 +344,7 @@ class Connection(asyncio.Protocol):
         while rest and self._refusal is None:
             if len(self._queue) >= PIPELINE_LIMIT:
                 self._pending = bytes(rest)
+                self._pause_reading()
                 return
             all_body = self._incoming is not None and self._incoming.unread >= len(rest)
             size = len(rest) if all_body else FEED_SLICE
@@ -369,13 +370,16 @@ class Connection(asyncio.Protocol):
         """Read as long as what was read finds a taker."""
         full = self.buffered > BODY_BUFFER or len(self._queue) >= PIPELINE_LIMIT
         if full and not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
+            self._pause_reading()
         elif self._paused and not full:
             self._paused = False
             # Not in the context of the application that took the body: loops keep the context
             # in which they are told to read.
             self.service.loop.call_soon(self._resume_reading, context=self.service.context)
+
+    def _pause_reading(self) -> None:
+        self._paused = True
+        self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
         if self._pending and not self._paused and self._wait is not END:

@@ -1,0 +1,327 @@
+"""What a failure may cost: what the failed worker held, and nothing else; and the log says why."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from itertools import pairwise
+
+import psutil
+import pytest
+
+from tests.support.app import application
+from tests.support.load import Load
+from tests.support.log import Record
+from tests.support.runner import Esg, answer, is_lost
+from tests.support.waiting import all_along, eventually
+
+Start = Callable[..., Esg]
+
+STACKS = "stacks of its threads:"
+
+
+def seconds_between(first: Record, second: Record) -> float:
+    return (second.time - first.time).total_seconds()
+
+
+def line_of(esg: Esg, text: str) -> int:
+    """The number of the line of the application that holds `text`."""
+    lines = (esg.folder / "example.py").read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if text in line)
+
+
+# -- workers that die ------------------------------------------------------------------
+
+
+def test_a_killed_worker_loses_only_what_it_held(start: Start) -> None:
+    esg = start("--workers", "2")
+    esg.claim("died: killed by SIGKILL")
+    connections = [esg.in_flight("/slow/0.7") for _ in range(10)]
+    holders = esg.notes("slow")
+    victim = holders[0]
+    os.kill(victim, signal.SIGKILL)
+    for connection, holder in zip(connections, holders, strict=True):
+        if holder == victim:
+            assert is_lost(connection)
+        else:
+            assert answer(connection)["pid"] == holder
+            connection.close()
+    assert 0 < holders.count(victim) < len(holders)
+
+
+def test_a_killed_worker_is_replaced_within_a_second(start: Start) -> None:
+    esg = start("--workers", "2")
+    esg.claim("died: killed by SIGKILL from another process or the kernel")
+    victim = esg.workers()[0]
+    os.kill(victim, signal.SIGKILL)
+    died = esg.wait_for_log(f"pid={victim} died: killed by SIGKILL")
+    ready = esg.wait_for_log("ready", count=3)
+    assert seconds_between(died, ready) < 1.0
+    assert victim not in esg.wait_for_workers(2)
+
+
+def test_requests_wait_while_all_workers_are_being_replaced(start: Start) -> None:
+    esg = start("--workers", "3")
+    esg.claim("died: killed by SIGKILL")
+    old = esg.workers()
+    for pid in old:
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not any(psutil.pid_exists(pid) for pid in old), "all are gone")
+    assert esg.whoami()["pid"] not in old
+    esg.wait_for_log("ready", count=6)
+    assert not set(old) & set(esg.wait_for_workers(3))
+
+
+def test_a_segfault_leaves_the_stack_in_the_log(start: Start) -> None:
+    esg = start()
+    esg.claim("died: killed by SIGSEGV")
+    assert is_lost(esg.begin("/segfault"))
+    record = esg.wait_for_log("died: killed by SIGSEGV from another process or the kernel")
+    assert "Fatal Python error: Segmentation fault" in record.detail
+    line = line_of(esg, "ctypes.string_at(0)")
+    assert f'example.py", line {line} in follow_a_null_pointer' in record.detail
+    assert esg.whoami()["pid"] != record.pid
+
+
+def test_a_crash_loop_backs_off_and_never_ends_the_arbiter(start: Start) -> None:
+    esg = start("--workers", "1")
+    esg.claim("died: exit status 7")
+    for _ in range(4):
+        assert is_lost(esg.begin("/exit/7"))
+    esg.wait_for_log("workers keep failing; next start in 0.5 s")
+    esg.wait_for_log("workers keep failing; next start in 1.0 s")
+    esg.wait_for_log("workers keep failing; next start in 2.0 s")
+    esg.wait_for_log("ready", count=5)
+    deaths = esg.logged("died: exit status 7")
+    starts = esg.logged("ready")[1:]
+    pauses = [seconds_between(*pair) for pair in zip(deaths, starts, strict=True)]
+    assert pauses[0] < 0.5
+    assert all(longer > shorter for shorter, longer in pairwise(pauses))
+    assert esg.whoami()["generation"] == 1
+
+
+# -- workers that stand still ----------------------------------------------------------
+
+
+def test_a_blocked_worker_is_replaced_and_the_log_has_the_line_it_stands_at(start: Start) -> None:
+    esg = start("--workers", "2", "--timeout", "1")
+    esg.claim("stuck: its event loop has stood still", STACKS)
+    connection = esg.in_flight("/block/60")
+    (victim,) = esg.notes("block")
+    stuck = esg.wait_for_log(rf"pid={victim} stuck: .*\(--timeout\)")
+    ready = esg.wait_for_log("ready", count=3)
+    assert seconds_between(stuck, ready) < 1.0
+    stacks = esg.wait_for_log(f"pid={victim} {STACKS}")
+    line = line_of(esg, "# blocks the loop")
+    assert f'example.py", line {line} in report_of_the_month' in stacks.detail
+    esg.wait_for_log(f"pid={victim} gone: killed by SIGABRT from the arbiter")
+    assert is_lost(connection)
+    assert victim not in esg.wait_for_workers(2)
+
+
+def test_a_stopped_worker_is_replaced(start: Start) -> None:
+    esg = start("--workers", "2", "--timeout", "1")
+    esg.claim("stuck: ", STACKS)
+    victim = esg.workers()[0]
+    os.kill(victim, signal.SIGSTOP)
+    stuck = esg.wait_for_log(f"pid={victim} stuck: ")
+    ready = esg.wait_for_log("ready", count=3)
+    assert seconds_between(stuck, ready) < 1.0
+    esg.wait_for_log(f"pid={victim} gone: killed by SIGKILL from the arbiter")
+    assert victim not in esg.wait_for_workers(2)
+
+
+def test_idle_workers_are_left_alone_and_cost_nothing(start: Start) -> None:
+    esg = start("--workers", "2", "--timeout", "1")
+    workers = [psutil.Process(pid) for pid in esg.workers()]
+    processes = [esg.arbiter, *workers]
+    before = sum(cpu_seconds(process) for process in processes)
+    all_along(3.0, lambda: all(w.is_running() for w in workers), "both workers live")
+    spent = sum(cpu_seconds(process) for process in processes) - before
+    assert not esg.logged("stuck")
+    assert spent < 0.1
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+# -- workers that drain ----------------------------------------------------------------
+
+
+def test_a_worker_that_drains_for_longer_than_the_timeout_is_not_taken_for_stuck(
+    start: Start,
+) -> None:
+    esg = start("--workers", "1", "--timeout", "1")
+    connection = esg.in_flight("/slow/3.5")
+    esg.reload()
+    assert answer(connection)["generation"] == 1
+    connection.close()
+    esg.wait_for_log("gen=1 .* gone: exit status 0")
+
+
+def test_a_worker_that_drains_for_longer_than_its_grace_is_cut_off(start: Start) -> None:
+    esg = start("--workers", "1", "--graceful-timeout", "1")
+    connection = esg.in_flight("/slow/60")
+    esg.reload()
+    gone = esg.wait_for_log("gen=1 .* gone: exit status 0")
+    assert is_lost(connection)
+    assert 1.0 <= seconds_between(esg.wait_for_log("draining reason=reload"), gone) < 3.5
+    assert len(esg.notes("shutdown")) == 1
+
+
+def test_a_request_that_swallows_its_cancellation_holds_no_worker_for_ever(start: Start) -> None:
+    esg = start("--workers", "1", "--graceful-timeout", "0.5", "--timeout", "2")
+    esg.claim("gen=1 .* (stuck|overdue): ", f"gen=1 .* {STACKS}")
+    connection = esg.in_flight("/stubborn")
+    esg.reload()
+    esg.wait_for_log("gen=1 .* gone: ")
+    assert esg.notes("cancelled")
+    assert is_lost(connection)
+
+
+# -- the arbiter -----------------------------------------------------------------------
+
+
+def test_workers_of_a_killed_arbiter_finish_their_requests_and_end(start: Start) -> None:
+    esg = start("--workers", "2")
+    esg.exit_code = -signal.SIGKILL
+    esg.claim("the arbiter is gone, draining")
+    port, workers = esg.port, esg.workers()
+    connections = [esg.in_flight("/slow/1.0") for _ in range(4)]
+    idle = esg.connect()
+    esg.signal(signal.SIGKILL)
+    for connection in connections:
+        assert answer(connection)["pid"] in workers
+        connection.close()
+    idle.close()
+    eventually(lambda: not any(is_alive(pid) for pid in workers), "no worker is left")
+    assert len(esg.notes("shutdown")) == 2
+    assert start(listen=("--port", str(port))).port == port
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_stopped_arbiter_kills_nobody_when_it_goes_on(start: Start) -> None:
+    esg = start("--workers", "2", "--timeout", "1")
+    workers = esg.workers()
+    esg.signal(signal.SIGSTOP)
+    all_along(3.5, lambda: esg.whoami()["pid"] in workers, "requests are served")
+    esg.signal(signal.SIGCONT)
+    all_along(2.5, lambda: esg.whoami()["pid"] in workers, "the same workers serve")
+    assert not esg.logged("stuck|overdue")
+
+
+@pytest.mark.parametrize("seconds", [2.0, 4.0])
+def test_a_suspended_machine_kills_nobody_when_it_wakes(start: Start, seconds: float) -> None:
+    esg = start("--workers", "2", "--timeout", "1")
+    workers = esg.workers()
+    everybody = [esg.pid, *workers]
+    for pid in everybody:
+        os.kill(pid, signal.SIGSTOP)
+    all_along(seconds, lambda: esg.workers() == workers, "all are there")
+    for pid in everybody:
+        os.kill(pid, signal.SIGCONT)
+    all_along(2.5, lambda: esg.whoami()["pid"] in workers, "the same workers serve")
+    assert not esg.logged("stuck|overdue")
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "SystemExit(0)"])
+def test_a_module_that_ends_the_interpreter_ends_its_worker_only(start: Start, error: str) -> None:
+    source = application(at_import=f"if os.path.exists('bad'): raise {error}")
+    esg = start("--workers", "1", source=source)
+    esg.claim("died: killed by SIGKILL", f"can't boot: importing 'example' failed: {error[:10]}")
+    esg.write("", "bad")
+    os.kill(esg.workers()[0], signal.SIGKILL)
+    esg.wait_for_log("can't boot: ", count=2)
+    (esg.folder / "bad").unlink()
+    esg.wait_for_log("ready", count=2)
+    assert esg.whoami()["generation"] == 1
+    assert len(esg.logged("listening on")) == 1
+
+
+QUICK_ENDINGS = {"QUIT": [signal.SIGQUIT], "INT INT": [signal.SIGINT, signal.SIGINT]}
+
+
+@pytest.mark.parametrize("signals", QUICK_ENDINGS.values(), ids=QUICK_ENDINGS)
+def test_a_quick_shutdown_waits_for_no_request_but_runs_the_lifespan(
+    start: Start, signals: list[signal.Signals]
+) -> None:
+    esg = start("--workers", "2")
+    connections = [esg.in_flight("/slow/60") for _ in range(4)]
+    workers = esg.workers()
+    for count, signum in enumerate(signals, 1):
+        esg.signal(signum)
+        esg.wait_for_log(f"received {signum.name}", count=count)
+    assert esg.wait(timeout=3.0) == 0
+    assert [is_lost(connection) for connection in connections] == [True] * 4
+    assert sorted(esg.notes("shutdown")) == workers
+
+
+def test_a_first_int_is_graceful(start: Start) -> None:
+    esg = start("--workers", "2")
+    connection = esg.in_flight("/slow/0.5")
+    esg.signal(signal.SIGINT)
+    assert answer(connection)["generation"] == 1
+    connection.close()
+    assert esg.wait() == 0
+
+
+def test_a_terminal_that_signals_the_whole_group_ends_it_gracefully(start: Start) -> None:
+    esg = start("--workers", "2")
+    connection = esg.in_flight("/slow/0.5")
+    os.killpg(esg.pid, signal.SIGINT)
+    assert answer(connection)["generation"] == 1
+    connection.close()
+    assert esg.wait() == 0
+
+
+def test_signals_of_the_arbiter_do_nothing_to_a_worker(start: Start) -> None:
+    esg = start("--workers", "1")
+    workers = esg.workers()
+    with Load(esg.port, keep_alive=1, fresh=1) as load:
+        for name in ("HUP", "INT", "TTIN", "TTOU", "USR1", "USR2", "WINCH", "CHLD", "PIPE"):
+            os.kill(workers[0], signal.Signals[f"SIG{name}"])
+            load.wait_until_answered("fresh", 3)
+    assert esg.workers() == workers
+
+
+# -- as the first process of a container -----------------------------------------------
+
+
+NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc")
+
+
+def may_unshare() -> bool:
+    if not shutil.which("unshare"):
+        return False
+    return subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not may_unshare(), reason="no permission for a pid namespace")
+def test_as_pid_1_it_reaps_strangers_and_ends_when_told(start: Start) -> None:
+    esg = start("--workers", "2", prefix=NAMESPACE)
+    assert "arbiter gen=1 pid=1 " in esg.log
+    connection = esg.begin("/strand")
+    shell_output = connection.getresponse().read()
+    connection.close()
+    assert int(shell_output) > 1
+    stranger = eventually(lambda: stranger_of(esg), "the stranger became a child of PID 1")
+    eventually(lambda: not psutil.pid_exists(stranger), "the stranger is reaped")
+    assert len(esg.workers()) == 2
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == 0
+
+
+def stranger_of(esg: Esg) -> int | None:
+    children = esg.arbiter.children()
+    return next((child.pid for child in children if "sleep" in child.name()), None)

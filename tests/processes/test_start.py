@@ -1,0 +1,281 @@
+"""Starting: what the operator is told, in one line, and the exit code that goes with it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.app import application
+from tests.support.runner import Esg, Finished, run_to_its_end
+
+Start = Callable[..., Esg]
+
+IS_ROOT = os.geteuid() == 0
+
+_LOWEST_FREE = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+EVERYBODY_MAY_TAKE_PORT_80 = _LOWEST_FREE.exists() and int(_LOWEST_FREE.read_text()) <= 80
+
+
+def complaint(finished: Finished) -> str:
+    """The one line that a wrong command line or setting is answered with."""
+    assert "Traceback" not in finished.log
+    (line,) = finished.log.splitlines()
+    assert line.startswith("esg: error: ")
+    assert finished.output == ""
+    return line
+
+
+# -- exit code 2: the command line and settings ----------------------------------------
+
+WRONG_USAGE = {
+    "unknown option": (["example:app", "--wokers", "4"], r"--wokers.*--workers"),
+    "value of the wrong type": (
+        ["example:app", "--workers", "many"],
+        r"--workers: invalid value 'many': expected a whole number",
+    ),
+    "value out of range": (["example:app", "--port", "70000"], r"--port: .*65535"),
+    "word that isn't one of the choices": (
+        ["example:app", "--log-level", "infos"],
+        r"--log-level: .*did you mean 'info'\?",
+    ),
+    "option without its value": (["example:app", "--workers"], r"--workers"),
+    "no application": ([], r"no application given"),
+    "two applications": (["example:app", "other:app"], r"other:app"),
+    "file name instead of a module": (["example.py"], r"write example:app"),
+    "config file that isn't there": (["example:app", "-c", "no.toml"], r"no file 'no\.toml'"),
+    "two places to listen": (
+        ["example:app", "--port", "1", "--bind", "127.0.0.1:2"],
+        r"--bind and --port both say where to listen",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "pattern"), WRONG_USAGE.values(), ids=WRONG_USAGE)
+def test_wrong_usage_is_explained_in_a_line_and_ends_with_2(
+    tmp_path: Path, arguments: list[str], pattern: str
+) -> None:
+    finished = run_to_its_end(tmp_path, *arguments)
+    assert_matches(pattern, complaint(finished))
+    assert finished.code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "pattern"),
+    [
+        ("esg.toml", "wrokers = 4", r"esg\.toml: unknown key 'wrokers'; did you mean workers\?"),
+        ("esg.toml", "workers = 0", r"esg\.toml: workers: invalid value 0"),
+        ("pyproject.toml", "[tool.esg]\nwrokers = 4", r"pyproject\.toml \[tool\.esg\]: unknown"),
+        ("esg.toml", "workers =", r"esg\.toml: not valid TOML"),
+    ],
+    ids=["unknown key", "bad value", "unknown key in pyproject", "no TOML"],
+)
+def test_a_wrong_setting_in_a_file_is_named_with_its_file_and_ends_with_2(
+    tmp_path: Path, name: str, text: str, pattern: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    finished = run_to_its_end(tmp_path, "example:app")
+    assert_matches(pattern, complaint(finished))
+    assert finished.code == 2
+
+
+def assert_matches(pattern: str, text: str) -> None:
+    __tracebackhide__ = True
+    assert re.search(pattern, text), f"{pattern!r} is not in {text!r}"
+
+
+# -- exit code 1: sockets --------------------------------------------------------------
+
+
+def test_a_port_in_use_is_named_and_ends_with_1(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        finished = run_to_its_end(tmp_path, "example:app", "--port", port)
+    line = complaint(finished)
+    assert f"can't listen on 127.0.0.1:{port} (--port): the address is in use" in line
+    assert finished.code == 1
+
+
+@pytest.mark.skipif(EVERYBODY_MAY_TAKE_PORT_80, reason="port 80 needs no permission here")
+@pytest.mark.skipif(IS_ROOT and not shutil.which("setpriv"), reason="root, and there's no setpriv")
+def test_a_privileged_port_without_permission_is_explained_and_ends_with_1(tmp_path: Path) -> None:
+    without = ("setpriv", "--bounding-set", "-net_bind_service") if IS_ROOT else ()
+    finished = run_to_its_end(tmp_path, "example:app", "--port", "80", prefix=without)
+    assert "no permission for port 80" in complaint(finished)
+    assert finished.code == 1
+
+
+def test_an_address_of_another_machine_is_explained_and_ends_with_1(tmp_path: Path) -> None:
+    finished = run_to_its_end(tmp_path, "example:app", "--bind", "192.0.2.1:8000")
+    assert "can't listen on 192.0.2.1:8000 (--bind): " in complaint(finished)
+    assert finished.code == 1
+
+
+# -- exit codes 3 and 4: the application -----------------------------------------------
+
+NO_APPLICATION = {
+    "module that isn't there": ("nosuch:app", "", r"there is no module 'nosuch' in /"),
+    "package that isn't there": ("nosuch.inner:app", "", r"there is no module 'nosuch' in /"),
+    "module that a package lacks": ("example.inner:app", "", r"no module 'example.inner'"),
+    "attribute with a typo": (
+        "example:apple",
+        application(),
+        r"module 'example' has no attribute 'apple'; did you mean app\?",
+    ),
+    "module without an application": ("example", "", r"has neither 'application' nor 'app'"),
+    "something that can't be called": (
+        "example:app",
+        "app = 42",
+        r"'example:app' is an int, which can't be called",
+    ),
+    "WSGI application": (
+        "example:app",
+        "def app(environ, start_response): return []",
+        r"'example:app' is not an ASGI 3 application",
+    ),
+    "factory that wasn't declared as one": (
+        "example:make",
+        "def make(): pass",
+        r"'example:make' is not an ASGI 3 application; add --factory",
+    ),
+}
+
+
+@pytest.mark.parametrize(("app", "source", "pattern"), NO_APPLICATION.values(), ids=NO_APPLICATION)
+def test_what_is_no_application_is_explained_once_and_ends_with_4(
+    tmp_path: Path, app: str, source: str, pattern: str
+) -> None:
+    (tmp_path / "example.py").write_text(source)
+    finished = run_to_its_end(tmp_path, app, "--workers", "4", "--port", "0")
+    (error,) = finished.errors
+    assert_matches(f"can't boot: .*{pattern}", error.message)
+    assert "Traceback" not in finished.log
+    assert finished.code == 4
+
+
+def test_an_import_error_of_the_application_shows_its_own_traceback_once(tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text("from inner import thing\n")
+    (tmp_path / "inner.py").write_text("def work():\n    return 1 / 0\n\n\nthing = work()\n")
+    finished = run_to_its_end(tmp_path, "example:app", "--workers", "4", "--port", "0")
+    (error,) = finished.errors
+    assert "can't boot: importing 'example' failed: ZeroDivisionError" in error.message
+    lines = error.detail.splitlines()
+    files = [line.split('"')[1] for line in lines if line.startswith("  File ")]
+    example, inner = str(tmp_path / "example.py"), str(tmp_path / "inner.py")
+    assert files == [example, inner, inner]
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+    assert finished.log.count("Traceback") == 1
+    assert finished.code == 4
+
+
+def test_a_syntax_error_shows_the_line_once(tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text("async def app(scope, receive, send:\n    pass\n")
+    finished = run_to_its_end(tmp_path, "example:app", "--workers", "4", "--port", "0")
+    (error,) = finished.errors
+    assert f'File "{tmp_path}/example.py", line 1' in error.detail
+    assert "esg/" not in error.detail
+    assert finished.log.count("SyntaxError: ") == 2  # in the event, and under the line
+    assert finished.code == 4
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "SystemExit(0)"])
+def test_a_module_that_ends_the_interpreter_is_an_import_error(tmp_path: Path, error: str) -> None:
+    (tmp_path / "example.py").write_text(f"raise {error}")
+    finished = run_to_its_end(tmp_path, "example:app", "--workers", "4", "--port", "0")
+    (record,) = finished.errors
+    assert f"can't boot: importing 'example' failed: {error.partition('(')[0]}" in record.message
+    assert finished.log.count(" stopped, exit status 4") == 1
+    assert finished.code == 4
+
+
+LIFESPAN_FAILURES = {
+    "failed": (
+        """
+async def app(scope, receive, send):
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "the database is away"})
+""",
+        "lifespan start-up failed: the database is away",
+    ),
+    "raised": (
+        application(at_startup="raise RuntimeError('no such bucket')"),
+        "RuntimeError: no such bucket",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "text"), LIFESPAN_FAILURES.values(), ids=LIFESPAN_FAILURES)
+def test_a_lifespan_that_does_not_start_is_told_once_and_ends_with_3(
+    tmp_path: Path, source: str, text: str
+) -> None:
+    (tmp_path / "example.py").write_text(source)
+    options = ["--lifespan", "on", "--workers", "4", "--port", "0"]
+    finished = run_to_its_end(tmp_path, "example:app", *options)
+    (error,) = finished.errors
+    assert text in error.message
+    assert "esg/" not in error.detail
+    assert finished.code == 3
+
+
+def test_a_start_up_that_hangs_ends_with_3_and_the_stack(tmp_path: Path) -> None:
+    source = application(at_import="def connect():\n    time.sleep(60)\n\nconnect()")
+    (tmp_path / "example.py").write_text(source)
+    options = ["--timeout-boot", "1", "--workers", "2", "--port", "0"]
+    finished = run_to_its_end(tmp_path, "example:app", *options)
+    assert "can't boot: not ready after 1 s (--timeout-boot)" in finished.log
+    assert " in connect" in finished.log
+    assert finished.code == 3
+
+
+def test_a_worker_that_dies_while_booting_ends_with_3(tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text("import os\nos._exit(9)\n")
+    finished = run_to_its_end(tmp_path, "example:app", "--workers", "4", "--port", "0")
+    (error,) = finished.errors
+    assert "can't boot: died while booting: exit status 9" in error.message
+    assert finished.code == 3
+
+
+# -- a good start ----------------------------------------------------------------------
+
+
+def test_process_titles_say_who_is_who(start: Start) -> None:
+    esg = start("--workers", "2")
+    assert title(esg.pid) == "esg: arbiter [example:app] gen 1"
+    titles = [title(pid) for pid in esg.workers()]
+    assert titles == [f"esg: worker {number} gen 1 [example:app]" for number in (1, 2)]
+    esg.reload()
+    esg.wait_for_workers(2)
+    assert title(esg.pid) == "esg: arbiter [example:app] gen 2"
+    assert {title(pid).split()[3:5] == ["gen", "2"] for pid in esg.workers()} == {True}
+
+
+def title(pid: int) -> str:
+    return " ".join(psutil.Process(pid).cmdline()).rstrip()
+
+
+def test_a_name_replaces_the_application_in_titles(start: Start) -> None:
+    esg = start("--name", "shop")
+    assert title(esg.pid) == "esg: arbiter [shop] gen 1"
+
+
+def test_the_log_says_when_each_worker_and_when_all_can_serve(start: Start) -> None:
+    esg = start("--workers", "3")
+    events = [record.event for record in esg.records]
+    assert events == [f"listening on {esg.url}", "ready", "ready", "ready", "serving workers=3"]
+    assert sorted(record.worker for record in esg.logged("ready")) == [1, 2, 3]
+    assert sorted(record.pid for record in esg.logged("ready")) == esg.workers()
+
+
+def test_the_access_log_is_alone_on_standard_output(start: Start) -> None:
+    esg = start()
+    esg.whoami()
+    esg.stop()
+    (line,) = (esg.folder / "stdout").read_text().splitlines()
+    assert_matches(r'^INFO:     127\.0\.0\.1:\d+ - "GET /whoami HTTP/1\.1" 200 OK$', line)

@@ -1,0 +1,85 @@
+"""No request is lost by a reload, a recycle, a resize or a shutdown, whatever is going on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.load import Load
+from tests.support.runner import Esg
+
+Start = Callable[..., Esg]
+
+WORKERS = 3
+MIX = {"keep_alive": 6, "fresh": 6, "slow": 4, "downloads": 2}
+
+
+def test_a_reload_loses_nothing(start: Start) -> None:
+    esg = start("--workers", str(WORKERS))
+    with Load(esg.port, **MIX) as load:
+        for generation in (2, 3):
+            esg.signal(signal.SIGHUP)
+            esg.wait_for_log(rf"arbiter gen={generation} .* reloaded workers={WORKERS}")
+        load.wait_until_answered("download", 2)
+        load.wait_until_answered("fresh", 100)
+    assert esg.whoami()["generation"] == 3
+
+
+def test_max_requests_loses_nothing(start: Start) -> None:
+    esg = start("--workers", str(WORKERS), "--max-requests", "150", "--max-requests-jitter", "100")
+    with Load(esg.port, **MIX) as load:
+        esg.wait_for_log("draining reason=max-requests", count=8)
+        esg.wait_for_log("gone: exit status 0", count=4)
+        load.wait_until_answered("download", 1)
+
+
+def test_more_workers_and_fewer_lose_nothing(start: Start) -> None:
+    esg = start("--workers", "2")
+    with Load(esg.port, **MIX) as load:
+        for wanted in (3, 4):
+            esg.signal(signal.SIGTTIN)
+            esg.wait_for_log(f"resized workers={wanted}")
+        esg.wait_for_workers(4)
+        load.wait_until_answered("fresh", 200)
+        for wanted in (3, 2, 1):
+            esg.signal(signal.SIGTTOU)
+            esg.wait_for_log(f"resized workers={wanted}", count=2 if wanted == 3 else 1)
+        esg.wait_for_workers(1)
+        load.wait_until_answered("download", 1)
+        load.wait_until_answered("fresh", 100)
+
+
+def test_a_shutdown_loses_nothing(start: Start) -> None:
+    esg = start("--workers", str(WORKERS))
+    with Load(esg.port, **MIX) as load:
+        load.wait_until_answered("slow", 2)
+        load.wait_until_answered("fresh", 100)
+        load.shutdown_begins()
+        esg.signal(signal.SIGTERM)
+        assert esg.wait() == 0
+
+
+@pytest.mark.parametrize("round_", range(4))
+def test_a_shutdown_in_a_storm_of_new_connections_loses_none(start: Start, round_: int) -> None:
+    esg = start("--workers", str(1 + round_ % 3))
+    with Load(esg.port, fresh=40) as load:
+        load.wait_until_answered("fresh", 200)
+        load.shutdown_begins()
+        esg.signal(signal.SIGTERM)
+        assert esg.wait() == 0
+
+
+def test_workers_that_are_terminated_are_replaced_and_lose_nothing(start: Start) -> None:
+    esg = start("--workers", str(WORKERS))
+    first = esg.workers()
+    with Load(esg.port, **MIX) as load:
+        load.wait_until_answered("fresh", 100)
+        for pid in first:
+            os.kill(pid, signal.SIGTERM)
+        for pid in first:
+            esg.wait_for_log(rf"pid={pid} gone: exit status 0")
+        load.wait_until_answered("fresh", 100)
+    assert not set(first) & set(esg.wait_for_workers(WORKERS))

@@ -1,0 +1,200 @@
+"""The end of a connection must not destroy its last response (RFC 9112, section 9.6).
+
+A socket closed with unread bytes makes the kernel send a reset, on which the client's kernel
+throws away what it has received and not yet handed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from .apps import hello, piece, respond, start
+from .wire import get, post, post_chunked, request, settled, turns, until
+
+MEGABYTE = 1 << 20
+LARGE = 5 * MEGABYTE
+
+
+def body_of(framing):
+    return post(bytes(LARGE)) if framing == "length" else post_chunked(*[bytes(65536)] * 80)
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_an_early_response_reaches_a_client_that_is_still_sending(serve, framing):
+    """The client reads only when it has sent all."""
+    client = serve(hello).connect()
+    await client.send(body_of(framing))
+    assert (await client.response()).body == b"hello"
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_413_reaches_a_client_that_is_still_sending(serve, framing):
+    client = serve(hello, limit_request_body=1000).connect()
+    await client.send(body_of(framing))
+    response = await client.response()
+    assert response.status == 413
+    await client.closed()
+
+
+async def test_an_early_large_response_reaches_a_client_that_is_still_sending(serve):
+    body = bytes(LARGE)
+
+    async def app(scope, receive, send):
+        await respond(send, body, 403)
+
+    client = serve(app).connect()
+    sending = asyncio.ensure_future(client.send(post(bytes(LARGE))))
+    response = await client.response()
+    assert (response.status, len(response.body)) == (403, LARGE)
+    await sending
+
+
+async def test_a_500_reaches_a_client_that_is_still_sending(serve, log):
+    async def app(scope, receive, send):
+        raise ValueError
+
+    client = serve(app).connect()
+    await client.send(post(bytes(LARGE)))
+    assert (await client.response()).status == 500
+    await client.closed()
+    log.claim("exception in the application")
+
+
+async def test_a_response_that_closes_reaches_a_client_with_more_to_say(serve):
+    client = serve(hello).connect()
+    await client.send(get(b"/", b"Connection: close") + bytes(LARGE))
+    response = await client.response()
+    assert response.body == b"hello"
+    await client.closed()
+
+
+async def test_a_large_response_that_closes_arrives_whole(serve):
+    body = bytes(30 * MEGABYTE)
+
+    async def app(scope, receive, send):
+        await respond(send, body)
+
+    server = serve(app)
+    client = server.connect(receive_buffer=65536)
+    await client.send(get(b"/", b"Connection: close"))
+    assert len((await client.response()).body) == len(body)
+    await client.closed()
+
+
+async def test_a_large_response_ended_by_the_close_arrives_whole(serve):
+    async def app(scope, receive, send):
+        await start(send)
+        for _ in range(30):
+            await piece(send, bytes(MEGABYTE))
+        await piece(send, more=False)
+
+    client = serve(app).connect(receive_buffer=65536)
+    await client.send(b"GET / HTTP/1.0\r\n\r\n")
+    assert len((await client.response()).body) == 30 * MEGABYTE
+
+
+async def test_a_slow_reader_of_the_last_response_is_waited_for(serve):
+    body = bytes(30 * MEGABYTE)
+
+    async def app(scope, receive, send):
+        await respond(send, body)
+
+    server = serve(app)
+    client = server.connect(receive_buffer=65536)
+    await client.send(get(b"/", b"Connection: close"))
+    await client.head()
+    for _ in range(10):
+        await client.skip(3 * MEGABYTE)
+        await settled(lambda: len(server.service.connections))
+        server.advance(30)
+    await client.closed()
+
+
+async def test_a_last_response_that_nobody_reads_is_given_up(serve):
+    async def app(scope, receive, send):
+        await respond(send, bytes(30 * MEGABYTE))
+
+    server = serve(app)
+    client = server.connect(receive_buffer=65536)
+    await client.send(get(b"/", b"Connection: close"))
+    await client.head()
+    for _ in range(4):
+        await settled(lambda: len(server.service.connections))
+        server.advance(65)
+    await server.connections(0)
+
+
+async def test_the_server_ends_its_side_at_once(serve):
+    """A client that reads to the end must not have to wait for the linger time."""
+    client = serve(hello).connect()
+    await client.request(get(b"/", b"Connection: close"))
+    await client.closed()
+
+
+async def test_the_connection_is_over_when_the_client_closes_too(serve):
+    server = serve(hello)
+    client = server.connect()
+    await client.request(get(b"/", b"Connection: close"))
+    await client.closed()
+    client.close()
+    await server.connections(0)
+
+
+async def test_a_connection_that_will_end_is_announced(serve):
+    """A client that isn't told would send its next request into a closing connection."""
+    client = serve(hello).connect()
+    await client.send(request(b"POST", b"/", b"Content-Length: %d" % LARGE) + bytes(1000))
+    response = await client.response()
+    if not response.closes:
+        await client.send(bytes(LARGE - 1000))
+        response = await client.request(get())
+        assert response.body == b"hello"
+    else:
+        await client.closed()
+
+
+async def test_a_small_rest_of_a_body_is_read_and_the_connection_goes_on(serve):
+    client = serve(hello).connect()
+    await client.send(request(b"POST", b"/", b"Content-Length: 10000") + bytes(1000))
+    response = await client.response()
+    assert not response.closes
+    await client.send(bytes(9000) + get())
+    assert (await client.response()).body == b"hello"
+
+
+async def test_an_endless_body_that_nobody_wants_is_not_read_for_ever(serve):
+    server = serve(hello)
+    client = server.connect()
+    await client.send(request(b"POST", b"/", b"Transfer-Encoding: chunked"))
+    assert (await client.response()).body == b"hello"
+    for _ in range(20):
+        await client.push((b"10000\r\n" + bytes(65536) + b"\r\n") * 8)
+        await turns(10)
+        server.advance(1)
+    await server.connections(0)
+
+
+async def test_a_connection_closed_while_requests_wait_drops_them_quietly(serve, log):
+    release = asyncio.Event()
+    calls = []
+
+    async def app(scope, receive, send):
+        calls.append(scope["path"])
+        await release.wait()
+        await respond(send, headers=[(b"connection", b"close")])
+
+    server = serve(app)
+    client = server.connect()
+    await client.send(get(b"/1") + get(b"/2") * 5000)
+    await until(lambda: calls)
+    await turns(20)
+    release.set()
+    assert (await client.response()).body == b"hello"
+    await client.closed()
+    await server.connections(1)
+    server.advance(6)
+    await server.connections(0)
+    assert calls == ["/1"]
+    assert log.errors == []

@@ -1,0 +1,335 @@
+"""Deadlines: what a client may take how long for. Time is moved, never waited for."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from .apps import Disconnected, Gate, Probe, echo, hello, read_body, respond
+from .wire import get, post, request, turns, until
+
+HEADER = 7
+BODY = 21
+KEEP_ALIVE = 3
+LIMITS = {
+    "timeout_request_header": HEADER,
+    "timeout_request_body": BODY,
+    "timeout_keep_alive": KEEP_ALIVE,
+}
+SLACK = 3
+"""The service looks once a second, and promises no less than the limit."""
+
+
+async def arrived():
+    """Let what was sent get to the server."""
+    await turns(10)
+
+
+async def refused(client):
+    response = await client.response()
+    assert response.status == 408
+    assert response.closes
+    await client.closed()
+
+
+# -- before a request ------------------------------------------------------------------
+
+
+async def test_a_client_that_never_sends_a_byte_is_let_go(serve):
+    server = serve(hello, **LIMITS)
+    client = server.connect()
+    await server.connections(1)
+    server.advance(HEADER - 1)
+    await client.quiet()
+    server.advance(SLACK)
+    await client.closed()
+
+
+async def test_an_idle_client_is_let_go(serve):
+    server = serve(hello, **LIMITS)
+    client = server.connect()
+    await client.request(get())
+    server.advance(KEEP_ALIVE - 1)
+    await client.quiet()
+    server.advance(SLACK)
+    await client.closed()
+
+
+async def test_each_request_begins_the_keep_alive_time_anew(serve):
+    server = serve(hello, **LIMITS)
+    client = server.connect()
+    for _ in range(5):
+        assert (await client.request(get())).status == 200
+        server.advance(KEEP_ALIVE - 1)
+    await client.quiet()
+    server.advance(SLACK)
+    await client.closed()
+
+
+async def test_a_zero_keep_alive_time_still_answers_what_comes_at_once(serve):
+    server = serve(hello, timeout_keep_alive=0)
+    client = server.connect()
+    await client.request(get())
+    assert (await client.request(get())).status == 200
+    server.advance(SLACK)
+    await client.closed()
+
+
+async def test_time_spent_by_the_application_is_not_the_clients(serve):
+    gate = Gate()
+    server = serve(gate, **LIMITS)
+    client = server.connect()
+    await client.send(get(b"/slow"))
+    await until(lambda: gate.paths)
+    for _ in range(5):
+        server.advance(1000)
+        await client.quiet()
+    gate.open.set()
+    assert (await client.response()).body == b"/slow"
+    server.advance(KEEP_ALIVE - 1)
+    assert (await client.request(get(b"/again"))).body == b"/again"
+
+
+# -- the header section ----------------------------------------------------------------
+
+PARTS = [b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: example.org\r\n"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_a_header_section_that_stops_is_refused(serve, part):
+    server = serve(hello, **LIMITS)
+    client = server.connect()
+    await client.send(part)
+    await arrived()
+    server.advance(HEADER - 1)
+    await client.quiet()
+    server.advance(SLACK)
+    await refused(client)
+
+
+async def test_a_header_section_that_trickles_is_refused(serve):
+    """The time is for the whole of it, else a byte now and then would hold a connection."""
+    server = serve(hello, **LIMITS)
+    client = server.connect()
+    data = get(b"/", b"X-A: b")
+    for at in range(HEADER + SLACK):
+        await client.send(data[at : at + 1])
+        await arrived()
+        server.advance(1)
+    await refused(client)
+
+
+async def test_a_header_section_within_its_time_is_served(serve):
+    server = serve(hello, **LIMITS)
+    client = server.connect()
+    data = get()
+    await client.send(data[:10])
+    await arrived()
+    server.advance(HEADER - 1)
+    await client.send(data[10:])
+    assert (await client.response()).status == 200
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_a_second_header_section_has_as_much_time(serve, part):
+    server = serve(hello, **LIMITS)
+    client = server.connect()
+    await client.request(get())
+    server.advance(KEEP_ALIVE - 1)
+    await client.send(part)
+    await arrived()
+    server.advance(HEADER - 1)
+    await client.quiet()
+    server.advance(SLACK)
+    await refused(client)
+
+
+async def test_a_header_section_begun_behind_another_request_has_as_much_time(serve):
+    """It is a request on its way, and not an idle connection."""
+    gate = Gate()
+    server = serve(gate, **LIMITS)
+    client = server.connect()
+    data = get(b"/2")
+    await client.send(get(b"/1") + data[:20])
+    await until(lambda: gate.paths)
+    gate.open.set()
+    assert (await client.response()).body == b"/1"
+    server.advance(HEADER - 1)
+    await client.quiet()
+    await client.send(data[20:])
+    assert (await client.response()).body == b"/2"
+
+
+async def test_a_header_section_begun_behind_another_request_and_never_ended(serve):
+    gate = Gate()
+    server = serve(gate, **LIMITS)
+    client = server.connect()
+    await client.send(get(b"/1") + get(b"/2")[:20])
+    await until(lambda: gate.paths)
+    gate.open.set()
+    assert (await client.response()).body == b"/1"
+    server.advance(HEADER + SLACK)
+    await refused(client)
+
+
+# -- the body --------------------------------------------------------------------------
+
+
+async def test_a_body_that_stands_still_is_refused(serve):
+    outcome = []
+
+    async def app(scope, receive, send):
+        try:
+            await read_body(receive)
+        except Disconnected:
+            outcome.append("disconnected")
+
+    server = serve(app, **LIMITS)
+    client = server.connect()
+    await client.send(request(b"POST", b"/", b"Content-Length: 10") + b"part")
+    await arrived()
+    server.advance(BODY - 1)
+    await client.quiet()
+    server.advance(SLACK)
+    await refused(client)
+    await until(lambda: outcome)
+
+
+async def test_a_body_that_makes_progress_is_waited_for(serve):
+    server = serve(echo, **LIMITS)
+    client = server.connect()
+    await client.send(request(b"POST", b"/", b"Content-Length: 10"))
+    for digit in b"0123456789":
+        await arrived()
+        server.advance(BODY - 1)
+        await client.send(bytes([digit]))
+    assert (await client.response()).body == b"0123456789"
+
+
+async def test_a_body_the_application_does_not_read_is_not_the_clients_fault(serve):
+    probe = Probe()
+    server = serve(probe, **LIMITS)
+    client = server.connect()
+    data = post(bytes(30_000_000))
+    sent = await client.push(data)
+    assert sent < len(data)
+    for _ in range(3):
+        server.advance(BODY + SLACK)
+        await turns(10)
+    sending = asyncio.ensure_future(client.send(data[sent:]))
+    assert len(await read_body(probe.receive)) == 30_000_000
+    await sending
+    await respond(probe.send)
+    probe.done.set()
+    assert (await client.response()).status == 200
+
+
+async def test_a_body_stopped_by_us_has_its_whole_time_again(serve):
+    probe = Probe()
+    server = serve(probe, **LIMITS)
+    client = server.connect()
+    body = bytes(300_000)
+    await client.send(post(body)[:-10])
+    await probe.called.wait()
+    await turns(100)
+    server.advance(BODY + SLACK)
+    received = 0
+    while received < len(body) - 10:
+        received += len((await probe.receive())["body"])
+    server.advance(BODY - 1)
+    await client.send(body[-10:])
+    assert len(await read_body(probe.receive)) == 10
+    await respond(probe.send)
+    probe.done.set()
+    assert (await client.response()).status == 200
+
+
+async def test_a_client_that_waits_to_be_asked_has_no_body_time(serve):
+    probe = Probe()
+    server = serve(probe, **LIMITS)
+    client = server.connect()
+    fields = (b"Content-Length: 5", b"Expect: 100-continue")
+    await client.send(request(b"POST", b"/", *fields))
+    await probe.called.wait()
+    server.advance(BODY + SLACK)
+    await client.quiet()
+    body = asyncio.ensure_future(read_body(probe.receive))
+    await client.exactly(b"HTTP/1.1 100 Continue\r\n\r\n")
+    await client.send(b"hello")
+    assert await body == b"hello"
+    await respond(probe.send)
+    probe.done.set()
+    assert (await client.response()).status == 200
+
+
+async def test_a_client_that_was_asked_has_its_body_time(serve):
+    server = serve(echo, **LIMITS)
+    client = server.connect()
+    fields = (b"Content-Length: 5", b"Expect: 100-continue")
+    await client.send(request(b"POST", b"/", *fields))
+    await client.exactly(b"HTTP/1.1 100 Continue\r\n\r\n")
+    server.advance(BODY + SLACK)
+    await refused(client)
+
+
+async def test_a_body_that_nobody_wants_must_still_end(serve):
+    """Answered early; the rest of the body is awaited, but not for ever."""
+    server = serve(hello, **LIMITS)
+    client = server.connect()
+    await client.send(request(b"POST", b"/", b"Content-Length: 100") + b"part")
+    assert (await client.response()).body == b"hello"
+    server.advance(BODY + SLACK)
+    await client.closed()
+
+
+async def test_a_stalled_body_behind_another_request_does_not_touch_that_one(serve):
+    gate = Gate()
+    server = serve(gate, **LIMITS)
+    client = server.connect()
+    await client.send(get(b"/1") + request(b"POST", b"/2", b"Content-Length: 10") + b"part")
+    await until(lambda: gate.paths)
+    for _ in range(3):
+        server.advance(BODY + SLACK)
+        await client.quiet()
+    gate.open.set()
+    assert (await client.response()).body == b"/1"
+    await refused(client)
+    assert gate.paths == ["/1"]
+
+
+# -- the end ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [get(b"/", b"Connection: close"), b"nonsense\r\n\r\n"])
+async def test_a_client_that_does_not_close_is_not_waited_for_long(serve, data):
+    server = serve(hello, **LIMITS)
+    client = server.connect()
+    await client.request(data)
+    await client.closed()
+    await server.connections(1)
+    server.advance(6)
+    await server.connections(0)
+
+
+async def test_a_client_that_sends_for_ever_after_the_end_is_cut_off(serve):
+    server = serve(hello, **LIMITS)
+    client = server.connect()
+    await client.request(get(b"/", b"Connection: close"))
+    for _ in range(6):
+        await client.push(bytes(100_000))
+        await turns(5)
+        server.advance(1)
+    await server.connections(0)
+
+
+async def test_a_lost_connection_has_no_deadline(serve, log):
+    server = serve(hello, **LIMITS)
+    for part in (b"", b"G", get(), get() + b"G", request(b"POST", b"/", b"Content-Length: 9")):
+        client = server.connect()
+        await client.push(part)
+        await server.connections(1)
+        client.reset()
+        await server.connections(0)
+        server.advance(1000)
+    assert log.errors == []

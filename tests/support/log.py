@@ -1,0 +1,72 @@
+"""The log as records: `TIME LEVEL SUBJECT EVENT`, and the lines that belong to one."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import re
+
+_FIRST_LINE = re.compile(
+    r"(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}) "
+    r"(?P<level>[A-Z]+) +(?P<message>.*)"
+)
+_SUBJECT = re.compile(r"(?:(?:worker=(?P<worker>\d+)|arbiter) gen=(?P<gen>\d+) pid=(?P<pid>\d+) )")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One event. `detail` holds the lines that follow its first: a traceback, stacks."""
+
+    time: datetime.datetime
+    level: str
+    message: str
+    detail: str
+    pid: int
+    generation: int
+    worker: int | None
+
+    @property
+    def text(self) -> str:
+        return f"{self.message}\n{self.detail}" if self.detail else self.message
+
+    @property
+    def event(self) -> str:
+        """The message without its subject."""
+        return _SUBJECT.sub("", self.message, count=1)
+
+
+def records(text: str) -> list[Record]:
+    """The records of a log. What stands before the first one is a record of level STRAY."""
+    groups: list[tuple[re.Match[str] | None, list[str]]] = [(None, [])]
+    for line in text.splitlines():
+        match = _FIRST_LINE.fullmatch(line)
+        if match:
+            groups.append((match, []))
+        else:
+            groups[-1][1].append(line)
+    return [_record(match, rest) for match, rest in groups if match or rest]
+
+
+def _record(match: re.Match[str] | None, rest: list[str]) -> Record:
+    detail = "\n".join(rest)
+    if match is None:
+        return Record(datetime.datetime.min, "STRAY", "", detail, 0, 0, None)
+    subject = _SUBJECT.match(match["message"])
+    return Record(
+        time=datetime.datetime.fromisoformat(match["time"]),
+        level=match["level"],
+        message=match["message"],
+        detail=detail,
+        pid=int(subject["pid"]) if subject else 0,
+        generation=int(subject["gen"]) if subject else 0,
+        worker=int(subject["worker"]) if subject and subject["worker"] else None,
+    )
+
+
+def is_trouble(record: Record) -> bool:
+    """Whether nobody should see this in the log of a healthy program.
+
+    Lines that follow an ordinary record are trouble too: something wrote past the logger.
+    """
+    quiet = record.level in ("DEBUG", "INFO", "WARNING")
+    return not quiet or bool(record.detail)

@@ -1,0 +1,301 @@
+"""Real `python -m esg` processes: started, watched, ended, and held to account when they end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from .app import application
+from .log import Record, is_trouble, records
+from .waiting import DEADLINE, eventually
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What a run of the program that ended by itself leaves behind."""
+
+    code: int
+    output: str
+    log: str
+
+    @property
+    def errors(self) -> list[Record]:
+        return [record for record in records(self.log) if record.level in ("ERROR", "CRITICAL")]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a run: nothing in it that is a setting, and no cached bytecode.
+
+    Bytecode is cached by modification time in whole seconds, and tests rewrite modules faster.
+    """
+    settings = re.compile(r"ESG_|WEB_CONCURRENCY$|PYTHON(PATH|STARTUP|WARNINGS)$")
+    kept = {name: value for name, value in os.environ.items() if not settings.match(name)}
+    return kept | {"PYTHONDONTWRITEBYTECODE": "1"} | extra
+
+
+def run_to_its_end(folder: Path, *arguments: str, prefix: Sequence[str] = ()) -> Finished:
+    """Run `python -m esg` with these arguments, which must make it end by itself.
+
+    `prefix` is a command that runs the one that follows it, as `nice` does.
+    """
+    process = subprocess.Popen(
+        [*prefix, sys.executable, "-m", "esg", *arguments],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, log = process.communicate(timeout=DEADLINE)
+    finally:
+        left = kill_session(process)
+    assert left == [], f"left behind: {left}; log:\n{log}"
+    return Finished(process.returncode, output, log)
+
+
+class Esg:
+    """A running server, and its folder with the application's module `example`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        source: str | None = None,
+        listen: Sequence[str] = ("--port", "0"),
+        prefix: Sequence[str] = (),
+    ) -> None:
+        """`prefix` is a command as in `run_to_its_end`, but one that stays as the parent."""
+        self.folder = folder
+        self.exit_code = 0
+        self._claims: list[str] = []
+        self._log_file = folder / "stderr"
+        self.write(source or application())
+        command = [sys.executable, "-m", "esg", "example:app", *listen, *arguments]
+        with self._log_file.open("wb") as log, (folder / "stdout").open("wb") as output:
+            self.process = subprocess.Popen(
+                [*prefix, *command],
+                cwd=folder,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._prefixed = bool(prefix)
+        self._port = 0
+
+    # -- the processes -----------------------------------------------------------------
+
+    @property
+    def arbiter(self) -> psutil.Process:
+        process = psutil.Process(self.process.pid)
+        return process.children()[0] if self._prefixed else process
+
+    @property
+    def pid(self) -> int:
+        """The arbiter's."""
+        return self.arbiter.pid
+
+    def workers(self) -> list[int]:
+        """The pids of the workers, the zombies among them too."""
+        return sorted(child.pid for child in self.arbiter.children())
+
+    def zombies(self) -> list[int]:
+        children = self.arbiter.children()
+        return [child.pid for child in children if child.status() == psutil.STATUS_ZOMBIE]
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the arbiter."""
+        os.kill(self.pid, signum)
+
+    def wait_for_workers(self, count: int) -> list[int]:
+        """Wait until there are exactly so many, whatever their state; gives their pids."""
+        eventually(lambda: len(self.workers()) == count, f"{count} workers")
+        return self.workers()
+
+    # -- files -------------------------------------------------------------------------
+
+    def write(self, text: str, name: str = "example.py") -> None:
+        """Put a file into the folder: by default, another version of the application."""
+        (self.folder / name).write_text(text)
+
+    def notes(self, what: str) -> list[int]:
+        """The pids of the processes in which the application noted `what`, in order."""
+        file = self.folder / "notes"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [int(line.split()[1]) for line in lines if line.split()[0] == what]
+
+    # -- the log -----------------------------------------------------------------------
+
+    @property
+    def log(self) -> str:
+        return self._log_file.read_text(encoding="utf-8", errors="backslashreplace")
+
+    @property
+    def records(self) -> list[Record]:
+        return records(self.log)
+
+    def logged(self, pattern: str) -> list[Record]:
+        """The records in whose text the pattern is."""
+        return [record for record in self.records if re.search(pattern, record.text)]
+
+    def wait_for_log(self, pattern: str, timeout: float = DEADLINE, count: int = 1) -> Record:
+        """Wait for a record with the pattern in its text; gives the `count`th one."""
+        found = eventually(
+            lambda: self.logged(pattern)[count - 1 :] or self._ended(),
+            f"{pattern!r} in the log, {count} times",
+            timeout,
+        )
+        if found is True:  # it ended: what it wrote last counts
+            found = self.logged(pattern)[count - 1 :]
+        assert found, f"ended without {pattern!r} in its log"
+        return found[0]
+
+    def claim(self, *patterns: str) -> None:
+        """Declare errors that this test causes; any other in the log is a failure."""
+        self._claims += patterns
+
+    def _ended(self) -> bool:
+        return self.process.poll() is not None
+
+    # -- talking to it -----------------------------------------------------------------
+
+    @property
+    def port(self) -> int:
+        if not self._port:
+            record = self.wait_for_log(r"listening on http://127\.0\.0\.1:\d+")
+            self._port = int(record.message.rpartition(":")[2])
+        return self._port
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def connect(self, timeout: float = DEADLINE) -> http.client.HTTPConnection:
+        """A connection that never connects anew behind the test's back."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection.connect()
+        connection.auto_open = 0
+        return connection
+
+    def begin(self, path: str) -> http.client.HTTPConnection:
+        """A connection on which a request was sent; `getresponse` is left to do."""
+        connection = self.connect()
+        connection.request("GET", path)
+        return connection
+
+    def in_flight(self, path: str) -> http.client.HTTPConnection:
+        """As `begin`, for a path that makes a note: the application has the request by now."""
+        what = path.split("/")[1]
+        before = len(self.notes(what))
+        connection = self.begin(path)
+        eventually(lambda: len(self.notes(what)) > before, f"{path} has reached a worker")
+        return connection
+
+    def reload(self) -> Record:
+        """Ask for a reload and wait until it is done."""
+        before = len(self.logged(r" reloaded workers="))
+        self.signal(signal.SIGHUP)
+        return self.wait_for_log(r" reloaded workers=", count=before + 1)
+
+    def whoami(self) -> dict[str, Any]:
+        """Ask, on a connection of its own, which worker of which generation answers."""
+        connection = self.begin("/whoami")
+        try:
+            return answer(connection)
+        finally:
+            connection.close()
+
+    # -- the end -----------------------------------------------------------------------
+
+    def wait(self, timeout: float = DEADLINE) -> int:
+        """Wait for the end; gives the exit code."""
+        eventually(self._ended, "the arbiter has ended", timeout)
+        return self.process.returncode
+
+    def stop(self) -> None:
+        """Stop it if it runs, and hold it to what every run must leave behind: nothing."""
+        try:
+            if not self._ended():
+                eventually(lambda: not self.zombies(), "children are reaped")
+                self.signal(signal.SIGTERM)
+            code = self.wait()
+            left = session(self.process.pid)
+            trouble = [r.text for r in self.records if is_trouble(r) and not self._claimed(r)]
+            assert left == [], "processes were left behind"
+            assert trouble == [], "errors in the log that the test hasn't claimed"
+            assert code == self.exit_code, "exit code"
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """Leave nothing behind, whatever happened."""
+        kill_session(self.process)
+
+    def _claimed(self, record: Record) -> bool:
+        return any(re.search(pattern, record.text) for pattern in self._claims)
+
+
+def answer(connection: http.client.HTTPConnection) -> dict[str, Any]:
+    """The answer of `/whoami` and `/slow`, which must be whole and good."""
+    response = connection.getresponse()
+    body = response.read()
+    assert response.status == 200, (response.status, body)
+    assert int(response.headers["content-length"]) == len(body)
+    return json.loads(body)
+
+
+def is_lost(connection: http.client.HTTPConnection) -> bool:
+    """Whether the request sent on this connection gets no whole, good answer."""
+    try:
+        response = connection.getresponse()
+        response.read()
+    except (OSError, http.client.HTTPException):
+        return True
+    finally:
+        connection.close()
+    return response.status != 200
+
+
+def session(pid: int) -> list[str]:
+    """The processes of the session that the process `pid` leads, without itself and zombies.
+
+    Every descendant is in it, also after its parent is gone. Orphaned zombies belong to init.
+    """
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != pid and os.getsid(process.pid) == pid:
+                status = process.status()
+                if status not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                    found.append(f"{process.pid} {' '.join(process.cmdline())} ({status})")
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def kill_session(leader: subprocess.Popen[Any]) -> list[str]:
+    """SIGKILL what is left of a session, its leader too; gives what that was beside the leader."""
+    leader.kill()
+    left = session(leader.pid)
+    for line in left:
+        target = int(line.split()[0])
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(target) == leader.pid:
+                os.kill(target, signal.SIGKILL)
+    leader.wait()
+    return left

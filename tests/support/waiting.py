@@ -1,0 +1,32 @@
+"""Waiting for what must happen, with a deadline instead of a guess."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+DEADLINE = 15.0
+"""Seconds after which something that should have happened counts as missing."""
+
+POLL = 0.005
+
+
+def eventually(condition: Callable[[], T], what: str, timeout: float = DEADLINE) -> T:
+    """Wait until `condition` gives something true, and give that."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout:g} s: {what}")
+        time.sleep(POLL)
+    return value
+
+
+def all_along(seconds: float, condition: Callable[[], object], what: str) -> None:
+    """Hold that `condition` stays true for so long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert condition(), f"ceased to be: {what}"
+        time.sleep(POLL)

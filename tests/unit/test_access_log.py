@@ -1,0 +1,212 @@
+"""The access log's lines, and how they are written."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esg.server.access_log import PIPE_ATOMIC, AccessLog, printable
+
+CLIENT = ("192.0.2.1", 4711)
+
+
+class Pipe:
+    """A pipe to log to."""
+
+    def __init__(self):
+        self.read_fd, self.write_fd = os.pipe()
+
+    def lines(self):
+        return os.read(self.read_fd, 1 << 20).decode().splitlines()
+
+    def close(self):
+        os.close(self.read_fd)
+        if self.write_fd >= 0:
+            os.close(self.write_fd)
+
+
+@pytest.fixture
+def pipe():
+    pipe = Pipe()
+    yield pipe
+    pipe.close()
+
+
+def written(pipe, *records, colors=False):
+    """The lines that are written for these records."""
+
+    async def run():
+        log = AccessLog(asyncio.get_running_loop(), pipe.write_fd, colors)
+        for record in records:
+            log.record(*record)
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    return pipe.lines()
+
+
+# -- targets ---------------------------------------------------------------------------
+
+
+@given(st.binary())
+def test_a_printable_target_stays_within_its_quotes(target):
+    text = printable(target)
+    assert text.isascii()
+    assert text.isprintable()
+    assert '"' not in text
+    assert " " not in text or b" " in target
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters='"')))
+def test_an_ordinary_target_is_shown_as_it_is(target):
+    assert printable(target.encode()) == target
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        (b"/a?b=c", "/a?b=c"),
+        (b'/"', "/\\x22"),
+        (b"/\n\r\t", "/\\x0a\\x0d\\x09"),
+        (b"/\x1b[31m", "/\\x1b[31m"),
+        (b"/\xff\x80", "/\\xff\\x80"),
+        (b"/\x7f\0", "/\\x7f\\x00"),
+    ],
+)
+def test_escapes(target, text):
+    assert printable(target) == text
+
+
+# -- lines -----------------------------------------------------------------------------
+
+
+def test_a_line(pipe):
+    assert written(pipe, (CLIENT, "GET", b"/a?b", "1.1", 200)) == [
+        'INFO:     192.0.2.1:4711 - "GET /a?b HTTP/1.1" 200 OK'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "text"), [(404, "404 Not Found"), (299, "299"), (599, "599"), (500, None)]
+)
+def test_statuses(pipe, status, text):
+    (line,) = written(pipe, (CLIENT, "GET", b"/", "1.0", status))
+    assert line.endswith(f'HTTP/1.0" {text or "500 Internal Server Error"}')
+
+
+def test_a_client_without_an_address(pipe):
+    (line,) = written(pipe, (None, "GET", b"/", "1.1", 200))
+    assert line == 'INFO:      - "GET / HTTP/1.1" 200 OK'
+
+
+def test_colours_can_be_told_from_the_text(pipe):
+    (line,) = written(pipe, (CLIENT, "GET", b"/", "1.1", 404), colors=True)
+    assert "\033[" in line
+    assert "404 Not Found" in line
+    assert line.endswith("\033[0m")
+
+
+def test_no_colours_unless_wanted(pipe):
+    (line,) = written(pipe, (CLIENT, "GET", b"/", "1.1", 404))
+    assert "\033" not in line
+
+
+# -- writing ---------------------------------------------------------------------------
+
+
+def test_lines_of_one_turn_are_written_together_and_in_order(pipe):
+    records = [(CLIENT, "GET", b"/%d" % number, "1.1", 200) for number in range(400)]
+    lines = written(pipe, *records)
+    assert [line.split()[4] for line in lines] == [f"/{number}" for number in range(400)]
+
+
+def test_nothing_is_written_before_the_turn_ends(pipe):
+    async def run():
+        log = AccessLog(asyncio.get_running_loop(), pipe.write_fd, False)
+        log.record(CLIENT, "GET", b"/", "1.1", 200)
+        os.set_blocking(pipe.read_fd, False)
+        with pytest.raises(BlockingIOError):
+            os.read(pipe.read_fd, 1)
+        await asyncio.sleep(0)
+        assert len(pipe.lines()) == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", [1, 100, 2000, PIPE_ATOMIC, 10_000])
+def test_no_write_tears_a_line_that_a_pipe_could_keep_whole(pipe, monkeypatch, size):
+    writes = []
+
+    def write(fd, data):
+        writes.append(bytes(data))
+        return len(data)
+
+    async def run():
+        log = AccessLog(asyncio.get_running_loop(), pipe.write_fd, False)
+        for _ in range(20):
+            log.record(CLIENT, "GET", b"/" + b"a" * size, "1.1", 200)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", write)
+            log.flush()
+
+    asyncio.run(run())
+    assert b"".join(writes).count(b"\n") == 20
+    assert all(data.endswith(b"\n") for data in writes)
+    assert all(len(data) <= PIPE_ATOMIC or data.count(b"\n") == 1 for data in writes)
+
+
+def test_a_write_in_part_is_completed(pipe, monkeypatch):
+    written = []
+
+    def write(fd, data):
+        written.append(data[:7])
+        return 7 if len(data) > 7 else len(data)
+
+    async def run():
+        log = AccessLog(asyncio.get_running_loop(), pipe.write_fd, False)
+        log.record(CLIENT, "GET", b"/", "1.1", 200)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", write)
+            log.flush()
+
+    asyncio.run(run())
+    assert b"".join(written) == b'INFO:     192.0.2.1:4711 - "GET / HTTP/1.1" 200 OK\n'
+
+
+def test_a_log_that_cannot_be_written_is_complained_of_once(pipe, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("esg"), "propagate", True)
+
+    async def run():
+        log = AccessLog(asyncio.get_running_loop(), -1, False)
+        for _ in range(3):
+            log.record(CLIENT, "GET", b"/", "1.1", 200)
+            await asyncio.sleep(0)
+
+    with caplog.at_level(logging.ERROR, "esg"):
+        asyncio.run(run())
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "access log" in caplog.text
+
+
+def test_a_full_pipe_neither_blocks_nor_ends_the_server(pipe, caplog, monkeypatch):
+    """A descriptor may be non-blocking because someone else has made it so."""
+    monkeypatch.setattr(logging.getLogger("esg"), "propagate", True)
+    os.set_blocking(pipe.write_fd, False)
+
+    async def run():
+        log = AccessLog(asyncio.get_running_loop(), pipe.write_fd, False)
+        for _ in range(3000):
+            log.record(CLIENT, "GET", b"/" + b"x" * 200, "1.1", 200)
+        await asyncio.sleep(0)
+        pipe.lines()
+        log.record(CLIENT, "GET", b"/later", "1.1", 200)
+        await asyncio.sleep(0)
+
+    with caplog.at_level(logging.ERROR, "esg"):
+        asyncio.run(run())
+    assert "/later" in pipe.lines()[-1]

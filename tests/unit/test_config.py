@@ -1,0 +1,326 @@
+"""Settings: what a value may be, what may go together, what a reload may change."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esg.config import (
+    APP,
+    FALSE_WORDS,
+    SETTINGS,
+    SWITCH,
+    TEXT,
+    TEXTS,
+    TRUE_WORDS,
+    Config,
+    Raw,
+    build,
+    check_reload,
+    choice,
+    nearest,
+    seconds,
+    whole_number,
+)
+from esg.errors import ConfigError
+
+
+def made(**values):
+    """A Config as the command line would give it."""
+    given = {"app": "example:app"} | values
+    return build({name: Raw(value, f"--{name}") for name, value in given.items()})
+
+
+# -- kinds of values -------------------------------------------------------------------
+
+
+@given(st.integers(-(10**30), 10**30))
+def test_whole_numbers_are_read_back(number):
+    assert whole_number(-(10**30)).parse(str(number)) == number
+    assert whole_number(-(10**30)).parse(number) == number
+
+
+@pytest.mark.parametrize(
+    "raw",
+    ["", " ", "x", "1.0", "1e3", "0x10", "1_000", "--1", "+-1", "\u0661", True, None, 1.5, []],
+)
+def test_not_a_whole_number(raw):
+    with pytest.raises(ValueError, match="whole number"):
+        whole_number(0).parse(raw)
+
+
+@pytest.mark.parametrize(("raw", "ok"), [("0", False), ("1", True), ("512", True), ("513", False)])
+def test_both_bounds_of_a_whole_number_are_included(raw, ok):
+    kind = whole_number(1, 512)
+    if ok:
+        assert kind.parse(raw) == int(raw)
+    else:
+        with pytest.raises(ValueError, match="from 1 to 512"):
+            kind.parse(raw)
+
+
+@given(st.floats(0, 1e12))
+def test_seconds_are_read_back(number):
+    assert seconds().parse(str(number)) == number
+    assert seconds().parse(number) == number
+
+
+@pytest.mark.parametrize("raw", ["", "x", "nan", "inf", "-inf", "-1", "5s", True, None, math.nan])
+def test_not_seconds(raw):
+    with pytest.raises(ValueError, match="seconds"):
+        seconds().parse(raw)
+
+
+def test_seconds_have_a_least_value():
+    assert seconds(0.1).parse("0.1") == 0.1
+    with pytest.raises(ValueError, match=r"0\.1"):
+        seconds(0.1).parse("0.09")
+
+
+def test_a_choice_has_no_case_and_no_blanks_around_it():
+    assert choice("auto", "uvloop").parse(" UVLoop ") == "uvloop"
+
+
+def test_a_wrong_choice_is_told_the_right_ones():
+    with pytest.raises(ValueError, match=r"auto, uvloop.*did you mean 'uvloop'"):
+        choice("auto", "uvloop").parse("uvlop")
+
+
+@pytest.mark.parametrize("word", sorted(TRUE_WORDS | {"TRUE", " yes ", "On"}))
+def test_words_for_on(word):
+    assert SWITCH.parse(word) is True
+
+
+@pytest.mark.parametrize("word", sorted(FALSE_WORDS | {"FALSE", " no ", "Off"}))
+def test_words_for_off(word):
+    assert SWITCH.parse(word) is False
+
+
+@pytest.mark.parametrize("raw", ["", "2", "maybe", None, 2, []])
+def test_no_switch(raw):
+    with pytest.raises(ValueError, match="true or false"):
+        SWITCH.parse(raw)
+
+
+@pytest.mark.parametrize("raw", [1, None, b"x", ["x"]])
+def test_text_is_a_string(raw):
+    with pytest.raises(ValueError, match="string"):
+        TEXT.parse(raw)
+
+
+@pytest.mark.parametrize("raw", ["a\nb", "a\0b"])
+def test_text_is_one_line(raw):
+    with pytest.raises(ValueError, match="one line"):
+        TEXT.parse(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "texts"),
+    [
+        ("a", ("a",)),
+        ("a,b", ("a", "b")),
+        (" a , b ,", ("a", "b")),
+        ("", ()),
+        (["a", "b"], ("a", "b")),
+        (("a",), ("a",)),
+        ([], ()),
+    ],
+)
+def test_texts_come_as_a_list_or_with_commas(raw, texts):
+    assert TEXTS.parse(raw) == texts
+
+
+@pytest.mark.parametrize("raw", [1, None, [1], ["a\n"], {"a": 1}])
+def test_no_texts(raw):
+    with pytest.raises(ValueError, match="expected"):
+        TEXTS.parse(raw)
+
+
+@pytest.mark.parametrize(
+    "app",
+    ["example", "example:app", "pkg.mod:app", "pkg.mod:make.inner", "_x1:_y2", "caf\u00e9:app"],
+)
+def test_names_of_applications(app):
+    assert APP.parse(f" {app} ") == app
+
+
+@pytest.mark.parametrize(
+    "app", ["", ":app", "a b:app", "a-b:app", "a:b-c", "a..b:c", "a:b:c", "1:a"]
+)
+def test_no_names_of_applications(app):
+    with pytest.raises(ValueError, match="MODULE:ATTRIBUTE"):
+        APP.parse(app)
+
+
+@pytest.mark.parametrize(
+    ("app", "better"),
+    [
+        ("example.py", "example:app"),
+        ("./example.py:main", "example:main"),
+        ("pkg/mod.py:app", "pkg.mod:app"),
+        ("pkg/mod", "pkg.mod:app"),
+    ],
+)
+def test_a_file_name_is_told_the_module_name(app, better):
+    with pytest.raises(ValueError, match=re.escape(f"write {better},")):
+        APP.parse(app)
+
+
+# -- declarations ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("declared", SETTINGS.values(), ids=SETTINGS)
+def test_every_declaration_is_complete(declared):
+    assert declared.help.endswith(".")
+    assert declared.group
+    assert all(flag.startswith("-") for flag in declared.flags)
+    assert declared.flags[-1].startswith("--")
+    assert declared.variables[0] == f"ESG_{declared.name.upper()}"
+
+
+@pytest.mark.parametrize("declared", SETTINGS.values(), ids=SETTINGS)
+def test_every_default_is_a_value_of_its_kind(declared):
+    if declared.name == "app" or declared.default is None:
+        return
+    raw = list(declared.default) if declared.many else declared.default
+    assert declared.kind.parse(raw) == declared.default
+
+
+def test_no_flag_and_no_variable_has_two_meanings():
+    flags = [flag for declared in SETTINGS.values() for flag in declared.flags]
+    variables = [name for declared in SETTINGS.values() for name in declared.variables]
+    assert len(flags) == len(set(flags))
+    assert len(variables) == len(set(variables))
+
+
+def test_every_field_of_a_config_but_the_origins_is_declared():
+    names = {field.name for field in dataclasses.fields(Config)}
+    assert names - set(SETTINGS) == {"origins"}
+
+
+def test_documented_defaults():
+    config = Config(app="example:app")
+    assert (config.host, config.port, config.workers, config.backlog) == (
+        "127.0.0.1",
+        8000,
+        1,
+        2048,
+    )
+    assert (config.timeout, config.graceful_timeout, config.timeout_keep_alive) == (30, 30, 5)
+    assert (config.limit_request_line, config.limit_request_fields) == (8190, 100)
+    assert (config.limit_request_header_size, config.limit_request_body) == (65536, 0)
+    assert (config.timeout_request_header, config.timeout_request_body) == (10, 60)
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config(app="example:app").port = 1
+
+
+# -- building --------------------------------------------------------------------------
+
+
+def test_values_are_parsed_and_the_rest_takes_its_default():
+    config = made(port="9000", access_log="off", bind=())
+    assert (config.app, config.port, config.access_log) == ("example:app", 9000, False)
+    assert config.workers == 1
+
+
+def test_origins_are_remembered_but_not_compared():
+    first, second = made(port="1"), build({"app": Raw("example:app", "x"), "port": Raw(1, "y")})
+    assert first == second
+    assert (first.origin("port"), second.origin("port")) == ("--port", "y")
+    assert "default" in first.origin("workers")
+
+
+@pytest.mark.parametrize("name", sorted(set(SETTINGS) - {"app"}))
+def test_a_bad_value_is_blamed_on_its_origin(name):
+    with pytest.raises(ConfigError) as caught:
+        made(**{name: object()})
+    assert f"--{name}: " in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_bad_value_is_quoted():
+    with pytest.raises(ConfigError, match=r"'80a'.*whole number"):
+        made(port="80a")
+
+
+def test_an_application_is_needed():
+    with pytest.raises(ConfigError, match="no application"):
+        build({})
+
+
+@pytest.mark.parametrize("other", ["host", "port"])
+def test_bind_and_host_or_port_exclude_each_other(other):
+    with pytest.raises(ConfigError) as caught:
+        made(bind="0.0.0.0:80", **{other: "1"})
+    assert "--bind" in str(caught.value)
+    assert f"--{other}" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["api", "http://x", "../x"])
+def test_a_root_path_begins_with_a_slash(path):
+    with pytest.raises(ConfigError, match="--root_path"):
+        made(root_path=path)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/api", "/a/b"])
+def test_root_paths(path):
+    assert made(root_path=path).root_path == path
+
+
+@pytest.mark.parametrize(
+    ("values", "binds"),
+    [
+        ({}, ("127.0.0.1:8000",)),
+        ({"host": "0.0.0.0", "port": "80"}, ("0.0.0.0:80",)),
+        ({"host": "::1"}, ("[::1]:8000",)),
+        ({"host": "::", "port": "0"}, ("[::]:0",)),
+        ({"bind": ["a:1", "b:2"]}, ("a:1", "b:2")),
+    ],
+)
+def test_binds(values, binds):
+    assert made(**values).binds == binds
+
+
+def test_title():
+    assert made().title == "example:app"
+    assert made(name="shop").title == "shop"
+
+
+# -- reloading -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("workers", "4"), ("timeout", "5"), ("app", "other:app"), ("loop", "asyncio")],
+)
+def test_a_reload_may_change(name, value):
+    check_reload(made(), made(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("port", "9"), ("host", "0.0.0.0"), ("bind", "0.0.0.0:9"), ("backlog", "9")],
+)
+def test_a_reload_must_not_change(name, value):
+    with pytest.raises(ConfigError, match=f"--{name}: .*restart"):
+        check_reload(made(), made(**{name: value}))
+
+
+def test_a_reload_that_changes_nothing():
+    check_reload(made(port="80"), made(port=80))
+
+
+# -- hints -----------------------------------------------------------------------------
+
+
+def test_nearest():
+    assert nearest("worker", ["workers", "port"]).endswith("did you mean workers?")
+    assert nearest("zzz", ["workers", "port"]) == ""

@@ -1,0 +1,216 @@
+"""What a header section says about its message: policy that no parser can soften."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esg.errors import BadRequest, HTTPError, NotImplementedByServer, VersionNotSupported
+from esg.server.http1.framing import CHUNKED, examine
+
+HOST = (b"host", b"example.org")
+
+
+class Parser:
+    """What a parser knows of a request; like llhttp it may have its own idea of persistence."""
+
+    def __init__(self, version):
+        self.http_version = lambda: version
+        self.persists = lambda: version == "1.1"
+
+
+def frame(*fields, method=b"POST", version="1.1", host=True):
+    headers = [HOST, *fields] if host else list(fields)
+    return examine(method, headers, Parser(version))
+
+
+# -- Host ------------------------------------------------------------------------------
+
+
+def test_http11_needs_a_host():
+    with pytest.raises(BadRequest):
+        frame(host=False)
+
+
+def test_http10_needs_none():
+    assert frame(host=False, version="1.0").length == 0
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_two_hosts_are_one_too_many(version):
+    with pytest.raises(BadRequest):
+        frame(HOST, version=version)
+
+
+@given(st.binary(min_size=1, max_size=30))
+def test_a_host_has_no_byte_that_could_end_it(value):
+    bad = set(value) & set(b' \t\r\n\0/?#@\\"<>^`{|}') or any(byte > 0x7E for byte in value)
+    try:
+        frame((b"host", value), host=False)
+    except BadRequest:
+        return
+    assert not bad
+
+
+@pytest.mark.parametrize("host", [b"", b"a", b"a:80", b"[::1]", b"[::1]:80", b"a_b-c.d~e", b"%41"])
+def test_good_hosts(host):
+    frame((b"host", host), host=False)
+
+
+# -- the body's length -----------------------------------------------------------------
+
+
+def test_no_body():
+    assert frame().length == 0
+    assert frame(method=b"GET").length == 0
+
+
+@given(st.integers(0, 10**18 - 1))
+def test_content_length(length):
+    assert frame((b"content-length", b"%d" % length)).length == length
+
+
+@pytest.mark.parametrize("value", [b"0", b"00", b"007"])
+def test_content_length_with_leading_zeros(value):
+    assert frame((b"content-length", value)).length == int(value)
+
+
+@given(st.binary(max_size=12))
+def test_content_length_is_digits_and_nothing_else(value):
+    try:
+        length = frame((b"content-length", value)).length
+    except BadRequest:
+        assert not (value.isdigit() and value.isascii())
+    else:
+        assert value.strip(b" \t").isdigit()
+        assert length == int(value)
+
+
+@pytest.mark.parametrize("digits", [19, 20, 100, 5000])
+def test_a_content_length_beyond_all_reason(digits):
+    with pytest.raises(HTTPError):
+        frame((b"content-length", b"9" * digits))
+
+
+@pytest.mark.parametrize("second", [b"5", b"6", b"", b"x"])
+def test_two_content_lengths(second):
+    with pytest.raises(BadRequest):
+        frame((b"content-length", b"5"), (b"content-length", second))
+
+
+@pytest.mark.parametrize("coding", [b"chunked", b"Chunked", b"CHUNKED", b" chunked\t"])
+def test_chunked(coding):
+    assert frame((b"transfer-encoding", coding)).length == CHUNKED
+
+
+@given(st.binary(max_size=16))
+def test_any_other_coding_is_refused(coding):
+    try:
+        framing = frame((b"transfer-encoding", coding))
+    except (BadRequest, NotImplementedByServer):
+        return
+    assert coding.strip(b" \t").lower() == b"chunked"
+    assert framing.length == CHUNKED
+
+
+@pytest.mark.parametrize(
+    "codings", [[b"gzip", b"chunked"], [b"chunked", b"gzip"], [b"chunked", b"chunked"]]
+)
+def test_codings_in_several_fields(codings):
+    with pytest.raises(HTTPError):
+        frame(*((b"transfer-encoding", coding) for coding in codings))
+
+
+@pytest.mark.parametrize("coding", [b"chunked", b"gzip", b""])
+@pytest.mark.parametrize("length", [b"0", b"5", b"x"])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_length_and_a_coding_never_go_together(coding, length, version):
+    fields = [(b"transfer-encoding", coding), (b"content-length", length)]
+    for order in (fields, fields[::-1]):
+        with pytest.raises(BadRequest):
+            frame(*order, version=version)
+
+
+def test_no_codings_in_http10():
+    with pytest.raises(BadRequest):
+        frame((b"transfer-encoding", b"chunked"), version="1.0")
+
+
+# -- the connection --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "options", "keep_alive"),
+    [
+        ("1.1", [], True),
+        ("1.1", [b"close"], False),
+        ("1.1", [b"Close"], False),
+        ("1.1", [b"keep-alive"], True),
+        ("1.1", [b"keep-alive, close"], False),
+        ("1.1", [b"keep-alive", b"close"], False),
+        ("1.1", [b" a ,\tCLOSE\t, b"], False),
+        ("1.1", [b"closed"], True),
+        ("1.1", [b"not-close"], True),
+        ("1.1", [b"close;q=0"], True),
+        ("1.1", [b""], True),
+        ("1.0", [], False),
+        ("1.0", [b"close"], False),
+        ("1.0", [b"keep-alive"], True),
+        ("1.0", [b"Keep-Alive"], True),
+        ("1.0", [b"foo, keep-alive"], True),
+        ("1.0", [b"keep-alive, close"], False),
+        ("1.0", [b"upgrade"], False),
+    ],
+)
+def test_keep_alive(version, options, keep_alive):
+    fields = [(b"connection", option) for option in options]
+    assert frame(*fields, version=version).keep_alive is keep_alive
+
+
+@pytest.mark.parametrize("version", ["0.9", "1.2", "2.0", "3.0", "", "1.10"])
+@pytest.mark.parametrize("options", [[], [b"keep-alive"], [b"close"]])
+def test_unknown_versions(version, options):
+    with pytest.raises(VersionNotSupported):
+        frame(*[(b"connection", option) for option in options], version=version)
+
+
+# -- expectations ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "value", "expects"),
+    [
+        ("1.1", b"100-continue", True),
+        ("1.1", b"100-Continue", True),
+        ("1.1", b"100", False),
+        ("1.1", b"something", False),
+        ("1.1", b"", False),
+        ("1.0", b"100-continue", False),
+    ],
+)
+def test_expectation(version, value, expects):
+    framing = frame((b"expect", value), (b"content-length", b"5"), version=version)
+    assert framing.expects_continue is expects
+
+
+# -- the rest --------------------------------------------------------------------------
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([b"accept", b"te", b"trailer", b"content-type", b"x-host", b"via"]),
+            st.binary(max_size=10),
+        ),
+        max_size=8,
+    )
+)
+def test_other_fields_decide_nothing(fields):
+    framing = frame(*fields)
+    assert (framing.length, framing.keep_alive, framing.expects_continue) == (0, True, False)
+
+
+@pytest.mark.parametrize(("method", "head_only"), [(b"HEAD", True), (b"GET", False)])
+def test_head_has_a_response_without_body(method, head_only):
+    assert frame(method=method).head_only is head_only

@@ -1,0 +1,360 @@
+"""The ASGI lifespan protocol, as applications speak it, refuse it and break it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from esg.errors import BootError
+from esg.server.lifespan import Lifespan
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("esg"), "propagate", True)
+    caplog.set_level(logging.DEBUG, "esg")
+    return caplog
+
+
+def levels(log):
+    return {record.levelno for record in log.records}
+
+
+def run(app, mode="auto", limit=5.0):
+    """Start and shut down an application; gives its lifespan."""
+
+    async def both():
+        lifespan = Lifespan(app, mode)
+        await lifespan.startup()
+        await lifespan.shutdown(limit)
+        return lifespan
+
+    return asyncio.run(both())
+
+
+def started(app, mode="auto"):
+    """Start an application and forget it."""
+
+    async def start():
+        lifespan = Lifespan(app, mode)
+        try:
+            await lifespan.startup()
+        finally:
+            await lifespan.cancel()
+        return lifespan
+
+    return asyncio.run(start())
+
+
+class App:
+    """Speaks the protocol and remembers what it heard."""
+
+    def __init__(self):
+        self.scope = None
+        self.heard = []
+
+    async def __call__(self, scope, receive, send):
+        self.scope = scope
+        for _ in range(2):
+            message = await receive()
+            self.heard.append(message["type"])
+            await send({"type": message["type"] + ".complete"})
+
+
+# -- an application that speaks it -----------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_start_and_shutdown(log, mode):
+    app = App()
+    run(app, mode)
+    assert app.heard == ["lifespan.startup", "lifespan.shutdown"]
+    assert levels(log) <= {logging.DEBUG}
+
+
+def test_scope():
+    app = App()
+    lifespan = run(app)
+    assert app.scope == {
+        "type": "lifespan",
+        "asgi": {"version": "3.0", "spec_version": "2.0"},
+        "state": {},
+    }
+    assert app.scope["state"] is lifespan.state
+
+
+def test_state_is_what_the_application_leaves():
+    async def app(scope, receive, send):
+        scope["state"]["pool"] = 1
+        await App()(scope, receive, send)
+
+    assert run(app).state == {"pool": 1}
+
+
+def test_off_means_not_called():
+    async def app(scope, receive, send):
+        raise AssertionError
+
+    assert run(app, "off").state == {}
+
+
+def test_start_waits_for_the_application():
+    async def check():
+        release = asyncio.Event()
+
+        async def app(scope, receive, send):
+            await release.wait()
+            await App()(scope, receive, send)
+
+        lifespan = Lifespan(app, "auto")
+        starting = asyncio.ensure_future(lifespan.startup())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not starting.done()
+        release.set()
+        await starting
+        await lifespan.shutdown(5)
+
+    asyncio.run(check())
+
+
+def test_shutdown_waits_for_the_application():
+    async def check():
+        release, heard = asyncio.Event(), []
+
+        async def app(scope, receive, send):
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await release.wait()
+            heard.append("done")
+            await send({"type": "lifespan.shutdown.complete"})
+
+        lifespan = Lifespan(app, "auto")
+        await lifespan.startup()
+        stopping = asyncio.ensure_future(lifespan.shutdown(5))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not stopping.done()
+        release.set()
+        await stopping
+        assert heard == ["done"]
+
+    asyncio.run(check())
+
+
+def test_nothing_is_left_running():
+    async def check():
+        lifespan = Lifespan(App(), "auto")
+        await lifespan.startup()
+        await lifespan.shutdown(5)
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(check()) == set()
+
+
+# -- an application that doesn't -------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [AssertionError(), KeyError("method"), NotImplementedError()])
+def test_auto_takes_an_early_exception_for_no_support(log, error):
+    async def app(scope, receive, send):
+        raise error
+
+    run(app)
+    assert levels(log) == {logging.DEBUG}
+    assert any(record.exc_info for record in log.records)
+
+
+def test_auto_warns_of_an_unusual_exception(log):
+    async def app(scope, receive, send):
+        raise ConnectionError("no database")
+
+    run(app)
+    assert max(levels(log)) == logging.WARNING
+    assert "no database" in log.text
+
+
+def test_auto_takes_an_early_return_for_no_support(log):
+    async def app(scope, receive, send):
+        return
+
+    run(app)
+    assert levels(log) <= {logging.DEBUG}
+
+
+def test_on_fails_with_an_early_exception():
+    async def app(scope, receive, send):
+        raise ValueError("no database")
+
+    with pytest.raises(BootError, match="no database") as caught:
+        started(app, "on")
+    assert caught.value.exit_code == 3
+    assert "in app" in caught.value.detail
+    assert "lifespan.py" not in caught.value.detail.replace("test_lifespan.py", "")
+
+
+def test_on_fails_with_an_early_return():
+    async def app(scope, receive, send):
+        return
+
+    with pytest.raises(BootError, match="lifespan"):
+        started(app, "on")
+
+
+# -- an application that fails ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+@pytest.mark.parametrize(
+    ("message", "told", "detail"),
+    [
+        ("no database", "no database", ""),
+        ("Traceback:\n  in x\nValueError: y\n", "ValueError: y", "in x"),
+        ("", "no reason", ""),
+        (None, "no reason", ""),
+    ],
+)
+def test_a_start_that_is_said_to_have_failed(mode, message, told, detail):
+    async def app(scope, receive, send):
+        await receive()
+        failed = {"type": "lifespan.startup.failed"}
+        await send(failed if message is None else failed | {"message": message})
+
+    with pytest.raises(BootError, match=told) as caught:
+        started(app, mode)
+    assert "\n" not in str(caught.value)
+    assert detail in caught.value.detail
+
+
+def test_a_start_that_failed_and_raised_too():
+    """As Starlette does."""
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no database"})
+        raise ValueError("no database")
+
+    with pytest.raises(BootError, match="no database"):
+        started(app)
+
+
+def test_an_exception_while_serving_is_an_error(log):
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        raise ValueError("later")
+
+    async def check():
+        lifespan = Lifespan(app, "auto")
+        await lifespan.startup()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await lifespan.shutdown(5)
+
+    asyncio.run(check())
+    assert "later" in log.text
+    assert max(levels(log)) == logging.ERROR
+
+
+def test_a_shutdown_that_is_said_to_have_failed(log):
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.failed", "message": "pool busy"})
+
+    run(app)
+    assert "pool busy" in log.text
+
+
+def test_an_exception_in_shutdown_is_an_error(log):
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        raise ValueError("at the end")
+
+    run(app)
+    assert "at the end" in log.text
+    assert max(levels(log)) == logging.ERROR
+
+
+def test_a_return_in_place_of_an_answer_ends_the_shutdown():
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+
+    run(app)
+
+
+def test_a_shutdown_is_bounded(log):
+    cancelled = []
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append(True)
+
+    run(app, limit=0.01)
+    assert cancelled == [True]
+    assert "lifespan shutdown" in log.text
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_an_application_that_wants_to_exit_does_not_end_the_worker(error):
+    async def app(scope, receive, send):
+        await receive()
+        raise error
+
+    with pytest.raises(BootError):
+        started(app, "on")
+
+
+def test_an_unknown_message_is_the_applications_error():
+    raised = []
+
+    async def app(scope, receive, send):
+        await receive()
+        try:
+            await send({"type": "http.response.start"})
+        except RuntimeError as error:
+            raised.append(error)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+
+    run(app)
+    assert len(raised) == 1
+
+
+def test_a_start_can_be_given_up():
+    cancelled = []
+
+    async def app(scope, receive, send):
+        await receive()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append(True)
+
+    async def check():
+        lifespan = Lifespan(app, "on")
+        starting = asyncio.ensure_future(lifespan.startup())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        starting.cancel()
+        await lifespan.cancel()
+        await asyncio.wait([starting])
+
+    asyncio.run(check())
+    assert cancelled == [True]
+
+
+def test_shutdown_without_a_start_does_nothing():
+    asyncio.run(Lifespan(App(), "auto").shutdown(5))

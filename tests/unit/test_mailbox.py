@@ -1,0 +1,104 @@
+"""Typed messages between the arbiter and a worker."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esg.mailbox import (
+    BootFailed,
+    Drain,
+    Draining,
+    Due,
+    Ready,
+    decode,
+    encode,
+    pair,
+)
+
+TEXT = st.text(max_size=200)
+
+MESSAGES = st.one_of(
+    st.builds(Ready),
+    st.builds(BootFailed, TEXT, TEXT, st.integers(0, 255)),
+    st.builds(Due, TEXT),
+    st.builds(Draining, TEXT),
+    st.builds(Drain, TEXT, st.floats(0, 1e9), st.booleans()),
+)
+
+
+@pytest.fixture
+def ends():
+    ours, theirs = pair()
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+@given(MESSAGES)
+def test_a_message_is_decoded_as_it_was_encoded(message):
+    assert decode(encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "char", ["x", "\n", '"', "\u00e9", "\u65e5", "\U0001f40d", "\0", "\udc80"], ids=ascii
+)
+def test_the_longest_texts_arrive(ends, char):
+    """A traceback in any script, that is; it must neither be lost nor arrive in part."""
+    ours, theirs = ends
+    was_sent = ours.send(BootFailed(char * 10**6 + "why", char * 10**6 + "end", 3))
+    assert was_sent
+    (message,), alive = theirs.receive()
+    assert alive
+    assert message.message.endswith("why")
+    assert message.detail.endswith("end")
+    assert message.exit_code == 3
+
+
+def test_the_end_of_a_long_text_is_what_is_kept():
+    message = decode(encode(BootFailed("m", "first" + "x" * 10**6 + "last", 3)))
+    assert len(message.detail) > 10_000
+    assert message.detail.endswith("xlast")
+
+
+def test_messages_keep_their_order_and_borders(ends):
+    ours, theirs = ends
+    sent = [Due("a"), Draining("b"), Ready()]
+    for message in sent:
+        assert ours.send(message)
+    assert theirs.receive() == (sent, True)
+    assert theirs.receive() == ([], True)
+
+
+def test_both_ends_send_and_receive(ends):
+    ours, theirs = ends
+    order = Drain("reload", 30.0, final=False)
+    ours.send(order)
+    theirs.send(Ready())
+    assert theirs.receive() == ([order], True)
+    assert ours.receive() == ([Ready()], True)
+
+
+def test_a_closed_end_is_noticed_behind_what_it_sent(ends):
+    ours, theirs = ends
+    theirs.send(Ready())
+    theirs.close()
+    assert ours.receive() == ([Ready()], False)
+    assert ours.receive() == ([], False)
+
+
+def test_sending_to_a_closed_end_says_so(ends):
+    ours, theirs = ends
+    theirs.close()
+    assert ours.send(Ready()) is False
+
+
+def test_sending_never_waits(ends):
+    ours, theirs = ends
+    results = [ours.send(Due("x" * 1000)) for _ in range(10_000)]
+    assert results[0] is True
+    assert results[-1] is False
+    messages, alive = theirs.receive()
+    assert alive
+    assert len(messages) == results.count(True)
