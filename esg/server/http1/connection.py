@@ -289,6 +289,7 @@ class Connection(asyncio.Protocol):
 
     def _feed(self, data: bytes) -> None:
         """Parse what came, and then start the request that it completed the header of."""
+        stopped = None
         try:
             if self._incoming is None and len(data) <= FEED_SLICE:
                 self._fed = self._head_size = self._head_size + len(data)
@@ -296,7 +297,9 @@ class Connection(asyncio.Protocol):
             else:
                 self._parse_sliced(data)
         except Exception as error:  # noqa: BLE001 - the parser sorts out what it was
-            self._recover(error, data)
+            stopped = error
+        if stopped is not None:
+            self._recover(stopped, data)
         exchange = self._start
         if exchange is not None:
             self._start = None
@@ -311,7 +314,11 @@ class Connection(asyncio.Protocol):
             self._watch()
 
     def _recover(self, error: Exception, data: bytes | memoryview) -> None:
-        """The parser stopped: go on behind that, or refuse the request that is coming in."""
+        """The parser stopped: go on behind that, or refuse the request that is coming in.
+
+        Never called while an exception is handled: Python would make that one the context of
+        the parser's next error, where httptools puts what the sink raised.
+        """
         stopped: Exception | None = error
         while stopped is not None:
             awaited = 0 if self._incoming is None else self._incoming.framing.length
