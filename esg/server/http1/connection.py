@@ -300,6 +300,7 @@ class Connection(asyncio.Protocol):
             stopped = error
         if stopped is not None:
             self._recover(stopped, data)
+            stopped = None  # its traceback holds this frame, which holds it
         exchange = self._start
         if exchange is not None:
             self._start = None
