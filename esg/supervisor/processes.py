@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -91,12 +92,14 @@ def fork(main: Callable[[], int]) -> int:
         return pid
     status = 1
     try:
+        atexit._clear()  # what is registered so far is the arbiter's
         _become_child()
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         status = main()
     except BaseException:  # the child's last frame: whatever came up must end here
         logging.getLogger("esg").critical("worker pid=%d failed", os.getpid(), exc_info=True)
     finally:
+        atexit._run_exitfuncs()  # applications count on theirs: to flush traces, for instance
         _flush()
         os._exit(status)
 

@@ -403,3 +403,14 @@ async def test_an_error_after_many_good_requests(serve):
     assert (await client.response()).status == 400
     await client.closed()
     assert record.calls == 6
+
+
+@pytest.mark.parametrize("name", ["no host", "two hosts", "no colon"])
+def test_refusals_do_not_depend_on_what_the_caller_is_doing(runner, serve, name):
+    """A server may be started where an exception is being handled; Python then chains to it."""
+    server = serve(Recorder())
+    try:
+        raise KeyError
+    except KeyError:
+        response = runner.run(server.connect().request(BAD_REQUEST[name]))
+    assert response.status == 400
