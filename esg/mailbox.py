@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import socket
+
+logger = logging.getLogger("esg")
 
 MESSAGE_LIMIT = 96 * 1024
 """Largest encoded message, in bytes; below the kernel's default send buffer (net.core.wmem)."""
@@ -116,7 +119,10 @@ class Mailbox:
                 return messages, False
             if not data:
                 return messages, False
-            messages.append(decode(data))
+            try:
+                messages.append(decode(data))
+            except (ValueError, KeyError, TypeError):
+                logger.error("a message of %d bytes can't be read, skipped", len(data))
 
     def close(self) -> None:
         self._sock.close()

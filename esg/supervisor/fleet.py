@@ -73,6 +73,7 @@ class Member:
     due: str = ""
     escalated: int = 0
     explained: bool = False
+    late: bool = False
 
     @property
     def active(self) -> bool:
@@ -206,8 +207,13 @@ class Fleet:
         self._next_check = now + CHECK_INTERVAL
         for number, age in event.ages.items():
             member = self.members.get(number)
-            if member is not None and self._is_stuck(member, age):
-                self._condemn_stuck(member, age, now)
+            if member is None:
+                continue
+            # A beat may be one interval old in the best of health.
+            still = age - CHECK_INTERVAL
+            was_late, member.late = member.late, self._is_late(member, still)
+            if was_late and member.late:
+                self._condemn_stuck(member, still, now)
 
     def _on_reload(self, event: on.ReloadRequested, now: float) -> None:
         if self.stopping:
@@ -256,7 +262,7 @@ class Fleet:
     # -- failures and deadlines --------------------------------------------------------
 
     def _notice_suspension(self, now: float) -> None:
-        """Forgive everybody the time in which the arbiter (and perhaps all) stood still."""
+        """Forgive the workers the time in which the arbiter, and perhaps they too, stood still."""
         gap = now - self._last_event
         self._last_event = now
         if gap <= SUSPENSION:
@@ -266,13 +272,18 @@ class Fleet:
                 member.deadline += gap
         self._next_check = now + CHECK_INTERVAL * 2
 
-    def _is_stuck(self, member: Member, age: float) -> bool:
+    def _is_late(self, member: Member, still: float) -> bool:
+        """Whether a worker's event loop stood still for longer than allowed.
+
+        Only who is late twice running is stuck: on a machine that was suspended, everybody is
+        late once.
+        """
         limit = member.generation.config.timeout
         settled = member.state is not WorkerState.BOOTING and not member.escalated
-        return settled and 0 < limit < age
+        return settled and 0 < limit < still
 
-    def _condemn_stuck(self, member: Member, age: float, now: float) -> None:
-        message = f"stuck: its event loop has stood still for {age:.1f} s (--timeout)"
+    def _condemn_stuck(self, member: Member, still: float, now: float) -> None:
+        message = f"stuck: its event loop has stood still for {still:.1f} s (--timeout)"
         self._log("error", message, member)
         was_active = member.active
         self._leaving(member, now)

@@ -100,6 +100,7 @@ class Connection(asyncio.Protocol):
         "deadline",
         "ends_soon",
         "parser",
+        "raised",
         "service",
         "write",
         "write_paused",
@@ -127,6 +128,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._queue: deque[Exchange] = deque()
         self._refusal: int | None = None
+        self.raised: HTTPError | None = None
         self._body_put_off = False
         self._discard_until = 0
         # reading
@@ -202,11 +204,7 @@ class Connection(asyncio.Protocol):
     # -- from the parser -----------------------------------------------------------------
 
     def on_url(self, piece: bytes) -> None:
-        if self._target:
-            self._target += piece
-            self._check_target()
-        else:
-            self._target = piece
+        self._target = self._target + piece if self._target else piece
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Trailer fields come here too, after the list of the header section has been given away;
@@ -216,6 +214,14 @@ class Connection(asyncio.Protocol):
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        try:
+            self._take_head()
+        except HTTPError as error:
+            self.raised = error
+            raise
+
+    def _take_head(self) -> None:
+        """The header section is complete: check it, and make an exchange of it."""
         target, headers = self._target, self._headers
         self._target, self._headers = b"", []
         service, parser = self.service, self.parser
@@ -243,10 +249,6 @@ class Connection(asyncio.Protocol):
         else:
             self._queue.append(exchange)
 
-    def _check_target(self) -> None:
-        if len(self._target) > self.service.config.limit_request_line:
-            raise URITooLong("the request target is too long")
-
     def _check_limits(self, target: bytes, headers: Headers) -> None:
         config = self.service.config
         if len(target) > config.limit_request_line:
@@ -273,7 +275,8 @@ class Connection(asyncio.Protocol):
         exchange.body_came(piece)
         limit = self.service.config.limit_request_body
         if limit and exchange.received > limit:
-            raise ContentTooLarge("the request's body is too large")
+            self.raised = ContentTooLarge("the request's body is too large")
+            raise self.raised
 
     def on_message_complete(self) -> None:
         if self._headers:
@@ -289,7 +292,6 @@ class Connection(asyncio.Protocol):
 
     def _feed(self, data: bytes) -> None:
         """Parse what came, and then start the request that it completed the header of."""
-        stopped = None
         try:
             if self._incoming is None and len(data) <= FEED_SLICE:
                 self._fed = self._head_size = self._head_size + len(data)
@@ -297,17 +299,14 @@ class Connection(asyncio.Protocol):
             else:
                 self._parse_sliced(data)
         except Exception as error:  # noqa: BLE001 - the parser sorts out what it was
-            stopped = error
-        if stopped is not None:
-            self._recover(stopped, data)
-            stopped = None  # its traceback holds this frame, which holds it
+            self._recover(error, data)
         exchange = self._start
         if exchange is not None:
             self._start = None
             self._begin(exchange)
         elif self._exchange is not None and self._exchange.state is DONE:
             self._go_on_if_discarded()
-        if self._head_size or self._target:
+        if (self._head_size or self._target) and self._refusal is None:
             self._head_size = self._head_size or len(self._target)
             self._check_head_size()
         if self._incoming is not None or self._head_size or self._queue:
@@ -315,11 +314,7 @@ class Connection(asyncio.Protocol):
             self._watch()
 
     def _recover(self, error: Exception, data: bytes | memoryview) -> None:
-        """The parser stopped: go on behind that, or refuse the request that is coming in.
-
-        Never called while an exception is handled: Python would make that one the context of
-        the parser's next error, where httptools puts what the sink raised.
-        """
+        """The parser stopped: go on behind that, or refuse the request that is coming in."""
         stopped: Exception | None = error
         while stopped is not None:
             awaited = 0 if self._incoming is None else self._incoming.framing.length
@@ -364,7 +359,9 @@ class Connection(asyncio.Protocol):
     def _check_head_size(self) -> None:
         """Bound a header section that is still incomplete."""
         config = self.service.config
-        if self._head_size > config.limit_request_header_size + config.limit_request_line:
+        if len(self._target) > config.limit_request_line:
+            self._refuse_incoming(URITooLong("the request target is too long"))
+        elif self._head_size > config.limit_request_header_size + config.limit_request_line:
             self._refuse_incoming(HeaderFieldsTooLarge("the header section is too large"))
 
     def body_taken(self, size: int) -> None:

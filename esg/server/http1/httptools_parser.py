@@ -13,6 +13,11 @@ from esg.errors import BadRequest, HTTPError
 class Sink(Protocol):
     """What a parser calls, in order; a trailer field is an `on_header` after the body."""
 
+    raised: HTTPError | None
+    """What one of these methods raised last. httptools would hand it on as the context of its own
+    error, where Python puts whatever else is being handled at the time.
+    """
+
     def on_url(self, piece: bytes) -> None:
         """A piece of the request target."""
 
@@ -68,8 +73,8 @@ class HttptoolsParser:
                 self._resume(body_length)
             return data[error.args[0] :]
         if isinstance(error, httptools.HttpParserCallbackError):
-            cause = error.__context__
-            raise (cause if isinstance(cause, HTTPError) else error) from None
+            raised, self._sink.raised = self._sink.raised, None
+            raise (raised or error) from None
         if isinstance(error, httptools.HttpParserError):
             raise BadRequest(str(error)) from None
         raise error
