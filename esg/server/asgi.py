@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from esg.errors import BadRequest
 
-Scope = MutableMapping[str, Any]
+Scope = dict[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -21,48 +21,57 @@ HTTP_SPEC_VERSION = "2.4"
 LIFESPAN_SPEC_VERSION = "2.0"
 
 
-def http_scope(
-    method: str,
-    target: bytes,
-    http_version: str,
-    headers: Headers,
-    client: Endpoint | None,
-    server: Endpoint | None,
-    root_path: str,
-    state: dict[str, Any],
-) -> Scope:
-    """The scope of a request whose target is `target`, as it came (RFC 9112, section 3.2).
+def http_template(client: Endpoint | None, server: Endpoint | None, root_path: str) -> Scope:
+    """What the scopes of all requests on one connection have in common."""
+    return {
+        "type": "http",
+        "asgi": {},
+        "http_version": "1.1",
+        "method": "",
+        "scheme": "http",
+        "path": "",
+        "raw_path": b"",
+        "query_string": b"",
+        "root_path": root_path,
+        "headers": [],
+        "client": client,
+        "server": server,
+        "state": {},
+        "extensions": {},
+    }
 
-    Raises BadRequest for a target that is none.
+
+def http_scope(
+    template: Scope, method: str, target: bytes, headers: Headers, state: dict[str, Any]
+) -> Scope:
+    """The scope of an HTTP/1.1 request for `target`, as it came (RFC 9112, section 3.2).
+
+    Nothing in it that an application may change is shared with another request. Raises
+    BadRequest for a target that is none.
     """
-    raw_path, _, query = (target if target[:1] == b"/" else _origin_form(method, target)).partition(
-        b"?"
-    )
+    if target[:1] != b"/":
+        target = _origin_form(method, target)
+    raw_path, _, query = target.partition(b"?")
     try:
         path = raw_path.decode("ascii")
     except UnicodeDecodeError:
         raise BadRequest("the request target has bytes that aren't ASCII") from None
     if "%" in path:
         path = unquote(path)
+    root_path = template["root_path"]
     if root_path and path != "*":
         path = root_path + path
         raw_path = root_path.encode() + raw_path
-    return {
-        "type": "http",
-        "asgi": {"version": VERSION, "spec_version": HTTP_SPEC_VERSION},
-        "http_version": http_version,
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": raw_path,
-        "query_string": query,
-        "root_path": root_path,
-        "headers": headers,
-        "client": client,
-        "server": server,
-        "state": state.copy(),
-        "extensions": {},
-    }
+    scope = template.copy()
+    scope["asgi"] = {"version": VERSION, "spec_version": HTTP_SPEC_VERSION}
+    scope["method"] = method
+    scope["path"] = path
+    scope["raw_path"] = raw_path
+    scope["query_string"] = query
+    scope["headers"] = headers
+    scope["state"] = state.copy()
+    scope["extensions"] = {}
+    return scope
 
 
 def _origin_form(method: str, target: bytes) -> bytes:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esg.errors import BadRequest
-from esg.server.asgi import http_scope
+from esg.server.asgi import http_scope, http_template
 
 PATH_TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30)
 TARGET_BYTES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=30)
@@ -17,7 +17,8 @@ TARGET_BYTES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), ma
 
 def scope(target, *, method="GET", root_path="", state=None, **ends):
     client, server = ends.get("client", ("192.0.2.1", 1)), ends.get("server", ("192.0.2.2", 80))
-    return http_scope(method, target, "1.1", [], client, server, root_path, state or {})
+    template = http_template(client, server, root_path)
+    return http_scope(template, method, target, [], state or {})
 
 
 def parts(target, **options):

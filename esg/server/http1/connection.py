@@ -24,7 +24,7 @@ from esg.errors import (
     RequestTimeout,
     URITooLong,
 )
-from esg.server.asgi import Endpoint, Headers, http_scope
+from esg.server.asgi import Endpoint, Headers, http_scope, http_template
 from esg.server.http1.exchange import DONE, Exchange
 from esg.server.http1.framing import PLAIN, Framing, check_size, examine
 from esg.server.http1.httptools_parser import HttptoolsParser
@@ -89,9 +89,9 @@ class Connection(asyncio.Protocol):
         "_pending",
         "_queue",
         "_refusal",
-        "_server",
         "_start",
         "_target",
+        "_template",
         "_transport",
         "_unsent",
         "_wait",
@@ -114,7 +114,7 @@ class Connection(asyncio.Protocol):
         self.service = service
         self.parser = HttptoolsParser(self)
         self._client = client
-        self._server = server
+        self._template = http_template(client, server, service.root_path)
         # the request whose header section is being read
         self._target = b""
         self._headers: Headers = []
@@ -169,7 +169,7 @@ class Connection(asyncio.Protocol):
         if self._incoming is not None:
             self._queue.remove(self._incoming)
         for exchange in filter(None, (self._exchange, *self._queue)):
-            exchange.hang_up()
+            exchange.wake()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -214,35 +214,24 @@ class Connection(asyncio.Protocol):
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        try:
-            self._take_head()
-        except HTTPError as error:
-            self.raised = error
-            raise
-
-    def _take_head(self) -> None:
-        """The header section is complete: check it, and make an exchange of it."""
         target, headers = self._target, self._headers
         self._target, self._headers = b"", []
         service, parser = self.service, self.parser
-        if self._fed > service.small_head:
-            self._check_limits(target, headers)
-        self._head_size = 0
-        method = parser.method()
-        framing = examine(method, headers, parser)
-        name = METHODS.get(method)
-        if framing is not PLAIN or name is None:
-            name = self._checked_method(method, framing)
-        scope = http_scope(
-            name,
-            target,
-            framing.version,
-            headers,
-            self._client,
-            self._server,
-            service.root_path,
-            service.state,
-        )
+        try:
+            if self._fed > service.small_head:
+                self._check_limits(target, headers)
+            self._head_size = 0
+            method = parser.method()
+            framing = examine(method, headers, parser)
+            name = METHODS.get(method)
+            if framing is not PLAIN or name is None:
+                name = self._checked_method(method, framing)
+            scope = http_scope(self._template, name, target, headers, service.state)
+        except HTTPError as error:
+            self.raised = error
+            raise
+        if framing is not PLAIN:
+            scope["http_version"] = framing.version
         self._incoming = exchange = Exchange(self, scope, framing, target)
         if self._exchange is None and not self.write_paused:
             self._exchange = self._start = exchange
@@ -420,7 +409,10 @@ class Connection(asyncio.Protocol):
 
     def exchange_done(self, exchange: Exchange) -> None:
         """The response is complete: take up the next request, or close."""
-        self.record(exchange)
+        service = self.service
+        service.statuses[exchange.status // 100] += 1
+        if service.access_log is not None:
+            self._log(exchange)
         if not exchange.keep_alive or (self.ends_soon and not self._queue):
             self.close()
         elif exchange.complete:
@@ -432,13 +424,17 @@ class Connection(asyncio.Protocol):
         """Count a finished exchange, and log it."""
         self.service.statuses[exchange.status // 100] += 1
         if self.service.access_log is not None:
-            self.service.access_log.record(
-                self._client,
-                exchange.scope["method"],
-                exchange.target,
-                exchange.scope["http_version"],
-                exchange.status,
-            )
+            self._log(exchange)
+
+    def _log(self, exchange: Exchange) -> None:
+        assert self.service.access_log is not None
+        self.service.access_log.record(
+            self._client,
+            exchange.scope["method"],
+            exchange.target,
+            exchange.scope["http_version"],
+            exchange.status,
+        )
 
     def _discard_rest(self, exchange: Exchange) -> None:
         """Read past a body that the application didn't want, if that isn't too much."""
@@ -497,8 +493,9 @@ class Connection(asyncio.Protocol):
         if exchange.state is DONE:
             self.close()
             return
+        head_sent = exchange.head_sent
         exchange.disconnect()
-        if exchange.head_sent:
+        if head_sent:
             self.cut()
         else:
             exchange.status = self._refusal or 400

@@ -7,9 +7,10 @@ Everything that affects the state of a response is in this file:
     START      | BODY                | error                            | error
     BODY       | error               | BODY                             | DONE
     DONE       | error               | error                            | error
+    GONE       | ClientDisconnected, an OSError
 
-A client that is gone turns every `send` into ClientDisconnected (an OSError), and every `receive`
-into `http.disconnect`. See the ASGI HTTP specification, version 2.4.
+From DONE and GONE on, `receive` gives `http.disconnect`; every state becomes GONE when the client
+does. See the ASGI HTTP specification, version 2.4.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import logging
 from typing import TYPE_CHECKING
 
 from esg.server.asgi import Message, Scope
-from esg.server.http1.framing import CHUNKED, Framing
+from esg.server.http1.framing import CHUNKED, PLAIN, Framing
 from esg.server.http1.response import (
     CLOSE,
     CONTENT_LENGTH,
-    DATE,
-    SERVER,
+    DEFAULTS,
+    NO_CONTENT,
+    USUAL,
     check_fields,
-    check_status,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ logger = logging.getLogger("esg")
 START = "http.response.start"
 BODY = "http.response.body"
 DONE = ""
+GONE = "no message: the client has disconnected"
 """The states of a response. Each is the type of the message that is expected in it."""
 
 IN_CHUNKS = -1
@@ -59,8 +61,6 @@ class Exchange:
         "_awaiting_continue",
         "_connection",
         "_given",
-        "_gone",
-        "_hung_up",
         "_left",
         "_length",
         "_lines",
@@ -69,7 +69,6 @@ class Exchange:
         "_waiters",
         "complete",
         "framing",
-        "head_sent",
         "keep_alive",
         "received",
         "scope",
@@ -86,7 +85,7 @@ class Exchange:
         self.scope = scope
         self.framing = framing
         self.target = target
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None
         # the request's body
         self.complete = framing.length == 0
         self.received = 0
@@ -94,19 +93,16 @@ class Exchange:
         self._told_end = False
         self._awaiting_continue = framing.expects_continue
         self._waiters: tuple[asyncio.Future[None], ...] = ()
-        # the response; _given, _length and _left mean something once there are _lines
+        # the response; what has no value yet is set together with _lines
         self.state = START
-        self.status = 0
-        self.head_sent = False
         self.keep_alive = True
         """Whether the connection stays open; decided when the head is sent."""
         self._lines: list[bytes] | None = None
+        """The head, as long as it is held back."""
+        self.status: int
         self._given: int
         self._length: int
         self._left: int
-        # the client
-        self._gone = False
-        self._hung_up = False
 
     # -- the application's side --------------------------------------------------------
 
@@ -121,7 +117,7 @@ class Exchange:
         except BaseException as error:  # noqa: BLE001 - applications may raise anything
             self._failed(error)
         else:
-            if self.state is not DONE and not self._gone:
+            if self.state is START or self.state is BODY:
                 self._unfinished()
         finally:
             service.running.discard(self)
@@ -130,13 +126,13 @@ class Exchange:
     async def receive(self) -> Message:
         """The ASGI `receive` of this request."""
         while True:
-            if self._gone or self.state is DONE:
+            if self.state is DONE or self.state is GONE:
                 return {"type": "http.disconnect"}
             if self._pieces:
                 return self._request_message(self._take_body())
             if self.complete and not self._told_end:
                 return self._request_message(b"")
-            if self._hung_up:
+            if self._connection.ends_soon:
                 return {"type": "http.disconnect"}
             if self._awaiting_continue and not self.complete:
                 self._awaiting_continue = False
@@ -149,30 +145,30 @@ class Exchange:
     async def send(self, message: Message) -> None:
         """The ASGI `send` of this request. Raises ClientDisconnected once the client is gone."""
         state = self.state
-        if self._gone or message["type"] != state:
+        if message["type"] != state:
             self._reject(message)
-        connection = self._connection
         if state is START:
             self._start(message)
             return
+        connection = self._connection
         body = message.get("body", b"")
         if type(body) is not bytes:
             body = _as_bytes(body)
+        size = len(body)
         more = "more_body" in message and message["more_body"]
         lines = self._lines
         if lines is not None:
             self._lines = None
-            self._close_head(lines, -1 if more else len(body))
-        if more or self._left != len(body):
+            self._close_head(lines, -1 if more else size)
+        if more or self._left != size:
             body = self._framed(body, more)
-        if lines is not None and len(body) <= JOIN_LIMIT:
-            lines.append(body)
+        if lines is not None:
+            if size <= JOIN_LIMIT:
+                lines.append(body)
+                body = b""
             connection.write(b"".join(lines))
-        else:
-            if lines is not None:
-                connection.write(b"".join(lines))
-            if body:
-                connection.write(body)
+        if body:
+            connection.write(body)
         if not more:
             self.state = DONE
             if self._pieces is not None or self._waiters:
@@ -185,15 +181,13 @@ class Exchange:
 
     def _start(self, message: Message) -> None:
         """Take the head in; it waits for the body's first piece, so that both go out together."""
-        status = message["status"]
-        if type(status) is not int or not 200 <= status <= 999:
-            status = check_status(status)
-        lines, given, self._length = check_fields(message.get("headers", ()))
         service = self._connection.service
-        ready = None if given & (DATE | SERVER) else service.heads.ready.get(status)
-        lines[0] = ready or service.heads.begin(status, given)
-        self.status = status
-        self._given = given
+        heads, status = service.heads, message["status"]
+        self.status, begin, no_content = heads.ready.get(status) or heads.add(status)
+        lines, given, self._length = check_fields(message.get("headers", ()), begin)
+        if given & DEFAULTS:
+            lines[0] = heads.begin(self.status, given)
+        self._given = given | no_content
         self._lines = lines
         self.state = BODY
         if not service.held:
@@ -202,7 +196,7 @@ class Exchange:
 
     def flush_head(self) -> None:
         """Send a head that is still held, since no body came with it in the same turn."""
-        if self._lines is not None and not self._gone:
+        if self._lines is not None:
             lines, self._lines = self._lines, None
             self._close_head(lines, -1)
             self._connection.write(b"".join(lines))
@@ -212,9 +206,13 @@ class Exchange:
 
         `body_length` is -1 if more of the body is to come than is there now.
         """
-        self.head_sent = True
-        framing, connection = self.framing, self._connection
-        if framing.head_only or self.status in (204, 304):
+        framing, connection, given = self.framing, self._connection, self._given
+        usual = framing is PLAIN and given & CONTENT_LENGTH and given <= USUAL
+        if usual and not (connection.ends_soon or connection.service.draining):
+            self._left = self._length
+            lines.append(b"\r\n")
+            return
+        if framing.head_only or given & NO_CONTENT:
             self._bodiless_head(lines, body_length)
         elif self._length >= 0:
             self._left = self._length
@@ -272,11 +270,11 @@ class Exchange:
     def _settle(self) -> None:
         """The exchange is over: what was not read of the request never will be."""
         self._take_body()
-        self._wake()
+        self.wake()
 
     def _reject(self, message: Message) -> None:
         """Raise what a message that can't be sent now calls for."""
-        if self._gone:
+        if self.state is GONE:
             raise ClientDisconnected("the client has disconnected")
         expected = repr(self.state) if self.state else "nothing more"
         raise RuntimeError(f"expected {expected}, got {message['type']!r}")
@@ -284,7 +282,7 @@ class Exchange:
     # -- what may go wrong -------------------------------------------------------------
 
     def _failed(self, error: BaseException) -> None:
-        if self._gone and _is_disconnect(error):
+        if self.state is GONE and _is_disconnect(error):
             logger.debug("the client left before its response", exc_info=error)
             return
         self._log_error("exception in the application", error)
@@ -297,22 +295,22 @@ class Exchange:
 
     def _abandon(self) -> None:
         """The task was cancelled: nothing more can come of this exchange."""
-        if self.state is not DONE and not self._gone:
-            self._end_badly()
+        self._end_badly()
 
     def _end_badly(self) -> None:
         """Answer 500 if no byte of a response is out; else cut it where it stands."""
-        if self._gone or self.state is DONE:
+        if self.state is DONE or self.state is GONE:
             return
+        head_sent = self.head_sent
         self.state = DONE
         self._lines = None
-        if self.head_sent:
+        if head_sent:
             self._connection.cut()
         else:
             self.status = 500
             self._connection.answer_error(500, self.framing.head_only)
         self._connection.record(self)
-        self._wake()
+        self.wake()
 
     def _log_error(self, what: str, error: BaseException | None = None) -> None:
         logger.error(
@@ -329,31 +327,27 @@ class Exchange:
     def body_came(self, piece: bytes) -> None:
         """A piece of the request's body; dropped if nobody will ask for it."""
         self.received += len(piece)
-        if self.state is not DONE and not self._gone:
+        if self.state is START or self.state is BODY:
             if self._pieces is None:
                 self._pieces = [piece]
             else:
                 self._pieces.append(piece)
             self._connection.buffered += len(piece)
-            self._wake()
+            self.wake()
 
     def body_ended(self) -> None:
         """The request's body is complete."""
         self.complete = True
         if self._waiters:
-            self._wake()
+            self.wake()
 
     def disconnect(self) -> None:
         """The client is gone: wake whoever waits for it."""
-        self._gone = True
+        self.state = GONE
         self._settle()
 
-    def hang_up(self) -> None:
-        """The client will send nothing more, but may still read the response."""
-        self._hung_up = True
-        self._wake()
-
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let `receive` look again at what there is."""
         waiters, self._waiters = self._waiters, ()
         for waiter in waiters:
             if not waiter.done():
@@ -368,6 +362,11 @@ class Exchange:
     def _request_message(self, body: bytes) -> Message:
         self._told_end = self.complete
         return {"type": "http.request", "body": body, "more_body": not self.complete}
+
+    @property
+    def head_sent(self) -> bool:
+        """Whether the response has begun on the wire; holds as long as the client is there."""
+        return self._lines is None and self.state is not START
 
     @property
     def unread(self) -> int:

@@ -32,6 +32,11 @@ CHUNKED = -1
 _DIGITS = frozenset(b"0123456789")
 _HOST_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=%:[]"
 
+_MOST_KNOWN_HOSTS = 256
+_LONGEST_KNOWN_HOST = 255
+_known_hosts: set[bytes] = set()
+"""Values of Host that were checked before: clients send the same few over and over."""
+
 
 class Framing:
     """What a request's head says of its message, its response and its connection."""
@@ -79,6 +84,23 @@ def examine(method: bytes, headers: Headers, head: Head) -> Framing:
     Names are lower-case here. Raises BadRequest, NotImplementedByServer or VersionNotSupported.
     """
     hosts = 0
+    for name, value in headers:
+        if name in DECIDING:
+            if name != b"host":
+                break
+            if value not in _known_hosts:
+                _check_host(value)
+            hosts += 1
+    else:
+        # Without a Connection field, only HTTP/1.1 persists.
+        if hosts == 1 and method != b"HEAD" and head.persists():
+            return PLAIN
+    return _examine_fully(method, headers, head)
+
+
+def _examine_fully(method: bytes, headers: Headers, head: Head) -> Framing:
+    """The same for a head in which more than one Host decides something."""
+    hosts = 0
     lengths: tuple[bytes, ...] = ()
     codings: tuple[bytes, ...] = ()
     options: tuple[bytes, ...] = ()
@@ -89,8 +111,8 @@ def examine(method: bytes, headers: Headers, head: Head) -> Framing:
             continue
         if name == b"host":
             hosts += 1
-            if value.translate(None, _HOST_BYTES):
-                raise BadRequest("malformed Host")
+            if value not in _known_hosts:
+                _check_host(value)
         elif name == b"content-length":
             lengths = (*lengths, value)
         elif name == b"transfer-encoding":
@@ -107,9 +129,6 @@ def examine(method: bytes, headers: Headers, head: Head) -> Framing:
     http11 = version == "1.1"
     if hosts != 1 and (http11 or hosts > 1):
         raise BadRequest("a request has exactly one Host field")
-    plain = http11 and method != b"HEAD"
-    if plain and not (lengths or codings or options or expectation or proxied):
-        return PLAIN
     return Framing(
         _body_length(http11, lengths, codings),
         version=version,
@@ -118,6 +137,16 @@ def examine(method: bytes, headers: Headers, head: Head) -> Framing:
         expects_continue=http11 and expectation.lower() == b"100-continue",
         head_only=method == b"HEAD",
     )
+
+
+def _check_host(value: bytes) -> None:
+    """Raise BadRequest for a Host that is no host and port; remember it otherwise."""
+    if value.translate(None, _HOST_BYTES):
+        raise BadRequest("malformed Host")
+    if len(value) <= _LONGEST_KNOWN_HOST:
+        if len(_known_hosts) >= _MOST_KNOWN_HOSTS:
+            _known_hosts.clear()
+        _known_hosts.add(value)
 
 
 def _body_length(http11: bool, lengths: Sequence[bytes], codings: Sequence[bytes]) -> int:

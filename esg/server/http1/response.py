@@ -12,12 +12,19 @@ from http import HTTPStatus
 from typing import Any
 
 CONTENT_LENGTH = 1
-TRANSFER_ENCODING = 2
-CONNECTION = 4
-DATE = 8
-SERVER = 16
+DATE = 2
+SERVER = 4
+TRANSFER_ENCODING = 8
+CONNECTION = 16
 CLOSE = 32
 """What an application's fields were: bits of the second value of `check_fields`."""
+
+NO_CONTENT = 64
+"""What a status says: that its response has no body, whatever its fields are."""
+
+DEFAULTS = DATE | SERVER
+USUAL = CONTENT_LENGTH | DEFAULTS
+NOT_COPIED = TRANSFER_ENCODING | CONNECTION
 
 _KINDS = {
     b"content-length": CONTENT_LENGTH,
@@ -59,20 +66,23 @@ def check_fields(
     given = 0
     length = -1
     for header in headers:
-        line = _lines.get(header) if type(header) is tuple else None
-        if line is None:
+        try:
+            known = _lines.get(header)
+        except TypeError:  # a list can't be looked up
+            known = None
+        if known is None:
             name, value = header
-            line = _checked_line(name, value)
-        kind = line[1]
+            known = _checked_line(name, value)
+        line, kind, number = known
         if kind:
             if kind == CONTENT_LENGTH:
                 if given & CONTENT_LENGTH:
                     raise InvalidHeader("two Content-Length fields")
-                length = line[2]
+                length = number
             given |= kind
-            if kind & (TRANSFER_ENCODING | CONNECTION):
+            if kind & NOT_COPIED:
                 continue
-        lines.append(line[0])
+        lines.append(line)
     return lines, given, length
 
 
@@ -101,15 +111,14 @@ def _checked_line(name: bytes, value: bytes) -> Line:
 class Heads:
     """Status lines with the default fields behind them, made anew once a second for the Date."""
 
-    __slots__ = ("_common", "_date", "_dated", "_server", "ready")
+    __slots__ = ("_date", "_dated", "_server", "ready")
 
     def __init__(self, server_header: bool, date_header: bool) -> None:
         self._server = b"server: %b\r\n" % SERVER_NAME if server_header else b""
         self._dated = date_header
         self._date = b""
-        self._common = self._server
-        self.ready: dict[int, bytes] = {}
-        """What `begin` gave this second, by status, where the application gave no default field."""
+        self.ready: dict[int, tuple[int, bytes, int]] = {}
+        """What `add` gave this second."""
         self.refresh(time.time())
 
     def refresh(self, now: float) -> None:
@@ -126,17 +135,24 @@ class Heads:
             moment.tm_min,
             moment.tm_sec,
         )
-        self._common = self._server + self._date
         self.ready.clear()
 
     def begin(self, status: int, given: int) -> bytes:
         """The status line and the default fields that the application didn't give itself."""
-        if given & (DATE | SERVER):
-            date = b"" if given & DATE else self._date
-            server = b"" if given & SERVER else self._server
-            return status_line(status) + server + date
-        head = self.ready[status] = status_line(status) + self._common
-        return head
+        date = b"" if given & DATE else self._date
+        server = b"" if given & SERVER else self._server
+        return status_line(status) + server + date
+
+    def add(self, status: Any) -> tuple[int, bytes, int]:
+        """Check a status from an application, and have it `ready`.
+
+        Gives its code; the status line with all default fields; and NO_CONTENT or 0. Raises
+        InvalidHeader.
+        """
+        code = check_status(status)
+        made = (code, self.begin(code, 0), NO_CONTENT if code in (204, 304) else 0)
+        self.ready[code] = made
+        return made
 
 
 _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
