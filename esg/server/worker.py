@@ -203,7 +203,7 @@ class Worker:
             await asyncio.sleep(0.02)
 
     async def _cancel_rest(self) -> None:
-        tasks = [exchange.task for exchange in self._service.running if exchange.task]
+        tasks = [exchange.task for exchange in self._service.running]
         if tasks:
             logs.logger.warning(
                 "%s cancels %d requests: the grace is over", self._subject, len(tasks)

@@ -116,10 +116,9 @@ class Arbiter:
         return on.ReloadRequested(config)
 
     def _on_children(self) -> None:
-        by_pid = {handle.pid: handle for handle in self._handles.values()}
         for pid, status in reap():
-            if pid in by_pid:
-                self._on_exit(by_pid[pid], status)
+            for handle in [h for h in self._handles.values() if h.pid == pid]:
+                self._on_exit(handle, status)
 
     def _on_exit(self, handle: WorkerHandle, status: int) -> None:
         self._on_mail(handle)  # its last words, if it left any

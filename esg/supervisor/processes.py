@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from esg.mailbox import Mailbox, pair
@@ -135,14 +135,16 @@ def _flush() -> None:
             continue  # nobody reads it any more, and the exit status must not suffer
 
 
-def reap() -> list[tuple[int, int]]:
-    """Pid and wait status of every child that ended, adopted ones (as PID 1) among them."""
-    ended: list[tuple[int, int]] = []
+def reap() -> Iterator[tuple[int, int]]:
+    """Pid and wait status of every child that ended, adopted ones (as PID 1) among them.
+
+    One by one: until it is its turn, a dead child keeps its pid, and may safely be signalled.
+    """
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return ended
+            return
         if pid == 0:
-            return ended
-        ended.append((pid, status))
+            return
+        yield pid, status

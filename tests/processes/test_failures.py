@@ -103,6 +103,47 @@ def test_a_crash_loop_backs_off_and_never_ends_the_arbiter(start: Start) -> None
     assert esg.whoami()["generation"] == 1
 
 
+GATE = """note("gate")
+        while not os.path.exists("open"):
+            time.sleep(0.005)
+        os._exit(9)"""
+
+
+def die_together(esg: Esg, count: int) -> None:
+    """Let the workers that wait at the gate end, so that the arbiter learns of all at once."""
+    eventually(lambda: len(esg.notes("gate")) == count, f"{count} workers boot")
+    esg.signal(signal.SIGSTOP)
+    esg.write("", "open")
+    dying = set(esg.notes("gate"))
+    eventually(lambda: dying <= set(esg.zombies()), f"{count} workers are dead")
+    esg.signal(signal.SIGCONT)
+
+
+def test_workers_that_die_together_while_booting_are_told_once(start: Start) -> None:
+    source = application(at_startup=f"if True:\n        {GATE}")
+    esg = start("--workers", "4", source=source, wait=False)
+    esg.claim("can't boot: died while booting: exit status 9")
+    esg.exit_code = 3
+    die_together(esg, 4)
+    assert esg.wait() == 3
+    assert len(esg.logged("can't boot")) == 1
+
+
+def test_new_workers_that_die_together_in_a_roll_end_the_reload_only(start: Start) -> None:
+    esg = start("--workers", "3", "--surge", "2")
+    esg.claim("gen=2 .* can't boot: died while booting", "reload failed, gen=1 goes on serving")
+    not_the_canary = "esg.current_worker().generation == 2 and os.path.exists('canary')"
+    startup = f"if {not_the_canary}:\n        {GATE}\n    open('canary', 'w').close()"
+    esg.write(application("bad", at_startup=startup))
+    with Load(esg.port, keep_alive=1) as load:
+        esg.signal(signal.SIGHUP)
+        die_together(esg, 2)
+        esg.wait_for_log("reload failed, gen=1 goes on serving: gen=2: ")
+        esg.wait_for_workers(3)
+        load.wait_until_answered("keep-alive", 20)
+    assert {esg.whoami()["generation"] for _ in range(12)} == {1}
+
+
 # -- workers that stand still ----------------------------------------------------------
 
 
@@ -182,6 +223,15 @@ def test_a_request_that_swallows_its_cancellation_holds_no_worker_for_ever(start
     esg.wait_for_log("gen=1 .* gone: ")
     assert esg.notes("cancelled")
     assert is_lost(connection)
+
+
+def test_exit_handlers_of_the_application_run_in_its_workers_alone(start: Start) -> None:
+    source = application(at_import="import atexit\natexit.register(note, 'exit')")
+    esg = start("--workers", "2", source=source)
+    workers = sorted(esg.workers())
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == 0
+    assert sorted(esg.notes("exit")) == workers
 
 
 # -- the arbiter -----------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 from collections.abc import Callable
 
@@ -83,3 +85,28 @@ def test_workers_that_are_terminated_are_replaced_and_lose_nothing(start: Start)
             esg.wait_for_log(rf"pid={pid} gone: exit status 0")
         load.wait_until_answered("fresh", 100)
     assert not set(first) & set(esg.wait_for_workers(WORKERS))
+
+
+def test_signals_in_any_order_lose_nothing(start: Start) -> None:
+    esg = start("--workers", "2", "--max-requests", "400", "--max-requests-jitter", "200")
+    seed = random.randrange(1000)
+    print(f"seed {seed}")  # noqa: T201 - to repeat a failure
+    chosen = random.Random(seed)
+    with Load(esg.port, **MIX) as load:
+        for _ in range(25):
+            signum = chosen.choice([signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGTERM])
+            if signum == signal.SIGTERM:
+                terminate(chosen.choice(esg.workers()))
+            else:
+                esg.signal(signum)
+            load.wait_until_answered("fresh", chosen.choice([1, 20, 200]))
+        load.wait_until_answered("download", 1)
+        load.shutdown_begins()
+        esg.signal(signal.SIGTERM)
+        assert esg.wait() == 0
+
+
+def terminate(pid: int) -> None:
+    """SIGTERM to a worker that may be gone by now."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)

@@ -231,6 +231,7 @@ class Esg:
         """Stop it if it runs, and hold it to what every run must leave behind: nothing."""
         try:
             if not self._ended():
+                self.signal(signal.SIGCONT)  # a test that failed may have left it stopped
                 eventually(lambda: not self.zombies(), "children are reaped")
                 self.signal(signal.SIGTERM)
             code = self.wait()

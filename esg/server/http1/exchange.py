@@ -85,7 +85,7 @@ class Exchange:
         self.scope = scope
         self.framing = framing
         self.target = target
-        self.task: asyncio.Task[None] | None
+        self.task: asyncio.Task[None]
         # the request's body
         self.complete = framing.length == 0
         self.received = 0
@@ -112,7 +112,7 @@ class Exchange:
         try:
             await service.app(self.scope, self.receive, self.send)
         except asyncio.CancelledError:
-            self._abandon()
+            self._end_badly()  # nothing more can come of this exchange
             raise
         except BaseException as error:  # noqa: BLE001 - applications may raise anything
             self._failed(error)
@@ -121,7 +121,6 @@ class Exchange:
                 self._unfinished()
         finally:
             service.running.discard(self)
-            self.task = None
 
     async def receive(self) -> Message:
         """The ASGI `receive` of this request."""
@@ -291,10 +290,6 @@ class Exchange:
     def _unfinished(self) -> None:
         what = "without a response" if self.state is START else "before its response was complete"
         self._log_error(f"the application returned {what}")
-        self._end_badly()
-
-    def _abandon(self) -> None:
-        """The task was cancelled: nothing more can come of this exchange."""
         self._end_badly()
 
     def _end_badly(self) -> None:
