@@ -113,7 +113,8 @@ def _help(declared: Setting) -> str:
     notes = [declared.variables[-1] if declared.environment else declared.variables[0]]
     if shown:
         notes.append(f"default {shown}")
-    return f"{declared.help} [{', '.join(notes)}]"
+    text = f"{declared.help} [{', '.join(notes)}]"
+    return f"{text} (not in this version)" if declared.pending else text
 
 
 def _show_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:

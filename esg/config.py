@@ -125,7 +125,8 @@ class Setting:
     """One setting's declaration.
 
     `flags` are the command line's names for it (the first is the one that ESG's own texts use),
-    `environment` the names it has in the environment beside `ESG_<NAME>`.
+    `environment` the names it has in the environment beside `ESG_<NAME>`. One that is `pending` is
+    known, and refused until what it sets has been built.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Setting:
     flags: tuple[str, ...]
     environment: tuple[str, ...]
     reloadable: bool
+    pending: bool
     many: bool
 
     @property
@@ -153,6 +155,7 @@ def setting(
     flags: tuple[str, ...] = (),
     environment: tuple[str, ...] = (),
     reloadable: bool = True,
+    pending: bool = False,
 ) -> Any:
     """Declare a setting as a field of `Config`."""
     spec = {
@@ -162,6 +165,7 @@ def setting(
         "flags": flags,
         "environment": environment,
         "reloadable": reloadable,
+        "pending": pending,
     }
     return dataclasses.field(default=default, metadata=spec)
 
@@ -171,6 +175,7 @@ SOCKETS = "Sockets"
 PROCESSES = "Processes"
 HTTP = "HTTP"
 LIMITS = "Limits"
+TLS = "TLS"
 LOGGING = "Logging"
 
 
@@ -265,12 +270,48 @@ class Config:
     loop: str = setting(
         "auto", choice("auto", "asyncio", "uvloop"), HTTP, "Event loop implementation."
     )
+    http: str = setting(
+        "auto",
+        choice("auto", "httptools", "h11"),
+        HTTP,
+        "HTTP parser; auto is httptools where it is installed.",
+        pending=True,
+    )
+    threads: int = setting(
+        0,
+        whole_number(0, 1024),
+        HTTP,
+        "Threads that run a WSGI application, in each worker; 0 is chosen by the number of CPUs.",
+        pending=True,
+    )
     timeout_keep_alive: float = setting(
         5.0,
         seconds(),
         HTTP,
         "Close a connection on which no request came for this long.",
         flags=("--timeout-keep-alive", "--keep-alive"),
+    )
+    proxy_headers: bool = setting(
+        True,
+        SWITCH,
+        HTTP,
+        "Take client address, scheme and host from X-Forwarded-* and Forwarded of trusted proxies.",
+        pending=True,
+    )
+    forwarded_allow_ips: tuple[str, ...] = setting(
+        ("127.0.0.1",),
+        TEXTS,
+        HTTP,
+        "Proxies to trust: addresses, CIDR ranges, unix: or *, separated by commas.",
+        environment=("FORWARDED_ALLOW_IPS",),
+        pending=True,
+    )
+    proxy_protocol: bool = setting(
+        False,
+        SWITCH,
+        HTTP,
+        "Expect a PROXY protocol header (v1 or v2) on connections from trusted proxies.",
+        pending=True,
     )
     server_header: bool = setting(True, SWITCH, HTTP, "Add a Server field to responses.")
     date_header: bool = setting(True, SWITCH, HTTP, "Add a Date field to responses.")
@@ -294,6 +335,72 @@ class Config:
         60.0, seconds(0.1), LIMITS, "Time a request body may stand still (408)."
     )
 
+    limit_concurrency: int = setting(
+        0,
+        whole_number(0),
+        LIMITS,
+        "Most requests in progress in one worker (503 beyond); 0 for no limit.",
+        pending=True,
+    )
+    limit_connections: int = setting(
+        0,
+        whole_number(0),
+        LIMITS,
+        "Most connections one worker holds; more wait in the queue; 0 for no limit.",
+        pending=True,
+    )
+    request_timeout: float = setting(
+        0.0,
+        seconds(),
+        LIMITS,
+        "Cancel a request that takes longer, and log where it was; 0 never.",
+        pending=True,
+    )
+
+    ssl_keyfile: str = setting(
+        "", TEXT, TLS, "Private key, in PEM.", flags=("--ssl-keyfile", "--keyfile"), pending=True
+    )
+    ssl_certfile: str = setting(
+        "",
+        TEXT,
+        TLS,
+        "Certificate with its chain, in PEM; turns TLS on.",
+        flags=("--ssl-certfile", "--certfile"),
+        pending=True,
+    )
+    ssl_keyfile_password: str = setting("", TEXT, TLS, "Password of the private key.", pending=True)
+    ssl_version: str = setting(
+        "1.2",
+        TEXT,
+        TLS,
+        "Oldest version of TLS that is spoken: 1.2 or 1.3.",
+        pending=True,
+    )
+    ssl_cert_reqs: str = setting(
+        "none",
+        TEXT,
+        TLS,
+        "Whether clients need a certificate: none, optional or required.",
+        flags=("--ssl-cert-reqs", "--cert-reqs"),
+        pending=True,
+    )
+    ssl_ca_certs: str = setting(
+        "",
+        TEXT,
+        TLS,
+        "Authorities that clients' certificates are checked with, in PEM.",
+        flags=("--ssl-ca-certs", "--ca-certs"),
+        pending=True,
+    )
+    ssl_ciphers: str = setting(
+        "",
+        TEXT,
+        TLS,
+        "Ciphers for TLS 1.2, in OpenSSL's notation.",
+        flags=("--ssl-ciphers", "--ciphers"),
+        pending=True,
+    )
+
     log_level: str = setting(
         "info",
         choice("critical", "error", "warning", "info", "debug"),
@@ -301,6 +408,26 @@ class Config:
         "The least severe level that is logged.",
     )
     access_log: bool = setting(True, SWITCH, LOGGING, "Log each request, on standard output.")
+    access_logfile: str = setting(
+        "-", TEXT, LOGGING, "File for the access log; - is standard output.", pending=True
+    )
+    error_logfile: str = setting(
+        "-",
+        TEXT,
+        LOGGING,
+        "File for the log; - is standard error.",
+        flags=("--error-logfile", "--log-file"),
+        pending=True,
+    )
+    access_logformat: str = setting(
+        "", TEXT, LOGGING, "Format of access log lines, with gunicorn's atoms.", pending=True
+    )
+    log_format: str = setting(
+        "text", choice("text", "json"), LOGGING, "Form of both logs.", pending=True
+    )
+    log_config: str = setting(
+        "", TEXT, LOGGING, "Configure logging from this .ini, .json or .yaml file.", pending=True
+    )
     use_colors: bool | None = setting(
         None, SWITCH, LOGGING, "Colour the log; by default on a terminal."
     )
@@ -342,6 +469,7 @@ def _declared(field: dataclasses.Field[Any]) -> Setting:
         flags=spec["flags"] or (flag,),
         environment=spec["environment"],
         reloadable=spec["reloadable"],
+        pending=spec["pending"],
         many=isinstance(field.default, tuple),
     )
 
@@ -373,9 +501,12 @@ def build(raw: Mapping[str, Raw]) -> Config:
 
 def _checked(declared: Setting, given: Raw) -> Any:
     try:
-        return declared.kind.parse(given.value)
+        value = declared.kind.parse(given.value)
     except ValueError as error:
         raise ConfigError(f"{given.origin}: invalid value {given.value!r}: {error}") from None
+    if declared.pending and value != declared.default:
+        raise ConfigError(f"{given.origin}: this version of ESG can't do that yet; leave it out")
+    return value
 
 
 def _check_together(config: Config) -> None:
