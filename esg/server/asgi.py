@@ -20,6 +20,16 @@ VERSION = "3.0"
 HTTP_SPEC_VERSION = "2.4"
 LIFESPAN_SPEC_VERSION = "2.0"
 
+EXTENSIONS: dict[str, dict[str, Any]] = {
+    "http.response.early_hint": {},
+    "http.response.pathsend": {},
+    "http.response.trailers": {},
+    "http.response.zerocopysend": {},
+}
+"""What a scope offers beyond the specification's core. The dictionary is copied for each request,
+but not what it holds.
+"""
+
 
 def http_template(client: Endpoint | None, server: Endpoint | None, root_path: str) -> Scope:
     """What the scopes of all requests on one connection have in common."""
@@ -37,7 +47,7 @@ def http_template(client: Endpoint | None, server: Endpoint | None, root_path: s
         "client": client,
         "server": server,
         "state": {},
-        "extensions": {},
+        "extensions": EXTENSIONS,
     }
 
 
@@ -70,7 +80,7 @@ def http_scope(
     scope["query_string"] = query
     scope["headers"] = headers
     scope["state"] = state.copy()
-    scope["extensions"] = {}
+    scope["extensions"] = template["extensions"].copy()
     return scope
 
 

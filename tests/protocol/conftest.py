@@ -217,6 +217,11 @@ def serve(
         servers.append(server)
         return server
 
+    def stop() -> None:
+        """Stop all servers, for a test that has something to look at after that."""
+        while servers:
+            runner.run(servers.pop().stop())
+
+    start.stop = stop  # type: ignore[attr-defined]
     yield start
-    for server in servers:
-        runner.run(server.stop())
+    stop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import socket
 import struct
 from collections import deque
@@ -29,6 +30,7 @@ from esg.server.http1.exchange import DONE, Exchange
 from esg.server.http1.framing import PLAIN, Framing, check_size, examine
 from esg.server.http1.httptools_parser import HttptoolsParser
 from esg.server.http1.response import plain_response
+from esg.server.http1.sendfile import copy_part, send_part
 from esg.server.service import TICK, Service
 
 FEED_SLICE = 16384
@@ -502,6 +504,13 @@ class Connection(asyncio.Protocol):
             self.answer_error(exchange.status, exchange.framing.head_only)
         self.record(exchange)
 
+    def abandon(self, exchange: Exchange) -> None:
+        """The client turned out to be gone, before the event loop noticed."""
+        if self._wait is not END:
+            self.record(exchange)
+            exchange.disconnect()
+            self.cut()
+
     def _answer_refusal(self) -> None:
         """Nothing stands before the request that was refused, so its turn has come."""
         status = self._refusal or 400
@@ -556,6 +565,47 @@ class Connection(asyncio.Protocol):
             waiter = self.service.loop.create_future()
             self._write_waiters.append(waiter)
             await waiter
+
+    async def send_file(self, fd: int, offset: int, count: int) -> int:
+        """Send a part of a file; returns the number of bytes sent. Raises OSError.
+
+        Nothing else may be written meanwhile.
+        """
+        loop, transport = self.service.loop, self._transport
+        if transport.get_extra_info("sslcontext") is not None:
+            return await copy_part(loop, self.write, fd, offset, count, self._flushed)
+        transport.set_write_buffer_limits(0)  # so that what is writable has nothing unsent
+        # Event loops don't let others wait for a transport's descriptor, but for a copy of it.
+        out = os.dup(transport.get_extra_info("socket").fileno())
+        try:
+            await self.writable()
+            return await send_part(
+                loop, out, fd, offset, count, lambda: self._descriptor_writable(out)
+            )
+        finally:
+            os.close(out)
+            if self._wait is not END:
+                transport.set_write_buffer_limits()
+                self.resume_writing()
+
+    async def _flushed(self) -> bool:
+        await self.writable()
+        return self._wait is not END
+
+    async def _descriptor_writable(self, fd: int) -> bool:
+        """Wait until `fd` can be written to, or until the connection is over: then it is False."""
+        if self._wait is END:
+            return False
+        loop, waiter = self.service.loop, self.service.loop.create_future()
+        self._unsent = 0
+        self._await(SENDING, SEND_STALL)
+        self._write_waiters.append(waiter)
+        loop.add_writer(fd, self._resume_writers)
+        try:
+            await waiter
+        finally:
+            loop.remove_writer(fd)
+        return self._wait is not END
 
     def _resume_writers(self) -> None:
         self.write_paused = False

@@ -5,27 +5,33 @@ Everything that affects the state of a response is in this file:
     state      | http.response.start | http.response.body, more to come | ... the last
     -----------+---------------------+----------------------------------+-----------
     START      | BODY                | error                            | error
-    BODY       | error               | BODY                             | DONE
+    BODY       | error               | BODY                             | DONE or TRAILERS
     DONE       | error               | error                            | error
     GONE       | ClientDisconnected, an OSError
 
-From DONE and GONE on, `receive` gives `http.disconnect`; every state becomes GONE when the client
-does. See the ASGI HTTP specification, version 2.4.
+The extensions: `http.response.early_hint` changes no state; `http.response.pathsend` and
+`http.response.zerocopysend` are a piece of the body that passes through FILE; the last of
+`http.response.trailers` ends TRAILERS, and with it the response. From DONE and GONE on, `receive`
+gives `http.disconnect`; every state becomes GONE when the client does. See the ASGI HTTP
+specification, version 2.4.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import stat
 from typing import TYPE_CHECKING
 
-from esg.server.asgi import Message, Scope
+from esg.server.asgi import Headers, Message, Scope
 from esg.server.http1.framing import CHUNKED, PLAIN, Framing
 from esg.server.http1.response import (
     CLOSE,
     CONTENT_LENGTH,
     DEFAULTS,
     NO_CONTENT,
+    TRAILING,
     USUAL,
     check_fields,
 )
@@ -37,14 +43,20 @@ logger = logging.getLogger("esg")
 
 START = "http.response.start"
 BODY = "http.response.body"
+FILE = "nothing while a file is being sent"
+TRAILERS = "http.response.trailers, after the body"
 DONE = ""
 GONE = "no message: the client has disconnected"
-"""The states of a response. Each is the type of the message that is expected in it."""
+"""The states of a response. START and BODY are the type of the message expected in them; in the
+other states no message is an ordinary one.
+"""
 
 IN_CHUNKS = -1
 UNTIL_CLOSE = -2
 NO_BODY = -3
 """How a body is delimited where it isn't by a number of bytes."""
+
+LAST_CHUNK = b"0\r\n\r\n"
 
 JOIN_LIMIT = 65536
 """Largest body, in bytes, that is copied behind its head to go out in one write."""
@@ -66,6 +78,7 @@ class Exchange:
         "_lines",
         "_pieces",
         "_told_end",
+        "_trailers",
         "_waiters",
         "complete",
         "framing",
@@ -103,6 +116,7 @@ class Exchange:
         self._given: int
         self._length: int
         self._left: int
+        self._trailers: list[bytes]
 
     # -- the application's side --------------------------------------------------------
 
@@ -117,7 +131,7 @@ class Exchange:
         except BaseException as error:  # noqa: BLE001 - applications may raise anything
             self._failed(error)
         else:
-            if self.state is START or self.state is BODY:
+            if self.state is not DONE and self.state is not GONE:
                 self._unfinished()
         finally:
             service.running.discard(self)
@@ -145,7 +159,8 @@ class Exchange:
         """The ASGI `send` of this request. Raises ClientDisconnected once the client is gone."""
         state = self.state
         if message["type"] != state:
-            self._reject(message)
+            await self._extend(message)
+            return
         if state is START:
             self._start(message)
             return
@@ -169,12 +184,26 @@ class Exchange:
         if body:
             connection.write(body)
         if not more:
-            self.state = DONE
-            if self._pieces is not None or self._waiters:
-                self._settle()
-            connection.exchange_done(self)
+            self._finish()
         elif connection.write_paused:
             await connection.writable()
+
+    async def _extend(self, message: Message) -> None:
+        """What is neither the head nor a piece of the body, where one of them was expected."""
+        kind, state = message["type"], self.state
+        if state is GONE:
+            raise ClientDisconnected("the client has disconnected")
+        if kind == "http.response.early_hint" and state in (START, BODY):
+            self._send_early_hint(message)
+        elif kind == "http.response.trailers" and state is TRAILERS:
+            self._send_trailers(message)
+        elif kind == "http.response.zerocopysend" and state is BODY:
+            await self._send_zero_copy(message)
+        elif kind == "http.response.pathsend" and state is BODY:
+            await self._send_path(message)
+        else:
+            expected = repr(state) if state else "nothing more"
+            raise RuntimeError(f"expected {expected}, got {kind!r}")
 
     # -- the response --------------------------------------------------------------------
 
@@ -186,6 +215,9 @@ class Exchange:
         lines, given, self._length = check_fields(message.get("headers", ()), begin)
         if given & DEFAULTS:
             lines[0] = heads.begin(self.status, given)
+        if message.get("trailers"):
+            no_content |= TRAILING
+            self._trailers = [LAST_CHUNK[:-2]]
         self._given = given | no_content
         self._lines = lines
         self.state = BODY
@@ -215,7 +247,7 @@ class Exchange:
             self._bodiless_head(lines, body_length)
         elif self._length >= 0:
             self._left = self._length
-        elif body_length >= 0:
+        elif body_length >= 0 and not given & TRAILING:
             self._left = body_length
             lines.append(b"content-length: %d\r\n" % body_length)
         elif framing.http11:
@@ -244,21 +276,28 @@ class Exchange:
 
     def _framed(self, body: bytes, more: bool) -> bytes:
         """A piece of body as it goes on the wire."""
+        begin, size, end = self._frame(len(body), more)
+        if size < len(body):
+            body = body[:size]
+        return begin + body + end if begin or end else body
+
+    def _frame(self, size: int, more: bool) -> tuple[bytes, int, bytes]:
+        """What goes before and behind a piece of body, and how much of the piece is sent."""
         left = self._left
         if left == NO_BODY:
-            return b""
+            return b"", 0, b""
         if left == IN_CHUNKS:
-            chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-            return chunk if more else chunk + b"0\r\n\r\n"
+            begin, end = (b"%x\r\n" % size, b"\r\n") if size else (b"", b"")
+            return begin, size, end if more or self._given & TRAILING else end + LAST_CHUNK
         if left == UNTIL_CLOSE:
-            return body
-        self._left = left - len(body)
+            return b"", size, b""
+        self._left = left - size
         if self._left < 0:
             self._fail_length(f"{-self._left} bytes longer")
-            return body[:left]
+            return b"", left, b""
         if self._left and not more:
             self._fail_length(f"{self._left} bytes shorter")
-        return body
+        return b"", size, b""
 
     def _fail_length(self, how: str) -> None:
         """The application broke its own Content-Length: say so, and end the connection."""
@@ -266,17 +305,95 @@ class Exchange:
         self.keep_alive = False
         self._log_error(f"the body is {how} than its Content-Length")
 
+    def _finish(self) -> None:
+        """The body is complete, and so is the response, but for trailers."""
+        if self._given & TRAILING:
+            self.state = TRAILERS
+            return
+        self.state = DONE
+        if self._pieces is not None or self._waiters:
+            self._settle()
+        self._connection.exchange_done(self)
+
     def _settle(self) -> None:
         """The exchange is over: what was not read of the request never will be."""
         self._take_body()
         self.wake()
 
-    def _reject(self, message: Message) -> None:
-        """Raise what a message that can't be sent now calls for."""
+    # -- extensions ------------------------------------------------------------------------
+    # https://asgi.readthedocs.io/en/latest/extensions.html
+
+    def _send_early_hint(self, message: Message) -> None:
+        """A 103 (Early Hints, RFC 8297), as long as the final head isn't out; 1.0 has none."""
+        lines, _, _ = check_fields((b"link", link) for link in message["links"])
+        if self.framing.http11 and not self.head_sent:
+            self._connection.write(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % b"".join(lines))
+
+    def _send_trailers(self, message: Message) -> None:
+        """Trailer fields, which go out with the last of them (RFC 9112, section 7.1.2).
+
+        Only to a client that said it wants them, and only behind a body in chunks.
+        """
+        fields = [(n, v) for n, v in message.get("headers", ()) if n.lower() != b"content-length"]
+        self._trailers += check_fields(fields)[0]
+        if message.get("more_trailers", False):
+            return
+        if self._left == IN_CHUNKS:
+            wanted = _wants_trailers(self.scope["headers"])
+            self._connection.write(b"".join([*self._trailers, b"\r\n"]) if wanted else LAST_CHUNK)
+        self._given &= ~TRAILING
+        self._finish()
+
+    async def _send_path(self, message: Message) -> None:
+        """A whole file as the body, or as its last piece. Raises OSError if it can't be opened."""
+        loop = self._connection.service.loop
+        self.state = FILE
+        try:
+            file = await loop.run_in_executor(None, open, message["path"], "rb")
+        finally:
+            if self.state is FILE:
+                self.state = BODY
+        with file:
+            await self._send_file(file.fileno(), 0, os.fstat(file.fileno()).st_size, more=False)
+
+    async def _send_zero_copy(self, message: Message) -> None:
+        """A part of an open file as a piece of the body. Raises ValueError if it is no file."""
+        file = message["file"]
+        fd = file if isinstance(file, int) else file.fileno()
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("http.response.zerocopysend sends regular files only")
+        given, count = message.get("offset"), message.get("count")
+        offset = os.lseek(fd, 0, os.SEEK_CUR) if given is None else given
+        if count is None:
+            count = max(0, status.st_size - offset)
+        if given is None:
+            os.lseek(fd, offset + count, os.SEEK_SET)
+        await self._send_file(fd, offset, count, message.get("more_body", False))
+
+    async def _send_file(self, fd: int, offset: int, count: int, more: bool) -> None:
         if self.state is GONE:
             raise ClientDisconnected("the client has disconnected")
-        expected = repr(self.state) if self.state else "nothing more"
-        raise RuntimeError(f"expected {expected}, got {message['type']!r}")
+        connection = self._connection
+        lines, self._lines = self._lines or [], None
+        if lines:
+            self._close_head(lines, -1 if more else count)
+        begin, size, end = self._frame(count, more)
+        self.state = FILE
+        connection.write(b"".join(lines) + begin)
+        try:
+            sent = await connection.send_file(fd, offset, size) if size else 0
+        except ConnectionError:
+            connection.abandon(self)
+        if self.state is not FILE:
+            raise ClientDisconnected("the client has disconnected")
+        self.state = BODY
+        if sent < size:
+            raise EOFError(f"the file ends {size - sent} bytes before its announced end")
+        if end:
+            connection.write(end)
+        if not more:
+            self._finish()
 
     # -- what may go wrong -------------------------------------------------------------
 
@@ -322,7 +439,7 @@ class Exchange:
     def body_came(self, piece: bytes) -> None:
         """A piece of the request's body; dropped if nobody will ask for it."""
         self.received += len(piece)
-        if self.state is START or self.state is BODY:
+        if self.state is not DONE and self.state is not GONE:
             if self._pieces is None:
                 self._pieces = [piece]
             else:
@@ -374,6 +491,12 @@ class Exchange:
     def expects_unread(self) -> bool:
         """Whether the client still waits for a 100 (Continue) that was never sent."""
         return self._awaiting_continue and not self.complete
+
+
+def _wants_trailers(headers: Headers) -> bool:
+    """Whether a client understands trailer fields (RFC 9110, section 10.1.4)."""
+    options = b",".join(value.lower() for name, value in headers if name == b"te").split(b",")
+    return b"trailers" in (option.strip() for option in options)
 
 
 def _as_bytes(body: object) -> bytes:

@@ -22,6 +22,9 @@ CLOSE = 32
 NO_CONTENT = 64
 """What a status says: that its response has no body, whatever its fields are."""
 
+TRAILING = 128
+"""What the application says of its response: that trailer fields follow the body."""
+
 DEFAULTS = DATE | SERVER
 USUAL = CONTENT_LENGTH | DEFAULTS
 NOT_COPIED = TRANSFER_ENCODING | CONNECTION
