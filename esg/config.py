@@ -340,21 +340,18 @@ class Config:
         whole_number(0),
         LIMITS,
         "Most requests in progress in one worker (503 beyond); 0 for no limit.",
-        pending=True,
     )
     limit_connections: int = setting(
         0,
         whole_number(0),
         LIMITS,
         "Most connections one worker holds; more wait in the queue; 0 for no limit.",
-        pending=True,
     )
     request_timeout: float = setting(
         0.0,
         seconds(),
         LIMITS,
         "Cancel a request that takes longer, and log where it was; 0 never.",
-        pending=True,
     )
 
     ssl_keyfile: str = setting(

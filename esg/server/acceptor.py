@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable, Sequence
 
 from esg.listeners import Listener
@@ -31,6 +32,9 @@ BATCH = 32
 
 DRAIN_TIME = 0.25
 """Seconds in which handshakes that had begun may finish before a listener closes for good."""
+
+FULL_PAUSE = 0.05
+"""Seconds after which a worker with all the connections it may have looks whether one is gone."""
 
 OUT_OF_FILES_PAUSE = 0.5
 """Seconds to wait after an accept that failed for lack of descriptors or memory."""
@@ -81,6 +85,7 @@ class Acceptor:
         self._listeners = list(listeners)
         self._loads = loads
         self._balance = Balance()
+        self._limit = service.config.limit_connections or sys.maxsize
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[Listener, asyncio.TimerHandle] = {}
 
@@ -102,6 +107,7 @@ class Acceptor:
 
     async def stop_last(self) -> None:
         """Accept no more, when nobody else will: take what the kernel has queued first."""
+        self._limit = sys.maxsize
         for listener in self._listeners:
             self._unwatch(listener)
             listener.refuse_new()
@@ -134,6 +140,9 @@ class Acceptor:
         self._timers[listener] = loop.call_later(seconds, self._watch, listener)
 
     def _on_readable(self, listener: Listener) -> None:
+        if self._service.load >= self._limit:
+            self._pause(listener, FULL_PAUSE)
+            return
         loads = [load for load in self._loads() if load != NOT_ACCEPTING]
         if len(loads) < 2:
             self._accept_batch(listener)
@@ -143,7 +152,7 @@ class Acceptor:
             self._accept_batch(listener, most=1)
 
     def _accept_batch(self, listener: Listener, most: int = BATCH) -> None:
-        for _ in range(most):
+        for _ in range(min(most, self._limit - self._service.load)):
             try:
                 sock, peer = listener.sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from esg.config import Config
 from esg.scoreboard import NOT_ACCEPTING, Cell, Row
 from esg.server.access_log import AccessLog
-from esg.server.asgi import Application
+from esg.server.asgi import Application, Receive, Scope, Send
 from esg.server.http1.exchange import BODY, Exchange
 from esg.server.http1.response import Heads
 
@@ -35,6 +36,7 @@ class Service:
         "accepting",
         "access_log",
         "app",
+        "attentive_from",
         "config",
         "connections",
         "context",
@@ -94,6 +96,8 @@ class Service:
         self.statuses = [0] * 10
         self.due_at = due_at
         self.on_due = on_due
+        self.attentive_from = _attentive_from(config, due_at)
+        """The number of the first request that `attend` is to look at."""
         self._row = row
         self.held: list[Exchange] = []
         """Exchanges whose response's head waits for its body, but not beyond this turn."""
@@ -133,6 +137,17 @@ class Service:
         """Log something that went wrong in this worker."""
         logger.error("%s %s", self.subject, event)
 
+    def attend(self, exchange: Exchange) -> Application:
+        """Look at a request that begins, where there is something to look for.
+
+        Returns the application that is to answer it.
+        """
+        if self.requests == self.due_at:
+            self.on_due()
+        exchange.started = self.loop.time()
+        most = self.config.limit_concurrency
+        return overloaded if most and len(self.running) > most else self.app
+
     # -- time --------------------------------------------------------------------------
 
     def tick(self) -> None:
@@ -142,6 +157,10 @@ class Service:
         self._publish()
         for connection in [c for c in self.connections if c.deadline < now]:
             connection.expire(now)
+        if self.config.request_timeout:
+            begun = now - self.config.request_timeout
+            for exchange in [e for e in self.running if e.started <= begun]:
+                exchange.time_out()
 
     def _publish(self) -> None:
         row = self._row
@@ -156,6 +175,23 @@ class Service:
     def idle(self) -> bool:
         """Whether nothing is left to finish: no connection, and no application call."""
         return not self.connections and not self.running
+
+
+async def overloaded(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application that answers when there are too many requests (RFC 9110, 15.6.4)."""
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"retry-after", b"1"),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": b"Service Unavailable"})
+
+
+def _attentive_from(config: Config, due_at: int) -> float:
+    if config.limit_concurrency or config.request_timeout:
+        return 0
+    return due_at or math.inf
 
 
 def _task_starter(

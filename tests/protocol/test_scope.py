@@ -6,6 +6,8 @@ import socket
 
 import pytest
 
+from esg.server.asgi import EXTENSIONS
+
 from .apps import Recorder
 from .wire import Client, get, post, request
 
@@ -42,7 +44,7 @@ async def test_scope_has_every_field_and_no_other(serve):
         "client": client.sock.getsockname(),
         "server": server.address,
         "state": {},
-        "extensions": {},
+        "extensions": EXTENSIONS,
     }
 
 

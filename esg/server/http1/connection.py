@@ -390,9 +390,10 @@ class Connection(asyncio.Protocol):
         service = self.service
         service.running.add(exchange)
         service.requests += 1
-        if service.requests == service.due_at:
-            service.on_due()
-        exchange.task = service.start(exchange.run())
+        app = service.app
+        if service.requests >= service.attentive_from:
+            app = service.attend(exchange)
+        exchange.task = service.start(exchange.run(app))
 
     def _begin_queued(self) -> None:
         if self._exchange is not None:

@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import stat
 from typing import TYPE_CHECKING
 
-from esg.server.asgi import Headers, Message, Scope
+from esg.server.asgi import Application, Headers, Message, Scope
 from esg.server.http1.framing import CHUNKED, PLAIN, Framing
 from esg.server.http1.response import (
     CLOSE,
@@ -35,6 +36,7 @@ from esg.server.http1.response import (
     USUAL,
     check_fields,
 )
+from esg.server.stacks import task_stack
 
 if TYPE_CHECKING:
     from esg.server.http1.connection import Connection
@@ -85,6 +87,7 @@ class Exchange:
         "keep_alive",
         "received",
         "scope",
+        "started",
         "state",
         "status",
         "target",
@@ -99,6 +102,8 @@ class Exchange:
         self.framing = framing
         self.target = target
         self.task: asyncio.Task[None]
+        self.started: float
+        """When the application was called, where there is a limit to its time."""
         # the request's body
         self.complete = framing.length == 0
         self.received = 0
@@ -120,11 +125,11 @@ class Exchange:
 
     # -- the application's side --------------------------------------------------------
 
-    async def run(self) -> None:
+    async def run(self, app: Application) -> None:
         """Call the application, and see that the exchange ends whatever it does."""
         service = self._connection.service
         try:
-            await service.app(self.scope, self.receive, self.send)
+            await app(self.scope, self.receive, self.send)
         except asyncio.CancelledError:
             self._end_badly()  # nothing more can come of this exchange
             raise
@@ -409,8 +414,17 @@ class Exchange:
         self._log_error(f"the application returned {what}")
         self._end_badly()
 
-    def _end_badly(self) -> None:
-        """Answer 500 if no byte of a response is out; else cut it where it stands."""
+    def time_out(self) -> None:
+        """The request has taken too long: log where it is, answer 503, and cancel it."""
+        self.started = math.inf
+        if self.state is DONE:
+            return  # the response is out, and what the application does now is its own time
+        self._log_error("request timed out (--request-timeout)", stack=task_stack(self.task))
+        self._end_badly(503)
+        self.task.cancel()
+
+    def _end_badly(self, status: int = 500) -> None:
+        """Answer `status` if no byte of a response is out; else cut it where it stands."""
         if self.state is DONE or self.state is GONE:
             return
         head_sent = self.head_sent
@@ -419,18 +433,19 @@ class Exchange:
         if head_sent:
             self._connection.cut()
         else:
-            self.status = 500
-            self._connection.answer_error(500, self.framing.head_only)
+            self.status = status
+            self._connection.answer_error(status, self.framing.head_only)
         self._connection.record(self)
         self.wake()
 
-    def _log_error(self, what: str, error: BaseException | None = None) -> None:
+    def _log_error(self, what: str, error: BaseException | None = None, stack: str = "") -> None:
         logger.error(
-            "%s %s: %s %s",
+            "%s %s: %s %s%s",
             self._connection.service.subject,
             what,
             self.scope["method"],
             ascii(self.scope["path"]),
+            f"\n{stack}" if stack else "",
             exc_info=error,
         )
 
