@@ -427,3 +427,60 @@ async def test_pieces_are_not_held_back_by_the_kernel(serve):
     for _ in range(30):
         assert (await client.request(get())).body == b"onetwo"
     assert time.monotonic() - begin < 30 * 0.04 / 2
+
+
+# -- fields that are sent again --------------------------------------------------------
+
+
+async def values_of(serve, fields, change):
+    """The values of x in four responses, between which `change` alters what was sent."""
+    values = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await send({"type": "http.response.body", "body": b"hello"})
+        change(fields, len(values))
+
+    client = serve(app).connect()
+    for _ in range(4):
+        values.append((await client.request(get()))[b"x"])
+    return values
+
+
+async def test_fields_are_those_of_this_response(serve):
+    def change(fields, count):
+        fields[0] = (b"x", b"%d" % (count // 2))
+
+    assert await values_of(serve, [(b"x", b"first")], change) == [b"first", b"0", b"0", b"1"]
+
+
+async def test_fields_may_be_changed_in_place(serve):
+    def change(fields, count):
+        fields[0][1] = b"%d" % (count // 2)
+
+    assert await values_of(serve, [[b"x", b"first"]], change) == [b"first", b"0", b"0", b"1"]
+
+
+async def test_fields_may_be_added_and_removed(serve):
+    def change(fields, count):
+        if count % 2:
+            fields.pop()
+        else:
+            fields.append((b"connection", b"keep-alive"))
+
+    assert await values_of(serve, [(b"x", b"1")], change) == [b"1"] * 4
+
+
+@pytest.mark.parametrize("status", [200, 204, 304, 404])
+async def test_a_response_like_the_last_one_is_framed_like_it(serve, status):
+    async def app(scope, receive, send):
+        headers = [(b"content-length", b"5"), (b"server", b"own"), (b"x", b"1")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    client = serve(app).connect()
+    first, *others = [await client.request(get()) for _ in range(3)]
+    assert first.all(b"server") == [b"own"]
+    assert (b"content-length" in first) == (status != 204)
+    for other in others:
+        assert other == first

@@ -216,14 +216,24 @@ class Exchange:
         """Take the head in; it waits for the body's first piece, so that both go out together."""
         service = self._connection.service
         heads, status = service.heads, message["status"]
-        self.status, begin, no_content = heads.ready.get(status) or heads.add(status)
-        lines, given, self._length = check_fields(message.get("headers", ()), begin)
-        if given & DEFAULTS:
-            lines[0] = heads.begin(self.status, given)
+        ready = heads.ready.get(status) or heads.add(status)
+        code, begin, no_content, fields, head, given, length = ready
+        headers = message.get("headers", ())
+        if headers == fields:
+            lines = [head]
+        else:
+            lines, given, length = check_fields(headers, begin)
+            if given & DEFAULTS:
+                lines[0] = heads.begin(code, given)
+            if fields is None:
+                heads.remember(code, headers, lines, given, length)
+            given |= no_content
         if message.get("trailers"):
-            no_content |= TRAILING
+            given |= TRAILING
             self._trailers = [LAST_CHUNK[:-2]]
-        self._given = given | no_content
+        self.status = code
+        self._given = given
+        self._length = length
         self._lines = lines
         self.state = BODY
         if not service.held:

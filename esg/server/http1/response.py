@@ -45,6 +45,9 @@ Line = tuple[bytes, int, int]
 
 _CACHE_SIZE = 512
 _CACHEABLE_VALUE = 64
+NO_FIELDS = object()
+"""What no application's fields are equal to."""
+
 _lines: dict[object, Line] = {}
 """Header lines that were checked before: applications send the same few over and over."""
 
@@ -111,6 +114,15 @@ def _checked_line(name: bytes, value: bytes) -> Line:
     return line
 
 
+Ready = tuple[int, bytes, int, object, bytes, int, int]
+"""What is known beforehand of a response with a certain status, for as long as the Date holds.
+
+Its code; the status line with all default fields; NO_CONTENT or 0; the fields of the first such
+response, and for them the whole head but its end, and what `check_fields` said. Applications tend
+to send the same fields again, and a comparison costs a fifth of checking them.
+"""
+
+
 class Heads:
     """Status lines with the default fields behind them, made anew once a second for the Date."""
 
@@ -120,8 +132,7 @@ class Heads:
         self._server = b"server: %b\r\n" % SERVER_NAME if server_header else b""
         self._dated = date_header
         self._date = b""
-        self.ready: dict[int, tuple[int, bytes, int]] = {}
-        """What `add` gave this second."""
+        self.ready: dict[int, Ready] = {}
         self.refresh(time.time())
 
     def refresh(self, now: float) -> None:
@@ -146,16 +157,23 @@ class Heads:
         server = b"" if given & SERVER else self._server
         return status_line(status) + server + date
 
-    def add(self, status: Any) -> tuple[int, bytes, int]:
-        """Check a status from an application, and have it `ready`.
-
-        Gives its code; the status line with all default fields; and NO_CONTENT or 0. Raises
-        InvalidHeader.
-        """
+    def add(self, status: Any) -> Ready:
+        """Check a status from an application, and have it `ready`. Raises InvalidHeader."""
         code = check_status(status)
-        made = (code, self.begin(code, 0), NO_CONTENT if code in (204, 304) else 0)
+        bodiless = code in (204, 304)
+        fields = NO_FIELDS if bodiless else None
+        made = (code, self.begin(code, 0), NO_CONTENT if bodiless else 0, fields, b"", 0, 0)
         self.ready[code] = made
         return made
+
+    def remember(self, code: int, headers: object, lines: list[bytes], *meaning: int) -> None:
+        """Have the fields of a response `ready`, unless the application could change them."""
+        known = self.ready[code]
+        if type(headers) is list and all(type(header) is tuple for header in headers):
+            given, length = meaning
+            self.ready[code] = (*known[:3], headers.copy(), b"".join(lines), given, length)
+        else:
+            self.ready[code] = (*known[:3], NO_FIELDS, b"", 0, 0)
 
 
 _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
