@@ -44,7 +44,7 @@ class Service:
         "due_at",
         "heads",
         "held",
-        "keep_alive_time",
+        "idle_deadline",
         "load",
         "loop",
         "now",
@@ -107,8 +107,8 @@ class Service:
             config.limit_request_fields * 4,
         )
         """Bytes of head, with a field taking at least four, that can break no limit."""
-        self.keep_alive_time = config.timeout_keep_alive + TICK
-        """`--timeout-keep-alive`, with what the clock may be behind."""
+        self.idle_deadline = self.now + config.timeout_keep_alive + TICK
+        """When a connection that becomes idle now is closed; the clock may be a tick behind."""
 
     # -- connections and requests ------------------------------------------------------
 
@@ -153,6 +153,7 @@ class Service:
     def tick(self) -> None:
         """Once a second: the clock, the Date, the scoreboard, and connections past a deadline."""
         self.now = now = self.loop.time()
+        self.idle_deadline = now + self.config.timeout_keep_alive + TICK
         self.heads.refresh(time.time())
         self._publish()
         for connection in [c for c in self.connections if c.deadline < now]:

@@ -462,7 +462,7 @@ class Connection(asyncio.Protocol):
         if self._wait is not SENDING:
             # What `_await` does, spelt out: every request comes by here.
             self._wait = REQUEST
-            self.deadline = self.service.now + self.service.keep_alive_time
+            self.deadline = self.service.idle_deadline
         elif self._queue:
             return  # a client that doesn't read its responses gets no more of them yet
         if self._queue:
