@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,10 +22,12 @@ from esg.config import SETTINGS, Config, Raw, Setting
 from esg.errors import ESGError
 from esg.server.worker import run_worker
 from esg.supervisor.arbiter import Arbiter
+from esg.supervisor.signals import HANDLED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `esg` with these arguments (by default the process's own); returns the exit code."""
+    _open_standard_streams()
     try:
         code = command.main(
             args=None if arguments is None else list(arguments),
@@ -40,6 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(code or 0)
 
 
+def _open_standard_streams() -> None:
+    """Give closed standard streams to /dev/null, lest a socket takes one's number."""
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is fd
+            os.set_inheritable(fd, True)
+            setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115
+
+
 def _complain(message: str, code: int, hint: str = "") -> int:
     text = " ".join(message.split())
     click.echo(f"esg: error: {text}" + (f" ({hint})" if hint else ""), err=True)
@@ -51,7 +65,10 @@ def _serve(**values: Any) -> int:
     read_config = _config_reader(context, values)
     config = read_config()
     logs.configure(config.log_level, config.use_colors)
-    return Arbiter(config, run_worker, read_config).run()
+    code = Arbiter(config, run_worker, read_config).run()
+    # Python puts the default actions of signals back at its end, and they would end it otherwise.
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    return code
 
 
 def _config_reader(context: click.Context, values: dict[str, Any]) -> Callable[[], Config]:

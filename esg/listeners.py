@@ -96,9 +96,11 @@ def open_listeners(binds: Sequence[str], backlog: int, origin: str) -> list[List
     for an address that isn't one; then nothing stays open.
     """
     opened: list[Listener] = []
+    addresses = [parse_bind(bind, origin) for bind in binds]
+    ipv4_ports = [address.port for address in addresses if address.host == "0.0.0.0"]
     try:
-        for bind in binds:
-            opened += _open(parse_bind(bind, origin), backlog, origin)
+        for address in addresses:
+            opened += _open(address, backlog, origin, address.port in ipv4_ports)
     except BaseException:
         for listener in opened:
             listener.close()
@@ -106,12 +108,15 @@ def open_listeners(binds: Sequence[str], backlog: int, origin: str) -> list[List
     return opened
 
 
-def _open(address: Address, backlog: int, origin: str) -> list[Listener]:
+def _open(address: Address, backlog: int, origin: str, ipv4_too: bool) -> list[Listener]:
+    """Listen on all that an address stands for; `ipv4_too`: another one takes IPv4 clients."""
     listeners: list[Listener] = []
     port = address.port
     try:
-        for family, host in _resolved(address, origin):
-            listeners.append(Listener(_listening_socket(family, host, port, backlog)))
+        for family, host in _usable(_resolved(address, origin)):
+            sock = _listening_socket(family, host, port, backlog, host != "::" or ipv4_too)
+            listeners.append(Listener(sock))
+            ipv4_too = ipv4_too or family == socket.AF_INET
             port = listeners[0].sock.getsockname()[1]
     except OSError as error:
         for listener in listeners:
@@ -133,18 +138,38 @@ def _resolved(address: Address, origin: str) -> list[tuple[int, str]]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ListenError(f"can't listen on {address} ({origin}): {reason}") from None
-    return list(dict.fromkeys((int(family), str(where[0])) for family, _, _, _, where in found))
+    # IPv4 first, since what an IPv6 socket may take depends on it.
+    return sorted({(int(family), str(where[0])) for family, _, _, _, where in found})
 
 
-def _listening_socket(family: int, host: str, port: int, backlog: int) -> socket.socket:
+def _usable(addresses: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Without those that this machine doesn't have, as containers know `localhost` as ::1 too.
+
+    If it has none of them, all, so that the reason shows.
+    """
+    return [address for address in addresses if _exists(*address)] or addresses
+
+
+def _exists(family: int, host: str) -> bool:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.bind((host, 0))
+    except OSError as error:
+        return error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    return True
+
+
+def _listening_socket(
+    family: int, host: str, port: int, backlog: int, only_ipv6: bool
+) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Accepted sockets inherit it (tcp(7)); not every event loop sets it on them.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
-            # `::` takes IPv4 clients too; any other IPv6 address is that address alone.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+            # `::` takes IPv4 clients too, if nobody else does; see ipv6(7).
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only_ipv6))
         sock.bind((host, port))
         sock.listen(backlog)
         sock.setblocking(False)

@@ -25,7 +25,10 @@ def load_application(config: Config) -> Any:
 
     Raises AppImportError; if the application's own code failed, `detail` is its traceback.
     """
-    folder = os.path.abspath(config.app_dir or os.getcwd())
+    try:
+        folder = os.path.abspath(config.app_dir)
+    except OSError as error:
+        raise AppImportError(f"the working directory can't be used: {error.strerror}") from None
     if folder not in sys.path:
         sys.path.insert(0, folder)
     importlib.invalidate_caches()

@@ -25,10 +25,17 @@ def load(
     `file` is the one named on the command line; without it `esg.toml`, then `[tool.esg]` of
     `pyproject.toml`, is looked for in `folder` (the current one by default). Raises ConfigError.
     """
-    raw = from_file(file, folder or Path.cwd())
+    raw = from_file(file, folder or _current_folder())
     raw |= from_environment(environment)
     raw |= command_line
     return build(raw)
+
+
+def _current_folder() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise ConfigError(f"the working directory can't be used: {error.strerror}") from None
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Raw]:

@@ -33,6 +33,9 @@ BATCH = 32
 DRAIN_TIME = 0.25
 """Seconds in which handshakes that had begun may finish before a listener closes for good."""
 
+COMPLAINT_PAUSE = 60.0
+"""Seconds between two lines in the log about accepts that fail."""
+
 FULL_PAUSE = 0.05
 """Seconds after which a worker with all the connections it may have looks whether one is gone."""
 
@@ -85,6 +88,7 @@ class Acceptor:
         self._listeners = list(listeners)
         self._loads = loads
         self._balance = Balance()
+        self._complain_from = 0.0
         self._limit = service.config.limit_connections or sys.maxsize
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[Listener, asyncio.TimerHandle] = {}
@@ -164,7 +168,10 @@ class Acceptor:
 
     def _on_accept_error(self, listener: Listener, error: OSError) -> None:
         """Out of descriptors or memory: the connection stays queued, so look again later."""
-        self._service.log_error(f"can't accept: {error}")
+        now = self._service.loop.time()
+        if now >= self._complain_from:
+            self._service.log_error(f"can't accept: {error}")
+            self._complain_from = now + COMPLAINT_PAUSE
         self._pause(listener, OUT_OF_FILES_PAUSE)
 
     # -- a connection ------------------------------------------------------------------

@@ -29,6 +29,7 @@ class Lifespan:
         self._stopped = asyncio.Event()
         self._failure: BootError | None = None
         self._supported = False
+        self._cancelled = False
         self._task: asyncio.Task[None] | None = None
 
     async def startup(self) -> None:
@@ -59,6 +60,7 @@ class Lifespan:
 
     async def cancel(self) -> None:
         """End the lifespan's task, whatever it is doing."""
+        self._cancelled = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -88,7 +90,10 @@ class Lifespan:
         self._stopped.set()
 
     def _ended_early(self, error: BaseException | None) -> None:
-        if self._mode == "on":
+        ending = error is not None and not isinstance(error, Exception)  # sys.exit(), for instance
+        if ending and self._cancelled:
+            return
+        if self._mode == "on" or ending:
             reason = f"{type(error).__name__}: {error}" if error else "it returned"
             detail = application_traceback(error) if error else ""
             self._failure = BootError(f"lifespan did not start: {reason}", detail)
@@ -109,7 +114,7 @@ class Lifespan:
             self._supported = True
             self._started.set()
         elif kind == "lifespan.startup.failed":
-            text = message.get("message", "").strip()
+            text = str(message.get("message") or "").strip()
             last_line = text.splitlines()[-1] if text else "no reason given"
             self._failure = BootError(
                 f"lifespan start-up failed: {last_line}", text if "\n" in text else ""

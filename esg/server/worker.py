@@ -16,6 +16,7 @@ from esg.errors import BootError
 from esg.loader import load_application
 from esg.payload import DUMP_SIGNAL, Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Cell, RowState
+from esg.server import lifeline
 from esg.server.acceptor import Acceptor
 from esg.server.access_log import AccessLog
 from esg.server.asgi import Application
@@ -39,11 +40,13 @@ def run_worker(assignment: Assignment) -> int:
     row = assignment.row
     row[Cell.PID], row[Cell.GENERATION] = info.pid, info.generation
     row[Cell.STATE] = RowState.BOOTING
+    subject = logs.worker_subject(info.number, info.generation, info.pid)
+    lifeline.watch(assignment.mailbox.fileno(), subject, lambda: _time_without_arbiter(assignment))
     try:
         factory = loop_factory(assignment.config.loop)
         app = load_application(assignment.config)
-        with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(Worker(assignment, app).run())
+        # Not closed: what that does is done with a limit, by a worker that beats meanwhile.
+        return asyncio.Runner(loop_factory=factory).run(Worker(assignment, app).run())
     except BootError as error:
         failure = mailbox.BootFailed(str(error), error.detail, error.exit_code)
         assignment.mailbox.send(failure)
@@ -65,6 +68,7 @@ class Worker:
         self._order = mailbox.Drain("", 0.0, final=False)
         self._quick = asyncio.Event()
         self._terminations = 0
+        self._deadline = 0.0
 
     async def run(self) -> int:
         """Boot, serve, drain. Raises BootError if the application doesn't start."""
@@ -78,6 +82,7 @@ class Worker:
         if await self._boot():
             await self._stopping.wait()
             await self._drain()
+        await self._wind_down()
         self._ticker.cancel()
         return 0
 
@@ -181,7 +186,7 @@ class Worker:
 
     async def _drain(self) -> None:
         """Finish what is in flight, then shut the application down."""
-        deadline = self._loop.time() + self._order.grace
+        self._deadline = deadline = self._loop.time() + self._order.grace
         self._row[Cell.STATE] = RowState.DRAINING
         self._service.draining = True
         if self._order.final and not self._quick.is_set():
@@ -214,6 +219,27 @@ class Worker:
             await asyncio.wait(tasks, timeout=CANCEL_LIMIT)
         for connection in list(self._service.connections):
             connection.close()
+
+    async def _wind_down(self) -> None:
+        """End what the application has left running: tasks, generators and threads."""
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest, timeout=CANCEL_LIMIT)
+        generators = asyncio.ensure_future(self._loop.shutdown_asyncgens())
+        threads = asyncio.ensure_future(self._loop.shutdown_default_executor())
+        left = self._deadline - self._loop.time()
+        _, late = await asyncio.wait((generators, threads), timeout=max(left, CANCEL_LIMIT))
+        if threads in late:
+            logs.logger.warning("%s ends with threads that are still busy", self._subject)
+
+
+def _time_without_arbiter(assignment: Assignment) -> float:
+    """Seconds that a worker has for its end when the arbiter is gone."""
+    if assignment.row[Cell.STATE] == RowState.BOOTING:
+        return 0.0
+    return assignment.config.graceful_timeout + SHUTDOWN_MINIMUM + 2 * CANCEL_LIMIT
 
 
 def _access_log(config: Config, loop: asyncio.AbstractEventLoop) -> AccessLog | None:

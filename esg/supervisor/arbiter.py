@@ -50,8 +50,8 @@ class Arbiter:
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit code. Raises ListenError."""
-        self._listen()
         self._signals.install()
+        self._listen()
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self._dispatch(on.Started())
         while self._exit_code is None:
@@ -70,7 +70,7 @@ class Arbiter:
     def _dispatch(self, event: on.Event) -> None:
         """Hand an event to the fleet and perform what it wants, then what that brought about."""
         events = deque((event,))
-        while events:
+        while events and self._exit_code is None:
             for action in self._fleet.handle(events.popleft(), time.monotonic()):
                 consequence = self._PERFORM[type(action)](self, action)
                 if consequence is not None:
@@ -96,6 +96,8 @@ class Arbiter:
 
     def _on_signals(self) -> None:
         for signum in self._signals.read():
+            if self._exit_code is not None:
+                return
             if signum in signals.EVENTS:
                 self._log(logging.INFO, f"received {signum.name}")
                 self._dispatch(signals.EVENTS[signum])
@@ -113,11 +115,14 @@ class Arbiter:
             check_reload(self._config, config)
         except ESGError as error:
             return on.ReloadRefused(str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, what serves goes on serving
+            return on.ReloadRefused(f"{type(error).__name__}: {error}")
         return on.ReloadRequested(config)
 
     def _on_children(self) -> None:
         for pid, status in reap():
             for handle in [h for h in self._handles.values() if h.pid == pid]:
+                handle.reaped = True
                 self._on_exit(handle, status)
 
     def _on_exit(self, handle: WorkerHandle, status: int) -> None:
@@ -214,10 +219,15 @@ class Arbiter:
         self._handles[action.number].mailbox.send(message)
 
     def _quit(self, action: do.Quit) -> None:
-        self._handles[action.number].signal(signal.SIGQUIT)
+        self._signal(action.number, signal.SIGQUIT)
 
     def _dump_stack(self, action: do.DumpStack) -> None:
-        self._handles[action.number].signal(DUMP_SIGNAL)
+        self._signal(action.number, DUMP_SIGNAL)
+
+    def _signal(self, number: int, signum: int) -> None:
+        handle = self._handles.get(number)
+        if handle is not None:  # else it couldn't be forked, which the fleet is yet to hear
+            handle.signal(signum)
 
     def _abort(self, action: do.Abort) -> None:
         handle = self._handles[action.number]
@@ -226,7 +236,7 @@ class Arbiter:
         handle.signal(signal.SIGABRT)
 
     def _kill(self, action: do.Kill) -> None:
-        self._handles[action.number].signal(signal.SIGKILL)
+        self._signal(action.number, signal.SIGKILL)
 
     def _close_listeners(self, action: do.CloseListeners) -> None:
         for listener in self._listeners:

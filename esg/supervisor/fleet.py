@@ -41,10 +41,10 @@ ESCALATION: tuple[tuple[Callable[[int], Action], float], ...] = (
 )
 """What is done to a worker that outlives its deadline, and the seconds until the next step."""
 
-EXIT_MARGIN = 5.0
+EXIT_MARGIN = 8.0
 """Seconds beyond its grace in which a worker cancels requests and shuts its lifespan down."""
 
-QUIT_GRACE = 5.0
+QUIT_GRACE = 8.0
 """Seconds a worker has to end that was told to quit, or that said it can't boot."""
 
 CHECK_INTERVAL = 1.0
@@ -396,10 +396,15 @@ class Fleet:
         hurry = quick and not self._quick
         self._quick = self._quick or quick
         for member in self.members.values():
-            if member.state is WorkerState.BOOTING or (hurry and not member.escalated):
+            if member.state is WorkerState.BOOTING or self._can_hurry(member, hurry):
                 self._quit(member, now)
             elif member.state is WorkerState.READY:
                 self._drain(member, "shutdown", now)
+
+    def _can_hurry(self, member: Member, hurry: bool) -> bool:
+        """Whether a worker that is leaving would do so sooner if told."""
+        leaving = member.state is WorkerState.DRAINING
+        return hurry and leaving and not member.escalated and not member.explained
 
     # -- wanted and actual -------------------------------------------------------------
 
@@ -461,6 +466,9 @@ class Fleet:
     def _spawn_canary(self, now: float) -> None:
         if self._candidate is None or self._room() <= 0:
             return
+        newest = self.current.number
+        if any(m.generation.number > newest and not m.active for m in self.members.values()):
+            return  # a canary that was overtaken by this one is still on its way out
         if not any(m.generation is self._candidate for m in self._active()):
             self._spawn(self._candidate, now)
 

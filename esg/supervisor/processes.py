@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import signal
@@ -23,6 +24,7 @@ class WorkerHandle:
         self.mailbox = mailbox
         self.stack_fd = stack_fd
         self.pid = 0
+        self.reaped = False
         self._stack_read = 0
         self._sent: set[int] = set()
 
@@ -41,9 +43,10 @@ class WorkerHandle:
         return cls(number, generation, ours, stack_fd), theirs
 
     def signal(self, signum: int) -> None:
-        """Send a signal. The process is not reaped yet, so the pid is still its own."""
-        self._sent.add(signum)
-        os.kill(self.pid, signum)
+        """Send a signal, unless the process was reaped: then the pid may be another's."""
+        if not self.reaped:
+            self._sent.add(signum)
+            os.kill(self.pid, signum)
 
     def stack(self) -> str:
         """What `faulthandler` wrote since the last call: the stacks of the worker's threads."""
@@ -62,7 +65,7 @@ class WorkerHandle:
             return f"exit status {os.waitstatus_to_exitcode(status)}"
         signum = os.WTERMSIG(status)
         sender = "the arbiter" if signum in self._sent else "another process or the kernel"
-        return f"killed by {signal.Signals(signum).name} from {sender}"
+        return f"killed by {_signal_name(signum)} from {sender}"
 
     def close(self) -> None:
         """Close this process's descriptors of the worker; more than once does no harm."""
@@ -70,6 +73,13 @@ class WorkerHandle:
         if self.stack_fd >= 0:
             os.close(self.stack_fd)
             self.stack_fd = -1
+
+
+def _signal_name(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:  # one of the real-time signals, few of which have a name
+        return f"signal {signum}"
 
 
 def fork(main: Callable[[], int]) -> int:
@@ -99,9 +109,11 @@ def fork(main: Callable[[], int]) -> int:
     except BaseException:  # the child's last frame: whatever came up must end here
         logging.getLogger("esg").critical("worker pid=%d failed", os.getpid(), exc_info=True)
     finally:
-        atexit._run_exitfuncs()  # applications count on theirs: to flush traces, for instance
-        _flush()
-        os._exit(status)
+        try:
+            atexit._run_exitfuncs()  # applications count on theirs: to flush traces, for instance
+            _flush()
+        finally:
+            os._exit(status)
 
 
 def _become_child() -> None:
@@ -129,10 +141,8 @@ def _end(signum: int, frame: FrameType | None) -> None:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(Exception):  # it may be anything that the application put there
             stream.flush()
-        except (OSError, ValueError):
-            continue  # nobody reads it any more, and the exit status must not suffer
 
 
 def reap() -> Iterator[tuple[int, int]]:

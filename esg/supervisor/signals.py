@@ -6,6 +6,7 @@ loop reads it there and acts as on anything else that happened.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 from types import FrameType
@@ -30,14 +31,15 @@ UNAVAILABLE = (signal.SIGUSR1, signal.SIGUSR2)
 HANDLED = (*EVENTS, RELOAD, CHILD, *UNAVAILABLE)
 
 
-def _wake(signum: int, frame: FrameType | None) -> None:
-    """Does nothing: the wakeup descriptor has the number already."""
-
-
 class SignalQueue:
-    """Signals as a readable file. See signal.set_wakeup_fd in the Python documentation."""
+    """Signals as a readable file. See signal.set_wakeup_fd in the Python documentation.
+
+    The file only says that there are some, since it has room for so many bytes: a storm of one
+    signal must not hide another.
+    """
 
     def __init__(self) -> None:
+        self._pending: list[signal.Signals] = []
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -46,20 +48,24 @@ class SignalQueue:
         """Take the handled signals over, for the life of the process."""
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for signum in HANDLED:
-            signal.signal(signum, _wake)
+            signal.signal(signum, self._note)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self._pending.append(signal.Signals(signum))
 
     def fileno(self) -> int:
         return self._reader.fileno()
 
     def read(self) -> list[signal.Signals]:
         """The signals that came since the last call, in order."""
-        try:
-            return [signal.Signals(number) for number in self._reader.recv(4096)]
-        except BlockingIOError:
-            return []
+        with contextlib.suppress(BlockingIOError):
+            while self._reader.recv(4096):
+                continue
+        pending, self._pending = self._pending, []
+        return pending
 
     def close(self) -> None:
-        """Close both ends. The handlers stay: they do nothing, which is what is wanted at exit."""
+        """Close both ends. The handlers stay, and what they note is not read any more."""
         signal.set_wakeup_fd(-1)
         self._reader.close()
         self._writer.close()

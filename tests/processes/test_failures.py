@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -225,6 +226,28 @@ def test_a_request_that_swallows_its_cancellation_holds_no_worker_for_ever(start
     assert is_lost(connection)
 
 
+def test_a_worker_that_waits_for_threads_is_not_taken_for_stuck(start: Start) -> None:
+    esg = start("--timeout", "1", "--graceful-timeout", "60")
+    connection = esg.in_flight("/thread/4")
+    eventually(lambda: esg.notes("thread"), "the thread runs")
+    assert answer(connection)["worker"] == 1
+    connection.close()
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == 0
+    assert esg.notes("thread_done")
+
+
+def test_threads_that_never_end_hold_no_worker_for_ever(start: Start) -> None:
+    esg = start("--graceful-timeout", "0")
+    connection = esg.in_flight("/thread/1000")
+    assert answer(connection)["worker"] == 1
+    connection.close()
+    esg.claim("ends with threads that are still busy")
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == 0
+    esg.wait_for_log("ends with threads that are still busy")
+
+
 def test_exit_handlers_of_the_application_run_in_its_workers_alone(start: Start) -> None:
     source = application(at_import="import atexit\natexit.register(note, 'exit')")
     esg = start("--workers", "2", source=source)
@@ -252,6 +275,26 @@ def test_workers_of_a_killed_arbiter_finish_their_requests_and_end(start: Start)
     eventually(lambda: not any(is_alive(pid) for pid in workers), "no worker is left")
     assert len(esg.notes("shutdown")) == 2
     assert start(listen=("--port", str(port))).port == port
+
+
+@pytest.mark.parametrize("moment", ["import", "request"])
+def test_a_blocked_worker_does_not_outlive_a_killed_arbiter(start: Start, moment: str) -> None:
+    endless = "note('stuck')\nwhile True: time.sleep(1)"
+    source = application(at_import=endless if moment == "import" else "")
+    esg = start("--graceful-timeout", "0", source=source, wait=False)
+    esg.exit_code = -signal.SIGKILL
+    esg.claim("its arbiter is gone, and it has not ended in its time")
+    if moment == "import":
+        eventually(lambda: esg.notes("stuck"), "the worker is stuck")
+        workers = esg.notes("stuck")
+    else:
+        esg.wait_for_workers(1)
+        with contextlib.closing(esg.in_flight("/block/1000")):
+            eventually(lambda: esg.notes("block"), "the worker is stuck")
+        workers = esg.notes("block")
+    esg.signal(signal.SIGKILL)
+    esg.wait()
+    eventually(lambda: not any(is_alive(pid) for pid in workers), "no worker is left")
 
 
 def is_alive(pid: int) -> bool:

@@ -106,6 +106,28 @@ def test_a_config_file_that_is_gone_changes_nothing(start: Start) -> None:
     assert esg.whoami()["pid"] in old
 
 
+def test_a_folder_that_is_gone_changes_nothing(start: Start) -> None:
+    esg = start("--workers", "2")
+    esg.claim("reload refused", "lifespan ended with an exception")  # it writes there
+    old = esg.workers()
+    assert esg.whoami()["pid"] in old
+    gone = esg.folder.rename(esg.folder.with_name("gone"))
+    for file in gone.iterdir():
+        file.rename(gone.parent / f"kept-{file.name}")
+    gone.rmdir()
+    try:
+        esg.signal(signal.SIGHUP)
+        log = gone.parent / "kept-stderr"
+        refusal = "reload refused, gen=1 goes on serving: the working directory can't be used"
+        eventually(lambda: refusal in log.read_text(), "the reload is refused")
+        assert esg.whoami()["pid"] in old
+    finally:
+        gone.mkdir()
+        for file in gone.parent.glob("kept-*"):
+            file.rename(gone / file.name.removeprefix("kept-"))
+        gone.rename(esg.folder)
+
+
 def test_a_reload_loads_new_code_of_imported_modules_too(start: Start) -> None:
     source = application(at_import="from helper import VERSION")
     esg = start("--workers", "2", source=source, files={"helper.py": "VERSION = 'old'"})

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
 import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +18,8 @@ import psutil
 import pytest
 
 from tests.support.app import application
-from tests.support.runner import Esg, Finished, run_to_its_end
+from tests.support.runner import Esg, Finished, environment, run_to_its_end
+from tests.support.waiting import eventually
 
 Start = Callable[..., Esg]
 
@@ -242,7 +248,50 @@ def test_a_worker_that_dies_while_booting_ends_with_3(tmp_path: Path) -> None:
     assert finished.code == 3
 
 
+def test_a_signal_at_the_very_end_changes_no_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text("import time; time.sleep(0.3); raise RuntimeError")
+    arguments = [sys.executable, "-m", "esg", "example:app", "--port", "0", "--workers", "2"]
+    log = tmp_path / "log"
+    for _ in range(3):
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                arguments, cwd=tmp_path, env=environment(), stderr=stderr, start_new_session=True
+            )
+        eventually(lambda: "listening" in log.read_text(), "it listens")
+        while process.poll() is None:
+            process.send_signal(signal.SIGHUP)
+        assert process.returncode == 4, log.read_text()
+        assert log.read_text().count("stopped, exit status") == 1
+
+
+def test_workers_that_cannot_be_forked_are_explained_and_end_with_3(tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text(application())
+    limited = ("sh", "-c", 'ulimit -n 9; exec "$@"', "sh")
+    run = run_to_its_end(tmp_path, "example:app", "--port", "0", "--workers", "3", prefix=limited)
+    assert run.code == 3
+    assert "can't be forked" in run.log
+    assert "Traceback" not in run.log
+
+
 # -- a good start ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_do_no_harm(start: Start, closed: str) -> None:
+    esg = start("--workers", "1", prefix=("sh", "-c", f'"$@" {closed} & wait', "sh"), wait=False)
+    port = eventually(lambda: listening_port(esg), "it listens")
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as client:
+        client.request("GET", "/whoami")
+        assert client.getresponse().status == 200
+
+
+def listening_port(esg: Esg) -> int:
+    """The port of a server whose log can't say it."""
+    try:
+        connections = esg.arbiter.net_connections("tcp")
+    except (psutil.Error, IndexError):
+        return 0
+    return next((c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN), 0)
 
 
 def test_process_titles_say_who_is_who(start: Start) -> None:

@@ -335,3 +335,30 @@ async def test_a_request_read_in_full_is_still_there_after_the_client_left(serve
     client.reset()
     assert (await probe.receive())["type"] == "http.disconnect"
     probe.done.set()
+
+
+# -- an application that never waits ---------------------------------------------------
+
+
+async def test_a_stream_to_a_client_that_is_gone_lets_the_others_be_served(serve):
+    ended = []
+
+    async def app(scope, receive, send):
+        if scope["path"] == "/":
+            await respond(send)
+            return
+        await start(send)
+        try:
+            while True:
+                await piece(send, b"x" * 100)
+        except OSError as error:
+            ended.append(error)
+            raise
+
+    server = serve(app)
+    leaver = server.connect(receive_buffer=4096)
+    await leaver.send(get(b"/stream"))
+    await leaver.head()
+    leaver.reset()
+    await until(lambda: ended)
+    assert (await server.connect().request(get(b"/"))).status == 200

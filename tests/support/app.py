@@ -100,6 +100,18 @@ async def segfault(exchange):
     follow_a_null_pointer()
 
 
+async def thread(exchange):
+    """Answer, and leave a thread of the event loop's at work."""
+    note("thread")
+
+    def work():
+        time.sleep(float(exchange.argument))
+        note("thread_done")
+
+    asyncio.get_running_loop().run_in_executor(None, work)
+    await whoami(exchange)
+
+
 async def strand(exchange):
     """Leave a grandchild behind, whose parent is gone before it ends."""
     command = ["sh", "-c", "sleep 0.5 >/dev/null 2>&1 & echo $!"]
@@ -136,7 +148,7 @@ class Exchange:
 
 ROUTES = {{
     f.__name__: f
-    for f in (whoami, echo, slow, download, block, stubborn, exit, segfault, strand)
+    for f in (whoami, echo, slow, download, block, stubborn, exit, segfault, strand, thread)
 }}
 
 

@@ -358,3 +358,31 @@ def test_a_start_can_be_given_up():
 
 def test_shutdown_without_a_start_does_nothing():
     asyncio.run(Lifespan(App(), "auto").shutdown(5))
+
+
+# -- an application that ends the interpreter ------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+@pytest.mark.parametrize("error", [SystemExit("no database"), asyncio.CancelledError("no")])
+def test_a_start_that_ends_everything_is_a_failure(mode, error):
+    async def app(scope, receive, send):
+        raise error
+
+    with pytest.raises(BootError, match="lifespan did not start"):
+        run(app, mode)
+
+
+def test_a_start_that_is_cancelled_from_outside_is_none():
+    async def check():
+        async def app(scope, receive, send):
+            await asyncio.Event().wait()
+
+        lifespan = Lifespan(app, "auto")
+        starting = asyncio.ensure_future(lifespan.startup())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        await lifespan.cancel()
+        await starting
+
+    asyncio.run(check())

@@ -181,3 +181,47 @@ def test_refusing_new_connections_keeps_the_queued_ones(listen):
             sock.setblocking(True)
             queued.sendall(b"x")
             assert sock.recv(1) == b"x"
+
+
+# -- names with an address that isn't there --------------------------------------------
+
+
+def resolving(monkeypatch, *hosts):
+    """Have every name resolve to these addresses."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in hosts]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+
+def test_addresses_that_the_machine_does_not_have_are_left_out(listen, monkeypatch):
+    resolving(monkeypatch, "203.0.113.1", "127.0.0.1")
+    (listener,) = listen("localhost:0")
+    assert listener.sock.getsockname()[0] == "127.0.0.1"
+
+
+def test_a_name_without_any_address_that_the_machine_has_is_refused(listen, monkeypatch):
+    resolving(monkeypatch, "203.0.113.1", "203.0.113.2")
+    with pytest.raises(ListenError, match="no such address"):
+        listen("localhost:0")
+
+
+# -- both families ---------------------------------------------------------------------
+
+
+def families(listeners):
+    return sorted(listener.sock.family for listener in listeners)
+
+
+BOTH = [socket.AF_INET, socket.AF_INET6]
+
+
+def test_an_empty_host_is_every_address_of_both_families(listen):
+    assert families(listen(":0")) == BOTH
+
+
+@pytest.mark.parametrize("first", ["0.0.0.0", "[::]"])
+def test_all_of_ipv4_and_all_of_ipv6_on_one_port(listen, first):
+    with socket.socket() as free:
+        free.bind(("0.0.0.0", 0))
+        port = free.getsockname()[1]
+    second = "[::]" if first == "0.0.0.0" else "0.0.0.0"
+    assert families(listen(f"{first}:{port}", f"{second}:{port}")) == BOTH

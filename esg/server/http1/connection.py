@@ -89,6 +89,7 @@ class Connection(asyncio.Protocol):
         "_incoming",
         "_paused",
         "_pending",
+        "_progress_at",
         "_queue",
         "_refusal",
         "_start",
@@ -101,6 +102,7 @@ class Connection(asyncio.Protocol):
         "buffered",
         "deadline",
         "ends_soon",
+        "is_closing",
         "parser",
         "raised",
         "service",
@@ -111,6 +113,8 @@ class Connection(asyncio.Protocol):
     _transport: asyncio.Transport
     write: Callable[[bytes], None]
     """Send bytes, in order: the transport's own method."""
+    is_closing: Callable[[], bool]
+    """Whether nothing that is written goes anywhere any more: the transport's own method."""
 
     def __init__(self, service: Service, client: Endpoint | None, server: Endpoint | None) -> None:
         self.service = service
@@ -143,6 +147,9 @@ class Connection(asyncio.Protocol):
         self.write_paused = False
         self._write_waiters: list[asyncio.Future[None]] = []
         self._unsent = 0
+        """Bytes that waited to be sent when that was last looked at."""
+        self._progress_at = 0.0
+        """When there were last fewer of them."""
         # time
         self._wait = REQUEST
         self.deadline = math.inf
@@ -152,6 +159,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self.write = self._transport.write
+        self.is_closing = self._transport.is_closing
         self.service.opened(self)
         self._await(REQUEST, self.service.config.timeout_request_header)
 
@@ -193,6 +201,7 @@ class Connection(asyncio.Protocol):
         self.write_paused = True
         if self._wait is not END:
             self._unsent = self._transport.get_write_buffer_size()
+            self._progress_at = self.service.now
             self._await(SENDING, SEND_STALL)
 
     def resume_writing(self) -> None:
@@ -541,7 +550,8 @@ class Connection(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
         self._unsent = self._transport.get_write_buffer_size()
-        self._await(END, SEND_STALL if self._unsent else LINGER)
+        self._progress_at = self.service.now
+        self._await(END, LINGER)
         self._transport.write_eof()
 
     def cut(self) -> None:
@@ -561,7 +571,12 @@ class Connection(asyncio.Protocol):
         self._watch()
 
     async def writable(self) -> None:
-        """Wait until the client has taken enough of what was sent."""
+        """Wait until the client has taken enough of what was sent.
+
+        One turn of the loop at least, where the connection breaks: it is to notice that.
+        """
+        if self.is_closing():
+            await asyncio.sleep(0)
         while self.write_paused:
             waiter = self.service.loop.create_future()
             self._write_waiters.append(waiter)
@@ -599,6 +614,7 @@ class Connection(asyncio.Protocol):
             return False
         loop, waiter = self.service.loop, self.service.loop.create_future()
         self._unsent = 0
+        self._progress_at = self.service.now
         self._await(SENDING, SEND_STALL)
         self._write_waiters.append(waiter)
         loop.add_writer(fd, self._resume_writers)
@@ -651,10 +667,13 @@ class Connection(asyncio.Protocol):
     def _expire_sending(self, now: float) -> None:
         """Go on as long as the client takes something of what is to be sent to it."""
         before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
-        if self._unsent >= before:
+        if self._unsent < before:
+            self._progress_at = now
+        lingering = self._wait is END
+        if now - self._progress_at >= (SEND_STALL if self._unsent or not lingering else LINGER):
             self._transport.abort()
         else:
-            self.deadline = now + (SEND_STALL if self._unsent else LINGER)
+            self.deadline = now + (LINGER if lingering else SEND_STALL)
 
 
 def _write_nothing(data: bytes) -> None:

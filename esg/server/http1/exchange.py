@@ -190,7 +190,7 @@ class Exchange:
             connection.write(body)
         if not more:
             self._finish()
-        elif connection.write_paused:
+        elif connection.write_paused or connection.is_closing():
             await connection.writable()
 
     async def _extend(self, message: Message) -> None:
