@@ -396,15 +396,12 @@ class Fleet:
         hurry = quick and not self._quick
         self._quick = self._quick or quick
         for member in self.members.values():
-            if member.state is WorkerState.BOOTING or self._can_hurry(member, hurry):
+            if member.state is WorkerState.BOOTING or (
+                hurry and not (member.escalated or member.explained)
+            ):
                 self._quit(member, now)
             elif member.state is WorkerState.READY:
                 self._drain(member, "shutdown", now)
-
-    def _can_hurry(self, member: Member, hurry: bool) -> bool:
-        """Whether a worker that is leaving would do so sooner if told."""
-        leaving = member.state is WorkerState.DRAINING
-        return hurry and leaving and not member.escalated and not member.explained
 
     # -- wanted and actual -------------------------------------------------------------
 

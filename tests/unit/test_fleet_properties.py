@@ -456,6 +456,9 @@ def test_a_reload_asked_for_while_a_canary_boots_takes_its_place() -> None:
     world = serving(2)
     world.tell(on.ReloadRequested(config_of(2, 1)))
     world.tell(on.ReloadRequested(config_of(2, 1)))
+    assert generations(world) == [1, 1]
+    (overtaken,) = [p for p in world.processes.values() if p.generation == 2]
+    world.exit(overtaken)
     assert generations(world) == [1, 1, 3]
 
 
