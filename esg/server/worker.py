@@ -8,7 +8,6 @@ import gc
 import os
 import random
 import signal
-import sys
 
 from esg import logs, mailbox
 from esg.config import Config
@@ -17,7 +16,7 @@ from esg.loader import load_application
 from esg.payload import DUMP_SIGNAL, Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Cell, RowState
 from esg.server.acceptor import Acceptor
-from esg.server.access_log import AccessLog
+from esg.server.access_log import access_log
 from esg.server.asgi import Application
 from esg.server.lifespan import Lifespan
 from esg.server.loops import loop_factory
@@ -90,7 +89,7 @@ class Worker:
             loop,
             self._row,
             subject=self._subject,
-            access_log=_access_log(self._config, loop),
+            access_log=access_log(self._assignment.logs, loop, self._subject),
             due_at=_due_at(self._config),
             on_due=lambda: self._report_due("max-requests"),
         )
@@ -103,8 +102,8 @@ class Worker:
         # the arbiter's. Runner.run() has taken SIGINT over as well by now.
         for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
             loop.add_signal_handler(signum, _ignore)
-        for signum in (signal.SIGUSR1, signal.SIGUSR2):
-            loop.add_signal_handler(signum, _ignore)
+        loop.add_signal_handler(signal.SIGUSR2, _ignore)
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
 
     async def _boot(self) -> bool:
         """Run lifespan start-up and begin to accept; False if told to stop meanwhile."""
@@ -147,6 +146,9 @@ class Worker:
         for message in messages:
             if isinstance(message, mailbox.Drain):
                 self._stop(message)
+            elif isinstance(message, mailbox.NewLogFiles):
+                self._assignment.logs.files.take_over(message.paths, message.fds)
+                logs.reopen_handlers()
         if not alive:
             self._loop.remove_reader(self._mailbox.fileno())
             if not self._stopping.is_set():
@@ -168,6 +170,13 @@ class Worker:
             self._mailbox.send(mailbox.Draining("SIGQUIT"))
         self._quick.set()
         self._stop(mailbox.Drain("SIGQUIT", 0.0, final=False))
+
+    def _reopen_logs(self) -> None:
+        """SIGUSR1 to this worker alone: it opens the files itself, with its own permissions."""
+        _, errors = self._assignment.logs.files.reopen()
+        logs.reopen_handlers()
+        for error in errors:
+            logs.logger.error("%s %s", self._subject, error)
 
     def _report_due(self, reason: str) -> None:
         self._mailbox.send(mailbox.Due(reason))
@@ -214,13 +223,6 @@ class Worker:
             await asyncio.wait(tasks, timeout=CANCEL_LIMIT)
         for connection in list(self._service.connections):
             connection.close()
-
-
-def _access_log(config: Config, loop: asyncio.AbstractEventLoop) -> AccessLog | None:
-    if not config.access_log:
-        return None
-    fd = sys.stdout.fileno()
-    return AccessLog(loop, fd, logs.wants_colors(config.use_colors, fd))
 
 
 def _due_at(config: Config) -> int:
