@@ -5,6 +5,7 @@ End of file on a mailbox means that the other side died: a worker's mailbox is i
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import json
 import logging
@@ -73,8 +74,8 @@ class NewLogFiles:
 
 Message = Ready | BootFailed | Due | Draining | Drain | NewLogFiles
 
-MOST_FDS = 8
-"""Descriptors that one message may bring."""
+_FDS_SPACE = socket.CMSG_SPACE(8 * array.array("i").itemsize)
+"""Room for the descriptors that one message may bring: eight."""
 
 _TYPES: dict[str, type[Message]] = {
     kind.__name__: kind for kind in (Ready, BootFailed, Due, Draining, Drain, NewLogFiles)
@@ -131,9 +132,10 @@ class Mailbox:
         messages: list[Message] = []
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(
-                    self._sock, MESSAGE_LIMIT, MOST_FDS, socket.MSG_CMSG_CLOEXEC
+                data, ancillary, _, _ = self._sock.recvmsg(
+                    MESSAGE_LIMIT, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC
                 )
+                fds = _fds_in(ancillary)
             except BlockingIOError:
                 return messages, True
             except OSError:
@@ -154,6 +156,19 @@ class Mailbox:
 
     def close(self) -> None:
         self._sock.close()
+
+
+def _fds_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors in what came beside a message (unix(7), SCM_RIGHTS).
+
+    `socket.recv_fds` does this, but in Python 3.11 it drops the flag that has programs which an
+    application starts not inherit them.
+    """
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return list(fds)
 
 
 def pair() -> tuple[Mailbox, Mailbox]:

@@ -269,7 +269,7 @@ class Arbiter:
         for error in errors:
             self._log(logging.ERROR, error)
         news = mailbox.NewLogFiles([file.path for file in files], [file.fd for file in files])
-        for handle in (self._handles[number] for number in action.numbers):
+        for handle in [self._handles[n] for n in action.numbers if n in self._handles]:
             if not handle.mailbox.send(news):
                 handle.signal(signal.SIGUSR1)  # it has more mail than it reads: a last resort
         self._log(logging.INFO, "log files reopened")

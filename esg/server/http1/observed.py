@@ -52,8 +52,7 @@ class Observed(Exchange):
         """As `Exchange.send`; what is noted must be so before the last piece ends the exchange."""
         kind = message["type"]
         if kind == BODY and self.state is BODY:
-            body = message.get("body") or b""
-            self._sent += body.nbytes if isinstance(body, memoryview) else len(body)
+            self._sent += _size(message.get("body"))
         elif kind == START and self.state is START:
             headers = [(name, value) for name, value in message.get("headers", ())]
             await super().send({**message, "headers": headers})
@@ -64,3 +63,10 @@ class Observed(Exchange):
     async def _send_file(self, fd: int, offset: int, count: int, more: bool) -> None:
         self._sent += count
         await super()._send_file(fd, offset, count, more)
+
+
+def _size(body: object) -> int:
+    """Bytes in a piece of body; 0 for one that is none, of which `Exchange.send` will complain."""
+    if isinstance(body, bytes | bytearray):
+        return len(body)
+    return body.nbytes if isinstance(body, memoryview) else 0
