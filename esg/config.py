@@ -422,7 +422,7 @@ class Config:
         TEXT,
         LOGGING,
         "File for the log; - is standard error.",
-        flags=("--error-logfile", "--log-file"),
+        flags=("--log-file", "--error-logfile"),
     )
     access_logformat: str = setting(
         "",

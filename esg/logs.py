@@ -278,6 +278,10 @@ class LogSetup:
         logging.getLogger("py.warnings").handlers[:] = [handler]
         logging.captureWarnings(True)
 
+    def keep_only(self) -> None:
+        """Close the log files of other generations, in a process that writes to these alone."""
+        self.files.keep((self.access, self.error))
+
     def check(self, subject: Subject, current: LogSetup) -> None:
         """Raise ConfigError if this can't be applied; `current` is what is in force, and stays."""
         if self.definition is None:

@@ -113,7 +113,7 @@ class Arbiter:
     def _forget_log_setups(self, config: Config) -> None:
         """Keep what this configuration logs to, and nothing else."""
         self._log_setups = [self._log_setup(config)]
-        self._log_files.keep(file for s in self._log_setups for file in (s.access, s.error))
+        self._log_setups[0].keep_only()
 
     # -- what happened -----------------------------------------------------------------
 
@@ -236,6 +236,7 @@ class Arbiter:
             f"esg: worker {assignment.number} gen {assignment.generation} [{config.title}]"
         )
         subject = logs.worker_subject(assignment.number, assignment.generation, os.getpid())
+        assignment.logs.keep_only()
         assignment.logs.apply(subject)
         return self._payload(assignment)
 
