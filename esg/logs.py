@@ -9,6 +9,7 @@ or a client sends can begin a line otherwise, or hide in one.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 from esg import logconfig
 from esg.config import Config
+from esg.errors import ConfigError
 from esg.logfiles import LogFile, LogFiles
 
 TRACE = 5
@@ -163,15 +165,23 @@ def visible(line: str) -> str:
     )
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
+
+
 def as_json(fields: dict[str, Any]) -> str:
     """One line of JSON in ASCII, without control characters."""
-    return json.dumps(fields, separators=(",", ":"), default=str).replace("\x7f", "\\u007f")
+    return _encode(fields).replace("\x7f", "\\u007f")
 
 
 def rfc3339(moment: float) -> str:
     """Seconds since the epoch as `2026-11-21T05:40:01.123Z` (RFC 3339, section 5.6)."""
     whole, thousandths = divmod(int(moment * 1000), 1000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{thousandths:03d}Z"
+    return f"{_utc(whole)}.{thousandths:03d}Z"
+
+
+@functools.lru_cache(maxsize=4)
+def _utc(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def wants_colors(setting: bool | None, fd: int) -> bool:
@@ -240,31 +250,42 @@ class LogSetup:
     def apply(self, subject: Subject) -> None:
         """Have this process, which is `subject`, log in this way from now on.
 
-        Raises ConfigError if the file of `--log-config` can't be used.
+        Raises ConfigError if the file of `--log-config` can't be used; the log is on standard
+        error then.
         """
-        for log in (logger, access_logger):
-            log.handlers[:] = []
-            log.setLevel(logging.NOTSET)
-            log.disabled = False
-            log.propagate = True
-        logger.parent, access_logger.parent = logging.root, logger
+        self._apply_options(subject)
+        if self.definition is None:
+            return
+        config = self.config
+        logger.handlers[:] = []
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
+        where = f"{config.origin('log_config')}: {config.log_config}"
+        try:
+            logconfig.apply(self.definition, where)
+        except ConfigError:
+            self._apply_options(subject)
+            raise
+        logging.lastResort = _PYTHONS_LAST_RESORT
+        if "log_level" in config.origins:
+            logger.setLevel(config.log_level.upper())
+
+    def _apply_options(self, subject: Subject) -> None:
+        """What there is to do without a `--log-config`."""
         config = self.config
         logging.captureWarnings(False)
-        if self.definition is not None:
-            logging.lastResort = _PYTHONS_LAST_RESORT
-            where = f"{config.origin('log_config')}: {config.log_config}"
-            logconfig.apply(self.definition, where)
-            if "log_level" in config.origins:
-                logger.setLevel(config.log_level.upper())
-            return
         formatter: logging.Formatter
         if config.log_format == "json":
             formatter = JSONFormatter(subject)
         else:
             formatter = TextFormatter(wants_colors(config.use_colors, self.error.fd), subject)
         logger.handlers[:] = [LineHandler(self.error, formatter)]
-        logger.propagate = False
+        logger.propagate = logger.disabled = False
         logger.setLevel(config.log_level.upper())
+        access_logger.handlers[:] = []
+        access_logger.setLevel(logging.NOTSET)
+        access_logger.propagate, access_logger.disabled = True, False
+        logger.parent, access_logger.parent = logging.root, logger
         # For records that nobody else takes, as of "asyncio" where the application sets up no
         # logging of its own. The root logger is the application's, and left alone.
         logging.lastResort = LineHandler(self.error, formatter, logging.WARNING)

@@ -60,7 +60,7 @@ class AccessLog:
         if not self._pending:
             self._loop.call_soon(self.flush)
         try:
-            self._pending.append(f"{self._line(exchange)}\n")
+            self._pending.append(self._line(exchange))
         except Exception as error:  # noqa: BLE001 - the application may have altered its scope
             if not self._failed:
                 self._failed = True
@@ -213,8 +213,8 @@ def _value(atom: logformat.Atom) -> Callable[[Any], Any]:
     return _ATOMS[atom.name]
 
 
-def _joined(headers: Headers, name: bytes) -> str:
-    """What the fields of a name say, as gunicorn's last one wins; `-` if there is none."""
+def _field(headers: Headers, name: bytes) -> str:
+    """The last field of a name, as gunicorn has it; `-` if there is none."""
     value = None
     for other, text in headers:
         if other == name:
@@ -223,11 +223,11 @@ def _joined(headers: Headers, name: bytes) -> str:
 
 
 def _request_field(name: bytes) -> Callable[[Any], str]:
-    return lambda exchange: _joined(exchange.scope["headers"], name)
+    return lambda exchange: _field(exchange.scope["headers"], name)
 
 
 def _response_field(name: bytes) -> Callable[[Any], str]:
-    return lambda exchange: _joined([(n.lower(), v) for n, v in exchange.response_headers], name)
+    return lambda exchange: _field([(n.lower(), v) for n, v in exchange.response_headers], name)
 
 
 def _variable(name: str) -> Callable[[Any], str]:
@@ -377,10 +377,16 @@ def _batches(lines: list[str]) -> list[bytes]:
     batches: list[bytes] = []
     size, begin = 0, 0
     for index, line in enumerate(lines):
-        if size + len(line) > PIPE_ATOMIC and size:
-            batches.append("".join(lines[begin:index]).encode())
+        length = len(line) + 1
+        if size + length > PIPE_ATOMIC and size:
+            batches.append(_joined(lines[begin:index]))
             size, begin = 0, index
-        size += len(line)
+        size += length
     if lines:
-        batches.append("".join(lines[begin:]).encode())
+        batches.append(_joined(lines[begin:]))
     return batches
+
+
+def _joined(lines: list[str]) -> bytes:
+    # Formats are ASCII but for what an operator has put into one.
+    return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")

@@ -110,10 +110,18 @@ class Arbiter:
         self._log_setups.append(LogSetup.open(config, self._log_files))
         return self._log_setups[-1]
 
-    def _forget_log_setups(self, config: Config) -> None:
-        """Keep what this configuration logs to, and nothing else."""
-        self._log_setups = [self._log_setup(config)]
-        self._log_setups[0].keep_only()
+    def _change_log(self) -> None:
+        """Log as the generation does that is wanted now; if that fails by now, on."""
+        try:
+            self._log_setup(self._config).apply(self._subject())
+        except ESGError as error:
+            self._log(logging.ERROR, f"can't log as configured: {error}")
+
+    def _forget_log_setups(self) -> None:
+        """Close the log files of other generations than the one that is wanted."""
+        self._log_setups = [s for s in self._log_setups if s.config is self._config]
+        for setup in self._log_setups:
+            setup.keep_only()
 
     # -- what happened -----------------------------------------------------------------
 
@@ -289,9 +297,9 @@ class Arbiter:
         changed = config is not self._config or action.generation != self._generation
         self._config, self._generation = config, action.generation
         if changed:
-            self._log_setup(config).apply(self._subject())
+            self._change_log()
         if action.state == "serving":
-            self._forget_log_setups(config)
+            self._forget_log_setups()
         setproctitle(f"esg: arbiter [{config.title}] gen {action.generation}")
         self._log(logging.DEBUG, f"{action.state}: {action.status}")
 

@@ -9,6 +9,7 @@ import logging.config
 import re
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -451,6 +452,21 @@ def test_files_of_handlers_are_reopened(log_config, tmp_path):
     logs.logger.warning("after")
     assert (tmp_path / "app.log.1").read_text() == "before\n"
     assert file.read_text() == "after\n"
+
+
+def test_a_log_config_that_cannot_be_applied_any_more_leaves_a_log(log_config, capfd):
+    with pytest.raises(ConfigError):
+        log_config({})
+    logs.logger.info("hello")
+    assert capfd.readouterr().err.endswith(f"INFO     {SUBJECT} hello\n")
+
+
+def test_the_example_in_the_documentation_can_be_applied(log_config, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "logging.md").read_text()
+    example = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1]
+    log_config(example.replace("/var/log/shop", str(tmp_path)), ".yaml")
+    logs.logger.info("hello")
+    assert (tmp_path / "all.log").read_text().endswith(" INFO esg hello\n")
 
 
 # -- subjects ----------------------------------------------------------------------------
