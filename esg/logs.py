@@ -320,6 +320,14 @@ def _complain_in_log(line: str) -> None:
     logger.error("access log: %s", line)
 
 
+def stay_enabled() -> None:
+    """Undo what an application did to ESG's loggers without meaning to.
+
+    `logging.config` disables every logger that it isn't told of, unless it is told not to.
+    """
+    logger.disabled = access_logger.disabled = False
+
+
 def reopen_handlers() -> None:
     """Reopen the files of handlers that `--log-config` or the application have made."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]

@@ -41,6 +41,7 @@ def run_worker(assignment: Assignment) -> int:
     try:
         factory = loop_factory(assignment.config.loop)
         app = load_application(assignment.config)
+        logs.stay_enabled()
         with asyncio.Runner(loop_factory=factory) as runner:
             return runner.run(Worker(assignment, app).run())
     except BootError as error:
@@ -116,6 +117,7 @@ class Worker:
             await self._lifespan.cancel()
             return False
         await startup
+        logs.stay_enabled()
         self._service.state = self._lifespan.state
         gc.collect()
         gc.freeze()

@@ -417,6 +417,33 @@ async def fail(exchange):
     assert "\r" not in (esg.folder / "stderr").read_bytes().decode()
 
 
+DISABLES = """
+import logging.config
+
+def configure():
+    logging.config.dictConfig({"version": 1, "root": {"level": "INFO"}})
+
+async def fail(exchange):
+    raise ValueError("why")
+"""
+
+
+@pytest.mark.parametrize("where", ["import", "start-up"])
+def test_an_application_that_configures_its_own_logging_leaves_esgs_alone(
+    start: Start, where: str
+) -> None:
+    source = with_route_fail(DISABLES + ("configure()\n" if where == "import" else ""))
+    if where == "start-up":
+        source = source.replace("await asyncio.sleep(0)\n    note", "configure()\n    note")
+        assert "    configure()\n" in source
+    esg = start(source=source)
+    esg.claim("exception in the application")
+    connection = esg.begin("/fail")
+    assert connection.getresponse().status == 500
+    connection.close()
+    esg.wait_for_log("exception in the application(?s:.)*ValueError: why")
+
+
 def test_a_reload_that_fails_with_a_forged_message_is_one_record(start: Start) -> None:
     esg = start("--lifespan", "on")
     esg.claim("can't boot", "reload failed")
