@@ -17,7 +17,7 @@ import click
 from click.core import ParameterSource
 
 import esg
-from esg import logs, sources
+from esg import logfiles, sources
 from esg.config import SETTINGS, Config, Raw, Setting
 from esg.errors import ESGError
 from esg.server.worker import run_worker
@@ -61,10 +61,10 @@ def _complain(message: str, code: int, hint: str = "") -> int:
 
 
 def _serve(**values: Any) -> int:
+    logfiles.secure_standard_streams()
     context = click.get_current_context()
     read_config = _config_reader(context, values)
     config = read_config()
-    logs.configure(config.log_level, config.use_colors)
     code = Arbiter(config, run_worker, read_config).run()
     # Python puts the default actions of signals back at its end, and they would end it otherwise.
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
@@ -164,7 +164,7 @@ command = Command(
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
     help="Serve the ASGI application APP (MODULE:ATTRIBUTE) with any number of worker processes.",
     epilog="Signals: TERM, INT stop gracefully; QUIT stops now; HUP reloads; TTIN and TTOU add and "
-    "remove a worker.",
+    "remove a worker; USR1 reopens log files.",
 )
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from esg import logformat
 from esg.errors import ConfigError
 
 
@@ -93,6 +94,13 @@ def _parse_text(raw: object) -> str:
     return raw
 
 
+def _parse_log_format(raw: object) -> str:
+    text = _parse_text(raw)
+    if text:
+        logformat.parse(text)
+    return text
+
+
 def _parse_texts(raw: object) -> tuple[str, ...]:
     if isinstance(raw, str):
         return tuple(item.strip() for item in raw.split(",") if item.strip())
@@ -116,6 +124,7 @@ def _parse_app(raw: object) -> str:
 
 SWITCH = Kind("BOOLEAN", _parse_switch, is_flag=True)
 TEXT = Kind("TEXT", _parse_text)
+LOG_FORMAT = Kind("FORMAT", _parse_log_format)
 TEXTS = Kind("TEXT", _parse_texts)
 APP = Kind("APP", _parse_app)
 
@@ -400,30 +409,32 @@ class Config:
 
     log_level: str = setting(
         "info",
-        choice("critical", "error", "warning", "info", "debug"),
+        choice("critical", "error", "warning", "info", "debug", "trace"),
         LOGGING,
         "The least severe level that is logged.",
     )
     access_log: bool = setting(True, SWITCH, LOGGING, "Log each request, on standard output.")
     access_logfile: str = setting(
-        "-", TEXT, LOGGING, "File for the access log; - is standard output.", pending=True
+        "-", TEXT, LOGGING, "File for the access log; - is standard output."
     )
     error_logfile: str = setting(
         "-",
         TEXT,
         LOGGING,
         "File for the log; - is standard error.",
-        flags=("--error-logfile", "--log-file"),
-        pending=True,
+        flags=("--log-file", "--error-logfile"),
     )
     access_logformat: str = setting(
-        "", TEXT, LOGGING, "Format of access log lines, with gunicorn's atoms.", pending=True
+        "",
+        LOG_FORMAT,
+        LOGGING,
+        "Format of access log lines: common, combined, or gunicorn's atoms; by default uvicorn's.",
     )
     log_format: str = setting(
-        "text", choice("text", "json"), LOGGING, "Form of both logs.", pending=True
+        "text", choice("text", "json"), LOGGING, "Form of both logs; json is an object a line."
     )
     log_config: str = setting(
-        "", TEXT, LOGGING, "Configure logging from this .ini, .json or .yaml file.", pending=True
+        "", TEXT, LOGGING, "Configure logging from this .ini, .json or .yaml file instead."
     )
     use_colors: bool | None = setting(
         None, SWITCH, LOGGING, "Colour the log; by default on a terminal."
@@ -516,6 +527,18 @@ def _check_together(config: Config) -> None:
         )
     if config.root_path and not config.root_path.startswith("/"):
         raise ConfigError(f"{config.origin('root_path')}: {config.root_path!r} must begin with '/'")
+    if config.log_config:
+        _check_log_config(config)
+
+
+def _check_log_config(config: Config) -> None:
+    """What `--log-config` says in its file can't be said beside it."""
+    for name in ("access_logfile", "error_logfile", "log_format", "use_colors"):
+        if getattr(config, name) != SETTINGS[name].default:
+            raise ConfigError(
+                f"{config.origin(name)}: the file of {config.origin('log_config')} decides on "
+                "that; say it there, or leave one of them out"
+            )
 
 
 def check_reload(old: Config, new: Config) -> None:

@@ -24,6 +24,12 @@ class ListenError(ESGError):
     exit_code = 1
 
 
+class LogFileError(ESGError):
+    """A log file can't be opened."""
+
+    exit_code = 1
+
+
 class BootError(ESGError):
     """A worker can't boot; `detail` is the traceback to show, if there is one."""
 

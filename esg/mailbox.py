@@ -5,9 +5,11 @@ End of file on a mailbox means that the other side died: a worker's mailbox is i
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import json
 import logging
+import os
 import socket
 
 logger = logging.getLogger("esg")
@@ -59,16 +61,31 @@ class Drain:
     final: bool
 
 
-Message = Ready | BootFailed | Due | Draining | Drain
+@dataclasses.dataclass(frozen=True, slots=True)
+class NewLogFiles:
+    """Arbiter to worker: the log files of these paths were reopened; write to `fds` instead.
+
+    The descriptors are copies, which the receiver has to close.
+    """
+
+    paths: list[str]
+    fds: list[int] = dataclasses.field(default_factory=list, compare=False)
+
+
+Message = Ready | BootFailed | Due | Draining | Drain | NewLogFiles
+
+_FDS_SPACE = socket.CMSG_SPACE(8 * array.array("i").itemsize)
+"""Room for the descriptors that one message may bring: eight."""
 
 _TYPES: dict[str, type[Message]] = {
-    kind.__name__: kind for kind in (Ready, BootFailed, Due, Draining, Drain)
+    kind.__name__: kind for kind in (Ready, BootFailed, Due, Draining, Drain, NewLogFiles)
 }
 
 
 def encode(message: Message) -> bytes:
     """The bytes of a message; long texts keep their end, where a traceback says what happened."""
     fields = dataclasses.asdict(message)
+    fields.pop("fds", None)  # they go beside the bytes, and have other numbers over there
     for name, value in fields.items():
         if isinstance(value, str):
             fields[name] = _end_of(value)
@@ -102,7 +119,10 @@ class Mailbox:
     def send(self, message: Message) -> bool:
         """Post a message; False if the other side is gone or doesn't read."""
         try:
-            self._sock.send(encode(message))
+            if isinstance(message, NewLogFiles):
+                socket.send_fds(self._sock, [encode(message)], message.fds)
+            else:
+                self._sock.send(encode(message))
         except OSError:
             return False
         return True
@@ -112,7 +132,10 @@ class Mailbox:
         messages: list[Message] = []
         while True:
             try:
-                data = self._sock.recv(MESSAGE_LIMIT)
+                data, ancillary, _, _ = self._sock.recvmsg(
+                    MESSAGE_LIMIT, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC
+                )
+                fds = _fds_in(ancillary)
             except BlockingIOError:
                 return messages, True
             except OSError:
@@ -120,12 +143,32 @@ class Mailbox:
             if not data:
                 return messages, False
             try:
-                messages.append(decode(data))
+                message = decode(data)
+                if isinstance(message, NewLogFiles):
+                    message.fds.extend(fds)
+                    fds = []
+                messages.append(message)
             except (ValueError, KeyError, TypeError):
                 logger.error("a message of %d bytes can't be read, skipped", len(data))
+            finally:
+                for fd in fds:  # that nobody has asked for
+                    os.close(fd)
 
     def close(self) -> None:
         self._sock.close()
+
+
+def _fds_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors in what came beside a message (unix(7), SCM_RIGHTS).
+
+    `socket.recv_fds` does this, but in Python 3.11 it drops the flag that has programs which an
+    application starts not inherit them.
+    """
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return list(fds)
 
 
 def pair() -> tuple[Mailbox, Mailbox]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from esg.config import Config
 from esg.listeners import Listener
+from esg.logs import LogSetup
 from esg.mailbox import Mailbox
 from esg.scoreboard import Row
 
@@ -27,13 +28,15 @@ class Assignment:
     row: Row
     stack_fd: int
     """Where `faulthandler` writes the stacks of this worker's threads."""
+    logs: LogSetup
 
 
 Payload = Callable[[Assignment], int]
 """Runs in the child until the worker is done; what it returns is the exit status.
 
 It sends `Ready` when it accepts, or `BootFailed`; beats on its row from its event loop; drains
-when told to, or when the arbiter's end of the mailbox closes.
+when told to, or when the arbiter's end of the mailbox closes; writes to new log files when it is
+sent `NewLogFiles`, and reopens them itself on SIGUSR1.
 """
 
 

@@ -16,6 +16,7 @@ from esg.listeners import Listener
 from esg.scoreboard import NOT_ACCEPTING
 from esg.server.asgi import Endpoint
 from esg.server.http1.connection import Connection
+from esg.server.http1.traced import connection_type
 from esg.server.service import Service
 
 MARGIN = 1
@@ -87,6 +88,7 @@ class Acceptor:
         self._service = service
         self._listeners = list(listeners)
         self._loads = loads
+        self._connection_type = connection_type()
         self._balance = Balance()
         self._complain_from = 0.0
         self._limit = service.config.limit_connections or sys.maxsize
@@ -179,7 +181,9 @@ class Acceptor:
     def _take(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         sock.setblocking(False)
         self._service.change_load(+1)
-        connection = Connection(self._service, endpoint(peer), endpoint(sock.getsockname()))
+        connection = self._connection_type(
+            self._service, endpoint(peer), endpoint(sock.getsockname())
+        )
         task = self._service.loop.create_task(self._connect(connection, sock))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -1,17 +1,31 @@
 """The access log: a line a request, made once and written in batches.
 
 Lines of one turn of the event loop go out in one write. That keeps the cost of a line below a
-logging call's by an order of magnitude, and a crash loses at most one turn's lines.
+logging call's by an order of magnitude, and a crash loses at most one turn's lines. What a line
+needs to know beyond the request and its status (how long, how many bytes, which fields) is only
+kept where the log `observes`: see `http1/observed.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import logging
 import os
+import time
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from esg.server.asgi import Endpoint
+from esg import logformat, logs
+from esg.logfiles import LogFile
+from esg.logs import LogSetup, Subject
+from esg.server.asgi import Headers
+
+if TYPE_CHECKING:
+    from esg.server.http1.exchange import Exchange
 
 logger = logging.getLogger("esg")
 
@@ -23,51 +37,125 @@ _GREEN, _BRIGHT, _RED, _YELLOW, _BOLD, _RESET = (
 )  # fmt: skip
 _STATUS_COLORS = {2: _GREEN, 3: _YELLOW, 4: _RED, 5: _BRIGHT}
 
+Line = Callable[[Any], str]
+"""Makes the line of a finished exchange, without its end."""
+
 
 class AccessLog:
-    """Writes `INFO:     127.0.0.1:52034 - "GET / HTTP/1.1" 200 OK` lines to a descriptor."""
+    """Notes finished exchanges and writes their lines to a file."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, colors: bool) -> None:
-        self._loop = loop
-        self._fd = fd
-        self._colors = colors
-        self._pending: list[str] = []
-        self._complained = False
-        self._statuses = {
-            status.value: self._status_text(status.value, status.phrase) for status in HTTPStatus
-        }
-        level = f"{_GREEN}INFO{_RESET}" if colors else "INFO"
-        self._prefix = f"{level}:     "
-        self._quote, self._unquote = (f'"{_BOLD}', f'{_RESET}"') if colors else ('"', '"')
-
-    def _status_text(self, status: int, phrase: str) -> str:
-        text = f"{status} {phrase}".rstrip()
-        color = _STATUS_COLORS.get(status // 100, "") if self._colors else ""
-        return f"{color}{text}{_RESET}" if color else text
-
-    def record(
-        self, client: Endpoint | None, method: str, target: bytes, http_version: str, status: int
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, file: LogFile, line: Line, observes: bool = False
     ) -> None:
-        """Note a finished request; the line is written when the loop's turn ends."""
+        """`observes`: lines are made of exchanges that are `Observed`."""
+        self.observes = observes
+        self._loop = loop
+        self._file = file
+        self._line = line
+        self._pending: list[str] = []
+        self._failed = False
+
+    def record(self, exchange: Exchange) -> None:
+        """Note a finished exchange; its line is written when the loop's turn ends."""
         if not self._pending:
             self._loop.call_soon(self.flush)
-        peer = f"{client[0]}:{client[1]}" if client else ""
-        shown = self._statuses.get(status) or self._status_text(status, "")
-        self._pending.append(
-            f"{self._prefix}{peer} - {self._quote}{method} {printable(target)} "
-            f"HTTP/{http_version}{self._unquote} {shown}\n"
+        try:
+            self._pending.append(self._line(exchange))
+        except Exception as error:  # noqa: BLE001 - the application may have altered its scope
+            if not self._failed:
+                self._failed = True
+                logger.error("access log: no line for a request: %r", error)
+
+    def flush(self) -> None:
+        """Write what is pending."""
+        lines, self._pending = self._pending, []
+        for batch in _batches(lines):
+            self._file.write(batch)
+
+
+class LoggedAccess:
+    """Gives finished exchanges to the logger `esg.access`, as uvicorn gives them to its own."""
+
+    def __init__(self, line: Line | None = None, observes: bool = False) -> None:
+        """`line` makes the message; without it the record's arguments are uvicorn's."""
+        self.observes = observes
+        self._line = line
+
+    def record(self, exchange: Exchange) -> None:
+        """Log a finished exchange."""
+        if not logs.access_logger.isEnabledFor(logging.INFO):
+            return
+        if self._line is not None:
+            logs.access_logger.info("%s", self._line(exchange))
+            return
+        scope = exchange.scope
+        logs.access_logger.info(
+            '%s - "%s %s HTTP/%s" %d',
+            _peer(scope),
+            scope["method"],
+            printable(exchange.target),
+            scope["http_version"],
+            exchange.status,
         )
 
     def flush(self) -> None:
-        """Write what is pending. A log that can't be written is reported once."""
-        lines, self._pending = self._pending, []
-        try:
-            for batch in _batches(lines):
-                _write_all(self._fd, batch)
-        except OSError as error:
-            if not self._complained:
-                self._complained = True
-                logger.error("access log: can't be written: %s", error)
+        """Nothing waits here."""
+
+
+def access_log(
+    setup: LogSetup, loop: asyncio.AbstractEventLoop, subject: Subject
+) -> AccessLog | LoggedAccess | None:
+    """The access log that the settings ask for. `subject` is this worker."""
+    config = setup.config
+    if not config.access_log:
+        return None
+    line = formatted(config.access_logformat) if config.access_logformat else None
+    observes = line is not None
+    if setup.definition is not None:
+        return LoggedAccess(line, observes)
+    if config.log_format == "json":
+        line, observes = json_line(subject, line or _message), True
+    elif line is None:
+        line = uvicorn_line(logs.wants_colors(config.use_colors, setup.access.fd))
+    return AccessLog(loop, setup.access, line, observes)
+
+
+# -- uvicorn's line ----------------------------------------------------------------------
+
+
+def uvicorn_line(colors: bool) -> Line:
+    """`INFO:     127.0.0.1:52034 - "GET / HTTP/1.1" 200 OK`."""
+
+    def status_text(status: int, phrase: str) -> str:
+        text = f"{status} {phrase}".rstrip()
+        color = _STATUS_COLORS.get(status // 100, "") if colors else ""
+        return f"{color}{text}{_RESET}" if color else text
+
+    statuses = {status.value: status_text(status.value, status.phrase) for status in HTTPStatus}
+    prefix = f"{_GREEN}INFO{_RESET}:     " if colors else "INFO:     "
+    quote, unquote = (f'"{_BOLD}', f'{_RESET}"') if colors else ('"', '"')
+
+    def line(exchange: Exchange) -> str:
+        scope, status = exchange.scope, exchange.status
+        client = scope["client"]
+        peer = f"{client[0]}:{client[1]}" if client else ""
+        shown = statuses.get(status) or status_text(status, "")
+        return (
+            f"{prefix}{peer} - {quote}{scope['method']} {printable(exchange.target)} "
+            f"HTTP/{scope['http_version']}{unquote} {shown}"
+        )
+
+    return line
+
+
+def _message(exchange: Exchange) -> str:
+    """The same without its prefix, for where a record has a level anyway."""
+    return f'{_peer(exchange.scope)} - "{_request_line(exchange)}" {exchange.status}'
+
+
+def _peer(scope: Mapping[str, Any]) -> str:
+    client = scope["client"]
+    return f"{client[0]}:{client[1]}" if client else ""
 
 
 def printable(target: bytes) -> str:
@@ -80,19 +168,225 @@ def printable(target: bytes) -> str:
     )
 
 
+def shown(value: bytes | str) -> str:
+    """The value of a field as a log may show it: as `printable`, but spaces are what they are."""
+    text = value if isinstance(value, str) else value.decode("latin-1")
+    if text.isascii() and text.isprintable() and '"' not in text:
+        return text
+    return "".join(
+        char if " " <= char < "\x7f" and char != '"' else _escaped(char) for char in text
+    )
+
+
+def _escaped(char: str) -> str:
+    return "\\x22" if char == '"' else ascii(char)[1:-1]
+
+
+# -- formats -----------------------------------------------------------------------------
+
+
+def formatted(text: str) -> Line:
+    """Lines in a format of `--access-logformat`. Raises ValueError if it is none.
+
+    The format is taken apart once; a line computes what is in it, and nothing else.
+    """
+    template, atoms = logformat.parse(text)
+    values = tuple(_value(atom) for atom in atoms)
+    if len(values) == 1:
+        (value,) = values
+        return lambda exchange: template % (value(exchange),)
+    return lambda exchange: template % tuple([value(exchange) for value in values])
+
+
+def _value(atom: logformat.Atom) -> Callable[[Any], Any]:
+    if atom.name == "i":
+        return _request_field(atom.field.encode("latin-1", "replace"))
+    if atom.name == "o":
+        return _response_field(atom.field.encode("latin-1", "replace"))
+    if atom.name == "e":
+        return _variable(atom.field)
+    if atom.name == "p":
+        pid = f"<{os.getpid()}>"
+        return lambda exchange: pid
+    if atom.name == "t":
+        return _clock()
+    return _ATOMS[atom.name]
+
+
+def _field(headers: Headers, name: bytes) -> str:
+    """The last field of a name, as gunicorn has it; `-` if there is none."""
+    value = None
+    for other, text in headers:
+        if other == name:
+            value = text
+    return "-" if value is None else shown(value)
+
+
+def _request_field(name: bytes) -> Callable[[Any], str]:
+    return lambda exchange: _field(exchange.scope["headers"], name)
+
+
+def _response_field(name: bytes) -> Callable[[Any], str]:
+    return lambda exchange: _field([(n.lower(), v) for n, v in exchange.response_headers], name)
+
+
+def _variable(name: str) -> Callable[[Any], str]:
+    """A variable of the request as CGI (RFC 3875) names it, else of the process's environment."""
+    if name.startswith("http_"):
+        return _request_field(name[5:].replace("_", "-").encode("latin-1", "replace"))
+    known = _VARIABLES.get(name)
+    if known is not None:
+        return known
+    constant = next((text for key, text in os.environ.items() if key.lower() == name), "-")
+    constant = shown(constant)
+    return lambda exchange: constant
+
+
+def _clock() -> Callable[[Any], str]:
+    """The local time as `[21/Nov/2026:09:52:58 +0000]`, made once a second."""
+    made, text = -1, ""
+
+    def now(exchange: Exchange) -> str:
+        nonlocal made, text
+        second = int(time.time())
+        if second != made:
+            made, text = second, time.strftime("[%d/%b/%Y:%H:%M:%S %z]")
+        return text
+
+    return now
+
+
+def _host(exchange: Exchange) -> str:
+    client = exchange.scope["client"]
+    return str(client[0]) if client and client[0] else "-"
+
+
+def _user(exchange: Exchange) -> str:
+    """The name in Basic credentials (RFC 7617), which nobody has checked here."""
+    for name, value in exchange.scope["headers"]:
+        if name == b"authorization" and value[:6].lower() == b"basic ":
+            try:
+                decoded = base64.b64decode(value[6:].strip(), validate=True)
+                user = decoded.decode("utf-8").partition(":")[0]
+            except (binascii.Error, UnicodeDecodeError):
+                return "-"
+            return shown(user) or "-"
+    return "-"
+
+
+def _request_line(exchange: Exchange) -> str:
+    scope = exchange.scope
+    return f"{scope['method']} {printable(exchange.target)} HTTP/{scope['http_version']}"
+
+
+def _path(exchange: Exchange) -> str:
+    """The path decoded, and shown in ASCII; taken from the target, which nobody can alter."""
+    return shown(unquote(exchange.target.partition(b"?")[0].decode("latin-1")))
+
+
+def _query(exchange: Exchange) -> str:
+    return printable(exchange.target.partition(b"?")[2])
+
+
+def _server(index: int) -> Callable[[Any], str]:
+    def part(exchange: Exchange) -> str:
+        server = exchange.scope["server"]
+        return str(server[index]) if server and server[index] is not None else "-"
+
+    return part
+
+
+def _client_port(exchange: Exchange) -> str:
+    client = exchange.scope["client"]
+    return str(client[1]) if client and client[1] is not None else "-"
+
+
+_ATOMS: dict[str, Callable[[Any], Any]] = {
+    "h": _host,
+    "l": lambda exchange: "-",
+    "u": _user,
+    "r": _request_line,
+    "m": lambda exchange: exchange.scope["method"],
+    "U": _path,
+    "q": _query,
+    "H": lambda exchange: f"HTTP/{exchange.scope['http_version']}",
+    "s": lambda exchange: exchange.status,
+    "B": lambda exchange: exchange.sent,
+    "b": lambda exchange: exchange.sent,
+    "f": _request_field(b"referer"),
+    "a": _request_field(b"user-agent"),
+    "T": lambda exchange: int(exchange.seconds),
+    "M": lambda exchange: int(exchange.seconds * 1_000),
+    "D": lambda exchange: int(exchange.seconds * 1_000_000),
+    "L": lambda exchange: f"{exchange.seconds:.6f}",
+}
+
+_VARIABLES: dict[str, Callable[[Any], Any]] = {
+    "remote_addr": _host,
+    "remote_port": _client_port,
+    "request_method": _ATOMS["m"],
+    "raw_uri": lambda exchange: printable(exchange.target),
+    "path_info": _path,
+    "query_string": _query,
+    "server_protocol": _ATOMS["H"],
+    "server_name": _server(0),
+    "server_port": _server(1),
+    "script_name": lambda exchange: shown(exchange.scope["root_path"]),
+    "content_type": _request_field(b"content-type"),
+    "content_length": _request_field(b"content-length"),
+    "wsgi.url_scheme": lambda exchange: shown(exchange.scope["scheme"]),
+}
+
+
+# -- JSON --------------------------------------------------------------------------------
+
+
+def json_line(subject: Subject, message: Line) -> Line:
+    """One JSON object a request. `message` makes its message; see docs/logging.md for the rest."""
+
+    def line(exchange: Any) -> str:
+        target: bytes = exchange.target
+        path, _, query = target.partition(b"?")
+        fields: dict[str, Any] = {
+            "time": logs.rfc3339(time.time()),
+            "level": "INFO",
+            "logger": "esg.access",
+            "message": message(exchange),
+            "worker": subject.worker,
+            "generation": subject.generation,
+            "pid": subject.pid,
+            "client": _host(exchange),
+            "method": exchange.scope["method"],
+            "path": path.decode("latin-1"),
+            "status": exchange.status,
+            "bytes": exchange.sent,
+            "duration": round(exchange.seconds, 6),
+        }
+        if query:
+            fields["query"] = query.decode("latin-1")
+        for name, value in exchange.scope["headers"]:
+            if name == b"x-request-id":
+                fields["request_id"] = value.decode("latin-1")
+        return logs.as_json(fields)
+
+    return line
+
+
 def _batches(lines: list[str]) -> list[bytes]:
     """Join lines to pieces that a pipe keeps together, so that workers' lines don't mix."""
     batches: list[bytes] = []
     size, begin = 0, 0
     for index, line in enumerate(lines):
-        if size + len(line) > PIPE_ATOMIC and size:
-            batches.append("".join(lines[begin:index]).encode())
+        length = len(line) + 1
+        if size + length > PIPE_ATOMIC and size:
+            batches.append(_joined(lines[begin:index]))
             size, begin = 0, index
-        size += len(line)
-    batches.append("".join(lines[begin:]).encode())
+        size += length
+    if lines:
+        batches.append(_joined(lines[begin:]))
     return batches
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
+def _joined(lines: list[str]) -> bytes:
+    # Formats are ASCII but for what an operator has put into one.
+    return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from esg.config import Config
 from esg.scoreboard import NOT_ACCEPTING, Cell, Row
-from esg.server.access_log import AccessLog
+from esg.server.access_log import AccessLog, LoggedAccess
 from esg.server.asgi import Application, Receive, Scope, Send
 from esg.server.http1.exchange import BODY, Exchange
+from esg.server.http1.observed import Observed
 from esg.server.http1.response import Heads
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Service:
         "context",
         "draining",
         "due_at",
+        "exchange",
         "heads",
         "held",
         "idle_deadline",
@@ -67,7 +69,7 @@ class Service:
         row: Row,
         *,
         subject: str,
-        access_log: AccessLog | None,
+        access_log: AccessLog | LoggedAccess | None,
         due_at: int,
         on_due: Callable[[], None],
     ) -> None:
@@ -82,6 +84,8 @@ class Service:
         self.start = _task_starter(loop)
         self.subject = subject
         self.access_log = access_log
+        self.exchange = Observed if access_log is not None and access_log.observes else Exchange
+        """What a request on a connection is made."""
         self.root_path = config.root_path
         self.state: dict[str, Any] = {}
         self.heads = Heads(config.server_header, config.date_header)

@@ -8,7 +8,6 @@ import gc
 import os
 import random
 import signal
-import sys
 
 from esg import logs, mailbox
 from esg.config import Config
@@ -18,7 +17,7 @@ from esg.payload import DUMP_SIGNAL, Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Cell, RowState
 from esg.server import lifeline
 from esg.server.acceptor import Acceptor
-from esg.server.access_log import AccessLog
+from esg.server.access_log import access_log
 from esg.server.asgi import Application
 from esg.server.lifespan import Lifespan
 from esg.server.loops import loop_factory
@@ -45,6 +44,7 @@ def run_worker(assignment: Assignment) -> int:
     try:
         factory = loop_factory(assignment.config.loop)
         app = load_application(assignment.config)
+        logs.stay_enabled()
         # Not closed: what that does is done with a limit, by a worker that beats meanwhile.
         return asyncio.Runner(loop_factory=factory).run(Worker(assignment, app).run())
     except BootError as error:
@@ -95,7 +95,7 @@ class Worker:
             loop,
             self._row,
             subject=self._subject,
-            access_log=_access_log(self._config, loop),
+            access_log=access_log(self._assignment.logs, loop, self._subject),
             due_at=_due_at(self._config),
             on_due=lambda: self._report_due("max-requests"),
         )
@@ -108,8 +108,8 @@ class Worker:
         # the arbiter's. Runner.run() has taken SIGINT over as well by now.
         for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
             loop.add_signal_handler(signum, _ignore)
-        for signum in (signal.SIGUSR1, signal.SIGUSR2):
-            loop.add_signal_handler(signum, _ignore)
+        loop.add_signal_handler(signal.SIGUSR2, _ignore)
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
 
     async def _boot(self) -> bool:
         """Run lifespan start-up and begin to accept; False if told to stop meanwhile."""
@@ -122,6 +122,7 @@ class Worker:
             await self._lifespan.cancel()
             return False
         await startup
+        logs.stay_enabled()
         self._service.state = self._lifespan.state
         gc.collect()
         gc.freeze()
@@ -152,6 +153,9 @@ class Worker:
         for message in messages:
             if isinstance(message, mailbox.Drain):
                 self._stop(message)
+            elif isinstance(message, mailbox.NewLogFiles):
+                self._assignment.logs.files.take_over(message.paths, message.fds)
+                logs.reopen_handlers()
         if not alive:
             self._loop.remove_reader(self._mailbox.fileno())
             if not self._stopping.is_set():
@@ -173,6 +177,13 @@ class Worker:
             self._mailbox.send(mailbox.Draining("SIGQUIT"))
         self._quick.set()
         self._stop(mailbox.Drain("SIGQUIT", 0.0, final=False))
+
+    def _reopen_logs(self) -> None:
+        """SIGUSR1 to this worker alone: it opens the files itself, with its own permissions."""
+        _, errors = self._assignment.logs.files.reopen()
+        logs.reopen_handlers()
+        for error in errors:
+            logs.logger.error("%s %s", self._subject, error)
 
     def _report_due(self, reason: str) -> None:
         self._mailbox.send(mailbox.Due(reason))
@@ -240,13 +251,6 @@ def _time_without_arbiter(assignment: Assignment) -> float:
     if assignment.row[Cell.STATE] == RowState.BOOTING:
         return 0.0
     return assignment.config.graceful_timeout + SHUTDOWN_MINIMUM + 2 * CANCEL_LIMIT
-
-
-def _access_log(config: Config, loop: asyncio.AbstractEventLoop) -> AccessLog | None:
-    if not config.access_log:
-        return None
-    fd = sys.stdout.fileno()
-    return AccessLog(loop, fd, logs.wants_colors(config.use_colors, fd))
 
 
 def _due_at(config: Config) -> int:

@@ -67,6 +67,13 @@ class CloseListeners:
 
 
 @dataclass(frozen=True, slots=True)
+class ReopenLogs:
+    """Open the log files anew, here and in these workers."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Write a line about a worker, or about the arbiter where `number` is None.
 
@@ -99,4 +106,16 @@ class Exit:
     code: int
 
 
-Action = Spawn | Drain | Quit | DumpStack | Abort | Kill | CloseListeners | Log | Tell | Exit
+Action = (
+    Spawn
+    | Drain
+    | Quit
+    | DumpStack
+    | Abort
+    | Kill
+    | CloseListeners
+    | ReopenLogs
+    | Log
+    | Tell
+    | Exit
+)

@@ -21,6 +21,8 @@ from esg import logs, mailbox, scoreboard
 from esg.config import Config, check_reload
 from esg.errors import ESGError
 from esg.listeners import Listener, open_listeners
+from esg.logfiles import LogFiles
+from esg.logs import LogSetup
 from esg.payload import DUMP_SIGNAL, Assignment, Payload
 from esg.supervisor import actions as do
 from esg.supervisor import events as on
@@ -45,11 +47,17 @@ class Arbiter:
         self._selector = selectors.DefaultSelector()
         self._signals = signals.SignalQueue()
         self._exit_code: int | None = None
+        self._log_files = LogFiles()
+        self._log_setups: list[LogSetup] = []
 
     # -- the loop ----------------------------------------------------------------------
 
     def run(self) -> int:
-        """Serve until told to stop; returns the exit code. Raises ListenError."""
+        """Serve until told to stop; returns the exit code.
+
+        Raises ListenError, LogFileError or ConfigError if it can't begin.
+        """
+        self._log_setup(self._config).apply(self._subject())
         self._signals.install()
         self._listen()
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
@@ -89,8 +97,31 @@ class Arbiter:
             listener.close()
 
     def _log(self, level: int, event: str) -> None:
-        subject = logs.arbiter_subject(self._generation, os.getpid())
-        logs.logger.log(level, "%s %s", subject, event)
+        logs.write(level, self._subject(), event)
+
+    def _subject(self) -> logs.Subject:
+        return logs.arbiter_subject(self._generation, os.getpid())
+
+    def _log_setup(self, config: Config) -> LogSetup:
+        """How this configuration logs, its files open. Raises LogFileError or ConfigError."""
+        for setup in self._log_setups:
+            if setup.config is config:
+                return setup
+        self._log_setups.append(LogSetup.open(config, self._log_files))
+        return self._log_setups[-1]
+
+    def _change_log(self) -> None:
+        """Log as the generation does that is wanted now; if that fails by now, on."""
+        try:
+            self._log_setup(self._config).apply(self._subject())
+        except ESGError as error:
+            self._log(logging.ERROR, f"can't log as configured: {error}")
+
+    def _forget_log_setups(self) -> None:
+        """Close the log files of other generations than the one that is wanted."""
+        self._log_setups = [s for s in self._log_setups if s.config is self._config]
+        for setup in self._log_setups:
+            setup.keep_only()
 
     # -- what happened -----------------------------------------------------------------
 
@@ -113,6 +144,7 @@ class Arbiter:
         try:
             config = self._read_config()
             check_reload(self._config, config)
+            self._log_setup(config).check(self._subject(), self._log_setup(self._config))
         except ESGError as error:
             return on.ReloadRefused(str(error))
         except Exception as error:  # noqa: BLE001 - whatever it is, what serves goes on serving
@@ -159,8 +191,8 @@ class Arbiter:
                 return on.WorkerDue(number, message.reason)
             case mailbox.Draining():
                 return on.WorkerRetiring(number, message.reason)
-            case mailbox.Drain():
-                raise AssertionError("only the arbiter sends Drain")
+            case mailbox.Drain() | mailbox.NewLogFiles():
+                raise AssertionError("only the arbiter sends this")
 
     def _beats(self) -> on.BeatsRead:
         now = time.monotonic_ns()
@@ -171,14 +203,18 @@ class Arbiter:
     def _spawn(self, action: do.Spawn) -> on.Event | None:
         try:
             handle = self._fork_worker(action)
-        except OSError as error:
+        except (OSError, ESGError) as error:
             return on.SpawnFailed(action.number, str(error))
         self._handles[action.number] = handle
         self._selector.register(handle.mailbox, selectors.EVENT_READ, lambda: self._on_mail(handle))
         return None
 
     def _fork_worker(self, action: do.Spawn) -> WorkerHandle:
-        """Fork a worker. Raises OSError, with nothing left open, if there is no room for one."""
+        """Fork a worker. Raises OSError, with nothing left open, if there is no room for one.
+
+        Raises ESGError if log files that had been closed meanwhile can't be opened again.
+        """
+        setup = self._log_setup(action.config)
         self._board.clear(action.number)
         self._board.note_highest(max([action.number, *self._handles]))
         handle, workers_end = WorkerHandle.open(action.number, action.generation)
@@ -190,6 +226,7 @@ class Arbiter:
             mailbox=workers_end,
             row=self._board.row(action.number),
             stack_fd=handle.stack_fd,
+            logs=setup,
         )
         try:
             handle.pid = fork(lambda: self._run_worker(assignment, handle))
@@ -211,7 +248,9 @@ class Arbiter:
         setproctitle(
             f"esg: worker {assignment.number} gen {assignment.generation} [{config.title}]"
         )
-        logs.configure(config.log_level, config.use_colors)
+        subject = logs.worker_subject(assignment.number, assignment.generation, os.getpid())
+        assignment.logs.keep_only()
+        assignment.logs.apply(subject)
         return self._payload(assignment)
 
     def _drain(self, action: do.Drain) -> None:
@@ -243,21 +282,34 @@ class Arbiter:
             listener.close()
         self._listeners = []
 
+    def _reopen_logs(self, action: do.ReopenLogs) -> None:
+        files, errors = self._log_files.reopen()
+        logs.reopen_handlers()
+        for error in errors:
+            self._log(logging.ERROR, error)
+        news = mailbox.NewLogFiles([file.path for file in files], [file.fd for file in files])
+        for handle in [self._handles[n] for n in action.numbers if n in self._handles]:
+            if not handle.mailbox.send(news):
+                handle.signal(signal.SIGUSR1)  # it has more mail than it reads: a last resort
+        self._log(logging.INFO, "log files reopened")
+
     def _log_action(self, action: do.Log) -> None:
-        event = f"{action.event}\n{action.detail}" if action.detail else action.event
         level = logging.getLevelNamesMapping()[action.level.upper()]
         handle = self._handles.get(action.number or 0)
         if handle is None:
-            self._log(level, event)
-            return
-        subject = logs.worker_subject(handle.number, handle.generation, handle.pid)
-        logs.logger.log(level, "%s %s", subject, event)
+            subject = self._subject()
+        else:
+            subject = logs.worker_subject(handle.number, handle.generation, handle.pid)
+        logs.write(level, subject, action.event, action.detail)
 
     def _tell(self, action: do.Tell) -> None:
         config = action.config
-        if config is not self._config or action.generation != self._generation:
-            logs.configure(config.log_level, config.use_colors)
+        changed = config is not self._config or action.generation != self._generation
         self._config, self._generation = config, action.generation
+        if changed:
+            self._change_log()
+        if action.state == "serving":
+            self._forget_log_setups()
         setproctitle(f"esg: arbiter [{config.title}] gen {action.generation}")
         self._log(logging.DEBUG, f"{action.state}: {action.status}")
 
@@ -273,6 +325,7 @@ class Arbiter:
         do.Abort: _abort,
         do.Kill: _kill,
         do.CloseListeners: _close_listeners,
+        do.ReopenLogs: _reopen_logs,
         do.Log: _log_action,
         do.Tell: _tell,
         do.Exit: _exit,

@@ -100,6 +100,11 @@ class Resize:
 
 
 @dataclass(frozen=True, slots=True)
+class ReopenRequested:
+    """The log files were moved away; new ones are to be opened in their place."""
+
+
+@dataclass(frozen=True, slots=True)
 class ShutdownRequested:
     """Stop. `insistent`: a second such request (an impatient ^C) means quick."""
 
@@ -124,6 +129,7 @@ Event = (
     | ReloadRequested
     | ReloadRefused
     | Resize
+    | ReopenRequested
     | ShutdownRequested
     | Tick
 )

@@ -236,6 +236,9 @@ class Fleet:
         self.target = min(max(1, self.target + event.by), most)
         self._log("info", f"resized workers={self.target}")
 
+    def _on_reopen(self, event: on.ReopenRequested, now: float) -> None:
+        self._out.append(do.ReopenLogs(tuple(self.members)))
+
     def _on_shutdown(self, event: on.ShutdownRequested, now: float) -> None:
         quick = event.quick or (event.insistent and self.stopping)
         self._shut_down(0, quick, now)
@@ -255,6 +258,7 @@ class Fleet:
         on.ReloadRequested: _on_reload,
         on.ReloadRefused: _on_reload_refused,
         on.Resize: _on_resize,
+        on.ReopenRequested: _on_reopen,
         on.ShutdownRequested: _on_shutdown,
         on.Tick: _on_tick,
     }

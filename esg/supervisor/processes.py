@@ -89,8 +89,7 @@ def fork(main: Callable[[], int]) -> int:
     are replaced, so that none is lost and none runs the arbiter's code. The child never returns
     from here. Raises OSError if the kernel has no room for a process.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()

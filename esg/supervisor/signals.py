@@ -11,7 +11,7 @@ import signal
 import socket
 from types import FrameType
 
-from esg.supervisor.events import Event, Resize, ShutdownRequested
+from esg.supervisor.events import Event, ReopenRequested, Resize, ShutdownRequested
 
 EVENTS: dict[signal.Signals, Event] = {
     signal.SIGTERM: ShutdownRequested(),
@@ -19,13 +19,14 @@ EVENTS: dict[signal.Signals, Event] = {
     signal.SIGQUIT: ShutdownRequested(quick=True),
     signal.SIGTTIN: Resize(+1),
     signal.SIGTTOU: Resize(-1),
+    signal.SIGUSR1: ReopenRequested(),
 }
 """Signals that are events as they are."""
 
 RELOAD = signal.SIGHUP
 CHILD = signal.SIGCHLD
 
-UNAVAILABLE = (signal.SIGUSR1, signal.SIGUSR2)
+UNAVAILABLE = (signal.SIGUSR2,)
 """Signals that would end the process if left alone; they are answered with a warning."""
 
 HANDLED = (*EVENTS, RELOAD, CHILD, *UNAVAILABLE)

@@ -21,15 +21,26 @@ import uvloop
 
 from esg.config import Config
 from esg.listeners import open_listeners
+from esg.logfiles import LogFile, LogFiles
+from esg.logs import LogSetup, worker_subject
 from esg.scoreboard import Scoreboard
 from esg.server.acceptor import Acceptor
-from esg.server.access_log import AccessLog
+from esg.server.access_log import AccessLog, LoggedAccess, access_log
 from esg.server.service import Service
 
 from .wire import Client, until
 
 PARSERS = [pytest.param({}, id="httptools")]
 """The settings that choose a parser; the whole suite runs with each."""
+
+
+SUBJECT = worker_subject(1, 1, 1)
+
+
+def setup_of(config: Config, log_fd: int) -> LogSetup:
+    """Where a server of a test logs; an access log that isn't a file has the descriptor -1."""
+    definition = {} if log_fd == -1 else None
+    return LogSetup(config, LogFiles(), LogFile(2), LogFile(log_fd), definition)
 
 
 class _Shifted:
@@ -90,7 +101,7 @@ class Server:
         *,
         piece: int | None,
         address: str,
-        access_log: AccessLog | None,
+        access_log: AccessLog | LoggedAccess | None,
     ) -> None:
         self._loop = loop
         self._piece = piece
@@ -102,7 +113,7 @@ class Server:
             config,
             loop,
             self.row,
-            subject="worker=1 gen=1 pid=1",
+            subject=SUBJECT,
             access_log=access_log,
             due_at=config.max_requests,
             on_due=lambda: self.dues.append(self.service.requests),
@@ -212,8 +223,8 @@ def serve(
         **settings: Any,
     ) -> Server:
         config = Config(app="test:app", **(parser_settings | settings))
-        access_log = None if log_fd is None else AccessLog(loop, log_fd, colors=False)
-        server = Server(loop, app, config, piece=piece, address=address, access_log=access_log)
+        records = None if log_fd is None else access_log(setup_of(config, log_fd), loop, SUBJECT)
+        server = Server(loop, app, config, piece=piece, address=address, access_log=records)
         servers.append(server)
         return server
 

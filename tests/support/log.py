@@ -1,4 +1,4 @@
-"""The log as records: `TIME LEVEL SUBJECT EVENT`, and the lines that belong to one."""
+"""The log as records: `TIME LEVEL SUBJECT EVENT`, and the indented lines that belong to one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ _FIRST_LINE = re.compile(
     r"(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}) "
     r"(?P<level>[A-Z]+) +(?P<message>.*)"
 )
+CONTINUATION = "  "
+"""How the lines begin that belong to the record above them."""
+
 _SUBJECT = re.compile(r"(?:(?:worker=(?P<worker>\d+)|arbiter) gen=(?P<gen>\d+) pid=(?P<pid>\d+) )")
 
 
@@ -36,15 +39,15 @@ class Record:
 
 
 def records(text: str) -> list[Record]:
-    """The records of a log. What stands before the first one is a record of level STRAY."""
-    groups: list[tuple[re.Match[str] | None, list[str]]] = [(None, [])]
+    """The records of a log. Each line that can't be part of one is a record of level STRAY."""
+    groups: list[tuple[re.Match[str] | None, list[str]]] = []
     for line in text.splitlines():
         match = _FIRST_LINE.fullmatch(line)
-        if match:
-            groups.append((match, []))
+        if match is None and line.startswith(CONTINUATION) and groups and groups[-1][0]:
+            groups[-1][1].append(line.removeprefix(CONTINUATION))
         else:
-            groups[-1][1].append(line)
-    return [_record(match, rest) for match, rest in groups if match or rest]
+            groups.append((match, [] if match else [line]))
+    return [_record(match, rest) for match, rest in groups]
 
 
 def _record(match: re.Match[str] | None, rest: list[str]) -> Record:
@@ -66,7 +69,7 @@ def _record(match: re.Match[str] | None, rest: list[str]) -> Record:
 def is_trouble(record: Record) -> bool:
     """Whether nobody should see this in the log of a healthy program.
 
-    Lines that follow an ordinary record are trouble too: something wrote past the logger.
+    Lines that belong to no record are trouble too: something wrote past the logger.
     """
-    quiet = record.level in ("DEBUG", "INFO", "WARNING")
+    quiet = record.level in ("TRACE", "DEBUG", "INFO", "WARNING")
     return not quiet or bool(record.detail)

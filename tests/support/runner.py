@@ -77,22 +77,27 @@ class Esg:
         source: str | None = None,
         listen: Sequence[str] = ("--port", "0"),
         prefix: Sequence[str] = (),
+        log: str = "stderr",
+        stdout: int | None = None,
     ) -> None:
-        """`prefix` is a command as in `run_to_its_end`, but one that stays as the parent."""
+        """`prefix` is a command as in `run_to_its_end`, but one that stays as the parent.
+
+        `log` is the file in the folder that has the log; `stdout` a descriptor for the output.
+        """
         self.folder = folder
         self.exit_code = 0
         self._claims: list[str] = []
-        self._log_file = folder / "stderr"
+        self._log_file = folder / log
         self.write(source or application())
         command = [sys.executable, "-m", "esg", "example:app", *listen, *arguments]
-        with self._log_file.open("wb") as log, (folder / "stdout").open("wb") as output:
+        with (folder / "stderr").open("wb") as errors, (folder / "stdout").open("wb") as output:
             self.process = subprocess.Popen(
                 [*prefix, *command],
                 cwd=folder,
                 env=environment(),
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=log,
+                stdout=output if stdout is None else stdout,
+                stderr=errors,
                 start_new_session=True,
             )
         self._prefixed = bool(prefix)
@@ -143,6 +148,8 @@ class Esg:
 
     @property
     def log(self) -> str:
+        if not self._log_file.exists():
+            return ""
         return self._log_file.read_text(encoding="utf-8", errors="backslashreplace")
 
     @property

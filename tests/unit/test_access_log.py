@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esg.server.access_log import PIPE_ATOMIC, AccessLog, printable
+from esg.logfiles import LogFile
+from esg.server.access_log import PIPE_ATOMIC, AccessLog, printable, uvicorn_line
 
 CLIENT = ("192.0.2.1", 4711)
+
+
+def exchange(client, method, target, http_version, status):
+    """A finished exchange, as far as a line needs one."""
+    scope = {"client": client, "method": method, "http_version": http_version}
+    return SimpleNamespace(scope=scope, target=target, status=status)
+
+
+def access_log(fd, colors=False):
+    return AccessLog(asyncio.get_running_loop(), LogFile(fd), uvicorn_line(colors))
 
 
 class Pipe:
@@ -41,9 +52,9 @@ def written(pipe, *records, colors=False):
     """The lines that are written for these records."""
 
     async def run():
-        log = AccessLog(asyncio.get_running_loop(), pipe.write_fd, colors)
+        log = access_log(pipe.write_fd, colors)
         for record in records:
-            log.record(*record)
+            log.record(exchange(*record))
         await asyncio.sleep(0)
 
     asyncio.run(run())
@@ -127,8 +138,8 @@ def test_lines_of_one_turn_are_written_together_and_in_order(pipe):
 
 def test_nothing_is_written_before_the_turn_ends(pipe):
     async def run():
-        log = AccessLog(asyncio.get_running_loop(), pipe.write_fd, False)
-        log.record(CLIENT, "GET", b"/", "1.1", 200)
+        log = access_log(pipe.write_fd)
+        log.record(exchange(CLIENT, "GET", b"/", "1.1", 200))
         os.set_blocking(pipe.read_fd, False)
         with pytest.raises(BlockingIOError):
             os.read(pipe.read_fd, 1)
@@ -147,9 +158,9 @@ def test_no_write_tears_a_line_that_a_pipe_could_keep_whole(pipe, monkeypatch, s
         return len(data)
 
     async def run():
-        log = AccessLog(asyncio.get_running_loop(), pipe.write_fd, False)
+        log = access_log(pipe.write_fd)
         for _ in range(20):
-            log.record(CLIENT, "GET", b"/" + b"a" * size, "1.1", 200)
+            log.record(exchange(CLIENT, "GET", b"/" + b"a" * size, "1.1", 200))
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", write)
             log.flush()
@@ -168,8 +179,8 @@ def test_a_write_in_part_is_completed(pipe, monkeypatch):
         return 7 if len(data) > 7 else len(data)
 
     async def run():
-        log = AccessLog(asyncio.get_running_loop(), pipe.write_fd, False)
-        log.record(CLIENT, "GET", b"/", "1.1", 200)
+        log = access_log(pipe.write_fd)
+        log.record(exchange(CLIENT, "GET", b"/", "1.1", 200))
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", write)
             log.flush()
@@ -178,35 +189,35 @@ def test_a_write_in_part_is_completed(pipe, monkeypatch):
     assert b"".join(written) == b'INFO:     192.0.2.1:4711 - "GET / HTTP/1.1" 200 OK\n'
 
 
-def test_a_log_that_cannot_be_written_is_complained_of_once(pipe, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("esg"), "propagate", True)
+def test_a_log_that_cannot_be_written_is_complained_of_once():
+    complaints = []
 
     async def run():
-        log = AccessLog(asyncio.get_running_loop(), -1, False)
+        file = LogFile(-1)
+        file.complain = complaints.append
+        log = AccessLog(asyncio.get_running_loop(), file, uvicorn_line(False))
         for _ in range(3):
-            log.record(CLIENT, "GET", b"/", "1.1", 200)
+            log.record(exchange(CLIENT, "GET", b"/", "1.1", 200))
             await asyncio.sleep(0)
 
-    with caplog.at_level(logging.ERROR, "esg"):
-        asyncio.run(run())
-    assert [record.levelname for record in caplog.records] == ["ERROR"]
-    assert "access log" in caplog.text
+    asyncio.run(run())
+    (complaint,) = complaints
+    assert "Bad file descriptor" in complaint
 
 
-def test_a_full_pipe_neither_blocks_nor_ends_the_server(pipe, caplog, monkeypatch):
+def test_a_full_pipe_neither_blocks_nor_ends_the_server(pipe, capfd):
     """A descriptor may be non-blocking because someone else has made it so."""
-    monkeypatch.setattr(logging.getLogger("esg"), "propagate", True)
     os.set_blocking(pipe.write_fd, False)
 
     async def run():
-        log = AccessLog(asyncio.get_running_loop(), pipe.write_fd, False)
+        log = access_log(pipe.write_fd)
         for _ in range(3000):
-            log.record(CLIENT, "GET", b"/" + b"x" * 200, "1.1", 200)
+            log.record(exchange(CLIENT, "GET", b"/" + b"x" * 200, "1.1", 200))
         await asyncio.sleep(0)
         pipe.lines()
-        log.record(CLIENT, "GET", b"/later", "1.1", 200)
+        log.record(exchange(CLIENT, "GET", b"/later", "1.1", 200))
         await asyncio.sleep(0)
 
-    with caplog.at_level(logging.ERROR, "esg"):
-        asyncio.run(run())
+    asyncio.run(run())
+    assert capfd.readouterr().err.count("can't be written") == 1
     assert "/later" in pipe.lines()[-1]

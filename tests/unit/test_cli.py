@@ -30,7 +30,6 @@ def command(monkeypatch, tmp_path):
             monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "Arbiter", Spy)
-    monkeypatch.setattr(cli.logs, "configure", lambda *_: None)
     Spy.made = None
 
 

@@ -217,6 +217,14 @@ class FleetHistories(RuleBasedStateMachine):
         self.world.exit(process)
 
     @alive
+    @rule()
+    def logs_are_rotated(self) -> None:
+        """Every worker there is gets the new files, whatever its state."""
+        actions = self.world.tell(on.ReopenRequested())
+        (reopen,) = [action for action in actions if isinstance(action, do.ReopenLogs)]
+        assert set(reopen.numbers) >= set(self.world.processes)
+
+    @alive
     @rule(data=st.data())
     def falls_due(self, data: st.DataObject) -> None:
         process = self.some(data, ready=True, leaving_since=None)

@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
+import logging.config
 import re
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from esg import logs
+from esg.config import Config
+from esg.errors import ConfigError
+from esg.logfiles import LogFiles
+from tests.support.log import records
 
 
 @pytest.fixture
-def configured(monkeypatch):
-    """Leaves the "esg" logger as it was."""
-    logger = logging.getLogger("esg")
-    before = logger.handlers[:], logger.propagate, logger.level
-    yield logger
-    logger.handlers[:], logger.propagate, logger.level = before
+def configured():
+    """Leaves ESG's loggers, and what Python does for those without handlers, as they were."""
+    mine = (logs.logger, logs.access_logger, logging.getLogger("py.warnings"))
+    before = [(log, log.handlers[:], log.propagate, log.level, log.parent) for log in mine]
+    last_resort = logging.lastResort
+    yield logs.logger
+    for log, handlers, propagate, level, parent in before:
+        log.handlers[:], log.propagate, log.parent = handlers, propagate, parent
+        log.setLevel(level)
+    logging.lastResort = last_resort
+    logging.captureWarnings(False)
+
+
+@pytest.fixture
+def bare_root():
+    """Gives the root logger, without the handlers that tests are run with."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+
+    def take():
+        root.handlers[:] = []
+        return root
+
+    yield take
+    root.handlers[:] = before
 
 
 def record(message="ready", level=logging.INFO, args=(), exc_info=None):
@@ -52,8 +82,8 @@ def test_a_traceback_is_below_its_line():
         text = formatted(exc_info=sys.exc_info())
     first, second, *_, last = text.splitlines()
     assert first.endswith("ready")
-    assert second.startswith("Traceback")
-    assert last == "ValueError: why"
+    assert second.startswith("  Traceback")
+    assert last == "  ValueError: why"
 
 
 def test_colours():
@@ -82,30 +112,364 @@ def test_a_terminal_gets_colours_by_default():
     os.close(terminal)
 
 
-def test_the_log_goes_to_standard_error(configured, capsys):
-    logs.configure("info", use_colors=False)
+def setup(**settings):
+    """The set-up that these settings ask for, with nothing open but the standard streams."""
+    config = Config(app="example:app", **settings, origins=dict.fromkeys(settings, "test"))
+    return logs.LogSetup.open(config, LogFiles())
+
+
+SUBJECT = logs.worker_subject(3, 2, 4711)
+
+
+def test_the_log_goes_to_standard_error(configured, capfd):
+    setup().apply(SUBJECT)
     configured.info("hello")
-    captured = capsys.readouterr()
-    assert captured.err.endswith("INFO     hello\n")
+    captured = capfd.readouterr()
+    assert captured.err.endswith(f"INFO     {SUBJECT} hello\n")
     assert captured.out == ""
 
 
 @pytest.mark.parametrize(
-    ("level", "shown"), [("debug", 3), ("info", 2), ("warning", 1), ("critical", 0)]
+    ("level", "shown"), [("trace", 4), ("debug", 3), ("info", 2), ("warning", 1), ("critical", 0)]
 )
-def test_levels(configured, capsys, level, shown):
-    logs.configure(level, use_colors=False)
-    configured.debug("x")
-    configured.info("x")
-    configured.warning("x")
-    assert len(capsys.readouterr().err.splitlines()) == shown
+def test_levels(configured, capfd, level, shown):
+    setup(log_level=level).apply(SUBJECT)
+    for each in (logs.TRACE, logging.DEBUG, logging.INFO, logging.WARNING):
+        configured.log(each, "x")
+    assert len(capfd.readouterr().err.splitlines()) == shown
 
 
-def test_configuring_again_does_not_double_lines(configured, capsys):
+def test_configuring_again_does_not_double_lines(configured, capfd):
     for level in ("debug", "info"):
-        logs.configure(level, use_colors=False)
+        setup(log_level=level).apply(SUBJECT)
     configured.info("once")
-    assert capsys.readouterr().err.count("once") == 1
+    assert capfd.readouterr().err.count("once") == 1
+
+
+def test_a_record_that_names_its_subject_is_not_about_this_process(configured, capfd):
+    setup().apply(SUBJECT)
+    other = logs.arbiter_subject(2, 4700)
+    logs.write(logging.WARNING, other, "hello")
+    configured.warning("%s %s", other, "again")
+    lines = capfd.readouterr().err.splitlines()
+    assert [line[24:] for line in lines] == [
+        "WARNING  arbiter gen=2 pid=4700 hello",
+        "WARNING  arbiter gen=2 pid=4700 again",
+    ]
+
+
+# -- what could forge a line -------------------------------------------------------------
+
+FORGERY = "x\n2026-11-21 05:40:01.123 ERROR    arbiter gen=1 pid=1 forged"
+
+
+@pytest.mark.parametrize("char", ["\r", "\x0b", "\x0c", "\x1b", "\x85", "\u2028", "\0", "\x7f"])
+def test_a_control_character_is_made_visible(char):
+    text = formatted(message="a%sb", args=(char,))
+    assert text.isprintable()
+    assert text.endswith(f"a{ascii(char)[1:-1]}b")
+
+
+@given(st.text(st.characters()))
+def test_each_further_line_of_a_record_is_marked_as_such(text):
+    formatter = logs.TextFormatter(subject=SUBJECT)
+    first, *others = formatter.format(record("%s", args=(text,))).split("\n")
+    assert first[:4].isdigit()
+    assert all(line.startswith("  ") for line in others)
+    assert all(char.isprintable() or char in "\n\t" for char in first + "".join(others))
+
+
+def test_no_message_and_no_exception_can_forge_a_record(configured, capfd):
+    setup().apply(SUBJECT)
+    configured.warning(FORGERY)
+    try:
+        raise ValueError(FORGERY)
+    except ValueError:
+        configured.exception(FORGERY)
+    logs.write(logging.ERROR, SUBJECT, FORGERY, detail=FORGERY)
+    found = records(capfd.readouterr().err)
+    assert [(r.level, r.worker) for r in found] == [("WARNING", 3), ("ERROR", 3), ("ERROR", 3)]
+
+
+def test_printable_text_in_any_script_is_shown_as_it_is():
+    assert formatted(message="naïve 日本 🐍").endswith("naïve 日本 🐍")
+
+
+# -- JSON --------------------------------------------------------------------------------
+
+
+def as_json(made, subject=SUBJECT):
+    text = logs.JSONFormatter(subject).format(made)
+    assert text.isascii()
+    assert text.isprintable()
+    return json.loads(text)
+
+
+def test_fields_of_a_json_line():
+    made = record(args=())
+    made.created = 1_700_000_000.0071
+    assert as_json(made) == {
+        "time": "2023-11-14T22:13:20.007Z",
+        "level": "INFO",
+        "logger": "esg",
+        "message": "ready",
+        "worker": 3,
+        "generation": 2,
+        "pid": 4711,
+    }
+
+
+def test_a_json_line_is_about_whom_its_record_names():
+    fields = as_json(record("%s %s", args=(logs.arbiter_subject(5, 4700), "stopping")))
+    assert (fields["worker"], fields["generation"], fields["pid"]) == (None, 5, 4700)
+    assert fields["message"] == "stopping"
+
+
+def test_a_traceback_has_a_json_field_of_its_own():
+    try:
+        raise ValueError("why")
+    except ValueError:
+        fields = as_json(record(exc_info=sys.exc_info()))
+    assert fields["message"] == "ready"
+    assert fields["exception"].splitlines()[0].startswith("Traceback")
+    assert fields["exception"].endswith("ValueError: why")
+
+
+@given(st.text(st.characters()))
+def test_any_message_is_one_line_of_json(text):
+    assert as_json(record("%s", args=(text,)))["message"] == text
+
+
+# -- other loggers -----------------------------------------------------------------------
+
+
+def test_a_logger_that_nobody_configured_logs_warnings_here(configured, capfd, bare_root):
+    setup().apply(SUBJECT)
+    bare_root()
+    logging.getLogger("asyncio").warning("slow callback")
+    logging.getLogger("shop").info("not shown")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith(f"WARNING  {SUBJECT} asyncio: slow callback")
+
+
+def test_an_application_that_configures_logging_has_its_records_for_itself(
+    configured, capfd, bare_root
+):
+    setup().apply(SUBJECT)
+    handler = logging.StreamHandler(io.StringIO())
+    bare_root().addHandler(handler)
+    logging.getLogger("shop").warning("mine")
+    assert handler.stream.getvalue() == "mine\n"
+    assert capfd.readouterr().err == ""
+
+
+def test_python_warnings_are_json_in_a_log_that_is(configured, capfd, bare_root):
+    bare_root()
+    setup(log_format="json").apply(SUBJECT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(True)
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    fields = json.loads(capfd.readouterr().err)
+    assert fields["logger"] == "py.warnings"
+    assert "DeprecationWarning: old" in fields["message"]
+
+
+def test_a_message_that_cannot_be_formatted_is_reported_and_not_raised(configured, capfd):
+    setup().apply(SUBJECT)
+    configured.info("%d of them", "many")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "can't be formatted" in line
+    assert "test_logs.py" in line
+
+
+# -- --log-config ------------------------------------------------------------------------
+
+
+def dictionary(*names, stream="ext://sys.stderr", fmt="%(name)s|%(message)s", **more):
+    """A configuration of these loggers, each with a handler of its own format."""
+    return {
+        "version": 1,
+        "formatters": {"f": {"format": fmt} | more},
+        "handlers": {"h": {"class": "logging.StreamHandler", "formatter": "f", "stream": stream}},
+        "loggers": {
+            name: {"handlers": ["h"], "level": "INFO", "propagate": False} for name in names
+        },
+    }
+
+
+@pytest.fixture
+def log_config(configured, tmp_path):
+    """Applies a configuration given as a dictionary, or as the text of a file."""
+
+    def apply(content, suffix=".json", **settings):
+        file = tmp_path / f"log{suffix}"
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+        made = setup(log_config=str(file), **settings)
+        made.apply(SUBJECT)
+        return made
+
+    yield apply
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})  # closes files
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers[:] = []
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "access"),
+    [
+        (["esg"], "esg|hello", "esg.access|got"),
+        (["uvicorn"], "esg|hello", "esg.access|got"),
+        (["uvicorn.error"], "esg|hello", ""),
+        (["uvicorn.access"], "", "esg.access|got"),
+        (["uvicorn", "uvicorn.access"], "esg|hello", "esg.access|got"),
+        (["esg", "uvicorn", "uvicorn.access"], "esg|hello", "esg.access|got"),
+        ([""], "esg|hello", "esg.access|got"),
+        (["shop"], "", ""),
+    ],
+)
+def test_which_loggers_of_a_file_are_esgs(log_config, bare_root, capfd, names, error, access):
+    bare_root()
+    log_config(dictionary(*names))
+    logs.logger.info("hello")
+    found = capfd.readouterr().err.splitlines()
+    logs.access_logger.info("got")
+    found += capfd.readouterr().err.splitlines()
+    assert found == [line for line in (error, access) if line]
+
+
+def test_the_level_of_a_file_holds_unless_one_was_given(log_config, capfd):
+    log_config(dictionary("esg"))
+    logs.logger.debug("no")
+    log_config(dictionary("esg"), log_level="debug")
+    logs.logger.debug("yes")
+    assert capfd.readouterr().err == "esg|yes\n"
+
+
+YAML = """
+version: 1
+formatters: {f: {format: "%(message)s!"}}
+handlers: {h: {class: logging.StreamHandler, formatter: f}}
+loggers: {esg: {handlers: [h]}}
+"""
+
+INI = """
+[loggers]
+keys=root,esg
+[handlers]
+keys=h
+[formatters]
+keys=f
+[logger_root]
+handlers=
+[logger_esg]
+qualname=esg
+handlers=h
+propagate=0
+[handler_h]
+class=StreamHandler
+formatter=f
+args=(sys.stderr,)
+[formatter_f]
+format=%(message)s!
+"""
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"), [(".yaml", YAML), (".yml", YAML), (".ini", INI), (".conf", INI)]
+)
+def test_forms_of_a_file(log_config, capfd, suffix, text):
+    log_config(text, suffix)
+    logs.logger.warning("hello")
+    assert capfd.readouterr().err == "hello!\n"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "told"),
+    [
+        (".json", "{", "log.json"),
+        (".json", "[]", "dictionary"),
+        (".json", "{}", "version"),
+        (".json", json.dumps(dictionary("esg") | {"handlers": {}}), "h"),
+        (".json", json.dumps(dictionary("esg", stream="ext://no.such")), "no"),
+        (".yaml", "a: [", "log.yaml"),
+        (".ini", "nonsense", "log.ini"),
+        (".ini", "[loggers]\nkeys=root", "[formatters]"),
+        (".ini", INI.replace("StreamHandler", "NoSuch"), "NoSuch"),
+    ],
+)
+def test_a_bad_file_is_told_in_one_line(log_config, suffix, text, told):
+    with pytest.raises(ConfigError) as caught:
+        log_config(text, suffix)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("test")
+    assert f"log{suffix}" in str(caught.value)
+
+
+def test_yaml_without_its_library(log_config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ConfigError, match=r"pip install 'esg\[standard\]'"):
+        log_config(YAML, ".yaml")
+
+
+def test_a_file_that_is_not_there(configured, tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        setup(log_config=str(tmp_path / "none.json"))
+
+
+def test_a_check_leaves_the_log_as_it_is(log_config, capfd, tmp_path):
+    current = log_config(dictionary("esg"))
+    (tmp_path / "log.json").write_text(json.dumps(dictionary("esg", fmt="other %(message)s")))
+    setup(log_config=str(tmp_path / "log.json")).check(SUBJECT, current)
+    (tmp_path / "log.json").write_text("{}")
+    with pytest.raises(ConfigError):
+        setup(log_config=str(tmp_path / "log.json")).check(SUBJECT, current)
+    logs.logger.info("hello")
+    assert capfd.readouterr().err == "esg|hello\n"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_formatters_of_uvicorns_work_with_and_without_it(log_config, capfd, monkeypatch, installed):
+    if not installed:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    fmt = "%(levelprefix)s %(client_addr)s <%(request_line)s> %(status_code)s"
+    kind = {"()": "uvicorn.logging.AccessFormatter", "fmt": fmt, "use_colors": False}
+    log_config(dictionary("uvicorn.access", **kind))
+    args = ("192.0.2.1:9", "GET", "/a?b", "1.1", 404)
+    logs.access_logger.info('%s - "%s %s HTTP/%s" %d', *args)
+    assert capfd.readouterr().err == "INFO:     192.0.2.1:9 <GET /a?b HTTP/1.1> 404 Not Found\n"
+
+
+def test_files_of_handlers_are_reopened(log_config, tmp_path):
+    file = tmp_path / "app.log"
+    content = dictionary("esg")
+    content["handlers"]["h"] = {"class": "logging.FileHandler", "filename": str(file)}
+    log_config(content)
+    logs.logger.warning("before")
+    file.rename(tmp_path / "app.log.1")
+    logs.reopen_handlers()
+    logs.logger.warning("after")
+    assert (tmp_path / "app.log.1").read_text() == "before\n"
+    assert file.read_text() == "after\n"
+
+
+def test_a_log_config_that_cannot_be_applied_any_more_leaves_a_log(log_config, capfd):
+    with pytest.raises(ConfigError):
+        log_config({})
+    logs.logger.info("hello")
+    assert capfd.readouterr().err.endswith(f"INFO     {SUBJECT} hello\n")
+
+
+def test_the_example_in_the_documentation_can_be_applied(log_config, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "logging.md").read_text()
+    example = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1]
+    log_config(example.replace("/var/log/shop", str(tmp_path)), ".yaml")
+    logs.logger.info("hello")
+    assert (tmp_path / "all.log").read_text().endswith(" INFO esg hello\n")
+
+
+# -- subjects ----------------------------------------------------------------------------
 
 
 def test_subjects():

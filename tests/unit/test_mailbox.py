@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +14,7 @@ from esg.mailbox import (
     Drain,
     Draining,
     Due,
+    NewLogFiles,
     Ready,
     decode,
     encode,
@@ -24,6 +28,7 @@ MESSAGES = st.one_of(
     st.builds(BootFailed, TEXT, TEXT, st.integers(0, 255)),
     st.builds(Due, TEXT),
     st.builds(Draining, TEXT),
+    st.builds(NewLogFiles, st.lists(TEXT)),
     st.builds(Drain, TEXT, st.floats(0, 1e9), st.booleans()),
 )
 
@@ -102,3 +107,24 @@ def test_sending_never_waits(ends):
     messages, alive = theirs.receive()
     assert alive
     assert len(messages) == results.count(True)
+
+
+def test_descriptors_arrive_as_copies_that_programs_do_not_inherit(ends, tmp_path):
+    ours, theirs = ends
+    with (tmp_path / "log").open("w") as file:
+        assert ours.send(NewLogFiles(["/log"], [file.fileno()]))
+        (message,), _ = theirs.receive()
+        (fd,) = message.fds
+        assert fd != file.fileno()
+        assert not os.get_inheritable(fd)
+        assert os.path.sameopenfile(fd, file.fileno())
+        os.close(fd)
+
+
+def test_descriptors_that_nobody_asked_for_are_closed(ends):
+    ours, theirs = ends
+    before = os.listdir("/proc/self/fd")
+    socket.send_fds(ours._sock, [encode(Ready())], [0, 1])
+    socket.send_fds(ours._sock, [b"nonsense"], [0])
+    assert theirs.receive() == ([Ready()], True)
+    assert os.listdir("/proc/self/fd") == before

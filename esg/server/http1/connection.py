@@ -243,7 +243,7 @@ class Connection(asyncio.Protocol):
             raise
         if framing is not PLAIN:
             scope["http_version"] = framing.version
-        self._incoming = exchange = Exchange(self, scope, framing, target)
+        self._incoming = exchange = service.exchange(self, scope, framing, target)
         if self._exchange is None and not self.write_paused:
             self._exchange = self._start = exchange
         else:
@@ -424,7 +424,7 @@ class Connection(asyncio.Protocol):
         service = self.service
         service.statuses[exchange.status // 100] += 1
         if service.access_log is not None:
-            self._log(exchange)
+            service.access_log.record(exchange)
         if not exchange.keep_alive or (self.ends_soon and not self._queue):
             self.close()
         elif exchange.complete:
@@ -436,17 +436,7 @@ class Connection(asyncio.Protocol):
         """Count a finished exchange, and log it."""
         self.service.statuses[exchange.status // 100] += 1
         if self.service.access_log is not None:
-            self._log(exchange)
-
-    def _log(self, exchange: Exchange) -> None:
-        assert self.service.access_log is not None
-        self.service.access_log.record(
-            self._client,
-            exchange.scope["method"],
-            exchange.target,
-            exchange.scope["http_version"],
-            exchange.status,
-        )
+            self.service.access_log.record(exchange)
 
     def _discard_rest(self, exchange: Exchange) -> None:
         """Read past a body that the application didn't want, if that isn't too much."""

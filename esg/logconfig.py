@@ -1,0 +1,175 @@
+"""`--log-config`: logging as a file says, in the forms of Python's `logging.config`.
+
+The loggers are `esg` and `esg.access`. A file written for uvicorn, which names its loggers
+instead, means ESG's. https://docs.python.org/3/library/logging.config.html
+"""
+
+from __future__ import annotations
+
+import configparser
+import copy
+import importlib.util
+import json
+import logging
+import logging.config
+import os
+import sys
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from esg.errors import ConfigError
+
+Definition = dict[str, Any] | str
+"""What a file says: the dictionary in it, or the text of one in .ini form."""
+
+_UVICORN = "uvicorn.logging."
+_THEIRS = {"uvicorn", "uvicorn.error", "uvicorn.access"}
+
+
+def read(path: str, origin: str) -> Definition:
+    """What the file says: .json, .yaml or .yml, all others .ini. Raises ConfigError.
+
+    `origin` is where the path came from.
+    """
+    where = f"{origin}: {path}"
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{where}: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: is not text in UTF-8") from None
+    parse = _PARSERS.get(Path(path).suffix.lower())
+    try:
+        return _ini(text, path) if parse is None else _dictionary(parse, text)
+    except ImportError:
+        raise ConfigError(f"{where}: YAML needs PyYAML; pip install 'esg[standard]'") from None
+    except (ValueError, configparser.Error) as error:
+        raise ConfigError(f"{where}: {_line(error)}") from None
+
+
+def _yaml(text: str) -> object:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not valid YAML: {error}") from None
+
+
+_PARSERS: dict[str, Callable[[str], object]] = {
+    ".json": json.loads,
+    ".yaml": _yaml,
+    ".yml": _yaml,
+}
+
+
+def _dictionary(parse: Callable[[str], object], text: str) -> dict[str, Any]:
+    document = parse(text)
+    if not isinstance(document, dict):
+        raise ValueError("expected a dictionary, as for logging.config.dictConfig")
+    return document
+
+
+def _ini(text: str, path: str) -> str:
+    parser = _parser(text, path)
+    missing = {"loggers", "handlers", "formatters"} - set(parser.sections())
+    if missing:
+        raise ValueError(f"expected a section [{min(missing)}], as for logging.config.fileConfig")
+    folder = os.path.dirname(os.path.abspath(path)).replace("%", "%%")
+    return f"[DEFAULT]\nhere={folder}\n{text}" if "[DEFAULT]" not in text else text
+
+
+def _parser(text: str, path: str = "") -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read_string(text, path)
+    return parser
+
+
+def apply(definition: Definition, where: str) -> None:
+    """Configure logging so. Raises ConfigError, with what is wrong and `where`."""
+    try:
+        if isinstance(definition, str):
+            named = _apply_ini(definition)
+        else:
+            named = _apply_dictionary(definition)
+    except Exception as error:  # noqa: BLE001 - such a file names code, which may raise anything
+        cause = f": {_line(error.__cause__)}" if error.__cause__ else ""
+        raise ConfigError(f"{where}: can't configure logging: {_line(error)}{cause}") from None
+    log, access = logging.getLogger("esg"), logging.getLogger("esg.access")
+    log.disabled = access.disabled = False  # dictConfig disables loggers that it isn't told of
+    if named & _THEIRS and "esg" not in named:
+        log.parent = logging.getLogger("uvicorn.error")
+        if "esg.access" not in named:
+            access.parent = logging.getLogger("uvicorn.access")
+
+
+def _apply_dictionary(definition: dict[str, Any]) -> set[str]:
+    definition = copy.deepcopy(definition)
+    formatters = definition.get("formatters")
+    for formatter in formatters.values() if isinstance(formatters, dict) else ():
+        for key in ("()", "class"):
+            if key in formatter:
+                formatter[key] = _available(formatter[key])
+    logging.config.dictConfig(definition)
+    return set(definition.get("loggers", ()))
+
+
+def _apply_ini(text: str) -> set[str]:
+    parser = _parser(text)
+    for section in parser.sections():
+        if section.startswith("formatter_") and parser.has_option(section, "class"):
+            parser.set(section, "class", _available(parser.get(section, "class")))
+    logging.config.fileConfig(parser, disable_existing_loggers=False)
+    names = (parser.get(section, "qualname", fallback="") for section in parser.sections())
+    return {name for name in names if name}
+
+
+def _available(name: object) -> Any:
+    """A formatter of uvicorn's, or its like from here where uvicorn isn't installed."""
+    of_uvicorn = isinstance(name, str) and name.startswith(_UVICORN)
+    if of_uvicorn and importlib.util.find_spec("uvicorn") is None:
+        return f"{__name__}.{str(name).removeprefix(_UVICORN)}"
+    return name
+
+
+def _line(error: BaseException | None) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class DefaultFormatter(logging.Formatter):
+    """`%(levelprefix)s`: the level, a colon, and padding. What uvicorn's class of the name does."""
+
+    def __init__(self, *args: Any, use_colors: bool | None = None, **kwargs: Any) -> None:
+        """`use_colors` is by default whether standard output is a terminal."""
+        super().__init__(*args, **kwargs)
+        self._colors = sys.stdout.isatty() if use_colors is None else use_colors
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record = copy.copy(record)
+        self._add(record)
+        return super().formatMessage(record)
+
+    def _add(self, record: logging.LogRecord) -> None:
+        padding = " " * (8 - len(record.levelname))
+        code = {"INFO": 32, "WARNING": 33, "ERROR": 31, "CRITICAL": 91}.get(record.levelname, 36)
+        record.levelprefix = f"{self._colored(record.levelname, code)}:{padding}"
+
+    def _colored(self, text: str, code: int) -> str:
+        return f"\033[{code}m{text}\033[0m" if self._colors else text
+
+
+class AccessFormatter(DefaultFormatter):
+    """`%(client_addr)s`, `%(request_line)s` and `%(status_code)s` of an access line, besides."""
+
+    def _add(self, record: logging.LogRecord) -> None:
+        super()._add(record)
+        if not isinstance(record.args, tuple) or len(record.args) != 5:
+            return
+        client, method, target, version, status = record.args
+        record.client_addr = client
+        record.request_line = self._colored(f"{method} {target} HTTP/{version}", 1)
+        phrase = next((s.phrase for s in HTTPStatus if s.value == status), "")
+        code = {2: 32, 3: 33, 4: 31, 5: 91}.get(int(str(status)) // 100, 37)
+        record.status_code = self._colored(f"{status} {phrase}", code)

@@ -1,0 +1,161 @@
+"""Log files: opening, writing, reopening, and what goes wrong with that."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from esg import logfiles
+from esg.errors import LogFileError
+from esg.logfiles import LogFile, LogFiles
+
+
+@pytest.fixture
+def files():
+    files = LogFiles()
+    yield files
+    files.keep(())
+
+
+@pytest.fixture
+def file(files, tmp_path):
+    return files.open(str(tmp_path / "log"), 1, "test")
+
+
+def test_a_file_is_appended_to_and_not_inherited_by_programs(file, tmp_path, files):
+    (tmp_path / "log").write_bytes(b"before\n")
+    file.write(b"a line\n")
+    assert (tmp_path / "log").read_bytes() == b"before\na line\n"
+    assert not os.get_inheritable(file.fd)
+
+
+def test_a_new_file_is_not_for_everybody_to_read(files, tmp_path):
+    before = os.umask(0)
+    try:
+        files.open(str(tmp_path / "new"), 1, "test")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize(
+    ("path", "stream", "fd"),
+    [("-", 1, 1), ("-", 2, 2), ("/dev/stdout", 2, 1), ("/dev/stderr", 1, 2)],
+)
+def test_streams_have_names(files, path, stream, fd):
+    assert files.open(path, stream, "test").fd == fd
+
+
+def test_one_path_is_one_file(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert files.open("log", 1, "test") is files.open(str(tmp_path / "log"), 2, "test")
+
+
+@pytest.mark.parametrize("path", ["no/such/folder/log", "."])
+def test_what_cannot_be_opened_is_told_with_its_origin(files, tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LogFileError, match=r"^--access-logfile: can't open .*(No such|Is a dir)"):
+        files.open(path, 1, "--access-logfile")
+
+
+def test_a_named_pipe_that_nobody_reads_is_refused_and_not_waited_for(files, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(LogFileError):
+        files.open(str(tmp_path / "pipe"), 1, "test")
+
+
+def test_reopening_keeps_the_descriptor(file, files, tmp_path):
+    fd = file.fd
+    file.write(b"old\n")
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    assert files.reopen() == ([file], [])
+    file.write(b"new\n")
+    assert file.fd == fd
+    assert not os.get_inheritable(fd)
+    assert (tmp_path / "log.1").read_bytes() == b"old\n"
+    assert (tmp_path / "log").read_bytes() == b"new\n"
+
+
+def test_a_failed_reopen_keeps_the_old_file(files, tmp_path):
+    (tmp_path / "gone").mkdir()
+    lost = files.open(str(tmp_path / "gone" / "log"), 1, "test")
+    kept = files.open(str(tmp_path / "log"), 1, "test")
+    (tmp_path / "gone").rename(tmp_path / "moved")
+    reopened, (error,) = files.reopen()
+    assert reopened == [kept]
+    assert "gone/log" in error
+    lost.write(b"still here\n")
+    assert (tmp_path / "moved" / "log").read_bytes() == b"still here\n"
+
+
+def test_files_opened_elsewhere_are_taken_over(file, files, tmp_path):
+    before = set(os.listdir("/proc/self/fd"))
+    new, stray = (logfiles.open_log(str(tmp_path / name)) for name in ("new", "stray"))
+    files.take_over([str(tmp_path / "log"), "/unknown"], [new, stray])
+    file.write(b"a line\n")
+    assert (tmp_path / "new").read_bytes() == b"a line\n"
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_files_that_are_not_wanted_are_closed(files, tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    kept = files.open(str(tmp_path / "a"), 1, "test")
+    files.open(str(tmp_path / "b"), 1, "test")
+    files.keep([kept])
+    kept.write(b"a line\n")
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+
+
+def complaints_of(file):
+    complaints = []
+    file.complain = complaints.append
+    return complaints
+
+
+def test_a_full_disk_is_complained_of_once_a_minute(monkeypatch):
+    file = LogFile(logfiles.open_log("/dev/full"), "/dev/full")
+    complaints = complaints_of(file)
+    for now in (1000.0, 1001.0, 1059.0, 1061.0):
+        monkeypatch.setattr("esg.logfiles.time.monotonic", lambda now=now: now)
+        file.write(b"a line\n")
+    assert len(complaints) == 2
+    assert "/dev/full: can't be written" in complaints[0]
+    assert "No space left" in complaints[0]
+    os.close(file.fd)
+
+
+def test_a_line_that_was_cut_does_not_run_into_the_next(file, tmp_path, monkeypatch):
+    complaints = complaints_of(file)
+    write, room = os.write, 5
+
+    def cut(fd, data):
+        nonlocal room
+        if not room:
+            raise OSError(28, "No space left on device")
+        data, room = data[:room], 0
+        return write(fd, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", cut)
+        file.write(b"first line\n")
+        file.write(b"second line\n")
+    file.write(b"third line\n")
+    assert (tmp_path / "log").read_bytes() == b"first\nthird line\n"
+    assert len(complaints) == 1
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2", "1 2", "0 1 2"])
+def test_a_closed_standard_stream_is_no_trap_for_the_next_file(closed, tmp_path):
+    code = (
+        "import os, socket, sys; from esg.logfiles import secure_standard_streams as s; s();"
+        "assert socket.socket().fileno() > 2; print('x'); print('y', file=sys.stderr);"
+        "sys.stdin.read(); open('fine', 'w').close()"
+    )
+    redirections = " ".join(f"{fd}>&-" for fd in closed.split())
+    command = ["sh", "-c", f'exec "$0" -c "$1" {redirections}', sys.executable, code]
+    subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, check=True, timeout=20)
+    assert (tmp_path / "fine").exists()
