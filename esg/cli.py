@@ -10,17 +10,22 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
 import esg
-from esg import logs, sources
+from esg import api, report, sources
 from esg.config import SETTINGS, Config, Raw, Setting
-from esg.errors import ESGError
-from esg.server.worker import run_worker
-from esg.supervisor.arbiter import Arbiter
+from esg.errors import BootError, ESGError
+from esg.listeners import parse_bind
+from esg.loader import load_application
+from esg.server.loops import loop_factory
+
+WIDTH = 80
+"""Columns that `--help` takes at most."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,27 +51,45 @@ def _complain(message: str, code: int, hint: str = "") -> int:
     return code
 
 
-def _serve(**values: Any) -> int:
-    context = click.get_current_context()
-    read_config = _config_reader(context, values)
-    config = read_config()
-    logs.configure(config.log_level, config.use_colors)
-    return Arbiter(config, run_worker, read_config).run()
+def _serve(*, print_config: bool, check_config: bool, **values: Any) -> int:
+    read_config = _config_reader(click.get_current_context(), values)
+    if print_config:
+        click.echo("\n".join(report.lines(read_config())))
+        return 0
+    if check_config:
+        return _check(read_config())
+    return api.serve(read_config)
+
+
+def _check(config: Config) -> int:
+    """Try all that can be tried without serving. Raises ESGError; returns the exit code."""
+    api.enter_folder(config)
+    for bind in config.binds:
+        parse_bind(bind, config.binds_origin)
+    loop_factory(config.loop)
+    try:
+        load_application(config)
+    except BootError as error:
+        if error.detail:
+            click.echo(error.detail, err=True)
+        raise
+    click.echo(f"esg: configuration OK: {config.app}, workers={config.workers}")
+    return 0
 
 
 def _config_reader(context: click.Context, values: dict[str, Any]) -> Callable[[], Config]:
     """A function that reads every source, now and again at each reload."""
-    file = values.pop("config")
+    file, folder = values.pop("config"), Path.cwd()
     given = {
         name: Raw(value, _origin(SETTINGS[name]))
         for name, value in values.items()
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    return lambda: sources.load(given, os.environ, file=file)
+    return lambda: sources.load(given, os.environ, file=file, folder=folder)
 
 
 def _origin(declared: Setting) -> str:
-    return "APP" if declared.name == "app" else declared.flags[-1]
+    return "APP" if declared.name == "app" else declared.option
 
 
 class Command(click.Command):
@@ -90,8 +113,7 @@ def _option(declared: Setting) -> click.Parameter:
         return click.Argument(["app"], required=False, type=str)
     kind, flags = declared.kind, list(declared.flags)
     if kind.is_flag:
-        flag = declared.flags[-1]
-        flags = [f"{flag}/--no-{flag.removeprefix('--')}"]
+        flags[flags.index(declared.option)] += f"/--no-{declared.option.removeprefix('--')}"
     return click.Option(
         [declared.name, *flags],
         type=None if kind.is_flag else str,
@@ -103,14 +125,8 @@ def _option(declared: Setting) -> click.Parameter:
 
 
 def _help(declared: Setting) -> str:
-    default = declared.default
-    if default is None or default in ("", ()):
-        shown = ""
-    elif isinstance(default, bool):
-        shown = "on" if default else ""
-    else:
-        shown = f"{default:g}" if isinstance(default, float) else str(default)
-    notes = [declared.variables[-1] if declared.environment else declared.variables[0]]
+    notes = [" or ".join((declared.variables[0], *declared.environment))]
+    shown = report.plain(declared.default)
     if shown:
         notes.append(f"default {shown}")
     text = f"{declared.help} [{', '.join(notes)}]"
@@ -136,6 +152,16 @@ command = Command(
             help="Read settings from this TOML file [default ./esg.toml, then ./pyproject.toml].",
         ),
         click.Option(
+            ["print_config", "--print-config"],
+            is_flag=True,
+            help="Print every setting with its origin, as TOML, and exit.",
+        ),
+        click.Option(
+            ["check_config", "--check-config"],
+            is_flag=True,
+            help="Check the settings, import APP, and exit.",
+        ),
+        click.Option(
             ["version", "--version"],
             is_flag=True,
             expose_value=False,
@@ -144,8 +170,12 @@ command = Command(
             help="Show the version and exit.",
         ),
     ],
-    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
-    help="Serve the ASGI application APP (MODULE:ATTRIBUTE) with any number of worker processes.",
+    context_settings={
+        "help_option_names": ["--help", "-h"],
+        "terminal_width": WIDTH,
+        "max_content_width": WIDTH,
+    },
+    help="Serve the application APP (MODULE:ATTRIBUTE) with any number of worker processes.",
     epilog="Signals: TERM, INT stop gracefully; QUIT stops now; HUP reloads; TTIN and TTOU add and "
     "remove a worker.",
 )

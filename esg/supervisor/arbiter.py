@@ -51,6 +51,8 @@ class Arbiter:
     def run(self) -> int:
         """Serve until told to stop; returns the exit code. Raises ListenError."""
         self._listen()
+        for level, text in self._config.notices():
+            self._log_action(do.Log(level, text))
         self._signals.install()
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self._dispatch(on.Started())
@@ -113,6 +115,12 @@ class Arbiter:
             check_reload(self._config, config)
         except ESGError as error:
             return on.ReloadRefused(str(error))
+        if config.target is not None:
+            self._log(
+                logging.WARNING,
+                "the application was given as an object, so its code stays as it is; "
+                "give MODULE:ATTRIBUTE to have it loaded anew",
+            )
         return on.ReloadRequested(config)
 
     def _on_children(self) -> None:

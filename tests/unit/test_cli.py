@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import esg
-from esg import cli
+from esg import api, cli
 from esg.config import SETTINGS
 
 
@@ -29,8 +29,8 @@ def command(monkeypatch, tmp_path):
         for variable in declared.variables:
             monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "Arbiter", Spy)
-    monkeypatch.setattr(cli.logs, "configure", lambda *_: None)
+    monkeypatch.setattr(api, "Arbiter", Spy)
+    monkeypatch.setattr(api.logs, "configure", lambda *_: None)
     Spy.made = None
 
 
