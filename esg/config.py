@@ -109,6 +109,8 @@ def _parse_app(raw: object) -> str:
     if "/" in module or module.endswith(".py"):
         dotted = module.removesuffix(".py").strip("./").replace("/", ".")
         raise ValueError(f"{wanted}; write {dotted}:{attribute or 'app'}, not a file name")
+    if attribute.endswith("()"):
+        raise ValueError(f"{wanted}; write {text.removesuffix('()')} --factory")
     names = module.split(".") + (attribute.split(".") if attribute else [])
     if not all(name.isidentifier() for name in names):
         raise ValueError(wanted)

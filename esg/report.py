@@ -1,8 +1,9 @@
-"""Settings as text: values, `--print-config`, and the pages of the reference made from them."""
+"""Settings as text: `--print-config`, and docs/settings.md (`python -m esg.report`)."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,3 +61,62 @@ def _toml(value: Any) -> str:
 def _origin(config: Config, declared: Setting) -> str:
     origin = config.origins.get(declared.name, "default")
     return f"command line {origin}" if origin == "APP" or origin[:1] == "-" else origin
+
+
+_REFERENCE = """\
+# Settings
+
+Made from the declarations in `esg/config.py`, by `make docs`; don't edit it.
+
+Each setting can be given, from the weakest source to the strongest,
+
+- in a file: `esg.toml`, or `[tool.esg]` of `pyproject.toml`, in the current folder, or the one
+  named with `-c`. The key is the option without its dashes in front; the others may be `_` or `-`.
+- in the environment, and below it in the file that `--env-file` names;
+- on the command line, or by keyword to `esg.run()` ([Python interface](api.md)).
+
+A stronger source that says where to listen (`bind`, or `host` and `port`) replaces all that a
+weaker one says of it; `PORT` counts only where no `bind` is given. `esg --print-config` shows each
+setting's value and where it comes from, `esg --check-config` also imports the application.
+
+A switch is turned off with `--no-` in front of its name. Times are in seconds, sizes in bytes.
+*Restart*: a reload can't change it. *Not yet*: known, and
+refused by this version.
+"""
+
+
+def reference() -> str:
+    """The page of the documentation that has every setting."""
+    parts = [_REFERENCE]
+    group = ""
+    for declared in SETTINGS.values():
+        if declared.group != group:
+            group = declared.group
+            parts.append(
+                f"\n## {group}\n\n| Option | Default | Environment | |\n| --- | --- | --- | --- |\n"
+            )
+        parts.append(_row(declared))
+    return "".join(parts)
+
+
+def _row(declared: Setting) -> str:
+    default = plain(declared.default)
+    notes = [] if declared.reloadable else ["*Restart.*"]
+    notes += ["*Not yet.*"] if declared.pending else []
+    metavar = "" if declared.kind.is_flag else f" {declared.kind.metavar}"
+    flags = ["APP"] if declared.name == "app" else [f"{', '.join(declared.flags)}{metavar}"]
+    cells = (
+        _code(flags),
+        _code([default] if default else []),
+        _code([declared.variables[0], *declared.environment]),
+        " ".join([declared.help, *notes]),
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _code(words: list[str]) -> str:
+    return ", ".join(f"`{word}`".replace("|", "\\|") for word in words)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())
