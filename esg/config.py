@@ -799,12 +799,21 @@ def _checked(declared: Setting, given: Raw) -> Any:
     try:
         value = declared.kind.parse(given.value)
     except ValueError as error:
-        shown = "" if declared.secret else f" {given.value!r}"
-        raise ConfigError(f"{given.origin}: invalid value{shown}: {error}") from None
+        raise ConfigError(
+            f"{given.origin}: invalid value{_shown(declared, given)}: {error}"
+        ) from None
     if declared.pending and value != declared.default and value not in declared.built:
         advice = declared.instead or "leave it out"
         raise ConfigError(f"{given.origin}: this version of ESG can't do that yet; {advice}")
     return value
+
+
+def _shown(declared: Setting, given: Raw) -> str:
+    """A value in a complaint: what is secret isn't repeated, a list of one is that one."""
+    if declared.secret:
+        return ""
+    value = given.value
+    return f" {(value[0] if isinstance(value, tuple) and len(value) == 1 else value)!r}"
 
 
 def _check_together(config: Config) -> None:

@@ -79,9 +79,10 @@ A stronger source that says where to listen (`bind`, or `host` and `port`) repla
 weaker one says of it; `PORT` counts only where no `bind` is given. `esg --print-config` shows each
 setting's value and where it comes from, `esg --check-config` also imports the application.
 
-A switch is turned off with `--no-` in front of its name. Times are in seconds, sizes in bytes.
-*Restart*: a reload can't change it. *Not yet*: known, and
-refused by this version.
+A switch is turned off with `--no-` in front of its name. An option that is repeatable is a list in
+a file, and in the environment a text with commas (`ESG_HEADER`: with ends of line). Times are in
+seconds, sizes in bytes. *Restart*: a reload can't change it. *Not yet*: known, and refused by this
+version.
 """
 
 

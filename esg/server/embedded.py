@@ -103,7 +103,8 @@ class Server:
             workers_end.close()
             for listener in listeners:
                 listener.close()
-        for signum in reversed(self._captured):
+        captured, self._captured = self._captured, []
+        for signum in reversed(captured):
             signal.raise_signal(signum)
 
     async def _attended(self, worker: Worker) -> None:

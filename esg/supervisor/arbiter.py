@@ -51,8 +51,7 @@ class Arbiter:
     def run(self) -> int:
         """Serve until told to stop; returns the exit code. Raises ListenError."""
         self._listen()
-        for level, text in self._config.notices():
-            self._log_action(do.Log(level, text))
+        self._log_notices(self._config)
         self._signals.install()
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self._dispatch(on.Started())
@@ -83,6 +82,10 @@ class Arbiter:
         self._listeners = open_listeners(config.binds, config.backlog, config.binds_origin)
         for listener in self._listeners:
             self._log(logging.INFO, f"listening on {listener.url}")
+
+    def _log_notices(self, config: Config) -> None:
+        for level, text in config.notices():
+            self._log_action(do.Log(level, text))
 
     def _close(self) -> None:
         self._signals.close()
@@ -255,7 +258,10 @@ class Arbiter:
         config = action.config
         if config is not self._config or action.generation != self._generation:
             logs.configure(config.log_level, config.use_colors)
+        changed = config is not self._config
         self._config, self._generation = config, action.generation
+        if changed:
+            self._log_notices(config)
         setproctitle(f"esg: arbiter [{config.title}] gen {action.generation}")
         self._log(logging.DEBUG, f"{action.state}: {action.status}")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.support.app import application
 from tests.support.runner import Esg, run_to_its_end
@@ -120,10 +122,11 @@ def test_the_server_runs_in_the_folder_it_is_told(start: Start, tmp_path: Path) 
     assert esg.whoami()["version"] == "there"
 
 
+@pytest.mark.skipif(not shutil.which("taskset"), reason="there's no taskset")
 def test_as_many_workers_as_cpus(start: Start) -> None:
-    esg = start(
-        "--workers", "auto", prefix=("taskset", "-c", "0", "sh", "-c", '"$@"; exit $?', "-")
-    )
+    cpu = str(min(os.sched_getaffinity(0)))
+    prefix = ("taskset", "-c", cpu, "sh", "-c", '"$@"; exit $?', "-")
+    esg = start("--workers", "auto", prefix=prefix)
     assert len(esg.workers()) == 1
 
 
@@ -168,3 +171,13 @@ def test_debug_is_warned_of_and_shows_tracebacks(start: Start) -> None:
     assert (response.status, response.headers["x-shop"]) == (500, "open")
     assert b"KeyError: 'nosuch'" in response.read()
     connection.close()
+
+
+def test_debug_that_a_reload_turns_on_is_warned_of(start: Start) -> None:
+    esg = start()
+    assert esg.logged("tracebacks") == []
+    esg.write("debug = true\n", "esg.toml")
+    esg.reload()
+    warning = esg.wait_for_log("tracebacks")
+    assert warning.event.startswith("esg.toml: debug: ")
+    assert (warning.level, warning.generation) == ("WARNING", 2)

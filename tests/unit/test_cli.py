@@ -412,7 +412,7 @@ def test_a_reload_reads_every_source_again(tmp_path, monkeypatch):
         (["example:app", "--bind", "a:1", "--port", "2"], "--port"),
         (["example:app", "--root-path", "api"], "--root-path"),
         (["example:app", "--chdir", "missing"], "--chdir: can't change to 'missing'"),
-        (["example:app", "--header", "x"], "--header: invalid value ('x',): expected NAME:VALUE"),
+        (["example:app", "--header", "x"], "--header: invalid value 'x': expected NAME:VALUE"),
         (["example:app", "-k", "gevent"], "--worker-class"),
         (["example:make()"], "write example:make --factory"),
         (["example:app", "--env-file", "missing"], "--env-file: 'missing' can't be read"),
