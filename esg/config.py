@@ -166,6 +166,7 @@ def _parse_worker_class(raw: object) -> str:
 
 
 MOST_WORKERS = 512
+"""Workers of one generation; two of them, and some that drain, fit on the scoreboard."""
 
 SWITCH = Kind("BOOLEAN", _parse_switch, is_flag=True)
 BOOLEAN = Kind("BOOLEAN", _parse_switch)

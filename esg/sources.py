@@ -41,8 +41,12 @@ def load(
     named = {**raw, **from_environment(environment), **command_line}
     variables = from_env_file(named.get("env_file"), folder)
     added = {name: value for name, value in variables.items() if name not in environment}
-    raw = _over(raw, from_environment(added | dict(environment)))
-    raw = _over(raw, command_line)
+    for stronger in (
+        from_environment(added, "env file"),
+        from_environment(environment),
+        command_line,
+    ):
+        raw = _over(raw, stronger)
     return build(raw, variables=added, target=target)
 
 
@@ -64,7 +68,7 @@ def _over(weak: Mapping[str, Raw], strong: Mapping[str, Raw]) -> dict[str, Raw]:
 
 def _is_generic(port: Raw | None) -> bool:
     """Whether a port comes from PORT, which platforms set for whom it may concern."""
-    return port is not None and port.origin == "environment PORT"
+    return port is not None and port.origin.endswith(" PORT")
 
 
 def from_env_file(given: Raw | None, folder: Path) -> dict[str, str]:
@@ -87,13 +91,13 @@ def from_env_file(given: Raw | None, folder: Path) -> dict[str, str]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def from_environment(environment: Mapping[str, str]) -> dict[str, Raw]:
+def from_environment(environment: Mapping[str, str], where: str = "environment") -> dict[str, Raw]:
     """The settings that environment variables give; an empty variable counts as unset."""
     found = {}
     for declared in SETTINGS.values():
         for variable in reversed(declared.variables):
             if environment.get(variable):
-                found[declared.name] = Raw(environment[variable], f"environment {variable}")
+                found[declared.name] = Raw(environment[variable], f"{where} {variable}")
     if _is_generic(found.get("port")) and any(name in found for name in WHERE):
         del found["port"]
     return found

@@ -72,9 +72,12 @@ class Server:
         handlers are restored when it is over, and the signals raised again for them.
 
         Raises AppImportError or BootError if the application can't be loaded or started,
-        ListenError if an address can't be had, and ConfigError for sockets of another kind. If
-        the task is cancelled, what is in flight is too, and the application still shuts down.
+        ListenError if an address can't be had, ConfigError for sockets of another kind, and
+        RuntimeError if it is serving already. If the task is cancelled, what is in flight is
+        too, and the application still shuts down.
         """
+        if self._worker is not None:
+            raise RuntimeError("this server serves already; make another one")
         logs.configure(self.config.log_level, self.config.use_colors)
         app = load_application(self.config)
         self._loop = asyncio.get_running_loop()

@@ -196,6 +196,12 @@ def test_a_server_told_to_stop_while_it_starts_does_not_wait_for_that():
     assert notes == ["cancelled"]
 
 
+def test_a_server_serves_once_at_a_time():
+    server = make(App())
+    with in_thread(server, bound()), pytest.raises(RuntimeError, match="serves already"):
+        asyncio.run(server.serve())
+
+
 def test_enough_requests_stop_it():
     async def main():
         sock = bound()

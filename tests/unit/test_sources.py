@@ -317,7 +317,7 @@ def with_env_file(folder, text, environment=()):
 def test_variables_of_the_env_file_are_settings_and_for_the_application(tmp_path):
     config = with_env_file(tmp_path, "# note\nESG_PORT=5\nexport COLOR='dark red'\nEMPTY=\nNONE\n")
     assert config.port == 5
-    assert config.origin("port") == "environment ESG_PORT"
+    assert config.origin("port") == "env file ESG_PORT"
     assert config.variables == {"ESG_PORT": "5", "COLOR": "dark red", "EMPTY": ""}
 
 
@@ -331,6 +331,13 @@ def test_the_env_file_is_stronger_than_the_file(tmp_path):
     write(tmp_path, "esg.toml", "port = 1\nworkers = 2")
     config = with_env_file(tmp_path, "ESG_PORT=5")
     assert (config.port, config.workers) == (5, 2)
+
+
+def test_the_platforms_port_in_an_env_file_counts_like_the_environments(tmp_path):
+    assert with_env_file(tmp_path, "PORT=5").port == 5
+    assert with_env_file(tmp_path, "PORT=5", {"ESG_BIND": "a:1"}).binds == ("a:1",)
+    write(tmp_path, "esg.toml", "bind = 'a:1'")
+    assert with_env_file(tmp_path, "PORT=5").binds == ("a:1",)
 
 
 def test_the_env_file_may_be_named_in_the_environment(tmp_path):
