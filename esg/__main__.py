@@ -1,8 +1,6 @@
 """`python -m esg`: the same as the `esg` command."""
 
-import sys
-
-from esg.cli import main
+from esg.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -11,23 +11,36 @@ import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
 import esg
-from esg import logfiles, sources
+from esg import api, logfiles, report, sources
 from esg.config import SETTINGS, Config, Raw, Setting
-from esg.errors import ESGError
-from esg.server.worker import run_worker
-from esg.supervisor.arbiter import Arbiter
+from esg.errors import BootError, ESGError
+from esg.listeners import parse_bind
+from esg.loader import load_application
+from esg.server.loops import loop_factory
 from esg.supervisor.signals import HANDLED
+
+WIDTH = 80
+"""Columns that `--help` takes at most."""
+
+
+def run() -> None:
+    """Run `esg` as this process's command; ends with its exit code."""
+    code = main()
+    # Python puts the default actions of signals back at its end, and they would end it otherwise.
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `esg` with these arguments (by default the process's own); returns the exit code."""
-    _open_standard_streams()
+    logfiles.secure_standard_streams()
     try:
         code = command.main(
             args=None if arguments is None else list(arguments),
@@ -43,47 +56,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(code or 0)
 
 
-def _open_standard_streams() -> None:
-    """Give closed standard streams to /dev/null, lest a socket takes one's number."""
-    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is fd
-            os.set_inheritable(fd, True)
-            setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115
-
-
 def _complain(message: str, code: int, hint: str = "") -> int:
     text = " ".join(message.split())
     click.echo(f"esg: error: {text}" + (f" ({hint})" if hint else ""), err=True)
     return code
 
 
-def _serve(**values: Any) -> int:
-    logfiles.secure_standard_streams()
-    context = click.get_current_context()
-    read_config = _config_reader(context, values)
-    config = read_config()
-    code = Arbiter(config, run_worker, read_config).run()
-    # Python puts the default actions of signals back at its end, and they would end it otherwise.
-    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-    return code
+def _serve(*, print_config: bool, check_config: bool, **values: Any) -> int:
+    read_config = _config_reader(click.get_current_context(), values)
+    if print_config:
+        click.echo("\n".join(report.lines(read_config())))
+        return 0
+    if check_config:
+        return _check(read_config())
+    return api.serve(read_config)
+
+
+def _check(config: Config) -> int:
+    """Try all that can be tried without serving. Raises ESGError; returns the exit code."""
+    api.enter_folder(config)
+    for bind in config.binds:
+        parse_bind(bind, config.binds_origin)
+    loop_factory(config.loop)
+    try:
+        load_application(config)
+    except BootError as error:
+        if error.detail:
+            click.echo(error.detail, err=True)
+        raise
+    click.echo(f"esg: configuration OK: {config.app}, workers={config.workers}")
+    return 0
 
 
 def _config_reader(context: click.Context, values: dict[str, Any]) -> Callable[[], Config]:
     """A function that reads every source, now and again at each reload."""
-    file = values.pop("config")
+    file, folder = values.pop("config"), Path.cwd()
     given = {
         name: Raw(value, _origin(SETTINGS[name]))
         for name, value in values.items()
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    return lambda: sources.load(given, os.environ, file=file)
+    return lambda: sources.load(given, os.environ, file=file, folder=folder)
 
 
 def _origin(declared: Setting) -> str:
-    return "APP" if declared.name == "app" else declared.flags[-1]
+    return "APP" if declared.name == "app" else declared.option
 
 
 class Command(click.Command):
@@ -107,8 +124,7 @@ def _option(declared: Setting) -> click.Parameter:
         return click.Argument(["app"], required=False, type=str)
     kind, flags = declared.kind, list(declared.flags)
     if kind.is_flag:
-        flag = declared.flags[-1]
-        flags = [f"{flag}/--no-{flag.removeprefix('--')}"]
+        flags[flags.index(declared.option)] += f"/--no-{declared.option.removeprefix('--')}"
     return click.Option(
         [declared.name, *flags],
         type=None if kind.is_flag else str,
@@ -120,14 +136,8 @@ def _option(declared: Setting) -> click.Parameter:
 
 
 def _help(declared: Setting) -> str:
-    default = declared.default
-    if default is None or default in ("", ()):
-        shown = ""
-    elif isinstance(default, bool):
-        shown = "on" if default else ""
-    else:
-        shown = f"{default:g}" if isinstance(default, float) else str(default)
-    notes = [declared.variables[-1] if declared.environment else declared.variables[0]]
+    notes = [" or ".join((declared.variables[0], *declared.environment))]
+    shown = report.plain(declared.default)
     if shown:
         notes.append(f"default {shown}")
     text = f"{declared.help} [{', '.join(notes)}]"
@@ -153,6 +163,16 @@ command = Command(
             help="Read settings from this TOML file [default ./esg.toml, then ./pyproject.toml].",
         ),
         click.Option(
+            ["print_config", "--print-config"],
+            is_flag=True,
+            help="Print every setting with its origin, as TOML, and exit.",
+        ),
+        click.Option(
+            ["check_config", "--check-config"],
+            is_flag=True,
+            help="Check the settings, import APP, and exit.",
+        ),
+        click.Option(
             ["version", "--version"],
             is_flag=True,
             expose_value=False,
@@ -161,11 +181,15 @@ command = Command(
             help="Show the version and exit.",
         ),
     ],
-    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
-    help="Serve the ASGI application APP (MODULE:ATTRIBUTE) with any number of worker processes.",
+    context_settings={
+        "help_option_names": ["--help", "-h"],
+        "terminal_width": WIDTH,
+        "max_content_width": WIDTH,
+    },
+    help="Serve the application APP (MODULE:ATTRIBUTE) with any number of worker processes.",
     epilog="Signals: TERM, INT stop gracefully; QUIT stops now; HUP reloads; TTIN and TTOU add and "
     "remove a worker; USR1 reopens log files.",
 )
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -11,10 +11,10 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
-from esg import logformat
+from esg import cpus, gunicorn, logformat
 from esg.errors import ConfigError
 
 
@@ -116,13 +116,70 @@ def _parse_app(raw: object) -> str:
     if "/" in module or module.endswith(".py"):
         dotted = module.removesuffix(".py").strip("./").replace("/", ".")
         raise ValueError(f"{wanted}; write {dotted}:{attribute or 'app'}, not a file name")
+    if attribute.endswith("()"):
+        raise ValueError(f"{wanted}; write {text.removesuffix('()')} --factory")
     names = module.split(".") + (attribute.split(".") if attribute else [])
     if not all(name.isidentifier() for name in names):
         raise ValueError(wanted)
     return text
 
 
+def _parse_workers(raw: object) -> int:
+    if isinstance(raw, str) and raw.strip().lower() == "auto":
+        return min(cpus.usable(), MOST_WORKERS)
+    try:
+        return int(whole_number(1, MOST_WORKERS).parse(raw))
+    except ValueError as error:
+        raise ValueError(f"{error}, or auto for one per CPU") from None
+
+
+_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_FRAMING_FIELDS = ("connection", "content-length", "transfer-encoding")
+
+
+def _parse_headers(raw: object) -> tuple[str, ...]:
+    """`Name: value`, one or a list of them, or pairs of both; the text form is kept."""
+    if isinstance(raw, str):
+        raw = [line for line in raw.splitlines() if line.strip()]
+    if not isinstance(raw, list | tuple):
+        raise ValueError("expected NAME:VALUE, or a list of such")
+    return tuple(_parse_header(item) for item in raw)
+
+
+def _parse_header(raw: object) -> str:
+    pair = raw.partition(":")[::2] if isinstance(raw, str) and ":" in raw else raw
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise ValueError("expected NAME:VALUE")
+    name, value = (_parse_text(part).strip(" \t") for part in pair)
+    if not _FIELD_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a header field")
+    if name.lower() in _FRAMING_FIELDS:
+        raise ValueError(f"{name} says how a message ends, which is up to the server")
+    if not value.replace("\t", " ").isprintable() or not _is_latin(value):
+        raise ValueError(f"the value of {name} has characters that a header field can't have")
+    return f"{name}: {value}"
+
+
+def _is_latin(text: str) -> bool:
+    return all(ord(char) < 256 for char in text)
+
+
+def _parse_worker_class(raw: object) -> str:
+    name = _parse_text(raw).strip()
+    if name and name not in gunicorn.WORKER_CLASSES:
+        known = ", ".join(gunicorn.WORKER_CLASSES)
+        raise ValueError(f"{gunicorn.why_not(name)}; leave it out, or use one of {known}")
+    return name
+
+
+MOST_WORKERS = 512
+"""Workers of one generation; two of them, and some that drain, fit on the scoreboard."""
+
 SWITCH = Kind("BOOLEAN", _parse_switch, is_flag=True)
+BOOLEAN = Kind("BOOLEAN", _parse_switch)
+WORKERS = Kind("INTEGER|auto", _parse_workers)
+HEADERS = Kind("NAME:VALUE", _parse_headers)
+WORKER_CLASS = Kind("TEXT", _parse_worker_class)
 TEXT = Kind("TEXT", _parse_text)
 LOG_FORMAT = Kind("FORMAT", _parse_log_format)
 TEXTS = Kind("TEXT", _parse_texts)
@@ -133,9 +190,9 @@ APP = Kind("APP", _parse_app)
 class Setting:
     """One setting's declaration.
 
-    `flags` are the command line's names for it (the first is the one that ESG's own texts use),
-    `environment` the names it has in the environment beside `ESG_<NAME>`. One that is `pending` is
-    known, and refused until what it sets has been built.
+    `flags` are the command line's names for it, `environment` those it has in the environment
+    beside `ESG_<NAME>`. One that is `pending` is known, and refused until what it sets has been
+    built, but for its default and the values that are `built`; `instead` is what a refusal advises.
     """
 
     name: str
@@ -148,11 +205,30 @@ class Setting:
     reloadable: bool
     pending: bool
     many: bool
+    built: tuple[Any, ...] = ()
+    instead: str = ""
+
+    @property
+    def option(self) -> str:
+        """The flag that ESG's own texts use."""
+        flag = "--" + self.name.replace("_", "-")
+        return flag if flag in self.flags else self.flags[-1]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called in files, and by callers in Python; its own name is the first."""
+        flags = [flag[2:].replace("-", "_") for flag in self.flags if flag.startswith("--")]
+        return tuple(dict.fromkeys((self.name, *flags)))
 
     @property
     def variables(self) -> tuple[str, ...]:
         """The environment variables that give this setting, the strongest first."""
-        return (f"ESG_{self.name.upper()}", *self.environment)
+        return (*(f"ESG_{name.upper()}" for name in self.names), *self.environment)
+
+    @property
+    def secret(self) -> bool:
+        """Whether its value is shown to nobody."""
+        return self.name.endswith("password")
 
 
 def setting(
@@ -165,6 +241,8 @@ def setting(
     environment: tuple[str, ...] = (),
     reloadable: bool = True,
     pending: bool = False,
+    built: tuple[Any, ...] = (),
+    instead: str = "",
 ) -> Any:
     """Declare a setting as a field of `Config`."""
     spec = {
@@ -175,6 +253,8 @@ def setting(
         "environment": environment,
         "reloadable": reloadable,
         "pending": pending,
+        "built": built,
+        "instead": instead,
     }
     return dataclasses.field(default=default, metadata=spec)
 
@@ -183,9 +263,13 @@ APPLICATION = "Application"
 SOCKETS = "Sockets"
 PROCESSES = "Processes"
 HTTP = "HTTP"
+WEBSOCKET = "WebSocket"
 LIMITS = "Limits"
 TLS = "TLS"
 LOGGING = "Logging"
+DEVELOPMENT = "Development"
+
+TCP_ONLY = "give a TCP address with --bind HOST:PORT"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,10 +282,23 @@ class Config:
     interface: str = setting(
         "auto", choice("auto", "asgi3"), APPLICATION, "The interface that APP speaks."
     )
+    wsgi: bool = setting(False, SWITCH, APPLICATION, "APP is WSGI: same as --interface wsgi.")
     lifespan: str = setting(
         "auto", choice("auto", "on", "off"), APPLICATION, "Run the ASGI lifespan protocol."
     )
     root_path: str = setting("", TEXT, APPLICATION, "ASGI root_path: the prefix APP is mounted at.")
+    env_file: str = setting(
+        "",
+        TEXT,
+        APPLICATION,
+        "Read variables from this file, also settings; those in the environment are stronger.",
+    )
+    chdir: str = setting(
+        "", TEXT, APPLICATION, "Change to this folder before anything else.", reloadable=False
+    )
+    reset_contextvars: bool = setting(
+        False, SWITCH, APPLICATION, "Run each request in an empty contextvars.Context."
+    )
 
     host: str = setting("127.0.0.1", TEXT, SOCKETS, "Address to listen on.", reloadable=False)
     port: int = setting(
@@ -209,6 +306,7 @@ class Config:
         whole_number(0, 65535),
         SOCKETS,
         "Port to listen on; 0 takes a free one.",
+        environment=("PORT",),
         reloadable=False,
     )
     bind: tuple[str, ...] = setting(
@@ -218,6 +316,24 @@ class Config:
         "HOST:PORT or [V6]:PORT to listen on, instead of --host and --port; repeatable.",
         flags=("-b", "--bind"),
         reloadable=False,
+    )
+    uds: str = setting(
+        "",
+        TEXT,
+        SOCKETS,
+        "UNIX domain socket to listen on.",
+        reloadable=False,
+        pending=True,
+        instead=TCP_ONLY,
+    )
+    fd: int | None = setting(
+        None,
+        whole_number(0),
+        SOCKETS,
+        "Descriptor of a socket that is open already.",
+        reloadable=False,
+        pending=True,
+        instead=TCP_ONLY,
     )
     backlog: int = setting(
         2048,
@@ -229,9 +345,9 @@ class Config:
 
     workers: int = setting(
         1,
-        whole_number(1, 512),
+        WORKERS,
         PROCESSES,
-        "Number of worker processes.",
+        "Number of worker processes; auto is one per CPU that may be used.",
         flags=("-w", "--workers"),
         environment=("WEB_CONCURRENCY",),
     )
@@ -260,7 +376,7 @@ class Config:
         seconds(),
         PROCESSES,
         "Replace a worker whose event loop stood still for this long; 0 never.",
-        flags=("-t", "--timeout"),
+        flags=("-t", "--timeout-worker-healthcheck", "--timeout"),
     )
     timeout_boot: float = setting(
         60.0, seconds(0.1), PROCESSES, "Time a worker may take until it is ready."
@@ -274,6 +390,64 @@ class Config:
     )
     name: str = setting(
         "", TEXT, PROCESSES, "Name in process titles; by default APP.", flags=("-n", "--name")
+    )
+    worker_class: str = setting(
+        "",
+        WORKER_CLASS,
+        PROCESSES,
+        "A worker class of gunicorn's, for the interface and parser it stands for.",
+        flags=("-k", "--worker-class"),
+    )
+    preload: bool = setting(
+        False, SWITCH, PROCESSES, "Import APP once, then fork workers from that.", pending=True
+    )
+    drain_delay: float = setting(
+        0.0,
+        seconds(),
+        PROCESSES,
+        "Go on accepting for this long after a signal to stop.",
+        pending=True,
+    )
+    pid: str = setting(
+        "",
+        TEXT,
+        PROCESSES,
+        "File to write the arbiter's process id to.",
+        flags=("-p", "--pid"),
+        reloadable=False,
+        pending=True,
+    )
+    user: str = setting(
+        "", TEXT, PROCESSES, "User to run workers as.", flags=("-u", "--user"), pending=True
+    )
+    group: str = setting(
+        "", TEXT, PROCESSES, "Group to run workers as.", flags=("-g", "--group"), pending=True
+    )
+    umask: str = setting(
+        "",
+        TEXT,
+        PROCESSES,
+        "Mask for files that workers make, in octal.",
+        flags=("-m", "--umask"),
+        pending=True,
+    )
+    daemon: bool = setting(
+        False,
+        SWITCH,
+        PROCESSES,
+        "Go to the background.",
+        flags=("-D", "--daemon"),
+        reloadable=False,
+        pending=True,
+        instead="have a service manager run it, or: nohup esg ... &",
+    )
+    worker_tmp_dir: str = setting(
+        "",
+        TEXT,
+        PROCESSES,
+        "Folder for heartbeat files.",
+        pending=True,
+        instead="leave it out: heartbeats are in shared memory here",
     )
 
     loop: str = setting(
@@ -324,6 +498,34 @@ class Config:
     )
     server_header: bool = setting(True, SWITCH, HTTP, "Add a Server field to responses.")
     date_header: bool = setting(True, SWITCH, HTTP, "Add a Date field to responses.")
+    header: tuple[str, ...] = setting(
+        (), HEADERS, HTTP, "Add this field to every response; repeatable."
+    )
+    http2: bool = setting(False, SWITCH, HTTP, "Speak HTTP/2 as well.", pending=True)
+
+    ws: str = setting(
+        "auto",
+        choice("auto", "none", "websockets", "websockets-sansio", "wsproto"),
+        WEBSOCKET,
+        "WebSocket implementation; so far there is none.",
+        pending=True,
+        built=("none",),
+    )
+    ws_max_size: int = setting(
+        16777216, whole_number(0), WEBSOCKET, "Largest message, in bytes.", pending=True
+    )
+    ws_max_queue: int = setting(
+        32, whole_number(0), WEBSOCKET, "Most messages that wait for APP.", pending=True
+    )
+    ws_ping_interval: float = setting(
+        20.0, seconds(), WEBSOCKET, "Time between two pings.", pending=True
+    )
+    ws_ping_timeout: float = setting(
+        20.0, seconds(), WEBSOCKET, "Time a client may take to answer a ping.", pending=True
+    )
+    ws_per_message_deflate: bool = setting(
+        True, BOOLEAN, WEBSOCKET, "Compress messages.", pending=True
+    )
 
     limit_request_line: int = setting(
         8190, whole_number(64), LIMITS, "Longest request target accepted, in bytes (414)."
@@ -332,7 +534,11 @@ class Config:
         100, whole_number(1), LIMITS, "Most header fields in a request (431)."
     )
     limit_request_header_size: int = setting(
-        65536, whole_number(256), LIMITS, "Largest header section of a request, in bytes (431)."
+        65536,
+        whole_number(256),
+        LIMITS,
+        "Largest header section of a request, in bytes (431).",
+        flags=("--h11-max-incomplete-event-size", "--limit-request-header-size"),
     )
     limit_request_body: int = setting(
         0, whole_number(0), LIMITS, "Largest request body, in bytes (413); 0 for no limit."
@@ -440,7 +646,37 @@ class Config:
         None, SWITCH, LOGGING, "Colour the log; by default on a terminal."
     )
 
+    debug: bool = setting(
+        False, SWITCH, DEVELOPMENT, "Show the application's exceptions to clients, as tracebacks."
+    )
+    reload: bool = setting(
+        False,
+        SWITCH,
+        DEVELOPMENT,
+        "Reload when a file changes.",
+        pending=True,
+        instead="send SIGHUP to the arbiter to reload",
+    )
+    reload_dir: tuple[str, ...] = setting(
+        (), TEXTS, DEVELOPMENT, "Folder to watch; repeatable; by default this one.", pending=True
+    )
+    reload_include: tuple[str, ...] = setting(
+        (), TEXTS, DEVELOPMENT, "Pattern of files to watch; repeatable.", pending=True
+    )
+    reload_exclude: tuple[str, ...] = setting(
+        (), TEXTS, DEVELOPMENT, "Pattern of files not to watch; repeatable.", pending=True
+    )
+    reload_delay: float = setting(
+        0.25, seconds(), DEVELOPMENT, "Time between two looks at the files.", pending=True
+    )
+
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    variables: Mapping[str, str] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
+    """Environment variables that `env_file` adds; workers have them."""
+    target: Any = dataclasses.field(default=None, compare=False, repr=False)
+    """The application itself, or its factory, where it was given as an object."""
 
     @property
     def title(self) -> str:
@@ -464,6 +700,23 @@ class Config:
         """Where the value of the setting `name` came from, for messages to the operator."""
         return self.origins.get(name, "the default")
 
+    def notices(self) -> Iterator[tuple[Literal["info", "warning"], str]]:
+        """What the log should say at the start: level and text."""
+        if self.worker_class:
+            meant = gunicorn.WORKER_CLASSES[self.worker_class].items()
+            text = " and ".join(f"--{name} {value}" for name, value in meant)
+            yield (
+                "info",
+                f"{self.origin('worker_class')}: {self.worker_class} means "
+                f"{text or 'what ESG does anyway'}",
+            )
+        if self.debug:
+            yield (
+                "warning",
+                f"{self.origin('debug')}: clients see tracebacks of the application; "
+                "this must not face the internet",
+            )
+
 
 def _declared(field: dataclasses.Field[Any]) -> Setting:
     spec = field.metadata
@@ -479,12 +732,38 @@ def _declared(field: dataclasses.Field[Any]) -> Setting:
         reloadable=spec["reloadable"],
         pending=spec["pending"],
         many=isinstance(field.default, tuple),
+        built=spec["built"],
+        instead=spec["instead"],
     )
 
 
 SETTINGS: Mapping[str, Setting] = {
     field.name: _declared(field) for field in dataclasses.fields(Config) if field.metadata
 }
+
+
+PLURALS: Mapping[str, str] = {
+    "headers": "header",
+    "reload_dirs": "reload_dir",
+    "reload_excludes": "reload_exclude",
+    "reload_includes": "reload_include",
+}
+"""Names that uvicorn's Python interface has for some of its options."""
+
+NAMES: Mapping[str, str] = {
+    name: declared.name for declared in SETTINGS.values() for name in declared.names
+}
+"""Settings by each of their names."""
+
+
+def setting_named(name: str, where: str) -> Setting:
+    """The setting called `name`, which came from `where`. Raises ConfigError if there is none."""
+    key = name.replace("-", "_")
+    if key not in NAMES:
+        other = gunicorn.RENAMED.get(key) or PLURALS.get(key)
+        hint = f"; did you mean {other}?" if other else nearest(key, NAMES)
+        raise ConfigError(f"{where}: unknown key {name!r}{hint}")
+    return SETTINGS[NAMES[key]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -495,26 +774,57 @@ class Raw:
     origin: str
 
 
-def build(raw: Mapping[str, Raw]) -> Config:
+def build(
+    raw: Mapping[str, Raw], *, variables: Mapping[str, str] | None = None, target: Any = None
+) -> Config:
     """Check every value and make a Config of them; what is missing takes its default.
 
-    Raises ConfigError for the first value that can't be used.
+    `variables` and `target` are the Config's. Raises ConfigError for the first value that can't
+    be used.
     """
     values = {name: _checked(SETTINGS[name], given) for name, given in raw.items()}
     origins = {name: given.origin for name, given in raw.items()}
-    config = Config(**values, origins=origins)
+    for name, given in _implied(values, origins):
+        values[name] = _checked(SETTINGS[name], given)
+        origins[name] = given.origin
+    config = Config(**values, origins=origins, variables=variables or {}, target=target)
     _check_together(config)
     return config
+
+
+def _implied(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[tuple[str, Raw]]:
+    """Settings that others stand for. What is said of them outright holds, or is a clash."""
+    if values.get("wsgi"):
+        if values.get("interface", "auto") not in ("auto", "wsgi"):
+            raise ConfigError(
+                f"{origins['wsgi']} and {origins['interface']} {values['interface']} "
+                "say different things; use one"
+            )
+        yield "interface", Raw("wsgi", origins["wsgi"])
+    for name, value in gunicorn.WORKER_CLASSES.get(values.get("worker_class", ""), {}).items():
+        if name not in values:
+            yield name, Raw(value, f"{origins['worker_class']} {values['worker_class']}")
 
 
 def _checked(declared: Setting, given: Raw) -> Any:
     try:
         value = declared.kind.parse(given.value)
     except ValueError as error:
-        raise ConfigError(f"{given.origin}: invalid value {given.value!r}: {error}") from None
-    if declared.pending and value != declared.default:
-        raise ConfigError(f"{given.origin}: this version of ESG can't do that yet; leave it out")
+        raise ConfigError(
+            f"{given.origin}: invalid value{_shown(declared, given)}: {error}"
+        ) from None
+    if declared.pending and value != declared.default and value not in declared.built:
+        advice = declared.instead or "leave it out"
+        raise ConfigError(f"{given.origin}: this version of ESG can't do that yet; {advice}")
     return value
+
+
+def _shown(declared: Setting, given: Raw) -> str:
+    """A value in a complaint: what is secret isn't repeated, a list of one is that one."""
+    if declared.secret:
+        return ""
+    value = given.value
+    return f" {(value[0] if isinstance(value, tuple) and len(value) == 1 else value)!r}"
 
 
 def _check_together(config: Config) -> None:

@@ -23,8 +23,18 @@ _OWN_FRAMES = (os.path.dirname(os.path.abspath(__file__)) + os.sep, "<frozen imp
 def load_application(config: Config) -> Any:
     """Import the application that `config.app` names, and call it if it is a factory.
 
-    Raises AppImportError; if the application's own code failed, `detail` is its traceback.
+    The variables of `--env-file` are put into the environment first. Raises AppImportError; if
+    the application's own code failed, `detail` is its traceback.
     """
+    os.environ.update(config.variables)
+    found = config.target if config.target is not None else _found(config)
+    if config.factory:
+        found = _made(found, config.app)
+    _check_interface(found, config)
+    return found
+
+
+def _found(config: Config) -> Any:
     try:
         folder = os.path.abspath(config.app_dir)
     except OSError as error:
@@ -33,12 +43,7 @@ def load_application(config: Config) -> Any:
         sys.path.insert(0, folder)
     importlib.invalidate_caches()
     module_name, _, attribute = config.app.partition(":")
-    module = _imported(module_name, folder)
-    found = _attribute(module, attribute)
-    if config.factory:
-        found = _made(found, config.app)
-    _check_interface(found, config)
-    return found
+    return _attribute(_imported(module_name, folder), attribute)
 
 
 def _imported(name: str, folder: str) -> ModuleType:

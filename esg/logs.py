@@ -49,9 +49,10 @@ class Subject(str):
 
     __slots__ = ("generation", "pid", "worker")
 
-    def __new__(cls, worker: int | None, generation: int, pid: int) -> Subject:
+    def __new__(cls, worker: int | None, generation: int, pid: int, text: str = "") -> Subject:
+        """`text` is what it says, if not the usual."""
         who = "arbiter" if worker is None else f"worker={worker}"
-        subject = super().__new__(cls, f"{who} gen={generation} pid={pid}")
+        subject = super().__new__(cls, text or f"{who} gen={generation} pid={pid}")
         subject.worker, subject.generation, subject.pid = worker, generation, pid
         return subject
 

@@ -1,16 +1,25 @@
-"""Where settings come from: defaults < file (TOML) < environment < command line, with origins."""
+"""Where settings come from: defaults < file (TOML) < environment < command line, with origins.
+
+The environment is that of the process, and below it the variables of `--env-file`.
+"""
 
 from __future__ import annotations
 
+import importlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from esg.config import SETTINGS, Config, Raw, build, nearest
+from esg import gunicorn
+from esg.config import NAMES, SETTINGS, Config, Raw, build, setting_named
 from esg.errors import ConfigError
 
 DEFAULT_FILE = "esg.toml"
 PROJECT_FILE = "pyproject.toml"
+
+WHERE = ("bind", "uds", "fd")
+"""Settings that say where to listen as host and port do."""
 
 
 def load(
@@ -19,16 +28,26 @@ def load(
     *,
     file: str | None = None,
     folder: Path | None = None,
+    target: Any = None,
 ) -> Config:
     """Read every source and make a Config of what they say.
 
     `file` is the one named on the command line; without it `esg.toml`, then `[tool.esg]` of
-    `pyproject.toml`, is looked for in `folder` (the current one by default). Raises ConfigError.
+    `pyproject.toml`, is looked for in `folder` (the current one by default), which relative names
+    of files start from. `target` is the application where it is an object. Raises ConfigError.
     """
-    raw = from_file(file, folder or _current_folder())
-    raw |= from_environment(environment)
-    raw |= command_line
-    return build(raw)
+    folder = folder or _current_folder()
+    raw = from_file(file, folder)
+    named = {**raw, **from_environment(environment), **command_line}
+    variables = from_env_file(named.get("env_file"), folder)
+    added = {name: value for name, value in variables.items() if name not in environment}
+    for stronger in (
+        from_environment(added, "env file"),
+        from_environment(environment),
+        command_line,
+    ):
+        raw = _over(raw, stronger)
+    return build(raw, variables=added, target=target)
 
 
 def _current_folder() -> Path:
@@ -38,49 +57,122 @@ def _current_folder() -> Path:
         raise ConfigError(f"the working directory can't be used: {error.strerror}") from None
 
 
-def from_environment(environment: Mapping[str, str]) -> dict[str, Raw]:
+def _over(weak: Mapping[str, Raw], strong: Mapping[str, Raw]) -> dict[str, Raw]:
+    """A stronger source over a weaker one; where to listen is one thing, said in several ways."""
+    kept = dict(weak)
+    if any(name in strong for name in WHERE):
+        for name in ("host", "port", *WHERE):
+            kept.pop(name, None)
+    elif _is_generic(strong.get("port")) and any(
+        name in kept and kept[name].value for name in WHERE
+    ):
+        strong = {name: given for name, given in strong.items() if name != "port"}
+    if "host" in strong or "port" in strong:
+        for name in WHERE:
+            kept.pop(name, None)
+    return kept | dict(strong)
+
+
+def _is_generic(port: Raw | None) -> bool:
+    """Whether a port comes from PORT, which platforms set for whom it may concern."""
+    return port is not None and port.origin.endswith(" PORT")
+
+
+def from_env_file(given: Raw | None, folder: Path) -> dict[str, str]:
+    """The variables of the file that `--env-file` names. Raises ConfigError."""
+    if given is None or not given.value or not isinstance(given.value, str):
+        return {}  # what is no string is refused with all other values
+    try:
+        dotenv = importlib.import_module("dotenv")
+    except ImportError:
+        raise ConfigError(
+            f"{given.origin}: python-dotenv is not installed; try: pip install python-dotenv"
+        ) from None
+    path = folder / given.value
+    try:
+        with path.open(encoding="utf-8") as stream:
+            found = dotenv.dotenv_values(stream=stream)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"{given.origin}: {given.value!r} can't be read: {reason}") from None
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def from_environment(environment: Mapping[str, str], where: str = "environment") -> dict[str, Raw]:
     """The settings that environment variables give; an empty variable counts as unset."""
     found = {}
     for declared in SETTINGS.values():
         for variable in reversed(declared.variables):
             if environment.get(variable):
-                found[declared.name] = Raw(environment[variable], f"environment {variable}")
+                found[declared.name] = Raw(environment[variable], f"{where} {variable}")
+    if _is_generic(found.get("port")) and any(name in found for name in WHERE):
+        del found["port"]
     return found
 
 
 def from_file(file: str | None, folder: Path) -> dict[str, Raw]:
     """The settings of the configuration file, or none if there is no file."""
     if file is not None:
-        return _settings_of(Path(file), required=True)
+        return _settings_of(folder / file, shown=file)
     return _settings_of(folder / DEFAULT_FILE) or _settings_of(folder / PROJECT_FILE)
 
 
-def _settings_of(path: Path, required: bool = False) -> dict[str, Raw]:
+def _settings_of(path: Path, shown: str = "") -> dict[str, Raw]:
+    """The settings of one file; one that was named, as `shown`, must be there."""
+    if shown.startswith("python:") or path.suffix == ".py":
+        raise ConfigError(f"--config: {_translation(path, shown)}")
+    where = shown or path.name
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if not required:
+        if not shown:
             return {}
-        raise ConfigError(f"--config: there is no file {str(path)!r}") from None
+        raise ConfigError(f"--config: there is no file {shown!r}") from None
     except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+        raise ConfigError(f"{where}: can't be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    where = path.name if not required else str(path)
+        raise ConfigError(f"{where}: not valid TOML: {error}") from None
     if path.name == PROJECT_FILE:
         tools = document.get("tool", {})
         document = tools.get("esg", {}) if isinstance(tools, dict) else {}
         where = f"{where} [tool.esg]"
     if not isinstance(document, dict):
         raise ConfigError(f"{where}: expected a table of settings")
-    return {name: _known(where, name, value) for name, value in _flattened(document).items()}
+    return _known(where, document)
 
 
-def _flattened(document: Mapping[str, object]) -> dict[str, object]:
-    return {name.replace("-", "_"): value for name, value in document.items()}
+def _known(where: str, document: Mapping[str, object]) -> dict[str, Raw]:
+    found: dict[str, Raw] = {}
+    for key, value in document.items():
+        if isinstance(value, dict) and key.replace("-", "_") not in NAMES:
+            raise ConfigError(
+                f"{where}: unknown key {key!r}: no setting is a table; {_flat(key, where)}"
+            )
+        name = setting_named(key, where).name
+        if name in found:
+            raise ConfigError(f"{where}: {found[name].origin.split()[-1]} and {key} are the same")
+        found[name] = Raw(value, f"{where}: {key}")
+    return found
 
 
-def _known(where: str, name: str, value: object) -> Raw:
-    if name not in SETTINGS:
-        raise ConfigError(f"{where}: unknown key {name!r}{nearest(name, dict(SETTINGS))}")
-    return Raw(value, f"{where}: {name}")
+def _flat(key: str, where: str) -> str:
+    """Where the keys of a table should stand."""
+    if where.endswith("]"):
+        return f"put its keys into {where.split()[-1]} itself"
+    return f"put its keys at the top of the file, without [{key}]"
+
+
+def _translation(path: Path, shown: str) -> str:
+    """What to write instead of gunicorn's Python file, going by what is set in it."""
+    text = f"{shown!r} is Python, and settings are TOML here; write esg.toml"
+    try:
+        names = gunicorn.assigned_names(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return text
+    same = {name: gunicorn.RENAMED.get(name, name) for name in names}
+    known = [
+        f"{name} as {key}" if name != key else key for name, key in same.items() if key in NAMES
+    ]
+    unknown = [name for name, key in same.items() if key not in NAMES]
+    text += f" with {', '.join(known)}" if known else ""
+    return text + (f" (nothing here is called {', '.join(unknown)})" if unknown else "")

@@ -46,7 +46,8 @@ def run_worker(assignment: Assignment) -> int:
         app = load_application(assignment.config)
         logs.stay_enabled()
         # Not closed: what that does is done with a limit, by a worker that beats meanwhile.
-        return asyncio.Runner(loop_factory=factory).run(Worker(assignment, app).run())
+        runner = asyncio.Runner(loop_factory=factory)
+        return runner.run(Worker(assignment, app).run(own_process=True))
     except BootError as error:
         failure = mailbox.BootFailed(str(error), error.detail, error.exit_code)
         assignment.mailbox.send(failure)
@@ -54,36 +55,51 @@ def run_worker(assignment: Assignment) -> int:
 
 
 class Worker:
-    """One worker's life from its event loop's first turn to its last."""
+    """One worker's life from its event loop's first turn to its last.
 
-    def __init__(self, assignment: Assignment, app: Application) -> None:
+    It may have the process to itself, or run in a loop that others use too; then orders come by
+    mailbox and from `hurry` alone.
+    """
+
+    def __init__(
+        self, assignment: Assignment, app: Application, subject: logs.Subject | None = None
+    ) -> None:
+        """`subject` is how the log names it, if not by its number and generation."""
         self._assignment = assignment
         self._config = assignment.config
         self._row = assignment.row
         self._mailbox = assignment.mailbox
         self._lifespan = Lifespan(app, assignment.config.lifespan)
         self._app = app
-        self._subject = logs.worker_subject(assignment.number, assignment.generation, os.getpid())
+        self._subject = subject or logs.worker_subject(
+            assignment.number, assignment.generation, os.getpid()
+        )
         self._stopping = asyncio.Event()
         self._order = mailbox.Drain("", 0.0, final=False)
         self._quick = asyncio.Event()
         self._terminations = 0
         self._deadline = 0.0
 
-    async def run(self) -> int:
+    async def run(self, *, own_process: bool) -> int:
         """Boot, serve, drain. Raises BootError if the application doesn't start."""
         loop = asyncio.get_running_loop()
         self._loop = loop
-        loop.set_exception_handler(self._on_loop_error)
         self._service = self._make_service(loop)
         self._acceptor = Acceptor(self._service, self._assignment.listeners, self._row.loads)
-        self._listen_to_arbiter(loop)
+        loop.add_reader(self._mailbox.fileno(), self._on_mail)
+        if own_process:
+            self._take_over_process(loop)
         self._ticker = loop.call_later(TICK, self._tick)
-        if await self._boot():
-            await self._stopping.wait()
-            await self._drain()
-        await self._wind_down()
-        self._ticker.cancel()
+        try:
+            if await self._boot():
+                self._begin(own_process)
+                await self._stopping.wait()
+                await self._drain()
+            if own_process:
+                await self._wind_down()
+        finally:
+            self._ticker.cancel()
+            loop.remove_reader(self._mailbox.fileno())
         return 0
 
     # -- boot --------------------------------------------------------------------------
@@ -100,8 +116,8 @@ class Worker:
             on_due=lambda: self._report_due("max-requests"),
         )
 
-    def _listen_to_arbiter(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.add_reader(self._mailbox.fileno(), self._on_mail)
+    def _take_over_process(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.set_exception_handler(self._on_loop_error)
         loop.add_signal_handler(signal.SIGTERM, self._on_terminate)
         loop.add_signal_handler(signal.SIGQUIT, self._on_quit)
         # Signals that a terminal or a careless `pkill` sends to workers too, and whose meaning is
@@ -112,7 +128,7 @@ class Worker:
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
 
     async def _boot(self) -> bool:
-        """Run lifespan start-up and begin to accept; False if told to stop meanwhile."""
+        """Run lifespan start-up; False if told to stop meanwhile."""
         startup = asyncio.ensure_future(self._lifespan.startup())
         stopped = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait((startup, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -124,13 +140,17 @@ class Worker:
         await startup
         logs.stay_enabled()
         self._service.state = self._lifespan.state
-        gc.collect()
-        gc.freeze()
+        return True
+
+    def _begin(self, own_process: bool) -> None:
+        """Accept, and say so."""
+        if own_process:
+            gc.collect()
+            gc.freeze()
         self._row.beat()
         self._row[Cell.STATE] = RowState.READY
         self._acceptor.start()
         self._mailbox.send(mailbox.Ready())
-        return True
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """An exception that nothing caught, in a callback or in a task nobody waits for."""
@@ -175,8 +195,12 @@ class Worker:
     def _on_quit(self) -> None:
         if not self._stopping.is_set():
             self._mailbox.send(mailbox.Draining("SIGQUIT"))
+        self.hurry("SIGQUIT")
+
+    def hurry(self, reason: str) -> None:
+        """Drain without waiting for anything, whether or not a drain has begun."""
         self._quick.set()
-        self._stop(mailbox.Drain("SIGQUIT", 0.0, final=False))
+        self._stop(mailbox.Drain(reason, 0.0, final=False))
 
     def _reopen_logs(self) -> None:
         """SIGUSR1 to this worker alone: it opens the files itself, with its own permissions."""

@@ -60,6 +60,7 @@ class Arbiter:
         self._log_setup(self._config).apply(self._subject())
         self._signals.install()
         self._listen()
+        self._log_notices(self._config)
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self._dispatch(on.Started())
         while self._exit_code is None:
@@ -89,6 +90,10 @@ class Arbiter:
         self._listeners = open_listeners(config.binds, config.backlog, config.binds_origin)
         for listener in self._listeners:
             self._log(logging.INFO, f"listening on {listener.url}")
+
+    def _log_notices(self, config: Config) -> None:
+        for level, text in config.notices():
+            self._log_action(do.Log(level, text))
 
     def _close(self) -> None:
         self._signals.close()
@@ -149,6 +154,12 @@ class Arbiter:
             return on.ReloadRefused(str(error))
         except Exception as error:  # noqa: BLE001 - whatever it is, what serves goes on serving
             return on.ReloadRefused(f"{type(error).__name__}: {error}")
+        if config.target is not None:
+            self._log(
+                logging.WARNING,
+                "the application was given as an object, so its code stays as it is; "
+                "give MODULE:ATTRIBUTE to have it loaded anew",
+            )
         return on.ReloadRequested(config)
 
     def _on_children(self) -> None:
@@ -304,10 +315,13 @@ class Arbiter:
 
     def _tell(self, action: do.Tell) -> None:
         config = action.config
-        changed = config is not self._config or action.generation != self._generation
+        is_new = config is not self._config
+        changed = is_new or action.generation != self._generation
         self._config, self._generation = config, action.generation
         if changed:
             self._change_log()
+        if is_new:
+            self._log_notices(config)
         if action.state == "serving":
             self._forget_log_setups()
         setproctitle(f"esg: arbiter [{config.title}] gen {action.generation}")

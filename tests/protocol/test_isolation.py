@@ -39,6 +39,18 @@ async def test_context_does_not_leak_to_the_next_request(serve):
         assert (await client.request(get(b"/%d" % number))).body == b"nobody"
 
 
+async def test_context_is_what_the_worker_had_or_empty(serve):
+    token = USER.set("worker")
+    try:
+        inherits, resets = serve(Who()), serve(Who(), reset_contextvars=True)
+        for server, user in ((inherits, b"worker"), (resets, b"nobody")):
+            client = server.connect()
+            await client.send(get(b"/1") + get(b"/2"))
+            assert [(await client.response()).body for _ in range(2)] == [user, user]
+    finally:
+        USER.reset(token)
+
+
 async def test_context_does_not_leak_to_a_pipelined_request(serve):
     client = serve(Who()).connect()
     await client.send(b"".join(get(b"/%d" % number) for number in range(40)))

@@ -21,6 +21,9 @@ from .app import application
 from .log import Record, is_trouble, records
 from .waiting import DEADLINE, eventually
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""The folder of the package under test, whatever version is installed."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
@@ -36,13 +39,13 @@ class Finished:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment of a run: nothing in it that is a setting, and no cached bytecode.
+    """The environment of a run: no settings in it, no cached bytecode, and the `esg` beside us.
 
     Bytecode is cached by modification time in whole seconds, and tests rewrite modules faster.
     """
-    settings = re.compile(r"ESG_|WEB_CONCURRENCY$|PYTHON(PATH|STARTUP|WARNINGS)$")
+    settings = re.compile(r"ESG_|PORT$|WEB_CONCURRENCY$|PYTHON(PATH|STARTUP|WARNINGS)$")
     kept = {name: value for name, value in os.environ.items() if not settings.match(name)}
-    return kept | {"PYTHONDONTWRITEBYTECODE": "1"} | extra
+    return kept | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(CHECKOUT)} | extra
 
 
 def run_to_its_end(folder: Path, *arguments: str, prefix: Sequence[str] = ()) -> Finished:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import sys
+
 import pytest
+from uvicorn.main import main as uvicorn_command
 
 import esg
-from esg import cli
-from esg.config import SETTINGS
+from esg import api, cli, config
+from esg.config import SETTINGS, choice
 
 
 class Spy:
@@ -29,7 +34,7 @@ def command(monkeypatch, tmp_path):
         for variable in declared.variables:
             monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "Arbiter", Spy)
+    monkeypatch.setattr(api, "Arbiter", Spy)
     Spy.made = None
 
 
@@ -101,6 +106,255 @@ def test_options_may_come_before_the_application():
     assert Spy.made.config.port == 1
 
 
+@pytest.fixture
+def everything_built(monkeypatch):
+    """As if no option were pending, and `--interface wsgi` there."""
+    built = {
+        name: dataclasses.replace(declared, pending=False) for name, declared in SETTINGS.items()
+    }
+    kind = choice("auto", "asgi3", "asgi2", "wsgi")
+    built["interface"] = dataclasses.replace(built["interface"], kind=kind)
+    monkeypatch.setattr(config, "SETTINGS", built)
+
+
+PROGRAMS = {
+    "uvicorn example:app --host 0.0.0.0 --port 80 --workers 4 --log-level warning": {
+        "host": "0.0.0.0",
+        "port": 80,
+        "workers": 4,
+        "log_level": "warning",
+    },
+    "uvicorn --factory example:make --loop uvloop --http h11 --ws none --lifespan on "
+    "--interface asgi3 --root-path /api --app-dir /srv --reset-contextvars": {
+        "factory": True,
+        "loop": "uvloop",
+        "http": "h11",
+        "ws": "none",
+        "lifespan": "on",
+        "interface": "asgi3",
+        "root_path": "/api",
+        "app_dir": "/srv",
+        "reset_contextvars": True,
+    },
+    "uvicorn example:app --no-access-log --no-use-colors --no-server-header --no-date-header "
+    "--header X-A:1 --header X-B:2 --backlog 64": {
+        "access_log": False,
+        "use_colors": False,
+        "server_header": False,
+        "date_header": False,
+        "header": ("X-A: 1", "X-B: 2"),
+        "backlog": 64,
+    },
+    "uvicorn example:app --proxy-headers --forwarded-allow-ips=* --limit-concurrency 99": {
+        "proxy_headers": True,
+        "forwarded_allow_ips": ("*",),
+        "limit_concurrency": 99,
+    },
+    "uvicorn example:app --limit-max-requests 9 --limit-max-requests-jitter 3 "
+    "--timeout-keep-alive 7 --timeout-graceful-shutdown 8 --timeout-worker-healthcheck 6 "
+    "--h11-max-incomplete-event-size 4096": {
+        "max_requests": 9,
+        "max_requests_jitter": 3,
+        "timeout_keep_alive": 7,
+        "graceful_timeout": 8,
+        "timeout": 6,
+        "limit_request_header_size": 4096,
+    },
+    "uvicorn example:app --ssl-keyfile k --ssl-certfile c --ssl-keyfile-password p "
+    "--ssl-ca-certs a --ssl-ciphers HIGH": {
+        "ssl_keyfile": "k",
+        "ssl_certfile": "c",
+        "ssl_keyfile_password": "p",
+        "ssl_ca_certs": "a",
+        "ssl_ciphers": "HIGH",
+    },
+    "uvicorn example:app --ws-max-size 1 --ws-max-queue 2 --ws-ping-interval 3.5 "
+    "--ws-ping-timeout 4.5 --ws-per-message-deflate false --ws wsproto": {
+        "ws_max_size": 1,
+        "ws_max_queue": 2,
+        "ws_ping_interval": 3.5,
+        "ws_ping_timeout": 4.5,
+        "ws_per_message_deflate": False,
+        "ws": "wsproto",
+    },
+    "uvicorn example:app --reload --reload-dir a --reload-dir b --reload-include *.html "
+    "--reload-exclude x --reload-delay 2": {
+        "reload": True,
+        "reload_dir": ("a", "b"),
+        "reload_include": ("*.html",),
+        "reload_exclude": ("x",),
+        "reload_delay": 2,
+    },
+    "uvicorn example:app --uds /run/x": {"uds": "/run/x"},
+    "uvicorn example:app --fd 3": {"fd": 3},
+    "uvicorn example:app --log-config log.ini --http2": {"log_config": "log.ini", "http2": True},
+    "gunicorn -w 4 -k uvicorn.workers.UvicornWorker -b 0.0.0.0:80 example:app": {
+        "workers": 4,
+        "bind": ("0.0.0.0:80",),
+        "worker_class": "uvicorn.workers.UvicornWorker",
+        "interface": "auto",
+    },
+    "gunicorn example:app --workers=2 --threads=4 --worker-class=gthread": {
+        "workers": 2,
+        "threads": 4,
+        "interface": "wsgi",
+    },
+    "gunicorn example:app --worker-class uvicorn.workers.UvicornH11Worker": {"http": "h11"},
+    "gunicorn example:app -b 127.0.0.1:1 --bind [::1]:2 -t 90 --graceful-timeout 20 "
+    "--keep-alive 2 --backlog 512": {
+        "bind": ("127.0.0.1:1", "[::1]:2"),
+        "timeout": 90,
+        "graceful_timeout": 20,
+        "timeout_keep_alive": 2,
+        "backlog": 512,
+    },
+    "gunicorn example:app --max-requests 1000 --max-requests-jitter 50 --preload": {
+        "max_requests": 1000,
+        "max_requests_jitter": 50,
+        "preload": True,
+    },
+    "gunicorn example:app -n shop -p /run/x.pid -u www -g www -m 022 --chdir /srv -D": {
+        "name": "shop",
+        "pid": "/run/x.pid",
+        "user": "www",
+        "group": "www",
+        "umask": "022",
+        "chdir": "/srv",
+        "daemon": True,
+    },
+    "gunicorn example:app --name shop --pid x --user www --group www --umask 7 --daemon": {
+        "name": "shop",
+        "pid": "x",
+        "umask": "7",
+        "daemon": True,
+    },
+    "gunicorn example:app --access-logfile - --error-logfile e --access-logformat %(h)s": {
+        "access_logfile": "-",
+        "error_logfile": "e",
+        "access_logformat": "%(h)s",
+    },
+    "gunicorn example:app --log-file e --log-level debug --worker-tmp-dir /dev/shm": {
+        "error_logfile": "e",
+        "log_level": "debug",
+        "worker_tmp_dir": "/dev/shm",
+    },
+    "gunicorn example:app --certfile c --keyfile k --ca-certs a --ciphers HIGH": {
+        "ssl_certfile": "c",
+        "ssl_keyfile": "k",
+        "ssl_ca_certs": "a",
+        "ssl_ciphers": "HIGH",
+    },
+    "gunicorn example:app --limit-request-line 4094 --limit-request-fields 50 --root-path /a": {
+        "limit_request_line": 4094,
+        "limit_request_fields": 50,
+        "root_path": "/a",
+    },
+}
+
+
+@pytest.mark.usefixtures("everything_built")
+@pytest.mark.parametrize(("line", "values"), PROGRAMS.items(), ids=PROGRAMS)
+def test_command_lines_of_others_run_with_the_programs_name_changed(line, values):
+    assert cli.main(line.split()[1:]) == 0
+    made = Spy.made.config
+    assert {name: getattr(made, name) for name in values} == values
+
+
+def uvicorns_options():
+    names = [name for p in uvicorn_command.params for name in (*p.opts, *p.secondary_opts)]
+    return [name for name in names if name.startswith("-")]
+
+
+@pytest.mark.parametrize("flag", uvicorns_options())
+def test_every_option_of_uvicorns_is_known(flag):
+    ours = {name for p in cli.command.params for name in (*p.opts, *p.secondary_opts)}
+    assert flag in ours
+
+
+def test_defaults_that_are_uvicorns():
+    ours = {name: declared.default for name, declared in SETTINGS.items()}
+    theirs = {p.name: p.default for p in uvicorn_command.params}
+    same = ("host", "port", "backlog", "loop", "http", "ws", "lifespan", "interface", "app_dir")
+    same += ("ws_max_size", "ws_max_queue", "ws_ping_interval", "ws_ping_timeout")
+    same += ("ws_per_message_deflate", "access_log", "proxy_headers", "server_header")
+    same += ("date_header", "reload", "reload_delay", "timeout_keep_alive", "factory", "http2")
+    same += ("reset_contextvars", "root_path", "use_colors", "fd")
+    assert {n: ours[n] for n in same} == {n: theirs.get(n, ours[n]) for n in same}
+
+
+# -- what is printed and checked -------------------------------------------------------
+
+
+def test_the_settings_are_printed_with_their_origins(tmp_path, monkeypatch, capsys):
+    (tmp_path / "esg.toml").write_text("timeout = 9\nworkers = 3")
+    monkeypatch.setenv("WEB_CONCURRENCY", "5")
+    assert cli.main(["example:app", "--port", "1", "--print-config"]) == 0
+    assert Spy.made is None
+    lines = capsys.readouterr().out.splitlines()
+    shown = {line.split(" =")[0]: line.split("  # ")[1] for line in lines if " = " in line}
+    assert shown["app"] == "command line APP"
+    assert shown["port"] == "command line --port"
+    assert shown["workers"] == "environment WEB_CONCURRENCY"
+    assert shown["timeout"] == "esg.toml: timeout"
+    assert shown["host"] == "default"
+
+
+def test_settings_that_cannot_be_used_are_not_printed(capsys):
+    assert cli.main(["example:app", "--port", "x", "--print-config"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """Modules that a check imports are forgotten again."""
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("modules")
+def test_a_check_imports_the_application(tmp_path, capsys):
+    (tmp_path / "checked_1.py").write_text("async def app(scope, receive, send): pass")
+    assert cli.main(["checked_1:app", "-w", "2", "--check-config"]) == 0
+    assert capsys.readouterr().out == "esg: configuration OK: checked_1:app, workers=2\n"
+    assert Spy.made is None
+    assert "checked_1" in sys.modules
+
+
+@pytest.mark.usefixtures("modules")
+def test_a_check_finds_an_application_that_fails(tmp_path, capsys):
+    (tmp_path / "checked_2.py").write_text("import os\n1 / 0")
+    assert cli.main(["checked_2:app", "--check-config"]) == 4
+    captured = capsys.readouterr()
+    assert "checked_2.py" in captured.err
+    *_, last = captured.err.splitlines()
+    assert last.startswith("esg: error: importing 'checked_2' failed: ZeroDivisionError")
+    assert captured.out == ""
+
+
+@pytest.mark.usefixtures("modules")
+def test_a_check_is_made_where_the_server_would_run(tmp_path, capsys):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "checked_3.py").write_text("async def app(scope, receive, send): pass")
+    assert cli.main(["checked_3:app", "--check-config"]) == 4
+    assert cli.main(["checked_3:app", "--check-config", "--chdir", "sub"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--bind", "nowhere:x"], "--bind: 'nowhere:x': expected HOST:PORT"),
+        (["--chdir", "missing"], "--chdir: can't change to 'missing': No such file"),
+        (["--workers", "0"], "--workers: invalid value '0'"),
+    ],
+)
+def test_a_check_finds_settings_that_cannot_be_used(capsys, arguments, told):
+    assert cli.main(["example:app", "--check-config", *arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
 # -- other sources ---------------------------------------------------------------------
 
 
@@ -119,6 +373,15 @@ def test_a_file_in_the_folder_is_read(tmp_path):
 def test_a_file_can_be_named(tmp_path, flag):
     (tmp_path / "other.toml").write_text("port = 5")
     assert config_of(flag, "other.toml").port == 5
+
+
+def test_a_reload_finds_the_file_wherever_the_server_went(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "other.toml").write_text("workers = 2")
+    config_of("-c", "other.toml", "--chdir", "sub")
+    assert os.getcwd() == str(tmp_path / "sub")
+    (tmp_path / "other.toml").write_text("workers = 3")
+    assert Spy.made.read_config().workers == 3
 
 
 def test_a_reload_reads_every_source_again(tmp_path, monkeypatch):
@@ -147,6 +410,13 @@ def test_a_reload_reads_every_source_again(tmp_path, monkeypatch):
         (["example:app", "-c", "missing.toml"], "missing.toml"),
         (["example:app", "--bind", "a:1", "--port", "2"], "--port"),
         (["example:app", "--root-path", "api"], "--root-path"),
+        (["example:app", "--chdir", "missing"], "--chdir: can't change to 'missing'"),
+        (["example:app", "--header", "x"], "--header: invalid value 'x': expected NAME:VALUE"),
+        (["example:app", "-k", "gevent"], "--worker-class"),
+        (["example:make()"], "write example:make --factory"),
+        (["example:app", "--env-file", "missing"], "--env-file: 'missing' can't be read"),
+        (["example:app", "-c", "gunicorn.conf.py"], "write esg.toml"),
+        (["example:app", "--graceful-timout", "3"], "--graceful-timeout"),
     ],
 )
 def test_a_usage_error_is_one_line_and_exit_code_2(capsys, arguments, told):
@@ -191,6 +461,24 @@ def test_help_names_every_flag(capsys, flag):
         if declared.name != "app":
             assert all(name in text for name in declared.flags)
         assert declared.group in text
+
+
+def test_help_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["--help"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
+def test_help_shows_defaults_variables_and_what_is_not_built(capsys):
+    cli.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "[ESG_PORT or PORT, default 8000]" in text
+    assert "[ESG_FACTORY, default off]" in text
+    for declared in SETTINGS.values():
+        if declared.name != "app":
+            assert f"[{declared.variables[0]}" in text
+    pending = [declared for declared in SETTINGS.values() if declared.pending]
+    assert text.count("(not in this version)") == len(pending)
 
 
 def test_version(capsys):

@@ -10,14 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esg import config as config_module
+from esg import cpus
 from esg.config import (
     APP,
     FALSE_WORDS,
+    HEADERS,
     SETTINGS,
     SWITCH,
     TEXT,
     TEXTS,
     TRUE_WORDS,
+    WORKER_CLASS,
+    WORKERS,
     Config,
     Raw,
     build,
@@ -25,6 +30,7 @@ from esg.config import (
     choice,
     nearest,
     seconds,
+    setting_named,
     whole_number,
 )
 from esg.errors import ConfigError
@@ -171,6 +177,74 @@ def test_a_file_name_is_told_the_module_name(app, better):
         APP.parse(app)
 
 
+def test_a_call_of_a_factory_is_told_the_option():
+    with pytest.raises(ValueError, match="write example:make --factory"):
+        APP.parse("example:make()")
+
+
+@pytest.mark.parametrize("raw", ["auto", " AUTO "])
+def test_as_many_workers_as_cpus(monkeypatch, raw):
+    monkeypatch.setattr(cpus, "usable", lambda: 6)
+    assert WORKERS.parse(raw) == 6
+    monkeypatch.setattr(cpus, "usable", lambda: 4096)
+    assert WORKERS.parse(raw) == 512
+
+
+@pytest.mark.parametrize("raw", ["1", 1, "512"])
+def test_a_number_of_workers(raw):
+    assert WORKERS.parse(raw) == int(raw)
+
+
+@pytest.mark.parametrize("raw", ["0", "513", "many", "", True, None, ["auto"]])
+def test_no_number_of_workers(raw):
+    with pytest.raises(ValueError, match="from 1 to 512, or auto"):
+        WORKERS.parse(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "fields"),
+    [
+        ("X-A:b", ("X-A: b",)),
+        ("X-A: b, c:d ", ("X-A: b, c:d",)),
+        ("X-A:", ("X-A: ",)),
+        ("X-A: 1\nX-B: 2\n", ("X-A: 1", "X-B: 2")),
+        (["X-A: 1", "X-A: 2"], ("X-A: 1", "X-A: 2")),
+        ([("X-A", "1"), ["X-B", "2"]], ("X-A: 1", "X-B: 2")),
+        ("X-A: caf\xe9\tau lait", ("X-A: caf\xe9\tau lait",)),
+        ("", ()),
+        ([], ()),
+    ],
+)
+def test_fields_for_every_response(raw, fields):
+    assert HEADERS.parse(raw) == fields
+    assert HEADERS.parse(fields) == fields
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *("x", ":x", "a b: c", "a\x00: b", "X: \x00", "X: \x7f", "X: \u20ac"),
+        *(5, None, {"X": "1"}, [5], ["X"], [("X",)], [("X", 5)]),
+        *(["X: a\nY: b"], [("X", "a\r\nY: b")]),
+        *("Content-Length: 5", "transfer-encoding: chunked", "Connection: close"),
+    ],
+)
+def test_no_fields(raw):
+    with pytest.raises(ValueError, match=r"expected|field|server"):
+        HEADERS.parse(raw)
+
+
+@pytest.mark.parametrize("name", ["sync", "uvicorn.workers.UvicornWorker", ""])
+def test_worker_classes(name):
+    assert WORKER_CLASS.parse(f" {name} ") == name
+
+
+@pytest.mark.parametrize("raw", ["gevent", "SYNC", "my.Worker", 5])
+def test_no_worker_classes(raw):
+    with pytest.raises(ValueError, match=r"use one of asgi, .*gthread|expected a string"):
+        WORKER_CLASS.parse(raw)
+
+
 # -- declarations ----------------------------------------------------------------------
 
 
@@ -198,9 +272,30 @@ def test_no_flag_and_no_variable_has_two_meanings():
     assert len(variables) == len(set(variables))
 
 
-def test_every_field_of_a_config_but_the_origins_is_declared():
+def test_no_name_has_two_meanings():
+    names = [name for declared in SETTINGS.values() for name in declared.names]
+    assert len(names) == len(set(names))
+
+
+def test_a_setting_has_the_names_of_its_options():
+    declared = setting_named("limit-max-requests", "esg.toml")
+    assert declared is SETTINGS["max_requests"] is setting_named("max_requests", "")
+    assert declared.option == "--max-requests"
+    assert declared.variables == ("ESG_MAX_REQUESTS", "ESG_LIMIT_MAX_REQUESTS")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("wrokers", "workers"), ("keepalive", "timeout_keep_alive"), ("headers", "header")],
+)
+def test_an_unknown_name_gets_a_hint(name, hint):
+    with pytest.raises(ConfigError, match=f"^esg.toml: unknown key '{name}'; did you mean {hint}"):
+        setting_named(name, "esg.toml")
+
+
+def test_every_field_of_a_config_that_is_a_setting_is_declared():
     names = {field.name for field in dataclasses.fields(Config)}
-    assert names - set(SETTINGS) == {"origins"}
+    assert names - set(SETTINGS) == {"origins", "variables", "target"}
 
 
 def test_documented_defaults():
@@ -249,6 +344,115 @@ def test_a_bad_value_is_blamed_on_its_origin(name):
 def test_a_bad_value_is_quoted():
     with pytest.raises(ConfigError, match=r"'80a'.*whole number"):
         made(port="80a")
+
+
+def test_a_bad_password_is_not_quoted():
+    with pytest.raises(ConfigError) as caught:
+        made(ssl_keyfile_password="sesame\n")
+    assert "sesame" not in str(caught.value)
+
+
+# -- what isn't built yet --------------------------------------------------------------
+
+PENDING = [declared for declared in SETTINGS.values() if declared.pending]
+
+
+@pytest.mark.parametrize("declared", PENDING, ids=lambda declared: declared.name)
+def test_a_default_that_is_spelt_out_is_fine(declared):
+    raw = list(declared.default) if declared.many else declared.default
+    if raw is not None:
+        assert getattr(made(**{declared.name: raw}), declared.name) == declared.default
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("uds", "/run/x", "--bind HOST:PORT"),
+        ("fd", "3", "--bind HOST:PORT"),
+        ("ws", "websockets", "leave it out"),
+        ("reload", "on", "SIGHUP"),
+        ("daemon", "on", "service manager"),
+        ("worker_tmp_dir", "/dev/shm", "shared memory"),
+        ("preload", "on", "leave it out"),
+        ("ws_ping_timeout", "5", "leave it out"),
+    ],
+)
+def test_what_is_not_built_is_refused(name, value, advice):
+    if not SETTINGS[name].pending:
+        pytest.skip(f"{name} is built")
+    with pytest.raises(ConfigError, match=f"^--{name}: this version of ESG can't.*{advice}"):
+        made(**{name: value})
+
+
+def test_websockets_can_be_declined():
+    assert made(ws="none").ws == "none"
+
+
+# -- settings that stand for others ----------------------------------------------------
+
+
+@pytest.fixture
+def everything_built(monkeypatch):
+    """With all that `--wsgi` and `--worker-class` stand for."""
+    kind = choice("auto", "asgi3", "asgi2", "wsgi")
+    built = {
+        "interface": dataclasses.replace(SETTINGS["interface"], kind=kind),
+        "http": dataclasses.replace(SETTINGS["http"], pending=False),
+    }
+    monkeypatch.setattr(config_module, "SETTINGS", SETTINGS | built)
+
+
+@pytest.mark.usefixtures("everything_built")
+def test_wsgi_is_an_interface():
+    config = made(wsgi=True)
+    assert (config.interface, config.origin("interface")) == ("wsgi", "--wsgi")
+    assert made(wsgi=True, interface="wsgi").interface == "wsgi"
+    assert made(wsgi=True, interface="auto").interface == "wsgi"
+    assert made(wsgi=False).interface == "auto"
+    with pytest.raises(ConfigError, match="--wsgi and --interface asgi3 say different things"):
+        made(wsgi=True, interface="asgi3")
+
+
+@pytest.mark.usefixtures("everything_built")
+@pytest.mark.parametrize(
+    ("name", "interface", "http"),
+    [
+        ("sync", "wsgi", "auto"),
+        ("gthread", "wsgi", "auto"),
+        ("asgi", "auto", "auto"),
+        ("uvicorn.workers.UvicornWorker", "auto", "auto"),
+        ("uvicorn_worker.UvicornWorker", "auto", "auto"),
+        ("esg.workers.ESGWorker", "auto", "auto"),
+        ("uvicorn.workers.UvicornH11Worker", "auto", "h11"),
+    ],
+)
+def test_a_worker_class_stands_for_settings(name, interface, http):
+    config = made(worker_class=name)
+    assert (config.interface, config.http) == (interface, http)
+    ((level, text),) = config.notices()
+    assert level == "info"
+    assert text.startswith(f"--worker_class: {name} means ")
+    assert ("--interface wsgi" in text) == (interface == "wsgi")
+    assert ("--http h11" in text) == (http == "h11")
+
+
+@pytest.mark.usefixtures("everything_built")
+def test_what_is_said_outright_is_stronger_than_a_worker_class():
+    assert made(worker_class="sync", interface="asgi3").interface == "asgi3"
+
+
+def test_what_a_worker_class_stands_for_is_blamed_on_it(monkeypatch):
+    interface = dataclasses.replace(SETTINGS["interface"], kind=choice("auto"))
+    monkeypatch.setattr(config_module, "SETTINGS", SETTINGS | {"interface": interface})
+    with pytest.raises(ConfigError, match=r"^--worker_class sync: invalid value 'wsgi'"):
+        made(worker_class="sync")
+
+
+def test_debug_is_warned_of():
+    ((level, text),) = made(debug=True).notices()
+    assert level == "warning"
+    assert "internet" in text
+    assert list(made().notices()) == []
 
 
 def test_an_application_is_needed():
@@ -307,7 +511,13 @@ def test_a_reload_may_change(name, value):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("port", "9"), ("host", "0.0.0.0"), ("bind", "0.0.0.0:9"), ("backlog", "9")],
+    [
+        ("port", "9"),
+        ("host", "0.0.0.0"),
+        ("bind", "0.0.0.0:9"),
+        ("backlog", "9"),
+        ("chdir", "/tmp"),
+    ],
 )
 def test_a_reload_must_not_change(name, value):
     with pytest.raises(ConfigError, match=f"--{name}: .*restart"):

@@ -184,6 +184,21 @@ def test_default_fields_are_there_unless_off_or_given(server, date, own):
     assert not head.endswith(b"\r\n\r\n")
 
 
+def test_added_fields_are_in_every_head():
+    heads = Heads(True, True, ("X-A: 1", "X-A: 2", "X-B: caf\xe9"))
+    for own in (0, DATE, SERVER, DATE | SERVER):
+        assert heads.begin(204, own).endswith(b"\r\nX-A: 1\r\nX-A: 2\r\nX-B: caf\xe9\r\n")
+    assert heads.add(200)[1] == heads.begin(200, 0)
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_an_added_server_or_date_replaces_the_default_one(default):
+    heads = Heads(default, default, ("SERVER: mine", "Date: never"))
+    heads.refresh(0)
+    assert heads.begin(200, 0) == b"HTTP/1.1 200 OK\r\nSERVER: mine\r\nDate: never\r\n"
+    assert heads.begin(200, DATE | SERVER) == b"HTTP/1.1 200 OK\r\n"
+
+
 @pytest.mark.parametrize("status", [400, 408, 413, 414, 431, 500, 501, 505])
 def test_responses_of_the_servers_own(status):
     response = plain_response(status, Heads(server_header=True, date_header=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from esg import sources
 from esg.config import Raw
 from esg.errors import ConfigError
 from esg.sources import from_environment, from_file, load
@@ -187,3 +188,177 @@ def test_the_current_folder_is_the_default(tmp_path, monkeypatch):
     write(tmp_path, "esg.toml", "port = 7")
     monkeypatch.chdir(tmp_path)
     assert load(APP, {}).port == 7
+
+
+def test_every_name_of_an_option_is_a_key(tmp_path):
+    write(tmp_path, "esg.toml", "limit-max-requests = 5\ntimeout_graceful_shutdown = 2")
+    config = loaded(tmp_path)
+    assert (config.max_requests, config.graceful_timeout) == (5, 2)
+    assert config.origin("max_requests") == "esg.toml: limit-max-requests"
+
+
+@pytest.mark.parametrize(
+    "text", ["root-path = '/a'\nroot_path = '/b'", "max_requests = 1\nlimit_max_requests = 2"]
+)
+def test_a_setting_stands_in_a_file_once(tmp_path, text):
+    write(tmp_path, "esg.toml", text)
+    with pytest.raises(ConfigError, match=r"esg\.toml: [\w-]+ and [\w-]+ are the same"):
+        loaded(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("workers = [1]", r"workers: invalid value \[1\]: expected a whole number"),
+        ("workers = 2.0", r"workers: invalid value 2\.0: expected a whole number"),
+        ("workers = true", r"workers: invalid value True"),
+        ("workers = 2026-01-01", r"workers: invalid value .*whole number"),
+        ("workers = 1000", r"workers: invalid value 1000: expected .* from 1 to 512"),
+        ("timeout = inf", r"timeout: invalid value inf: expected a number of seconds"),
+        ("timeout = [5]", r"timeout: invalid value \[5\]"),
+        ("access_log = 'maybe'", r"access_log: invalid value 'maybe': expected true or false"),
+        ("access_log = [true]", r"access_log: invalid value \[True\]"),
+        ("root_path = 5", r"root_path: invalid value 5: expected a string"),
+        ("bind = [1]", r"bind: invalid value \[1\]: expected a string"),
+        ("bind = [['a:1']]", r"bind: invalid value"),
+        ("log_level = 'infos'", r"log_level: invalid value 'infos': .*did you mean 'info'"),
+        ("env_file = 5", r"env_file: invalid value 5: expected a string"),
+        ("[workers]\ncount = 1", r"workers: invalid value \{'count': 1\}"),
+        ("[[bind]]\na = 1", r"bind: invalid value"),
+        ("[tool.esg]\nport = 1", r"unknown key 'tool': no setting is a table; .* without \[tool\]"),
+        ("[sockets]\nport = 1", r"unknown key 'sockets': no setting is a table"),
+        ("Workers = 1", r"unknown key 'Workers'; did you mean workers\?"),
+    ],
+)
+def test_a_bad_file_names_file_key_and_what_would_work(tmp_path, text, pattern):
+    write(tmp_path, "esg.toml", text)
+    with pytest.raises(ConfigError, match=rf"^esg\.toml: {pattern}") as caught:
+        loaded(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_within_the_one_of_pyproject_is_told_so(tmp_path):
+    write(tmp_path, "pyproject.toml", "[tool.esg.sockets]\nport = 1")
+    with pytest.raises(ConfigError, match=r"no setting is a table; .* into \[tool\.esg\] itself"):
+        loaded(tmp_path)
+
+
+def test_gunicorns_python_file_is_told_what_to_write(tmp_path):
+    write(tmp_path, "gunicorn.conf.py", "bind = 'a:1'\nkeepalive = 5\ndef post_fork(a, b): 1 / 0")
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, file="gunicorn.conf.py")
+    assert "write esg.toml with bind, keepalive as timeout_keep_alive" in str(caught.value)
+    assert "nothing here is called post_fork" in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["missing.py", "python:my.config"])
+def test_python_is_refused_whether_or_not_it_is_there(tmp_path, file):
+    with pytest.raises(ConfigError, match=f"'{file}' is Python.*write esg.toml$"):
+        loaded(tmp_path, file=file)
+
+
+def test_files_are_looked_for_from_the_folder(tmp_path, monkeypatch):
+    (tmp_path / "conf").mkdir()
+    write(tmp_path, "conf/a.toml", "port = 5\nenv_file = 'conf/vars'")
+    write(tmp_path, "conf/vars", "ESG_NAME=shop")
+    monkeypatch.chdir("/")
+    config = loaded(tmp_path, file="conf/a.toml")
+    assert (config.port, config.name) == (5, "shop")
+    assert config.origin("port") == "conf/a.toml: port"
+
+
+# -- where to listen -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["host", "port"])
+def test_host_or_port_replace_a_weaker_bind(tmp_path, name):
+    write(tmp_path, "esg.toml", "bind = ['a:1', 'b:2']")
+    config = loaded(tmp_path, command_line={name: Raw("5", f"--{name}")})
+    assert config.bind == ()
+    assert config.binds == (("5:8000",) if name == "host" else ("127.0.0.1:5",))
+
+
+def test_bind_replaces_a_weaker_host_and_port(tmp_path):
+    write(tmp_path, "esg.toml", "host = 'a'\nport = 1")
+    assert loaded(tmp_path, {"ESG_BIND": "b:2"}).binds == ("b:2",)
+    assert loaded(tmp_path, {"ESG_PORT": "7"}, {"bind": Raw("b:2", "--bind")}).binds == ("b:2",)
+
+
+def test_one_source_says_where_to_listen_in_one_way(tmp_path):
+    with pytest.raises(ConfigError, match="both say where to listen"):
+        loaded(tmp_path, {"ESG_BIND": "b:2", "ESG_PORT": "1"})
+
+
+def test_platforms_give_the_port(tmp_path):
+    write(tmp_path, "esg.toml", "host = '0.0.0.0'\nport = 1\nbind = []")
+    config = loaded(tmp_path, {"PORT": "5000"})
+    assert config.binds == ("0.0.0.0:5000",)
+    assert config.origin("port") == "environment PORT"
+    assert loaded(tmp_path, {"PORT": "5000", "ESG_PORT": "6000"}).port == 6000
+
+
+@pytest.mark.parametrize("source", ["file", "environment", "command line"])
+def test_the_platforms_port_counts_only_where_nothing_is_bound(tmp_path, source):
+    if source == "file":
+        write(tmp_path, "esg.toml", "bind = 'a:1'")
+    environment = {"ESG_BIND": "a:1"} if source == "environment" else {}
+    command_line = {"bind": Raw("a:1", "--bind")} if source == "command line" else {}
+    assert loaded(tmp_path, environment | {"PORT": "5000"}, command_line).binds == ("a:1",)
+
+
+# -- env file --------------------------------------------------------------------------
+
+
+def with_env_file(folder, text, environment=()):
+    write(folder, "vars", text)
+    return loaded(folder, environment, {"env_file": Raw("vars", "--env-file")})
+
+
+def test_variables_of_the_env_file_are_settings_and_for_the_application(tmp_path):
+    config = with_env_file(tmp_path, "# note\nESG_PORT=5\nexport COLOR='dark red'\nEMPTY=\nNONE\n")
+    assert config.port == 5
+    assert config.origin("port") == "env file ESG_PORT"
+    assert config.variables == {"ESG_PORT": "5", "COLOR": "dark red", "EMPTY": ""}
+
+
+def test_the_environment_is_stronger_than_the_env_file(tmp_path):
+    config = with_env_file(tmp_path, "ESG_PORT=5\nCOLOR=red", {"ESG_PORT": "6", "COLOR": ""})
+    assert config.port == 6
+    assert config.variables == {}
+
+
+def test_the_env_file_is_stronger_than_the_file(tmp_path):
+    write(tmp_path, "esg.toml", "port = 1\nworkers = 2")
+    config = with_env_file(tmp_path, "ESG_PORT=5")
+    assert (config.port, config.workers) == (5, 2)
+
+
+def test_the_platforms_port_in_an_env_file_counts_like_the_environments(tmp_path):
+    assert with_env_file(tmp_path, "PORT=5").port == 5
+    assert with_env_file(tmp_path, "PORT=5", {"ESG_BIND": "a:1"}).binds == ("a:1",)
+    write(tmp_path, "esg.toml", "bind = 'a:1'")
+    assert with_env_file(tmp_path, "PORT=5").binds == ("a:1",)
+
+
+def test_the_env_file_may_be_named_in_the_environment(tmp_path):
+    write(tmp_path, "vars", "ESG_PORT=5")
+    assert loaded(tmp_path, {"ESG_ENV_FILE": "vars"}).port == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "No such file"), (b"\xff\xfe=", "it is not UTF-8")]
+)
+def test_an_env_file_that_cannot_be_read(tmp_path, content, reason):
+    if content is not None:
+        (tmp_path / "vars").write_bytes(content)
+    with pytest.raises(ConfigError, match=f"^--env-file: 'vars' can't be read: {reason}"):
+        loaded(tmp_path, command_line={"env_file": Raw("vars", "--env-file")})
+
+
+def test_an_env_file_needs_its_library(tmp_path, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(sources.importlib, "import_module", missing)
+    with pytest.raises(ConfigError, match=r"^--env-file: .*pip install python-dotenv"):
+        with_env_file(tmp_path, "A=1")

@@ -29,7 +29,7 @@ from esg.server.asgi import Endpoint, Headers, http_scope, http_template
 from esg.server.http1.exchange import DONE, Exchange
 from esg.server.http1.framing import PLAIN, Framing, check_size, examine
 from esg.server.http1.httptools_parser import HttptoolsParser
-from esg.server.http1.response import plain_response
+from esg.server.http1.response import Content, plain_response
 from esg.server.http1.sendfile import copy_part, send_part
 from esg.server.service import TICK, Service
 
@@ -517,9 +517,11 @@ class Connection(asyncio.Protocol):
         self.service.statuses[status // 100] += 1
         self.answer_error(status)
 
-    def answer_error(self, status: int, head_only: bool = False) -> None:
+    def answer_error(
+        self, status: int, head_only: bool = False, content: Content | None = None
+    ) -> None:
         """Answer with a response of the server's own, and close."""
-        self.write(plain_response(status, self.service.heads, head_only))
+        self.write(plain_response(status, self.service.heads, head_only, content))
         self.close()
 
     def close(self) -> None:

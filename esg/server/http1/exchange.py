@@ -25,6 +25,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from esg.server import debug_page
 from esg.server.asgi import Application, Headers, Message, Scope
 from esg.server.http1.framing import CHUNKED, PLAIN, Framing
 from esg.server.http1.response import (
@@ -417,7 +418,7 @@ class Exchange:
             logger.debug("the client left before its response", exc_info=error)
             return
         self._log_error("exception in the application", error)
-        self._end_badly()
+        self._end_badly(error=error)
 
     def _unfinished(self) -> None:
         what = "without a response" if self.state is START else "before its response was complete"
@@ -433,8 +434,11 @@ class Exchange:
         self._end_badly(503)
         self.task.cancel()
 
-    def _end_badly(self, status: int = 500) -> None:
-        """Answer `status` if no byte of a response is out; else cut it where it stands."""
+    def _end_badly(self, status: int = 500, error: BaseException | None = None) -> None:
+        """Answer `status` if no byte of a response is out; else cut it where it stands.
+
+        `error` is what `--debug` shows.
+        """
         if self.state is DONE or self.state is GONE:
             return
         head_sent = self.head_sent
@@ -443,8 +447,11 @@ class Exchange:
         if head_sent:
             self._connection.cut()
         else:
+            content = None
+            if error is not None and self._connection.service.config.debug:
+                content = debug_page.content(error, self.scope["headers"])
             self.status = status
-            self._connection.answer_error(status, self.framing.head_only)
+            self._connection.answer_error(status, self.framing.head_only, content)
         self._connection.record(self)
         self.wake()
 

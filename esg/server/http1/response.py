@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -126,12 +126,27 @@ to send the same fields again, and a comparison costs a fifth of checking them.
 class Heads:
     """Status lines with the default fields behind them, made anew once a second for the Date."""
 
-    __slots__ = ("_date", "_dated", "_server", "ready")
+    __slots__ = ("_added", "_date", "_dated", "_server", "ready")
 
-    def __init__(self, server_header: bool, date_header: bool) -> None:
+    def __init__(self, server_header: bool, date_header: bool, added: Sequence[str] = ()) -> None:
+        """`added` are fields for every response, as `NAME: VALUE`.
+
+        A Server or Date among them replaces the default one; with an application's own field of
+        another name both are sent.
+        """
         self._server = b"server: %b\r\n" % SERVER_NAME if server_header else b""
         self._dated = date_header
         self._date = b""
+        self._added = b""
+        for field in added:
+            line = field.encode("latin-1") + b"\r\n"
+            kind = _KINDS.get(line.partition(b":")[0].lower())
+            if kind == SERVER:
+                self._server = line
+            elif kind == DATE:
+                self._dated, self._date = False, line
+            else:
+                self._added += line
         self.ready: dict[int, Ready] = {}
         self.refresh(time.time())
 
@@ -155,7 +170,7 @@ class Heads:
         """The status line and the default fields that the application didn't give itself."""
         date = b"" if given & DATE else self._date
         server = b"" if given & SERVER else self._server
-        return status_line(status) + server + date
+        return status_line(status) + server + date + self._added
 
     def add(self, status: Any) -> Ready:
         """Check a status from an application, and have it `ready`. Raises InvalidHeader."""
@@ -187,14 +202,22 @@ def status_line(status: int) -> bytes:
     return b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, "").encode("ascii"))
 
 
-def plain_response(status: int, heads: Heads, head_only: bool = False) -> bytes:
-    """A whole response that says its status in plain text and that the connection closes.
+Content = tuple[bytes, bytes]
+"""A media type and a body."""
 
-    `head_only`: without the text, since the request's method is HEAD.
+
+def plain_response(
+    status: int, heads: Heads, head_only: bool = False, content: Content | None = None
+) -> bytes:
+    """A whole response that says that the connection closes, and its status in plain text.
+
+    `head_only`: without the body, since the request's method is HEAD. `content` is sent in place
+    of the text.
     """
-    body = REASONS.get(status, "Error").encode("ascii")
-    return b"%bcontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n%b\r\n%b" % (
+    kind, body = content or (b"text/plain", REASONS.get(status, "Error").encode("ascii"))
+    return b"%bcontent-type: %b; charset=utf-8\r\ncontent-length: %d\r\n%b\r\n%b" % (
         heads.begin(status, 0),
+        kind,
         len(body),
         b"connection: close\r\n",
         b"" if head_only else body,

@@ -1,0 +1,120 @@
+"""Starting ESG, for the command and for Python programs: `serve`, and the public `run`, `Config`.
+
+`Server`, for those who own the event loop, is in `esg.server.embedded`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from esg import config as internal
+from esg import sources
+from esg.config import PLURALS, Raw, build, setting_named
+from esg.errors import ConfigError
+from esg.server.worker import run_worker
+from esg.supervisor.arbiter import Arbiter
+from esg.supervisor.signals import HANDLED
+
+
+def serve(read_config: Callable[[], internal.Config]) -> int:
+    """Read the settings and be the arbiter until told to stop; returns the exit code.
+
+    `read_config` is called again at each reload. Raises ConfigError, ListenError.
+    """
+    config = read_config()
+    enter_folder(config)
+    return Arbiter(config, run_worker, read_config).run()
+
+
+def enter_folder(config: internal.Config) -> None:
+    """Do what `--chdir` says. Raises ConfigError."""
+    try:
+        os.chdir(config.chdir or ".")
+    except OSError as error:
+        raise ConfigError(
+            f"{config.origin('chdir')}: can't change to {config.chdir!r}: {error.strerror}"
+        ) from None
+
+
+def run(app: Any, *, config: str | None = None, **settings: Any) -> None:
+    """Serve `app` with an arbiter and its workers until told to stop, as the `esg` command does.
+
+    `app` is `MODULE:ATTRIBUTE` or the application itself; workers get the object by forking, and a
+    reload goes on with the same one. `settings` are named as in docs/settings.md, or as the
+    options of uvicorn and gunicorn; None is the same as leaving one out. They are stronger than
+    the environment, which is stronger than the file: `config`, or else `esg.toml` or
+    `pyproject.toml` in the current folder.
+
+    Returns when the service was stopped in an orderly way. Raises ConfigError and ListenError
+    where it can't be started like this, RuntimeError outside the main thread or in an event loop,
+    and SystemExit with the exit code of the `esg` command if it fails later (docs/signals.md).
+    """
+    _check_place()
+    given = _given(app, settings)
+    folder = Path.cwd()
+    target = None if isinstance(app, str) else app
+    before = {signum: signal.getsignal(signum) for signum in HANDLED}
+    try:
+        code = serve(
+            lambda: sources.load(given, os.environ, file=config, folder=folder, target=target)
+        )
+    finally:
+        for signum, handler in before.items():
+            if handler is not None:  # one that wasn't set from Python can't be set again
+                signal.signal(signum, handler)
+    if code:
+        raise SystemExit(code)
+
+
+def _check_place() -> None:
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("esg.run() needs the main thread; elsewhere use esg.Server(...).run()")
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError("esg.run() can't run in an event loop; await esg.Server(...).serve()")
+
+
+class Config(internal.Config):
+    """Settings for `esg.Server`, checked: the application, and what was given by keyword.
+
+    Neither files nor the environment are looked at. Raises ConfigError.
+    """
+
+    def __init__(self, app: Any, **settings: Any) -> None:
+        target = None if isinstance(app, str) else app
+        raw = _given(app, settings)
+        variables = sources.from_env_file(raw.get("env_file"), Path.cwd())
+        variables = {name: text for name, text in variables.items() if name not in os.environ}
+        built = build(raw, variables=variables, target=target)
+        super().__init__(**vars(built))
+
+
+def _given(app: Any, settings: Mapping[str, Any]) -> dict[str, Raw]:
+    """Keywords as a source of settings. Raises ConfigError for one that isn't known."""
+    name = app if isinstance(app, str) else _name_of(app)
+    given = {"app": Raw(name, "argument app")}
+    for keyword, value in settings.items():
+        declared = setting_named(PLURALS.get(keyword, keyword), "arguments")
+        if declared.name in given:
+            raise ConfigError(
+                f"{given[declared.name].origin} and {keyword} are the same; give one of them"
+            )
+        if value is not None:
+            text = os.fspath(value) if isinstance(value, os.PathLike) else value
+            given[declared.name] = Raw(text, f"argument {keyword}")
+    return given
+
+
+def _name_of(app: Any) -> str:
+    """What process titles and the log call an application that was given as an object."""
+    named = app if hasattr(app, "__qualname__") else type(app)
+    words = f"{named.__module__}:{named.__qualname__}".replace("<locals>.", "")
+    return words.replace("<lambda>", "app")

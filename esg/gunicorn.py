@@ -1,0 +1,65 @@
+"""What names from gunicorn mean here: worker classes, and the settings of its Python file. Data."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+
+WORKER_CLASSES: Mapping[str, Mapping[str, str]] = {
+    "asgi": {},
+    "uvicorn.workers.UvicornWorker": {},
+    "uvicorn_worker.UvicornWorker": {},
+    "esg.workers.ESGWorker": {},
+    "uvicorn.workers.UvicornH11Worker": {"http": "h11"},
+    "uvicorn_worker.UvicornH11Worker": {"http": "h11"},
+    "sync": {"interface": "wsgi"},
+    "gthread": {"interface": "wsgi"},
+}
+"""Worker classes whose work ESG does, and the settings that each stands for."""
+
+_CANT = {
+    "gevent": "it patches the standard library, and ESG's workers run asyncio",
+    "eventlet": "it patches the standard library, and ESG's workers run asyncio",
+    "tornado": "Tornado's applications have an interface of their own",
+    "aiohttp": "aiohttp's applications have an interface of their own",
+}
+
+RENAMED: Mapping[str, str] = {
+    "accesslog": "access_logfile",
+    "access_log_format": "access_logformat",
+    "errorlog": "error_logfile",
+    "keepalive": "timeout_keep_alive",
+    "logconfig": "log_config",
+    "loglevel": "log_level",
+    "pidfile": "pid",
+    "preload_app": "preload",
+    "proc_name": "name",
+    "pythonpath": "app_dir",
+    "raw_env": "env_file",
+    "worker_connections": "limit_connections",
+    "wsgi_app": "app",
+}
+"""Settings that gunicorn's configuration file calls otherwise."""
+
+
+def why_not(worker_class: str) -> str:
+    """Why a worker class that isn't in WORKER_CLASSES can't be had."""
+    reasons = [reason for word, reason in _CANT.items() if word in worker_class.lower()]
+    return reasons[0] if reasons else "ESG's workers are its own"
+
+
+def assigned_names(source: str) -> list[str]:
+    """What a Python configuration file sets or defines, by reading it, not by running it."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError):
+        return []
+    names: list[str] = []
+    for statement in body:
+        if isinstance(statement, ast.Assign):
+            names += [target.id for target in statement.targets if isinstance(target, ast.Name)]
+        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            names.append(statement.target.id)
+        elif isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            names.append(statement.name)
+    return list(dict.fromkeys(names))

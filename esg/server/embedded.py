@@ -1,0 +1,218 @@
+"""`esg.Server`: a worker without an arbiter, in an event loop that belongs to somebody else.
+
+It is the arbiter of one worker on the same loop: it opens the sockets, holds the other end of the
+worker's mailbox, and tells it to drain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from esg import logs, mailbox
+from esg.config import PROCESSES, SETTINGS, Config
+from esg.errors import ConfigError
+from esg.listeners import Listener, open_listeners
+from esg.loader import load_application
+from esg.logfiles import LogFiles
+from esg.payload import Assignment
+from esg.scoreboard import Scoreboard
+from esg.server.loops import loop_factory
+from esg.server.worker import Worker
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_MEANT_HERE = ("graceful_timeout", "max_requests", "max_requests_jitter", "name", "worker_class")
+"""Settings about processes that mean something without an arbiter."""
+
+
+class Server:
+    """Serves an application in this process, on the running event loop.
+
+    Several may run in one process. `started` says whether it accepts connections; to stop it set
+    `should_exit`, from any thread, or `force_exit` to cut short what is in flight.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Raises ConfigError for settings that need an arbiter, as `workers` does."""
+        for name, declared in SETTINGS.items():
+            foreign = declared.group == PROCESSES and name not in _MEANT_HERE
+            if (foreign or name == "chdir") and getattr(config, name) != declared.default:
+                raise ConfigError(
+                    f"{config.origin(name)}: esg.Server runs in a process that isn't its own; "
+                    "use esg.run()"
+                )
+        self.config = config
+        self.started = False
+        self._should_exit = False
+        self._force_exit = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._worker: Worker | None = None
+        self._mailbox: mailbox.Mailbox
+        self._final = True
+        self._captured: list[int] = []
+        pid = os.getpid()
+        self._subject = logs.Subject(1, 1, pid, text=f"server pid={pid}")
+
+    def run(self, sockets: Sequence[socket.socket] | None = None) -> None:
+        """Serve on a new event loop until told to stop; in any thread. Raises as `serve` does."""
+        with asyncio.Runner(loop_factory=loop_factory(self.config.loop)) as runner:
+            runner.run(self.serve(sockets))
+
+    async def serve(self, sockets: Sequence[socket.socket] | None = None) -> None:
+        """Serve until told to stop.
+
+        `sockets` are bound TCP sockets to accept from in place of the settings' addresses; they
+        are closed in the end. In the main thread, SIGINT and SIGTERM stop the server; their
+        handlers are restored when it is over, and the signals raised again for them.
+
+        Raises AppImportError or BootError if the application can't be loaded or started,
+        ListenError if an address can't be had, ConfigError for sockets of another kind, and
+        RuntimeError if it is serving already. If the task is cancelled, what is in flight is
+        too, and the application still shuts down.
+        """
+        if self._worker is not None:
+            raise RuntimeError("this server serves already; make another one")
+        setup = logs.LogSetup.open(self.config, LogFiles())
+        setup.apply(self._subject)
+        app = load_application(self.config)
+        self._loop = asyncio.get_running_loop()
+        self._final = sockets is None
+        listeners = self._listeners(sockets)
+        self._mailbox, workers_end = mailbox.pair()
+        assignment = Assignment(
+            number=1,
+            generation=1,
+            config=self.config,
+            listeners=listeners,
+            mailbox=workers_end,
+            row=Scoreboard(1).row(1),
+            stack_fd=-1,
+            logs=setup,
+        )
+        self._worker = Worker(assignment, app, subject=self._subject)
+        self._loop.add_reader(self._mailbox.fileno(), self._on_mail)
+        try:
+            with self._signals():
+                await self._attended(self._worker)
+        finally:
+            self.started = False
+            self._worker = None
+            self._loop.remove_reader(self._mailbox.fileno())
+            self._mailbox.close()
+            workers_end.close()
+            for listener in listeners:
+                listener.close()
+        captured, self._captured = self._captured, []
+        for signum in reversed(captured):
+            signal.raise_signal(signum)
+
+    async def _attended(self, worker: Worker) -> None:
+        """Let the worker run to its end, in good order even if this task is cancelled."""
+        running = asyncio.ensure_future(worker.run(own_process=False))
+        self._pass_on()
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            worker.hurry("cancelled")
+            await asyncio.gather(running, return_exceptions=True)
+            raise
+
+    # -- orders ------------------------------------------------------------------------
+
+    @property
+    def should_exit(self) -> bool:
+        """Whether the server is to stop when what is in flight is finished."""
+        return self._should_exit
+
+    @should_exit.setter
+    def should_exit(self, value: bool) -> None:
+        self._should_exit = value
+        self._wake()
+
+    @property
+    def force_exit(self) -> bool:
+        """Whether the server is to stop at once."""
+        return self._force_exit
+
+    @force_exit.setter
+    def force_exit(self, value: bool) -> None:
+        self._force_exit = value
+        self._wake()
+
+    def handle_exit(self, signum: int, frame: FrameType | None) -> None:
+        """The handler of SIGINT and SIGTERM: stop; at a second SIGINT at once."""
+        self._captured.append(signum)
+        if self._should_exit and signum == signal.SIGINT:
+            self.force_exit = True
+        else:
+            self.should_exit = True
+
+    def _wake(self) -> None:
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it is over anyway
+                self._loop.call_soon_threadsafe(self._pass_on)
+
+    def _pass_on(self) -> None:
+        """Tell the worker what was asked for."""
+        if self._worker is not None and self._should_exit:
+            grace = self.config.graceful_timeout
+            self._mailbox.send(mailbox.Drain("should_exit", grace, self._final))
+        if self._worker is not None and self._force_exit:
+            self._worker.hurry("force_exit")
+
+    def _on_mail(self) -> None:
+        for message in self._mailbox.receive()[0]:
+            if isinstance(message, mailbox.Ready):
+                self.started = True
+                self._log("ready")
+            elif isinstance(message, mailbox.Due):
+                self.should_exit = True
+
+    # -- sockets and signals -----------------------------------------------------------
+
+    def _listeners(self, sockets: Sequence[socket.socket] | None) -> list[Listener]:
+        config = self.config
+        if sockets is None:
+            listeners = open_listeners(config.binds, config.backlog, config.binds_origin)
+        else:
+            listeners = [_adopted(sock, config.backlog) for sock in sockets]
+        for listener in listeners:
+            self._log(f"listening on {listener.url}")
+        for level, text in config.notices():
+            self._log(text, level)
+        return listeners
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Have `handle_exit` called, if this is the main thread: others can't have handlers."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {signum: signal.signal(signum, self.handle_exit) for signum in SIGNALS}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+    def _log(self, event: str, level: str = "info") -> None:
+        number = logging.getLevelNamesMapping()[level.upper()]
+        logs.logger.log(number, "%s %s", self._subject, event)
+
+
+def _adopted(sock: socket.socket, backlog: int) -> Listener:
+    """A socket of the caller's as a listener."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+        raise ConfigError(f"argument sockets: this version listens on TCP only, not on {sock!r}")
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.listen(backlog)
+    sock.setblocking(False)
+    return Listener(sock)

@@ -1,0 +1,221 @@
+"""`esg.run` and `esg.Server` in scripts of their own, as programs have them."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.runner import environment, kill_session, session
+from tests.support.waiting import DEADLINE, eventually
+
+APP = """\
+import asyncio, os, signal, sys
+import esg
+
+VERSION = "one"
+
+class App:
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        body = b"%s %d" % (VERSION.encode(), os.getpid())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+app = App()
+
+"""
+
+
+class Script:
+    """A Python program that serves; started, and held to leaving nothing behind."""
+
+    def __init__(self, folder: Path, main: str) -> None:
+        self.file = folder / "script.py"
+        self.file.write_text(f'{APP}if __name__ == "__main__":\n    {main}\n    print("after")\n')
+        self._log_file = folder / "stderr"
+        self._output_file = folder / "stdout"
+        with self._log_file.open("wb") as log, self._output_file.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, self.file.name],
+                cwd=folder,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log_file.read_text()
+
+    @property
+    def output(self) -> str:
+        return self._output_file.read_text()
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Wait for the pattern in the log."""
+
+        def found() -> re.Match[str] | bool | None:
+            match = re.search(pattern, self.log)
+            return match or (self.process.poll() is not None)
+
+        eventually(found, pattern)
+        match = re.search(pattern, self.log)
+        assert match, f"ended without {pattern!r} in its log:\n{self.log}"
+        return match
+
+    def ask(self) -> tuple[str, int]:
+        """What a request is answered with: the version, and the pid of who answered."""
+        port = int(self.wait_for(r"listening on http://127\.0\.0\.1:(\d+)")[1])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+        try:
+            connection.request("GET", "/")
+            version, pid = connection.getresponse().read().split()
+        finally:
+            connection.close()
+        return version.decode(), int(pid)
+
+    def signal(self, signum: int) -> None:
+        os.kill(self.process.pid, signum)
+
+    def wait(self) -> int:
+        """Wait for the end; gives the exit code, and nothing may be left."""
+        code = self.process.wait(DEADLINE)
+        assert session(self.process.pid) == []
+        return code
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[Callable[[str], Script]]:
+    """Starts a script that has the application `app` and this statement as its main part."""
+    started: list[Script] = []
+
+    def start(main: str) -> Script:
+        started.append(Script(tmp_path, main))
+        return started[-1]
+
+    yield start
+    for one in started:
+        kill_session(one.process)
+        print(one.log)  # noqa: T201 - for a test that fails
+
+
+# -- run -------------------------------------------------------------------------------
+
+
+def test_an_object_is_served_by_several_workers(script: Callable[[str], Script]) -> None:
+    program = script('esg.run(app, port=0, workers=2, log_level="info")')
+    program.wait_for("serving workers=2")
+    version, pid = program.ask()
+    assert version == "one"
+    assert pid != program.process.pid
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+    assert program.output.splitlines()[-1] == "after"
+
+
+def test_a_reload_goes_on_with_the_object_and_says_so(script: Callable[[str], Script]) -> None:
+    program = script("esg.run(app, port=0)")
+    program.wait_for("serving workers=1")
+    before = program.ask()
+    program.file.write_text("1 / 0")
+    program.signal(signal.SIGHUP)
+    program.wait_for(r"WARNING .*given as an object, so its code stays as it is")
+    program.wait_for("gone: exit status 0")
+    version, pid = program.ask()
+    assert version == "one"
+    assert pid != before[1]
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+
+
+def test_a_reload_loads_a_named_application_anew(script: Callable[[str], Script]) -> None:
+    program = script('esg.run("script:app", port=0)')
+    program.wait_for("serving workers=1")
+    assert program.ask()[0] == "one"
+    program.file.write_text(APP.replace('"one"', '"two"'))
+    program.signal(signal.SIGHUP)
+    program.wait_for("gone: exit status 0")
+    assert program.ask()[0] == "two"
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+
+
+def test_a_factory_is_called_in_each_worker(script: Callable[[str], Script]) -> None:
+    program = script("esg.run(lambda: app, factory=True, port=0, workers=2)")
+    program.wait_for("serving workers=2")
+    assert program.ask()[0] == "one"
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "told"),
+    [
+        ('esg.run("nosuch:app", port=0)', 4, "no module 'nosuch'"),
+        ("esg.run(42, port=0)", 4, "can't be called"),
+        ('esg.run(lambda s, r: None, interface="asgi3", lifespan="on", port=0)', 3, "lifespan"),
+        ("esg.run(app, prot=0)", 1, "arguments: unknown key 'prot'; did you mean port?"),
+        ('esg.run(app, bind="192.0.2.1:1")', 1, "can't listen on 192.0.2.1:1 (argument bind)"),
+    ],
+    ids=["import", "no application", "boot", "unknown keyword", "address"],
+)
+def test_what_fails_ends_the_program(
+    script: Callable[[str], Script], main: str, code: int, told: str
+) -> None:
+    program = script(main)
+    assert program.wait() == code
+    assert told in program.log
+    assert program.output == ""
+
+
+# -- Server ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, -15), (signal.SIGINT, -2)])
+def test_a_server_stopped_by_a_signal_dies_of_it_in_the_end(
+    script: Callable[[str], Script], signum: int, code: int
+) -> None:
+    program = script("esg.Server(esg.Config(app, port=0)).run()")
+    program.wait_for("server pid=.* ready")
+    assert program.ask() == ("one", program.process.pid)
+    program.signal(signum)
+    assert program.wait() == code
+    assert program.output.splitlines()[1:] == []
+
+
+def test_a_server_that_stops_of_itself_returns(script: Callable[[str], Script]) -> None:
+    program = script("esg.Server(esg.Config(app, port=0, limit_max_requests=1)).run()")
+    program.wait_for("server pid=.* ready")
+    program.ask()
+    assert program.wait() == 0
+    assert program.output.splitlines()[-1] == "after"
+
+
+def test_the_package_is_light_for_an_application() -> None:
+    """`import esg`, as an application does for current_worker, brings no arbiter along."""
+    program = "import sys, esg; print(*(m for m in sys.modules if m.startswith('esg.')))"
+    finished = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=True,
+    )
+    loaded = finished.stdout.split()
+    assert "esg.payload" in loaded
+    assert [name for name in loaded if name.startswith(("esg.supervisor", "esg.server"))] == []

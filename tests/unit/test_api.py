@@ -1,0 +1,243 @@
+"""ESG from Python: keywords to settings, and where `run` can't be called."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import pathlib
+import signal
+import threading
+
+import pytest
+
+import esg
+from esg import api, config
+from esg.config import SETTINGS
+from esg.errors import ConfigError, ListenError
+from esg.supervisor.signals import HANDLED
+
+
+async def application(scope, receive, send):
+    """Never called."""
+
+
+class Instance:
+    async def __call__(self, scope, receive, send):
+        """Never called."""
+
+
+class Spy:
+    """Stands in for the arbiter."""
+
+    made: Spy | None = None
+    code = 0
+
+    def __init__(self, config, payload, read_config):
+        self.config, self.read_config = config, read_config
+        Spy.made = self
+
+    def run(self):
+        for signum in HANDLED:
+            signal.signal(signum, signal.SIG_IGN)
+        return Spy.code
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path):
+    """In an empty folder and environment, with a spy for the arbiter."""
+    for declared in SETTINGS.values():
+        for variable in declared.variables:
+            monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(api, "Arbiter", Spy)
+    monkeypatch.setattr(Spy, "code", 0)
+    Spy.made = None
+
+
+def run(*arguments, **settings):
+    esg.run(*arguments, **settings)
+    return Spy.made.config
+
+
+# -- run -------------------------------------------------------------------------------
+
+
+def test_the_application_may_be_a_name_or_an_object():
+    assert (run("example:app").app, run("example:app").target) == ("example:app", None)
+    assert run(application).target is application
+
+
+@pytest.mark.parametrize(
+    ("app", "name"),
+    [
+        (application, f"{__name__}:application"),
+        (Instance(), f"{__name__}:Instance"),
+        (lambda scope: None, f"{__name__}:app"),
+        (functools.partial(application), "functools:partial"),
+    ],
+)
+def test_an_object_has_a_name_in_titles(app, name):
+    assert run(app).title == name
+
+
+def test_a_class_in_a_function_has_a_name_too():
+    class Inner:
+        pass
+
+    name = "test_a_class_in_a_function_has_a_name_too.Inner"
+    assert run(Inner()).title == f"{__name__}:{name}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value"),
+    [
+        ({"port": 9000}, "port", 9000),
+        ({"workers": "auto"}, "workers", config.WORKERS.parse("auto")),
+        ({"bind": ["a:1", "b:2"]}, "bind", ("a:1", "b:2")),
+        ({"timeout_graceful_shutdown": 3}, "graceful_timeout", 3),
+        ({"limit_max_requests": 5}, "max_requests", 5),
+        ({"limit_max_requests_jitter": 5}, "max_requests_jitter", 5),
+        ({"h11_max_incomplete_event_size": 4096}, "limit_request_header_size", 4096),
+        ({"headers": [("X-A", "1")]}, "header", ("X-A: 1",)),
+        ({"reload_dirs": None, "uds": None, "limit_max_requests": None}, "max_requests", 0),
+        ({"app_dir": pathlib.Path("/srv")}, "app_dir", "/srv"),
+        ({"access_log": False}, "access_log", False),
+        ({"factory": True}, "factory", True),
+    ],
+)
+def test_keywords_are_settings(settings, name, value):
+    made = run("example:app", **settings)
+    assert getattr(made, name) == value
+    keyword = next(iter(settings))
+    if settings[keyword] is not None:
+        assert made.origin(name) == f"argument {keyword}"
+
+
+def test_keywords_are_stronger_than_the_other_sources(tmp_path, monkeypatch):
+    (tmp_path / "esg.toml").write_text("workers = 2\ntimeout = 2\nport = 2")
+    monkeypatch.setenv("ESG_WORKERS", "3")
+    monkeypatch.setenv("PORT", "3")
+    made = run("example:app", port=4)
+    assert (made.timeout, made.workers, made.port) == (2, 3, 4)
+
+
+def test_a_file_may_be_named(tmp_path):
+    (tmp_path / "other.toml").write_text("workers = 2")
+    assert run("example:app", config="other.toml").workers == 2
+
+
+def test_a_reload_reads_the_sources_again_and_keeps_the_object(tmp_path):
+    run(application)
+    (tmp_path / "esg.toml").write_text("workers = 2")
+    again = Spy.made.read_config()
+    assert (again.workers, again.target) == (2, application)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"wrokers": 1}, "arguments: unknown key 'wrokers'; did you mean workers?"),
+        ({"port": "x"}, "argument port: invalid value 'x': expected a whole number"),
+        ({"max_requests": 1, "limit_max_requests": 2}, "are the same"),
+        ({"bind": "a:1", "port": 2}, "argument bind and argument port both say"),
+        ({"chdir": "missing"}, "argument chdir: can't change to 'missing'"),
+    ],
+)
+def test_keywords_that_cannot_be_used(settings, told):
+    with pytest.raises(ConfigError) as caught:
+        esg.run("example:app", **settings)
+    assert told in str(caught.value)
+    assert Spy.made is None
+
+
+def test_a_clean_stop_returns():
+    assert esg.run("example:app") is None
+
+
+@pytest.mark.parametrize("code", [1, 3, 4])
+def test_a_failure_exits_with_the_commands_code(monkeypatch, code):
+    monkeypatch.setattr(Spy, "code", code)
+    with pytest.raises(SystemExit) as caught:
+        esg.run("example:app")
+    assert caught.value.code == code
+
+
+def test_handlers_of_signals_are_restored(monkeypatch):
+    before = {signum: signal.getsignal(signum) for signum in HANDLED}
+    esg.run("example:app")
+    assert {signum: signal.getsignal(signum) for signum in HANDLED} == before
+
+    def fail(self):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        raise ListenError("in use")
+
+    monkeypatch.setattr(Spy, "run", fail)
+    with pytest.raises(ListenError):
+        esg.run("example:app")
+    assert {signum: signal.getsignal(signum) for signum in HANDLED} == before
+
+
+def test_another_thread_is_the_wrong_place():
+    caught = []
+
+    def target():
+        try:
+            esg.run("example:app")
+        except RuntimeError as error:
+            caught.append(str(error))
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
+    assert "main thread" in caught[0]
+    assert Spy.made is None
+
+
+def test_an_event_loop_is_the_wrong_place():
+    async def main():
+        esg.run("example:app")
+
+    with pytest.raises(RuntimeError, match=r"await esg\.Server"):
+        asyncio.run(main())
+
+
+# -- Config ----------------------------------------------------------------------------
+
+
+def test_a_config_takes_keywords_alone(tmp_path, monkeypatch):
+    (tmp_path / "esg.toml").write_text("workers = 2")
+    monkeypatch.setenv("PORT", "3")
+    made = esg.Config("example:app", host="::1", timeout_keep_alive=7)
+    assert (made.app, made.workers, made.binds) == ("example:app", 1, ("[::1]:8000",))
+    assert made.timeout_keep_alive == 7
+    assert made.origin("timeout_keep_alive") == "argument timeout_keep_alive"
+
+
+def test_a_config_is_what_the_rest_of_esg_takes():
+    made = esg.Config(application, port=1)
+    assert isinstance(made, config.Config)
+    assert made.target is application
+
+
+def test_a_config_reads_its_env_file(tmp_path, monkeypatch):
+    (tmp_path / "vars").write_text("COLOR=red\nSHAPE=round")
+    monkeypatch.setenv("SHAPE", "square")
+    assert esg.Config("example:app", env_file="vars").variables == {"COLOR": "red"}
+
+
+@pytest.mark.parametrize("settings", [{"port": 70000}, {"prot": 1}, {"log_level": "loud"}])
+def test_a_config_is_checked(settings):
+    with pytest.raises(ConfigError):
+        esg.Config("example:app", **settings)
+
+
+# -- the package -----------------------------------------------------------------------
+
+
+def test_public_names_are_there():
+    assert [name for name in esg.__all__ if not hasattr(esg, name)] == []
+
+
+def test_other_names_are_not():
+    with pytest.raises(AttributeError, match="no attribute 'sprint'"):
+        esg.sprint  # noqa: B018 - looking is the test

@@ -1,0 +1,373 @@
+"""`esg.Server`: serving on a loop that belongs to somebody else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import http.client
+import logging
+import os
+import signal
+import socket
+import threading
+
+import pytest
+
+import esg
+from esg.errors import AppImportError, BootError, ConfigError, ListenError
+from tests.support.waiting import DEADLINE, eventually
+
+LOOPS = ["asyncio", "uvloop"]
+
+
+@pytest.fixture(autouse=True)
+def log():
+    """What is logged; the logger is left as it was."""
+    logger = logging.getLogger("esg")
+    before = logger.level, logger.propagate, logger.handlers[:]
+    yield
+    logger.level, logger.propagate, logger.handlers[:] = before
+
+
+class App:
+    """Answers, notes its lifespan, and can be told to wait."""
+
+    def __init__(self):
+        self.notes = []
+        self.seen = 0
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            await receive()
+            self.notes.append("startup")
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            self.notes.append("shutdown")
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        self.seen += 1
+        if scope["path"] == "/forever":
+            self.notes.append("forever")
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                self.notes.append("cancelled")
+                raise
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+
+def make(app, **settings):
+    settings = {"port": 0, "access_log": False, "log_level": "critical"} | settings
+    return esg.Server(esg.Config(app, **settings))
+
+
+def bound():
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def get(port, path="/"):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+async def until(condition):
+    async with asyncio.timeout(DEADLINE):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@contextlib.contextmanager
+def in_thread(server, sock):
+    """The server in a thread of its own, as test suites have it."""
+    failures = []
+
+    def target():
+        try:
+            server.run(sockets=[sock])
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            failures.append(error)
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    try:
+        eventually(lambda: server.started or failures, "started")
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+        assert failures == []
+
+
+# -- life ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_server_in_a_thread(loop):
+    app, sock = App(), bound()
+    port = sock.getsockname()[1]
+    server = make(app, loop=loop)
+    assert not server.started
+    with in_thread(server, sock):
+        assert get(port) == b"hello"
+    assert not server.started
+    assert app.notes == ["startup", "shutdown"]
+    assert sock.fileno() == -1
+
+
+def test_a_server_in_a_task_with_a_client_on_the_same_loop():
+    async def main():
+        app, sock = App(), bound()
+        server = make(app)
+        task = asyncio.create_task(server.serve(sockets=[sock]))
+        await until(lambda: server.started)
+        assert await asyncio.to_thread(get, sock.getsockname()[1]) == b"hello"
+        server.should_exit = True
+        await task
+        assert app.notes == ["startup", "shutdown"]
+
+    asyncio.run(main())
+
+
+def test_it_listens_where_its_config_says(capfd):
+    async def main():
+        with bound() as other:
+            port = other.getsockname()[1]
+        server = make(App(), port=port, log_level="info", access_log=True)
+        task = asyncio.create_task(server.serve())
+        await until(lambda: server.started)
+        assert await asyncio.to_thread(get, port) == b"hello"
+        server.should_exit = True
+        await task
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.to_thread(get, port)
+        return port
+
+    port = asyncio.run(main())
+    captured = capfd.readouterr()
+    assert f"server pid={os.getpid()} listening on http://127.0.0.1:{port}" in captured.err
+    assert f"server pid={os.getpid()} ready" in captured.err
+    assert '"GET / HTTP/1.1" 200 OK' in captured.out
+
+
+def test_several_servers_in_one_process():
+    first, second = App(), App()
+    socks = bound(), bound()
+    ports = [sock.getsockname()[1] for sock in socks]
+    with in_thread(make(first), socks[0]), in_thread(make(second), socks[1]):
+        assert [get(port) for port in ports] == [b"hello", b"hello"]
+        assert (first.seen, second.seen) == (1, 1)
+
+
+def test_a_server_can_serve_again():
+    app = App()
+    server = make(app)
+    with in_thread(server, bound()):
+        pass
+    server.should_exit = False
+    with in_thread(server, bound()):
+        pass
+    assert app.notes == ["startup", "shutdown"] * 2
+
+
+def test_a_server_told_to_stop_while_it_starts_does_not_wait_for_that():
+    notes = []
+
+    async def app(scope, receive, send):
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            notes.append("cancelled")
+
+    async def main():
+        server = make(app)
+        server.should_exit = True
+        async with asyncio.timeout(DEADLINE):
+            await server.serve(sockets=[bound()])
+        assert not server.started
+
+    asyncio.run(main())
+    assert notes == ["cancelled"]
+
+
+def test_a_server_serves_once_at_a_time():
+    server = make(App())
+    with in_thread(server, bound()), pytest.raises(RuntimeError, match="serves already"):
+        asyncio.run(server.serve())
+
+
+def test_enough_requests_stop_it():
+    async def main():
+        sock = bound()
+        server = make(App(), limit_max_requests=2)
+        task = asyncio.create_task(server.serve(sockets=[sock]))
+        await until(lambda: server.started)
+        for _ in range(2):
+            await asyncio.to_thread(get, sock.getsockname()[1])
+        async with asyncio.timeout(DEADLINE):
+            await task
+
+    asyncio.run(main())
+
+
+def test_force_exit_cuts_short_what_is_in_flight():
+    async def main():
+        app, sock = App(), bound()
+        server = make(app)
+        task = asyncio.create_task(server.serve(sockets=[sock]))
+        await until(lambda: server.started)
+        client = asyncio.create_task(asyncio.to_thread(get, sock.getsockname()[1], "/forever"))
+        await until(lambda: "forever" in app.notes)
+        server.should_exit = True
+        server.force_exit = True
+        async with asyncio.timeout(DEADLINE):
+            await task
+        await asyncio.gather(client, return_exceptions=True)
+        assert app.notes == ["startup", "forever", "cancelled", "shutdown"]
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_task_ends_in_good_order():
+    async def main():
+        app, sock = App(), bound()
+        server = make(app)
+        task = asyncio.create_task(server.serve(sockets=[sock]))
+        await until(lambda: server.started)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert app.notes == ["startup", "shutdown"]
+        assert sock.fileno() == -1
+        assert not server.started
+
+    asyncio.run(main())
+
+
+def test_nothing_of_a_server_stays_on_the_loop():
+    async def main():
+        loop = asyncio.get_running_loop()
+        before = set(loop._selector.get_map())
+        tasks = asyncio.all_tasks()
+        server = make(App(), loop="asyncio")
+        task = asyncio.create_task(server.serve(sockets=[bound()]))
+        await until(lambda: server.started)
+        server.should_exit = True
+        await task
+        assert set(loop._selector.get_map()) == before
+        assert asyncio.all_tasks() == tasks
+
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.run(main())
+
+
+def test_the_process_is_left_alone():
+    before = gc.get_freeze_count(), signal.getsignal(signal.SIGQUIT)
+    with in_thread(make(App()), bound()):
+        assert (gc.get_freeze_count(), signal.getsignal(signal.SIGQUIT)) == before
+        assert esg.current_worker() is None
+
+
+# -- signals ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_it_and_comes_again_when_its_handler_is_back(loop, signum):
+    got = []
+    before = signal.signal(signum, lambda *_: got.append(signum))
+    app = App()
+    server = make(app, loop=loop)
+
+    async def main():
+        task = asyncio.create_task(server.serve(sockets=[bound()]))
+        await until(lambda: server.started)
+        assert signal.getsignal(signum) == server.handle_exit
+        os.kill(os.getpid(), signum)
+        async with asyncio.timeout(DEADLINE):
+            await task
+
+    try:
+        asyncio.run(main())
+        assert got == [signum]
+    finally:
+        signal.signal(signum, before)
+    assert app.notes == ["startup", "shutdown"]
+
+
+def test_a_second_interrupt_forces_the_end():
+    server = make(App())
+    server.handle_exit(signal.SIGINT, None)
+    assert (server.should_exit, server.force_exit) == (True, False)
+    server.handle_exit(signal.SIGTERM, None)
+    assert not server.force_exit
+    server.handle_exit(signal.SIGINT, None)
+    assert server.force_exit
+
+
+# -- what goes wrong -------------------------------------------------------------------
+
+
+def serve(server, sockets=None):
+    asyncio.run(asyncio.wait_for(server.serve(sockets=sockets), DEADLINE))
+
+
+def test_an_application_that_cannot_be_imported():
+    with pytest.raises(AppImportError, match="no module 'nosuch'"):
+        serve(make("nosuch:app"))
+
+
+def test_an_application_that_cannot_start():
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+    sock = bound()
+    with pytest.raises(BootError, match="no database"):
+        serve(make(app), [sock])
+    assert sock.fileno() == -1
+
+
+def test_an_address_that_is_taken():
+    with bound() as other, pytest.raises(ListenError, match="in use"):
+        serve(make(App(), port=other.getsockname()[1]))
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [(socket.AF_UNIX, socket.SOCK_STREAM), (socket.AF_INET, socket.SOCK_DGRAM)],
+)
+def test_a_socket_of_another_kind(family, kind):
+    with socket.socket(family, kind) as sock, pytest.raises(ConfigError, match="TCP only"):
+        serve(make(App()), [sock])
+
+
+def test_a_bound_socket_is_listened_on():
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+    with in_thread(make(App()), sock):
+        assert get(port) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"workers": 2}, "argument workers: "),
+        ({"chdir": "/"}, "argument chdir: "),
+        ({"timeout_boot": 5}, "argument timeout_boot: "),
+    ],
+)
+def test_settings_that_need_an_arbiter(settings, told):
+    with pytest.raises(ConfigError, match=rf"{told}.*use esg\.run"):
+        make(App(), **settings)
+
+
+def test_settings_that_mean_something_without_an_arbiter():
+    make(App(), graceful_timeout=1, max_requests=5, name="shop", workers=1)

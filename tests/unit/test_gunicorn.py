@@ -1,0 +1,55 @@
+"""What names from gunicorn mean here."""
+
+from __future__ import annotations
+
+import pytest
+
+from esg.config import SETTINGS
+from esg.gunicorn import RENAMED, WORKER_CLASSES, assigned_names, why_not
+
+
+@pytest.mark.parametrize("meaning", WORKER_CLASSES.values(), ids=WORKER_CLASSES)
+def test_a_worker_class_stands_for_settings_that_there_are(meaning):
+    assert set(meaning) <= set(SETTINGS)
+
+
+@pytest.mark.parametrize("name", RENAMED.values(), ids=RENAMED)
+def test_a_renamed_setting_is_one(name):
+    assert name in SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gevent", "asyncio"),
+        ("gunicorn.workers.ggevent.GeventWorker", "asyncio"),
+        ("eventlet", "asyncio"),
+        ("tornado", "Tornado"),
+        ("aiohttp.GunicornWebWorker", "aiohttp"),
+        ("my.Worker", "its own"),
+    ],
+)
+def test_why_a_worker_class_cannot_be_had(name, reason):
+    assert reason in why_not(name)
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("workers = 4\nbind: str = 'a:1'", ["workers", "bind"]),
+        ("a = b = 1\na = 2", ["a", "b"]),
+        ("def post_fork(server, worker): pass\nasync def x(): pass", ["post_fork", "x"]),
+        ("import os\nif os.environ: workers = 1\nos.x = 2", []),
+        ("workers = ", []),
+        ("\0", []),
+        ("", []),
+    ],
+)
+def test_names_that_a_python_file_sets(source, names):
+    assert assigned_names(source) == names
+
+
+def test_the_file_is_not_run(tmp_path):
+    mark = tmp_path / "ran"
+    assert assigned_names(f"open({str(mark)!r}, 'w')\nworkers = 1") == ["workers"]
+    assert not mark.exists()
