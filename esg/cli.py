@@ -19,6 +19,7 @@ import esg
 from esg import logs, sources
 from esg.config import SETTINGS, Config, Raw, Setting
 from esg.errors import ESGError
+from esg.server.prepare import prepare
 from esg.server.worker import run_worker
 from esg.supervisor.arbiter import Arbiter
 
@@ -62,7 +63,7 @@ def _config_reader(context: click.Context, values: dict[str, Any]) -> Callable[[
         for name, value in values.items()
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    return lambda: sources.load(given, os.environ, file=file)
+    return lambda: prepare(sources.load(given, os.environ, file=file))
 
 
 def _origin(declared: Setting) -> str:

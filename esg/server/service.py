@@ -18,6 +18,7 @@ from esg.server.access_log import AccessLog
 from esg.server.asgi import Application, Receive, Scope, Send
 from esg.server.http1.exchange import BODY, Exchange
 from esg.server.http1.response import Heads
+from esg.server.proxy_headers import trusted_proxies
 
 if TYPE_CHECKING:
     from esg.server.http1.connection import Connection
@@ -49,6 +50,7 @@ class Service:
         "loop",
         "now",
         "on_due",
+        "proxies",
         "requests",
         "root_path",
         "running",
@@ -83,6 +85,8 @@ class Service:
         self.subject = subject
         self.access_log = access_log
         self.root_path = config.root_path
+        self.proxies = trusted_proxies(config) if config.proxy_headers else None
+        """Whose word on a request's client is taken."""
         self.state: dict[str, Any] = {}
         self.heads = Heads(config.server_header, config.date_header)
         self.connections: set[Connection] = set()

@@ -177,7 +177,7 @@ class Esg:
     @property
     def port(self) -> int:
         if not self._port:
-            record = self.wait_for_log(r"listening on http://127\.0\.0\.1:\d+")
+            record = self.wait_for_log(r"listening on https?://127\.0\.0\.1:\d+")
             self._port = int(record.message.rpartition(":")[2])
         return self._port
 
