@@ -393,14 +393,14 @@ class Config:
     )
 
     ssl_keyfile: str = setting(
-        "", TEXT, TLS, "Private key, in PEM.", flags=("--ssl-keyfile", "--keyfile")
+        "", TEXT, TLS, "Private key, in PEM.", flags=("--keyfile", "--ssl-keyfile")
     )
     ssl_certfile: str = setting(
         "",
         TEXT,
         TLS,
         "Certificate with its chain, in PEM; turns TLS on.",
-        flags=("--ssl-certfile", "--certfile"),
+        flags=("--certfile", "--ssl-certfile"),
     )
     ssl_keyfile_password: str = setting("", TEXT, TLS, "Password of the private key.")
     ssl_version: str = setting(
@@ -414,21 +414,21 @@ class Config:
         CERT_REQS,
         TLS,
         "Whether clients need a certificate: none, optional or required.",
-        flags=("--ssl-cert-reqs", "--cert-reqs"),
+        flags=("--cert-reqs", "--ssl-cert-reqs"),
     )
     ssl_ca_certs: str = setting(
         "",
         TEXT,
         TLS,
         "Authorities that clients' certificates are checked with, in PEM.",
-        flags=("--ssl-ca-certs", "--ca-certs"),
+        flags=("--ca-certs", "--ssl-ca-certs"),
     )
     ssl_ciphers: str = setting(
         "",
         TEXT,
         TLS,
         "Ciphers for TLS 1.2, in OpenSSL's notation.",
-        flags=("--ssl-ciphers", "--ciphers"),
+        flags=("--ciphers", "--ssl-ciphers"),
     )
 
     ssl_handshake_timeout: float = setting(

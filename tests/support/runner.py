@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -95,6 +96,8 @@ class Esg:
                 stderr=log,
                 start_new_session=True,
             )
+        self.tls: ssl.SSLContext | None = None
+        """What clients speak TLS with, for a test that sets it."""
         self._prefixed = bool(prefix)
         self._port = 0
 
@@ -188,6 +191,10 @@ class Esg:
     def connect(self, timeout: float = DEADLINE) -> http.client.HTTPConnection:
         """A connection that never connects anew behind the test's back."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        if self.tls is not None:
+            connection = http.client.HTTPSConnection(
+                "127.0.0.1", self.port, timeout=timeout, context=self.tls
+            )
         connection.connect()
         connection.auto_open = 0
         return connection
