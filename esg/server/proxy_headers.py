@@ -28,6 +28,9 @@ MOST_HOPS = 64
 LONGEST_NODE = 64
 """Characters of the longest text that can name a node: an IPv6 address, brackets and a port."""
 
+MOST_KNOWN, LONGEST_KNOWN = 1024, 256
+"""Header sections remembered, and bytes of the longest of them. Reading one takes about 5 us."""
+
 _FORWARDED = b"forwarded"
 _FOR, _PROTO = b"x-forwarded-for", b"x-forwarded-proto"
 _HOST, _PORT = b"x-forwarded-host", b"x-forwarded-port"
@@ -48,11 +51,25 @@ _PAIRS = re.compile(rf"[ \t]*(?:{_PAIR})?[ \t]*(?:;|\Z)")
 _ESCAPED = re.compile(r"\\(.)")
 
 
+Fields = tuple[tuple[bytes, bytes], ...]
+
+
+class Said(NamedTuple):
+    """What trusted proxies say of a request; None where they say nothing that can be used."""
+
+    client: Endpoint | None = None
+    scheme: str | None = None
+    host: bytes | None = None
+    port: int | None = None
+
+
 class TrustedProxies:
     """The peers that `--forwarded-allow-ips` lists. Pure."""
 
     def __init__(self, entries: Sequence[str], origin: str) -> None:
         """`origin` is where the entries came from. Raises ConfigError for one that is none."""
+        self.known: dict[Fields, Said] = {}
+        """What was said lately: a client's requests all say the same."""
         self._everyone = "*" in entries
         self._unnamed = self._everyone or "unix:" in entries
         self._addresses: set[str] = set()
@@ -130,15 +147,6 @@ def trusted_proxies(config: Config) -> TrustedProxies:
     return TrustedProxies(config.forwarded_allow_ips, config.origin("forwarded_allow_ips"))
 
 
-class Said(NamedTuple):
-    """What trusted proxies say of a request; None where they say nothing that can be used."""
-
-    client: Endpoint | None = None
-    scheme: str | None = None
-    host: bytes | None = None
-    port: int | None = None
-
-
 def apply(scope: Scope, proxies: TrustedProxies) -> None:
     """Put what the proxies say into the scope of an HTTP request that came from a trusted peer.
 
@@ -159,10 +167,21 @@ def apply(scope: Scope, proxies: TrustedProxies) -> None:
 
 def read(headers: Headers, proxies: TrustedProxies) -> Said:
     """What a request's header section, from a trusted peer, says of its client."""
+    fields = tuple([field for field in headers if field[0] in FIELDS])
+    said = proxies.known.get(fields)
+    if said is None:
+        said = _read(fields, proxies)
+        if sum(len(value) for _, value in fields) <= LONGEST_KNOWN:
+            if len(proxies.known) >= MOST_KNOWN:
+                proxies.known.clear()
+            proxies.known[fields] = said
+    return said
+
+
+def _read(fields: Fields, proxies: TrustedProxies) -> Said:
     given: dict[bytes, bytes] = {}
-    for name, value in headers:
-        if name in FIELDS:
-            given[name] = given[name] + b"," + value if name in given else value
+    for name, value in fields:
+        given[name] = given[name] + b"," + value if name in given else value
     texts = {name: value.decode("latin-1") for name, value in given.items()}
     if texts.keys() == {_FORWARDED}:
         return _read_forwarded(texts[_FORWARDED], proxies)

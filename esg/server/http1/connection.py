@@ -32,6 +32,7 @@ from esg.server.http1.framing import (
     DECIDING,
     DECIDING_FROM_PROXY,
     PLAIN,
+    PLAIN_FORWARDED,
     Framing,
     check_size,
     examine,
@@ -237,6 +238,7 @@ class Connection(asyncio.Protocol):
         target, headers = self._target, self._headers
         self._target, self._headers = b"", []
         service, parser = self.service, self.parser
+        make_scope = self._make_scope  # a call of `self.a_slot()` is slower by 0.05 us
         try:
             if self._fed > service.small_head:
                 self._check_limits(target, headers)
@@ -246,7 +248,7 @@ class Connection(asyncio.Protocol):
             name = METHODS.get(method)
             if framing is not PLAIN or name is None:
                 name = self._checked_method(method, framing)
-            scope = self._make_scope(self._template, name, target, headers, service.state)
+            scope = make_scope(self._template, name, target, headers, service.state)
         except HTTPError as error:
             self.raised = error
             raise
@@ -254,6 +256,8 @@ class Connection(asyncio.Protocol):
             scope["http_version"] = framing.version
             if framing.forwarded and service.proxies is not None:
                 proxy_headers.apply(scope, service.proxies)
+                if framing is PLAIN_FORWARDED:
+                    framing = PLAIN
         self._incoming = exchange = Exchange(self, scope, framing, target)
         if self._exchange is None and not self.write_paused:
             self._exchange = self._start = exchange
