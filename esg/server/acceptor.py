@@ -22,6 +22,7 @@ from esg.server.http1.connection import Connection
 from esg.server.proxy_headers import trusted_proxies
 from esg.server.proxy_receiver import ProxyReceiver
 from esg.server.service import Service
+from esg.server.tls import server_context
 from esg.server.tls_transport import TLSTransport
 
 logger = logging.getLogger("esg")
@@ -121,7 +122,9 @@ class Acceptor:
         config = service.config
         self._proxies = trusted_proxies(config) if config.proxy_protocol else None
         """Who must begin with a PROXY protocol header; None where nobody does."""
-        self._begin = self._begin_plain if config.ssl_context is None else self._begin_tls
+        # Settings that nobody has prepared must not come to plain text where TLS was meant.
+        self._context = config.ssl_context or server_context(config)
+        self._begin = self._begin_plain if self._context is None else self._begin_tls
         self._complaints = Seldom(COMPLAINT_INTERVAL)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[Listener, asyncio.TimerHandle] = {}
@@ -262,14 +265,9 @@ class Acceptor:
             service.change_load(-1)
             logger.debug("%s no TLS with %s: %s", service.subject, client and client[0], reason)
 
-        config = service.config
-        return TLSTransport(
-            service.loop,
-            config.ssl_context,
-            begin,
-            limit=config.ssl_handshake_timeout,
-            fail=fail,
-        )
+        assert self._context is not None
+        limit = service.config.ssl_handshake_timeout
+        return TLSTransport(service.loop, self._context, begin, limit=limit, fail=fail)
 
     def _refuse(self, client: Endpoint, reason: str) -> None:
         suppressed = self._complaints.now(self._service.loop.time())

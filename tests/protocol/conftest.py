@@ -238,10 +238,13 @@ def serve(
         *,
         address: str = "127.0.0.1:0",
         log_fd: int | None = None,
+        prepared: bool = True,
         **settings: Any,
     ) -> Server:
         tls_settings, client_context = tls or ({}, None)
-        config = prepare(Config(app="test:app", **(parser_settings | tls_settings | settings)))
+        config = Config(app="test:app", **(parser_settings | tls_settings | settings))
+        if prepared:
+            config = prepare(config)
         access_log = None if log_fd is None else AccessLog(loop, log_fd, colors=False)
         server = Server(
             loop,

@@ -109,6 +109,14 @@ async def test_a_session_is_resumed(serve, runner, authority):
     second.close()
 
 
+async def test_settings_that_were_not_prepared_are_none_of_plain_text(serve, runner):
+    server = serve(hello, prepared=False)
+    client = connect_plainly(server, runner)
+    assert (await client.request(get())).status == 400
+    client.close()
+    assert (await server.connect().request(get())).body == b"hello"
+
+
 # -- clients' certificates -------------------------------------------------------------------
 
 
