@@ -104,6 +104,9 @@ class Connection:
             raise Lost(f"bytes behind the answer: {rest[:80]!r}")
 
     def close(self) -> None:
+        if self._writer.get_extra_info("sslcontext") is not None:
+            # asyncio's TLS would wait for the server's end longer than the loop may run.
+            self._writer.transport.abort()
         self._writer.close()
 
     async def _head(self) -> dict[str, str]:
