@@ -17,6 +17,7 @@ from esg import config as internal
 from esg import sources
 from esg.config import PLURALS, Raw, build, setting_named
 from esg.errors import ConfigError
+from esg.server.prepare import prepare
 from esg.server.worker import run_worker
 from esg.supervisor.arbiter import Arbiter
 from esg.supervisor.signals import HANDLED
@@ -29,7 +30,7 @@ def serve(read_config: Callable[[], internal.Config]) -> int:
     """
     config = read_config()
     enter_folder(config)
-    return Arbiter(config, run_worker, read_config).run()
+    return Arbiter(prepare(config), run_worker, lambda: prepare(read_config())).run()
 
 
 def enter_folder(config: internal.Config) -> None:

@@ -24,6 +24,7 @@ from esg.errors import BootError, ESGError
 from esg.listeners import parse_bind
 from esg.loader import load_application
 from esg.server.loops import loop_factory
+from esg.server.prepare import prepare
 from esg.supervisor.signals import HANDLED
 
 WIDTH = 80
@@ -78,6 +79,7 @@ def _check(config: Config) -> int:
     for bind in config.binds:
         parse_bind(bind, config.binds_origin)
     loop_factory(config.loop)
+    config = prepare(config)
     try:
         load_application(config)
     except BootError as error:

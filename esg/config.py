@@ -109,6 +109,10 @@ def _parse_texts(raw: object) -> tuple[str, ...]:
     raise ValueError("expected a string or a list of strings")
 
 
+def _parse_items(raw: object) -> tuple[str, ...]:
+    return _parse_texts(",".join(_parse_texts(raw)))
+
+
 def _parse_app(raw: object) -> str:
     text = _parse_text(raw).strip()
     wanted = "expected MODULE:ATTRIBUTE, for example example:app"
@@ -175,6 +179,42 @@ def _parse_worker_class(raw: object) -> str:
 MOST_WORKERS = 512
 """Workers of one generation; two of them, and some that drain, fit on the scoreboard."""
 
+
+def synonyms(metavar: str, wanted: str, names: Mapping[str, tuple[str, ...]]) -> Kind:
+    """One of a few values, each with the other names that programs have for it."""
+    values = {name.lower(): value for value, all_ in names.items() for name in (value, *all_)}
+
+    def parse(raw: object) -> str:
+        try:
+            return values[str(raw).strip().lower()]
+        except KeyError:
+            raise ValueError(f"expected {wanted}") from None
+
+    return Kind(metavar, parse)
+
+
+# The numbers are those of the ssl module's constants, which uvicorn takes; the names are gunicorn's
+# and OpenSSL's. What negotiates the version means the oldest that is spoken here.
+TLS_VERSION = synonyms(
+    "VERSION",
+    "1.2 or 1.3 (older versions of TLS aren't safe)",
+    {
+        "1.2": (
+            "TLSv1.2", "TLSv1_2", "PROTOCOL_TLSv1_2", "5",
+            "TLS", "PROTOCOL_TLS", "SSLv23", "2", "TLS_SERVER", "PROTOCOL_TLS_SERVER", "17",
+        ),
+        "1.3": ("TLSv1.3", "TLSv1_3"),
+    },
+)  # fmt: skip
+CERT_REQS = synonyms(
+    "[none|optional|required]",
+    "none, optional or required",
+    {
+        "none": ("CERT_NONE", "0"),
+        "optional": ("CERT_OPTIONAL", "1"),
+        "required": ("CERT_REQUIRED", "2"),
+    },
+)
 SWITCH = Kind("BOOLEAN", _parse_switch, is_flag=True)
 BOOLEAN = Kind("BOOLEAN", _parse_switch)
 WORKERS = Kind("INTEGER|auto", _parse_workers)
@@ -183,6 +223,8 @@ WORKER_CLASS = Kind("TEXT", _parse_worker_class)
 TEXT = Kind("TEXT", _parse_text)
 LOG_FORMAT = Kind("FORMAT", _parse_log_format)
 TEXTS = Kind("TEXT", _parse_texts)
+ITEMS = Kind("TEXT", _parse_items)
+"""As TEXTS, where an item can have no comma, so that commas separate within a list, too."""
 APP = Kind("APP", _parse_app)
 
 
@@ -479,22 +521,19 @@ class Config:
         SWITCH,
         HTTP,
         "Take client address, scheme and host from X-Forwarded-* and Forwarded of trusted proxies.",
-        pending=True,
     )
     forwarded_allow_ips: tuple[str, ...] = setting(
         ("127.0.0.1",),
-        TEXTS,
+        ITEMS,
         HTTP,
         "Proxies to trust: addresses, CIDR ranges, unix: or *, separated by commas.",
         environment=("FORWARDED_ALLOW_IPS",),
-        pending=True,
     )
     proxy_protocol: bool = setting(
         False,
         SWITCH,
         HTTP,
         "Expect a PROXY protocol header (v1 or v2) on connections from trusted proxies.",
-        pending=True,
     )
     server_header: bool = setting(True, SWITCH, HTTP, "Add a Server field to responses.")
     date_header: bool = setting(True, SWITCH, HTTP, "Add a Date field to responses.")
@@ -570,47 +609,46 @@ class Config:
     )
 
     ssl_keyfile: str = setting(
-        "", TEXT, TLS, "Private key, in PEM.", flags=("--ssl-keyfile", "--keyfile"), pending=True
+        "", TEXT, TLS, "Private key, in PEM.", flags=("--keyfile", "--ssl-keyfile")
     )
     ssl_certfile: str = setting(
         "",
         TEXT,
         TLS,
         "Certificate with its chain, in PEM; turns TLS on.",
-        flags=("--ssl-certfile", "--certfile"),
-        pending=True,
+        flags=("--certfile", "--ssl-certfile"),
     )
-    ssl_keyfile_password: str = setting("", TEXT, TLS, "Password of the private key.", pending=True)
+    ssl_keyfile_password: str = setting("", TEXT, TLS, "Password of the private key.")
     ssl_version: str = setting(
         "1.2",
-        TEXT,
+        TLS_VERSION,
         TLS,
         "Oldest version of TLS that is spoken: 1.2 or 1.3.",
-        pending=True,
     )
     ssl_cert_reqs: str = setting(
         "none",
-        TEXT,
+        CERT_REQS,
         TLS,
         "Whether clients need a certificate: none, optional or required.",
-        flags=("--ssl-cert-reqs", "--cert-reqs"),
-        pending=True,
+        flags=("--cert-reqs", "--ssl-cert-reqs"),
     )
     ssl_ca_certs: str = setting(
         "",
         TEXT,
         TLS,
         "Authorities that clients' certificates are checked with, in PEM.",
-        flags=("--ssl-ca-certs", "--ca-certs"),
-        pending=True,
+        flags=("--ca-certs", "--ssl-ca-certs"),
     )
     ssl_ciphers: str = setting(
         "",
         TEXT,
         TLS,
         "Ciphers for TLS 1.2, in OpenSSL's notation.",
-        flags=("--ssl-ciphers", "--ciphers"),
-        pending=True,
+        flags=("--ciphers", "--ssl-ciphers"),
+    )
+
+    ssl_handshake_timeout: float = setting(
+        10.0, seconds(0.1), TLS, "Time a client may take for the handshake."
     )
 
     log_level: str = setting(
@@ -670,6 +708,8 @@ class Config:
         0.25, seconds(), DEVELOPMENT, "Time between two looks at the files.", pending=True
     )
 
+    ssl_context: Any = dataclasses.field(default=None, compare=False, repr=False)
+    """What the TLS settings came to (`esg.server.prepare`); None for plain HTTP."""
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     variables: Mapping[str, str] = dataclasses.field(
         default_factory=dict, compare=False, repr=False
@@ -682,6 +722,11 @@ class Config:
     def title(self) -> str:
         """What process titles and the log call this application."""
         return self.name or self.app
+
+    @property
+    def scheme(self) -> str:
+        """What URLs of the listeners begin with."""
+        return "https" if self.ssl_certfile else "http"
 
     @property
     def binds(self) -> tuple[str, ...]:
@@ -709,6 +754,12 @@ class Config:
                 "info",
                 f"{self.origin('worker_class')}: {self.worker_class} means "
                 f"{text or 'what ESG does anyway'}",
+            )
+        if self.ssl_ca_certs and self.ssl_cert_reqs == "none":
+            yield (
+                "warning",
+                f"{self.origin('ssl_ca_certs')}: no client is asked for a certificate; "
+                "--ssl-cert-reqs required (or optional) does that",
             )
         if self.debug:
             yield (

@@ -59,11 +59,10 @@ class Listener:
 
     sock: socket.socket
 
-    @property
-    def url(self) -> str:
+    def url(self, scheme: str = "http") -> str:
         """The address as a URL, for the log."""
         host, port = self.sock.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def fileno(self) -> int:
         return self.sock.fileno()

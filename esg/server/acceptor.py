@@ -8,16 +8,24 @@ workers: 22, 6, 36 and 0 without this, 16 each with it.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from esg.listeners import Listener
 from esg.scoreboard import NOT_ACCEPTING
 from esg.server.asgi import Endpoint
-from esg.server.http1.connection import Connection
 from esg.server.http1.traced import connection_type
+from esg.server.proxy_headers import trusted_proxies
+from esg.server.proxy_receiver import ProxyReceiver
 from esg.server.service import Service
+from esg.server.tls import server_context
+from esg.server.tls_transport import TLSTransport
+
+logger = logging.getLogger("esg")
 
 MARGIN = 1
 """Connections by which a worker may be ahead of the least loaded one."""
@@ -34,14 +42,35 @@ BATCH = 32
 DRAIN_TIME = 0.25
 """Seconds in which handshakes that had begun may finish before a listener closes for good."""
 
-COMPLAINT_PAUSE = 60.0
-"""Seconds between two lines in the log about accepts that fail."""
-
 FULL_PAUSE = 0.05
 """Seconds after which a worker with all the connections it may have looks whether one is gone."""
 
 OUT_OF_FILES_PAUSE = 0.5
 """Seconds to wait after an accept that failed for lack of descriptors or memory."""
+
+
+COMPLAINT_INTERVAL = 60.0
+"""Seconds between two lines in the log about the same kind of failure."""
+
+
+class Seldom:
+    """How often something may be said that others can cause at will. Pure."""
+
+    __slots__ = ("_interval", "_last", "_suppressed")
+
+    def __init__(self, interval: float) -> None:
+        """`interval` is that between two times, in seconds."""
+        self._interval = interval
+        self._last = -math.inf
+        self._suppressed = 0
+
+    def now(self, time: float) -> int | None:
+        """None if it shan't be said at this time; else how often it wasn't since it last was."""
+        if time - self._last < self._interval:
+            self._suppressed += 1
+            return None
+        self._last, suppressed, self._suppressed = time, self._suppressed, 0
+        return suppressed
 
 
 class Balance:
@@ -90,8 +119,15 @@ class Acceptor:
         self._loads = loads
         self._connection_type = connection_type()
         self._balance = Balance()
-        self._complain_from = 0.0
         self._limit = service.config.limit_connections or sys.maxsize
+        config = service.config
+        self._proxies = trusted_proxies(config) if config.proxy_protocol else None
+        """Who must begin with a PROXY protocol header; None where nobody does."""
+        # Settings that nobody has prepared must not come to plain text where TLS was meant.
+        self._context = config.ssl_context or server_context(config)
+        self._begin = self._begin_plain if self._context is None else self._begin_tls
+        self._failures = Seldom(COMPLAINT_INTERVAL)
+        self._refusals = Seldom(COMPLAINT_INTERVAL)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[Listener, asyncio.TimerHandle] = {}
 
@@ -125,8 +161,8 @@ class Acceptor:
 
     @property
     def busy(self) -> bool:
-        """Whether accepted connections are still on their way to the event loop."""
-        return bool(self._tasks)
+        """Whether accepted connections are on their way to HTTP: to the loop, or in a handshake."""
+        return self._service.load > len(self._service.connections)
 
     # -- the listeners -----------------------------------------------------------------
 
@@ -170,30 +206,78 @@ class Acceptor:
 
     def _on_accept_error(self, listener: Listener, error: OSError) -> None:
         """Out of descriptors or memory: the connection stays queued, so look again later."""
-        now = self._service.loop.time()
-        if now >= self._complain_from:
+        if self._failures.now(self._service.loop.time()) is not None:
             self._service.log_error(f"can't accept: {error}")
-            self._complain_from = now + COMPLAINT_PAUSE
         self._pause(listener, OUT_OF_FILES_PAUSE)
 
     # -- a connection ------------------------------------------------------------------
 
     def _take(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         sock.setblocking(False)
+        client, server = endpoint(peer), endpoint(sock.getsockname())
+        if self._proxies is None:
+            protocol = self._begin(client, server)
+        elif self._proxies.trusts(client[0]):
+            protocol = self._receiver(client, server)
+        else:
+            self._refuse(client, "no trusted proxy (--forwarded-allow-ips)")
+            sock.close()
+            return
         self._service.change_load(+1)
-        connection = self._connection_type(
-            self._service, endpoint(peer), endpoint(sock.getsockname())
-        )
-        task = self._service.loop.create_task(self._connect(connection, sock))
+        task = self._service.loop.create_task(self._connect(protocol, sock))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _connect(self, connection: Connection, sock: socket.socket) -> None:
+    async def _connect(self, protocol: asyncio.Protocol, sock: socket.socket) -> None:
         try:
-            await self._service.loop.connect_accepted_socket(lambda: connection, sock)
+            await self._service.loop.connect_accepted_socket(lambda: protocol, sock)
         except OSError:
             sock.close()  # the client was gone before we got to it
             self._service.change_load(-1)
+
+    # -- what comes before HTTP ----------------------------------------------------------
+
+    def _receiver(self, client: Endpoint, server: Endpoint) -> asyncio.Protocol:
+        """The PROXY protocol comes before everything else, TLS included."""
+
+        def fail(reason: str) -> None:
+            self._service.change_load(-1)
+            self._refuse(client, reason)
+
+        return ProxyReceiver(
+            self._service.loop,
+            lambda named: (
+                self._begin(named.client, named.server)
+                if named.names
+                else self._begin(client, server)
+            ),
+            limit=self._service.config.timeout_request_header,
+            fail=fail,
+        )
+
+    def _begin_plain(self, client: Endpoint | None, server: Endpoint | None) -> asyncio.Protocol:
+        return self._connection_type(self._service, client, server)
+
+    def _begin_tls(self, client: Endpoint | None, server: Endpoint | None) -> asyncio.Protocol:
+        service = self._service
+
+        def begin(tls: dict[str, Any]) -> asyncio.Protocol:
+            return self._connection_type(service, client, server, tls)
+
+        def fail(reason: str) -> None:
+            service.change_load(-1)
+            logger.debug("%s no TLS with %s: %s", service.subject, client and client[0], reason)
+
+        assert self._context is not None
+        limit = service.config.ssl_handshake_timeout
+        return TLSTransport(service.loop, self._context, begin, limit=limit, fail=fail)
+
+    def _refuse(self, client: Endpoint, reason: str) -> None:
+        suppressed = self._refusals.now(self._service.loop.time())
+        if suppressed is not None:
+            more = f" ({suppressed} more like it before)" if suppressed else ""
+            text = "%s refused a connection from %s: %s%s"
+            logger.warning(text, self._service.subject, client[0], reason, more)
 
 
 def endpoint(address: tuple[str, int]) -> Endpoint:

@@ -31,14 +31,22 @@ but not what it holds.
 """
 
 
-def http_template(client: Endpoint | None, server: Endpoint | None, root_path: str) -> Scope:
-    """What the scopes of all requests on one connection have in common."""
+def http_template(
+    client: Endpoint | None,
+    server: Endpoint | None,
+    root_path: str,
+    tls: dict[str, Any] | None = None,
+) -> Scope:
+    """What the scopes of all requests on one connection have in common.
+
+    `tls` is the extension of that name, where the connection is over TLS.
+    """
     return {
         "type": "http",
         "asgi": {},
         "http_version": "1.1",
         "method": "",
-        "scheme": "http",
+        "scheme": "http" if tls is None else "https",
         "path": "",
         "raw_path": b"",
         "query_string": b"",
@@ -47,7 +55,7 @@ def http_template(client: Endpoint | None, server: Endpoint | None, root_path: s
         "client": client,
         "server": server,
         "state": {},
-        "extensions": EXTENSIONS,
+        "extensions": EXTENSIONS if tls is None else EXTENSIONS | {"tls": tls},
     }
 
 
@@ -81,6 +89,15 @@ def http_scope(
     scope["headers"] = headers
     scope["state"] = state.copy()
     scope["extensions"] = template["extensions"].copy()
+    return scope
+
+
+def tls_scope(
+    template: Scope, method: str, target: bytes, headers: Headers, state: dict[str, Any]
+) -> Scope:
+    """As `http_scope`, for a connection over TLS, whose template has the extension."""
+    scope = http_scope(template, method, target, headers, state)
+    scope["extensions"]["tls"] = template["extensions"]["tls"].copy()
     return scope
 
 

@@ -25,6 +25,7 @@ from esg.logfiles import LogFiles
 from esg.payload import Assignment
 from esg.scoreboard import Scoreboard
 from esg.server.loops import loop_factory
+from esg.server.prepare import prepare
 from esg.server.worker import Worker
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -83,6 +84,7 @@ class Server:
         setup = logs.LogSetup.open(self.config, LogFiles())
         setup.apply(self._subject)
         app = load_application(self.config)
+        config = prepare(self.config)
         self._loop = asyncio.get_running_loop()
         self._final = sockets is None
         listeners = self._listeners(sockets)
@@ -90,7 +92,7 @@ class Server:
         assignment = Assignment(
             number=1,
             generation=1,
-            config=self.config,
+            config=config,
             listeners=listeners,
             mailbox=workers_end,
             row=Scoreboard(1).row(1),
@@ -185,7 +187,7 @@ class Server:
         else:
             listeners = [_adopted(sock, config.backlog) for sock in sockets]
         for listener in listeners:
-            self._log(f"listening on {listener.url}")
+            self._log(f"listening on {listener.url(config.scheme)}")
         for level, text in config.notices():
             self._log(text, level)
         return listeners

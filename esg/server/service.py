@@ -19,6 +19,7 @@ from esg.server.asgi import Application, Receive, Scope, Send
 from esg.server.http1.exchange import BODY, Exchange
 from esg.server.http1.observed import Observed
 from esg.server.http1.response import Heads
+from esg.server.proxy_headers import trusted_proxies
 
 if TYPE_CHECKING:
     from esg.server.http1.connection import Connection
@@ -51,6 +52,7 @@ class Service:
         "loop",
         "now",
         "on_due",
+        "proxies",
         "requests",
         "root_path",
         "running",
@@ -87,6 +89,8 @@ class Service:
         self.exchange = Observed if access_log is not None and access_log.observes else Exchange
         """What a request on a connection is made."""
         self.root_path = config.root_path
+        self.proxies = trusted_proxies(config) if config.proxy_headers else None
+        """Whose word on a request's client is taken."""
         self.state: dict[str, Any] = {}
         self.heads = Heads(config.server_header, config.date_header, config.header)
         self.connections: set[Connection] = set()

@@ -89,7 +89,7 @@ class Arbiter:
         config = self._config
         self._listeners = open_listeners(config.binds, config.backlog, config.binds_origin)
         for listener in self._listeners:
-            self._log(logging.INFO, f"listening on {listener.url}")
+            self._log(logging.INFO, f"listening on {listener.url(config.scheme)}")
 
     def _log_notices(self, config: Config) -> None:
         for level, text in config.notices():

@@ -12,6 +12,7 @@ import asyncio
 import inspect
 import logging
 import socket
+import ssl
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,8 +27,11 @@ from esg.logs import LogSetup, worker_subject
 from esg.scoreboard import Scoreboard
 from esg.server.acceptor import Acceptor
 from esg.server.access_log import AccessLog, LoggedAccess, access_log
+from esg.server.prepare import prepare
 from esg.server.service import Service
+from tests.support.certificates import Authority
 
+from .tls_client import TLSClient
 from .wire import Client, until
 
 PARSERS = [pytest.param({}, id="httptools")]
@@ -102,7 +106,9 @@ class Server:
         piece: int | None,
         address: str,
         access_log: AccessLog | LoggedAccess | None,
+        client_context: ssl.SSLContext | None,
     ) -> None:
+        self._client_context = client_context
         self._loop = loop
         self._piece = piece
         self._clients: list[Client] = []
@@ -129,7 +135,11 @@ class Server:
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.connect(self.address)
-        client = Client(self._loop, sock, piece or self._piece)
+        if self._client_context is None:
+            client = Client(self._loop, sock, piece or self._piece)
+        else:
+            context = self._client_context
+            client = TLSClient(self._loop, sock, piece or self._piece, context=context)
         self._clients.append(client)
         return client
 
@@ -204,12 +214,31 @@ def piece() -> int | None:
     return None
 
 
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Issues certificates."""
+    return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def certificate(authority: Authority) -> tuple[str, str]:
+    """The files of a server's certificate and key."""
+    return authority.issue()
+
+
+@pytest.fixture
+def tls() -> tuple[dict[str, Any], ssl.SSLContext] | None:
+    """Settings that turn TLS on and the context of its clients; a module may replace this."""
+    return None
+
+
 @pytest.fixture
 def serve(
     runner: asyncio.Runner,
     log: LogBook,
     parser_settings: dict[str, Any],
     piece: int | None,
+    tls: tuple[dict[str, Any], ssl.SSLContext] | None,
 ) -> Iterator[Callable[..., Server]]:
     """Starts servers: `serve(app, **settings)`."""
     servers: list[Server] = []
@@ -220,11 +249,23 @@ def serve(
         *,
         address: str = "127.0.0.1:0",
         log_fd: int | None = None,
+        prepared: bool = True,
         **settings: Any,
     ) -> Server:
-        config = Config(app="test:app", **(parser_settings | settings))
+        tls_settings, client_context = tls or ({}, None)
+        config = Config(app="test:app", **(parser_settings | tls_settings | settings))
+        if prepared:
+            config = prepare(config)
         records = None if log_fd is None else access_log(setup_of(config, log_fd), loop, SUBJECT)
-        server = Server(loop, app, config, piece=piece, address=address, access_log=records)
+        server = Server(
+            loop,
+            app,
+            config,
+            piece=piece,
+            address=address,
+            access_log=records,
+            client_context=client_context,
+        )
         servers.append(server)
         return server
 

@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import json
 import random
+import ssl
 import threading
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -58,11 +59,11 @@ class Connection:
         """Whether the server lets another request follow."""
 
     @classmethod
-    async def to(cls, port: int) -> Connection:
+    async def to(cls, port: int, tls: ssl.SSLContext | None = None) -> Connection:
         """Raises Refused, or Lost if nobody answers at all."""
         try:
             async with asyncio.timeout(ANSWER_LIMIT):
-                return cls(*await asyncio.open_connection("127.0.0.1", port))
+                return cls(*await asyncio.open_connection("127.0.0.1", port, ssl=tls))
         except ConnectionRefusedError:
             raise Refused from None
         except (OSError, TimeoutError) as error:
@@ -103,6 +104,9 @@ class Connection:
             raise Lost(f"bytes behind the answer: {rest[:80]!r}")
 
     def close(self) -> None:
+        if self._writer.get_extra_info("sslcontext") is not None:
+            # asyncio's TLS would wait for the server's end longer than the loop may run.
+            self._writer.transport.abort()
         self._writer.close()
 
     async def _head(self) -> dict[str, str]:
@@ -140,12 +144,20 @@ class Load:
     """
 
     def __init__(
-        self, port: int, *, keep_alive: int = 0, fresh: int = 0, slow: int = 0, downloads: int = 0
+        self,
+        port: int,
+        *,
+        keep_alive: int = 0,
+        fresh: int = 0,
+        slow: int = 0,
+        downloads: int = 0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.failures: list[Failure] = []
         self.answered: collections.Counter[str] = collections.Counter()
         self.connections: collections.Counter[str] = collections.Counter()
         self._port = port
+        self._tls = tls
         self._stopping = False
         self._refusal_is_the_end = False
         self._serial = itertools.count()
@@ -293,7 +305,7 @@ class Load:
 
     async def _connect(self, name: str) -> Connection | None:
         try:
-            connection = await Connection.to(self._port)
+            connection = await Connection.to(self._port, self._tls)
         except Lost as error:
             self._fail(name, "", str(error))
             return None

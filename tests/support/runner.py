@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -103,6 +104,8 @@ class Esg:
                 stderr=errors,
                 start_new_session=True,
             )
+        self.tls: ssl.SSLContext | None = None
+        """What clients speak TLS with, for a test that sets it."""
         self._prefixed = bool(prefix)
         self._port = 0
 
@@ -187,7 +190,7 @@ class Esg:
     @property
     def port(self) -> int:
         if not self._port:
-            record = self.wait_for_log(r"listening on http://127\.0\.0\.1:\d+")
+            record = self.wait_for_log(r"listening on https?://127\.0\.0\.1:\d+")
             self._port = int(record.message.rpartition(":")[2])
         return self._port
 
@@ -198,6 +201,10 @@ class Esg:
     def connect(self, timeout: float = DEADLINE) -> http.client.HTTPConnection:
         """A connection that never connects anew behind the test's back."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        if self.tls is not None:
+            connection = http.client.HTTPSConnection(
+                "127.0.0.1", self.port, timeout=timeout, context=self.tls
+            )
         connection.connect()
         connection.auto_open = 0
         return connection

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esg.server.acceptor import MARGIN, PAUSE, Balance, endpoint
+from esg.server.acceptor import MARGIN, PAUSE, Balance, Seldom, endpoint
 
 
 class World:
@@ -142,3 +142,11 @@ def test_a_blocked_worker_that_comes_back_gets_its_share(workers):
 )
 def test_endpoints(address, shown):
     assert endpoint(address) == shown
+
+
+def test_what_may_be_said_seldom():
+    seldom = Seldom(10)
+    assert seldom.now(5) == 0
+    assert [seldom.now(time) for time in (5, 6, 14.9)] == [None, None, None]
+    assert seldom.now(15) == 3
+    assert seldom.now(25) == 0

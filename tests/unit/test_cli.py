@@ -73,6 +73,11 @@ def test_an_application_is_enough():
         (["--use-colors"], "use_colors", True),
         (["--no-use-colors"], "use_colors", False),
         (["--no-server-header"], "server_header", False),
+        (["--no-proxy-headers"], "proxy_headers", False),
+        (["--proxy-protocol"], "proxy_protocol", True),
+        (["--forwarded-allow-ips", "*"], "forwarded_allow_ips", ("*",)),
+        (["--forwarded-allow-ips", "10.0.0.1, ::1"], "forwarded_allow_ips", ("10.0.0.1", "::1")),
+        (["--ssl-handshake-timeout", "3"], "ssl_handshake_timeout", 3.0),
         (["--factory"], "factory", True),
         (["--loop", "ASYNCIO"], "loop", "asyncio"),
         (["--root-path", "/api"], "root_path", "/api"),
@@ -115,6 +120,7 @@ def everything_built(monkeypatch):
     kind = choice("auto", "asgi3", "asgi2", "wsgi")
     built["interface"] = dataclasses.replace(built["interface"], kind=kind)
     monkeypatch.setattr(config, "SETTINGS", built)
+    monkeypatch.setattr(api, "prepare", lambda made: made)  # the files aren't there
 
 
 PROGRAMS = {
@@ -426,6 +432,14 @@ def test_a_usage_error_is_one_line_and_exit_code_2(capsys, arguments, told):
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("esg: error: ")
     assert told in captured.err
+    assert Spy.made is None
+
+
+@pytest.mark.parametrize("flag", ["--ssl-certfile", "--certfile"])
+def test_certificates_are_read_with_the_settings(capsys, flag):
+    assert cli.main(["example:app", flag, "missing.pem"]) == 2
+    told = "--ssl-certfile: 'missing.pem' can't be read: No such file or directory"
+    assert capsys.readouterr().err == f"esg: error: {told}\n"
     assert Spy.made is None
 
 

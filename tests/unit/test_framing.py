@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esg.errors import BadRequest, HTTPError, NotImplementedByServer, VersionNotSupported
-from esg.server.http1.framing import CHUNKED, examine
+from esg.server.http1.framing import (
+    CHUNKED,
+    DECIDING,
+    DECIDING_FROM_PROXY,
+    PLAIN,
+    PLAIN_FORWARDED,
+    Framing,
+    examine,
+)
+from esg.server.proxy_headers import FIELDS
 
 HOST = (b"host", b"example.org")
 
@@ -214,3 +223,36 @@ def test_other_fields_decide_nothing(fields):
 @pytest.mark.parametrize(("method", "head_only"), [(b"HEAD", True), (b"GET", False)])
 def test_head_has_a_response_without_body(method, head_only):
     assert frame(method=method).head_only is head_only
+
+
+# -- trusted proxies -------------------------------------------------------------------
+
+NAMES = st.sampled_from([*sorted(DECIDING), *sorted(FIELDS), b"x-other"])
+VALUES = st.sampled_from([b"example.org", b"5", b"chunked", b"close", b"keep-alive", b"x, y"])
+
+
+def test_a_forwarded_field_is_noticed_from_a_proxy_alone():
+    headers = [HOST, (b"x-forwarded-for", b"192.0.2.1")]
+    assert examine(b"GET", headers, Parser("1.1")) is PLAIN
+    assert examine(b"GET", headers, Parser("1.1"), DECIDING_FROM_PROXY) is PLAIN_FORWARDED
+    assert examine(b"GET", [HOST], Parser("1.1"), DECIDING_FROM_PROXY) is PLAIN
+
+
+@given(
+    st.sampled_from([b"GET", b"HEAD", b"POST"]),
+    st.lists(st.tuples(NAMES, VALUES), max_size=6),
+    st.sampled_from(["1.0", "1.1"]),
+)
+def test_a_message_is_framed_the_same_whoever_sent_it(method, headers, version):
+    def outcome(deciding):
+        try:
+            framing = examine(method, headers, Parser(version), deciding)
+        except HTTPError as error:
+            return type(error)
+        return {name: getattr(framing, name) for name in Framing.__slots__}
+
+    direct, from_proxy = outcome(DECIDING), outcome(DECIDING_FROM_PROXY)
+    if isinstance(direct, dict):
+        assert not direct["forwarded"]
+        direct["forwarded"] = any(name in FIELDS for name, _ in headers)
+    assert direct == from_proxy

@@ -115,8 +115,9 @@ def test_a_listener_can_be_taken_over_at_once_after_a_restart(listen):
 def test_urls(listen):
     (v4,) = listen("127.0.0.1:0")
     (v6,) = listen("[::1]:0")
-    assert v4.url == f"http://127.0.0.1:{v4.sock.getsockname()[1]}"
-    assert v6.url == f"http://[::1]:{v6.sock.getsockname()[1]}"
+    assert v4.url() == f"http://127.0.0.1:{v4.sock.getsockname()[1]}"
+    assert v4.url("https") == f"https://127.0.0.1:{v4.sock.getsockname()[1]}"
+    assert v6.url() == f"http://[::1]:{v6.sock.getsockname()[1]}"
 
 
 def test_several_addresses(listen):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from esg.errors import BadRequest, HeaderFieldsTooLarge, NotImplementedByServer, VersionNotSupported
+from esg.server import proxy_headers
 from esg.server.asgi import Headers
 
 DECIDING = frozenset(
@@ -23,6 +24,9 @@ DECIDING = frozenset(
     )
 )
 """The fields that decide anything here; a request has few of them."""
+
+DECIDING_FROM_PROXY = DECIDING | proxy_headers.FIELDS
+"""The same for a request that a trusted proxy has sent."""
 
 VERSIONS = ("1.1", "1.0")
 
@@ -41,7 +45,15 @@ _known_hosts: set[bytes] = set()
 class Framing:
     """What a request's head says of its message, its response and its connection."""
 
-    __slots__ = ("expects_continue", "head_only", "http11", "keep_alive", "length", "version")
+    __slots__ = (
+        "expects_continue",
+        "forwarded",
+        "head_only",
+        "http11",
+        "keep_alive",
+        "length",
+        "version",
+    )
 
     def __init__(
         self,
@@ -51,6 +63,7 @@ class Framing:
         keep_alive: bool = True,
         expects_continue: bool = False,
         head_only: bool = False,
+        forwarded: bool = False,
     ) -> None:
         self.length = length
         """Bytes of body, or CHUNKED."""
@@ -60,10 +73,16 @@ class Framing:
         self.expects_continue = expects_continue
         self.head_only = head_only
         """Whether the response has no body, because the method is HEAD."""
+        self.forwarded = forwarded
+        """Whether a trusted proxy says who the client is."""
 
 
 PLAIN = Framing(0)
 """An HTTP/1.1 request without a body, on a connection that goes on: by far the most frequent."""
+
+
+PLAIN_FORWARDED = Framing(0, forwarded=True)
+"""The same, of which a trusted proxy says where it came from."""
 
 
 class Head(Protocol):
@@ -78,14 +97,17 @@ class Head(Protocol):
         """Whether version and Connection options together keep the connection open."""
 
 
-def examine(method: bytes, headers: Headers, head: Head) -> Framing:
+def examine(
+    method: bytes, headers: Headers, head: Head, deciding: frozenset[bytes] = DECIDING
+) -> Framing:
     """Check a request's header section and say how its message is framed.
 
-    Names are lower-case here. Raises BadRequest, NotImplementedByServer or VersionNotSupported.
+    Names are lower-case here; `deciding` is DECIDING, or DECIDING_FROM_PROXY. Raises BadRequest,
+    NotImplementedByServer or VersionNotSupported.
     """
     hosts = 0
     for name, value in headers:
-        if name in DECIDING:
+        if name in deciding:
             if name != b"host":
                 break
             if value not in _known_hosts:
@@ -95,19 +117,22 @@ def examine(method: bytes, headers: Headers, head: Head) -> Framing:
         # Without a Connection field, only HTTP/1.1 persists.
         if hosts == 1 and method != b"HEAD" and head.persists():
             return PLAIN
-    return _examine_fully(method, headers, head)
+    return _examine_fully(method, headers, head, deciding)
 
 
-def _examine_fully(method: bytes, headers: Headers, head: Head) -> Framing:
+def _examine_fully(
+    method: bytes, headers: Headers, head: Head, deciding: frozenset[bytes]
+) -> Framing:
     """The same for a head in which more than one Host decides something."""
     hosts = 0
     lengths: tuple[bytes, ...] = ()
     codings: tuple[bytes, ...] = ()
     options: tuple[bytes, ...] = ()
     expectation = b""
+    forwarded = False
     proxied = False  # Proxy-Connection means nothing, but llhttp takes it for Connection
     for name, value in headers:
-        if name not in DECIDING:
+        if name not in deciding:
             continue
         if name == b"host":
             hosts += 1
@@ -121,14 +146,19 @@ def _examine_fully(method: bytes, headers: Headers, head: Head) -> Framing:
             options = (*options, *value.lower().split(b","))
         elif name == b"expect":
             expectation = value
-        else:
+        elif name in DECIDING:
             proxied = True
+        else:
+            forwarded = True
     version = "1.1" if not options and not proxied and head.persists() else head.http_version()
     if version not in VERSIONS:
         raise VersionNotSupported(f"HTTP/{version} is not supported")
     http11 = version == "1.1"
     if hosts != 1 and (http11 or hosts > 1):
         raise BadRequest("a request has exactly one Host field")
+    ordinary = http11 and not (lengths or codings or options or expectation or proxied)
+    if ordinary and forwarded and method != b"HEAD":
+        return PLAIN_FORWARDED
     return Framing(
         _body_length(http11, lengths, codings),
         version=version,
@@ -136,6 +166,7 @@ def _examine_fully(method: bytes, headers: Headers, head: Head) -> Framing:
         keep_alive=_keeps_alive(http11, options) and (not proxied or head.persists()),
         expects_continue=http11 and expectation.lower() == b"100-continue",
         head_only=method == b"HEAD",
+        forwarded=forwarded,
     )
 
 

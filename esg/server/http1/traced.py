@@ -29,7 +29,7 @@ class Traced(Connection):
         super()._begin(exchange)
 
     def _trace(self, event: str) -> None:
-        client = self._client
+        client = self._template["client"]
         peer = f"{client[0]}:{client[1]}" if client and client[1] is not None else "a UNIX socket"
         logs.logger.log(logs.TRACE, "%s %s: %s", self.service.subject, peer, event)
 

@@ -1,0 +1,305 @@
+"""TLS between a socket's transport and the protocol above it, on OpenSSL's memory buffers.
+
+Event loops bring a layer of their own. It can't end its side and go on reading, so asyncio's resets
+a connection that closes while the client still sends, which can destroy the last response; and
+uvloop's takes twice the time (docs/design.md). This one behaves as TCP does on either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable
+from typing import Any, cast
+
+from esg.server.tls import ServerContext, tls_extension
+
+RECORD = 16384
+"""Bytes of the largest record's content (RFC 8446, section 5.1)."""
+
+PIECE = 65536
+"""Bytes encrypted at once: OpenSSL's buffers keep the size they once had."""
+
+PLAIN_TEXT_ANSWER = b"This port speaks HTTPS; use https:// in the URL.\n"
+
+
+class TLSTransport(asyncio.Protocol, asyncio.Transport):
+    """A protocol to the transport below, a transport to the protocol above."""
+
+    __slots__ = (
+        "_above",
+        "_below",
+        "_closing",
+        "_context",
+        "_decrypt",
+        "_encrypt",
+        "_ended",
+        "_fail",
+        "_in",
+        "_limit",
+        "_loop",
+        "_make_protocol",
+        "_out",
+        "_timer",
+        "_tls",
+        "_told_end",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: ServerContext,
+        make_protocol: Callable[[dict[str, Any]], asyncio.Protocol],
+        *,
+        limit: float,
+        fail: Callable[[str], None],
+    ) -> None:
+        """`make_protocol` is called with the scopes' `tls` extension when the handshake is done.
+
+        If it isn't in `limit` seconds, or fails, `fail` is called, once, with the reason.
+        """
+        self._loop = loop
+        self._context = context
+        self._make_protocol = make_protocol
+        self._fail: Callable[[str], None] | None = fail
+        self._limit = limit
+        self._timer: asyncio.TimerHandle | None = None
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, server_side=True)
+        self._decrypt = self._tls.read
+        self._encrypt = self._tls.write
+        self._above: asyncio.Protocol | None = None
+        self._below: asyncio.Transport | None = None
+        self._ended = False
+        """Whether close_notify was sent: nothing is, after it, and what comes is dropped."""
+        self._told_end = False
+        """Whether the protocol above knows that the client sends no more."""
+        self._closing = False
+
+    # -- from the transport below --------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._below = cast(asyncio.Transport, transport)
+        self._timer = self._loop.call_later(self._limit, self._give_up, "it took too long")
+
+    def data_received(self, data: bytes) -> None:
+        if self._ended or self._told_end or self._closing:
+            return
+        self._in.write(data)
+        if self._above is None:
+            self._shake_hands()
+            if self._above is None or not self._in.pending:
+                return
+        self._receive(self._above)
+
+    def eof_received(self) -> bool:
+        """The client's side of TCP has ended; that it didn't say so in TLS means no harm here.
+
+        A request is framed by HTTP, so none is taken for whole that isn't (RFC 9112, section 9.8).
+        """
+        if self._above is None:
+            self._give_up("the client hung up")
+            return False
+        if self._told_end:
+            return not self._closing and not self._ended
+        self._told_end = True
+        return bool(self._above.eof_received())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        above, self._above = self._above, None  # it holds this transport: a reference cycle
+        if above is not None:
+            above.connection_lost(exc)
+        else:
+            self._end_handshake("the connection was lost")
+
+    def pause_writing(self) -> None:
+        if self._above is not None:
+            self._above.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._above is not None:
+            self._above.resume_writing()
+
+    # -- the handshake -------------------------------------------------------------------
+
+    def _shake_hands(self) -> None:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush()
+            return
+        except ssl.SSLError as error:
+            self._refuse(error)
+            return
+        self._flush()
+        self._end_handshake()
+        self._above = self._make_protocol(tls_extension(self._context, self._tls))
+        self._above.connection_made(self)
+
+    def _refuse(self, error: ssl.SSLError) -> None:
+        """Send the alert, or to someone who doesn't speak TLS a word that he understands."""
+        if error.reason == "HTTP_REQUEST":
+            assert self._below is not None
+            self._out.read()
+            self._below.write(
+                b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\n"
+                b"content-length: %d\r\nconnection: close\r\n\r\n%b"
+                % (len(PLAIN_TEXT_ANSWER), PLAIN_TEXT_ANSWER)
+            )
+        self._give_up(error.reason or str(error))
+
+    def _give_up(self, reason: str) -> None:
+        """End a connection whose handshake isn't done."""
+        self._end_handshake(reason)
+        if self._below is not None:
+            self._flush()
+            self._closing = True
+            self._below.close()
+
+    def _end_handshake(self, failure: str = "") -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        fail, self._fail = self._fail, None
+        if fail is not None and failure:
+            fail(failure)
+
+    # -- reading -------------------------------------------------------------------------
+
+    def _receive(self, above: asyncio.Protocol) -> None:
+        """Decrypt what came, and hand it on in one piece."""
+        pieces = []
+        at_end = False
+        try:
+            # Each read takes a whole record, and nothing of the next one.
+            while self._in.pending and not at_end:
+                piece = self._decrypt(RECORD)
+                if piece:
+                    pieces.append(piece)
+                else:
+                    at_end = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            at_end = True
+        except ssl.SSLError:
+            self._break()
+            return
+        if self._out.pending:
+            self._flush()  # such as the answer to a change of keys
+        if pieces:
+            above.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if at_end and not self._told_end:
+            self._told_end = True
+            if not above.eof_received():
+                self.close()
+
+    def _break(self) -> None:
+        """What came was tampered with, or is no TLS: send the alert, and nothing else."""
+        self._flush()
+        self._closing = True
+        if self._below is not None:
+            self._below.close()
+
+    def _flush(self) -> None:
+        if self._out.pending and self._below is not None and not self._closing:
+            self._below.write(self._out.read())
+
+    # -- to the protocol above: a transport ------------------------------------------------
+
+    def write(self, data: Any) -> None:
+        """Send bytes, in order. Does nothing once the connection is on its way out."""
+        if self._ended or self._closing or not data:
+            return
+        assert self._below is not None
+        try:
+            if len(data) > PIECE:
+                rest = memoryview(data)
+                while len(rest) > PIECE:
+                    rest = rest[self._encrypt(rest[:PIECE]) :]
+                    self._below.write(self._out.read())
+                data = rest
+            while data:
+                data = data[self._encrypt(data) :]
+        except ssl.SSLError:
+            self.abort()
+            return
+        self._below.write(self._out.read())
+
+    def writelines(self, list_of_data: Any) -> None:
+        self.write(b"".join(list_of_data))
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        """Say that no more is sent: close_notify, then the end of our side of TCP.
+
+        What still comes is dropped unread; TLS 1.2 wants the same (RFC 5246, section 7.2.1).
+        """
+        if not self._ended and not self._closing:
+            self._say_goodbye()
+            if self._below is not None:
+                self._below.write_eof()
+
+    def close(self) -> None:
+        """Send what is left, close_notify last, and close."""
+        if self._closing:
+            return
+        if not self._ended:
+            self._say_goodbye()
+        self._closing = True
+        if self._below is not None:
+            self._below.close()
+
+    def _say_goodbye(self) -> None:
+        # It sends close_notify, then looks for the client's, which needn't be there.
+        with contextlib.suppress(ssl.SSLError):
+            self._tls.unwrap()
+        self._flush()
+        self._ended = True
+
+    def abort(self) -> None:
+        self._closing = True
+        if self._below is not None:
+            self._below.abort()
+
+    def is_closing(self) -> bool:
+        return self._closing or self._below is None or self._below.is_closing()
+
+    def pause_reading(self) -> None:
+        if self._below is not None:
+            self._below.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._below is not None:
+            self._below.resume_reading()
+
+    def is_reading(self) -> bool:
+        return self._below is not None and self._below.is_reading()
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that wait to be sent, encrypted."""
+        return self._below.get_write_buffer_size() if self._below is not None else 0
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._below.get_write_buffer_limits() if self._below is not None else (0, 0)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        if self._below is not None:
+            self._below.set_write_buffer_limits(high, low)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        assert self._above is not None
+        return self._above
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._above = cast(asyncio.Protocol, protocol)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "ssl_object":
+            return self._tls
+        if name == "sslcontext":
+            return self._context
+        return self._below.get_extra_info(name, default) if self._below is not None else default

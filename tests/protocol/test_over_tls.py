@@ -1,0 +1,34 @@
+"""What holds over TCP holds over TLS: the tests of other modules, run over it."""
+
+from __future__ import annotations
+
+import pytest
+
+from .test_closing import *  # noqa: F403 - these tests are collected here, with this module's `tls`
+from .test_disconnects import *  # noqa: F403
+from .test_flow_control import *  # noqa: F403
+from .test_keep_alive import *  # noqa: F403
+from .test_pipelining import *  # noqa: F403
+from .test_request_bodies import *  # noqa: F403
+from .test_timeouts import *  # noqa: F403
+
+# These look at a connection before its first byte, when it isn't one of HTTP yet over TLS,
+del test_a_client_that_ends_without_a_request_is_let_go  # noqa: F821
+del test_a_client_that_never_sends_a_byte_is_let_go  # noqa: F821
+del test_draining_serves_the_first_request_of_a_new_connection  # noqa: F821
+# and this one writes to the socket itself.
+del test_a_cancelled_receive_loses_nothing  # noqa: F821
+
+
+@pytest.fixture
+def tls(authority, certificate):
+    """Over TLS."""
+    certfile, keyfile = certificate
+    settings = {"ssl_certfile": certfile, "ssl_keyfile": keyfile}
+    return settings, authority.client_context()
+
+
+@pytest.fixture
+def piece():
+    """In whole, whatever those modules try as well."""
+    return
