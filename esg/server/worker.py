@@ -20,6 +20,7 @@ from esg.server import lifeline
 from esg.server.acceptor import Acceptor
 from esg.server.access_log import AccessLog
 from esg.server.asgi import Application
+from esg.server.interfaces import adapt
 from esg.server.lifespan import Lifespan
 from esg.server.loops import loop_factory
 from esg.server.service import TICK, Service
@@ -44,7 +45,7 @@ def run_worker(assignment: Assignment) -> int:
     lifeline.watch(assignment.mailbox.fileno(), subject, lambda: _time_without_arbiter(assignment))
     try:
         factory = loop_factory(assignment.config.loop)
-        app = load_application(assignment.config)
+        app = adapt(load_application(assignment.config), assignment.config)
         # Not closed: what that does is done with a limit, by a worker that beats meanwhile.
         return asyncio.Runner(loop_factory=factory).run(Worker(assignment, app).run())
     except BootError as error:
