@@ -95,11 +95,15 @@ class WSGIAdapter:
             await receive()
             await send({"type": "websocket.close"})  # before it is accepted: a 403
 
+    def close(self) -> None:
+        """Let the threads end when they are done; no request can be served any more."""
+        self._threads.close()
+
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        self._threads.close()
+        self.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -265,6 +269,7 @@ class _Call:
         "_context",
         "_environ",
         "_error",
+        "_errors",
         "_first",
         "_head",
         "_input",
@@ -273,6 +278,7 @@ class _Call:
         "_orders",
         "_over",
         "_receive",
+        "_request",
         "_send",
         "_sent",
         "_subject",
@@ -284,6 +290,9 @@ class _Call:
     ) -> None:
         self._app = app
         self._environ = environ
+        # The environ is the application's to change.
+        self._errors: ErrorStream = environ["wsgi.errors"]
+        self._request = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         self._receive = receive
         self._send = send
         self._subject = subject
@@ -386,7 +395,7 @@ class _Call:
     def _log_late(self, error: BaseException) -> None:
         if not isinstance(error, ClientDisconnected):
             what = f"{self._subject} exception in the application after the end of its request"
-            method, path = self._environ["REQUEST_METHOD"], self._environ["PATH_INFO"]
+            method, path = self._request
             logger.error("%s: %s %s", what.lstrip(), method, ascii(path), exc_info=error)
 
     # -- in the thread: orders ---------------------------------------------------------
@@ -431,7 +440,7 @@ class _Call:
             self._context.run(self._respond)
         except BaseException as error:  # noqa: BLE001 - applications may raise anything
             self._error = error
-        self._environ["wsgi.errors"].flush()
+        self._errors.flush()
         self._input.close()
         try:
             self._tell(None)
@@ -460,7 +469,7 @@ class _Call:
                 continue
             if complete:
                 raise ValueError(_TOO_LONG)
-            if self._left is not None and self._left <= len(piece):
+            if self._left == len(piece):
                 # Nothing is to come, but an iterator may have something left to do.
                 self._send_last(piece)
                 complete = True
@@ -470,6 +479,8 @@ class _Call:
             self._send_last(b"")
 
     def _send_last(self, piece: bytes) -> None:
+        if self._left is not None and self._left < len(piece):
+            raise ValueError(_TOO_LONG)
         messages = self._with_head({"type": "http.response.body", "body": piece})
         self._tell(lambda: self._send_each(messages))
 

@@ -25,6 +25,7 @@ from esg.scoreboard import Scoreboard
 from esg.server.acceptor import Acceptor
 from esg.server.access_log import AccessLog
 from esg.server.service import Service
+from esg.server.wsgi import WSGIAdapter
 
 from .wire import Client, until
 
@@ -225,3 +226,17 @@ def serve(
     start.stop = stop  # type: ignore[attr-defined]
     yield start
     stop()
+
+
+@pytest.fixture
+def serve_wsgi(serve: Callable[..., Server]) -> Iterator[Callable[..., Server]]:
+    """Starts servers of WSGI applications: `serve_wsgi(app, threads=4, **settings)`."""
+    adapters: list[WSGIAdapter] = []
+
+    def start(app: Any, *, threads: int = 4, multiprocess: bool = False, **settings: Any) -> Server:
+        adapters.append(WSGIAdapter(app, threads=threads, multiprocess=multiprocess))
+        return serve(adapters[-1], **settings)
+
+    yield start
+    for adapter in adapters:
+        adapter.close()

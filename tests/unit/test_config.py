@@ -276,6 +276,36 @@ def test_root_paths(path):
 
 
 @pytest.mark.parametrize(
+    ("values", "interface"),
+    [
+        ({}, "auto"),
+        ({"interface": "asgi2"}, "asgi2"),
+        ({"wsgi": True}, "wsgi"),
+        ({"wsgi": True, "interface": "wsgi"}, "wsgi"),
+        ({"wsgi": True, "interface": "auto"}, "wsgi"),
+        ({"wsgi": False, "interface": "asgi3"}, "asgi3"),
+    ],
+)
+def test_wsgi_names_an_interface(values, interface):
+    assert made(**values).speaks == interface
+
+
+@pytest.mark.parametrize("interface", ["asgi3", "asgi2"])
+def test_wsgi_and_another_interface_exclude_each_other(interface):
+    with pytest.raises(ConfigError, match=f"--wsgi .*--interface says {interface}; use one"):
+        made(wsgi=True, interface=interface)
+
+
+@pytest.mark.parametrize(
+    ("values", "origin"),
+    [({"wsgi": True}, "--wsgi"), ({"interface": "wsgi"}, "--interface")],
+)
+def test_wsgi_has_no_lifespan(values, origin):
+    with pytest.raises(ConfigError, match=rf"--lifespan: .*no lifespan \({origin}\)"):
+        made(lifespan="on", **values)
+
+
+@pytest.mark.parametrize(
     ("values", "binds"),
     [
         ({}, ("127.0.0.1:8000",)),
