@@ -162,7 +162,8 @@ command = Command(
         ),
     ],
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
-    help="Serve the ASGI application APP (MODULE:ATTRIBUTE) with any number of worker processes.",
+    help="Serve the ASGI or WSGI application APP (MODULE:ATTRIBUTE) with any number of worker "
+    "processes.",
     epilog="Signals: TERM, INT stop gracefully; QUIT stops now; HUP reloads; TTIN and TTOU add and "
     "remove a worker.",
 )
