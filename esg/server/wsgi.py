@@ -434,10 +434,9 @@ class _Call:
 
     def run(self) -> None:
         """Call the application and send its response; raises nothing."""
-        if self._over:
-            return  # it waited for a thread for too long
         try:
-            self._context.run(self._respond)
+            if not self._over:  # while it waited for a thread
+                self._context.run(self._respond)
         except BaseException as error:  # noqa: BLE001 - applications may raise anything
             self._error = error
         self._errors.flush()
@@ -648,6 +647,7 @@ class Input:
     def close(self) -> None:
         """The request is over: what is left of the body is not for this application."""
         self._piece, self._at = b"", 0
+        self._receive = _receive_nothing  # and no reference cycle is left
 
     def _pieces(self) -> Iterator[bytes]:
         while self._at < len(self._piece) or self._received():
@@ -668,6 +668,10 @@ class Input:
             if self._piece:
                 return True
         return False
+
+
+def _receive_nothing() -> Message:
+    return {"type": "http.disconnect"}
 
 
 # -- threads ---------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 
 import django
@@ -75,6 +76,11 @@ def file(request):
     return FileResponse(open(__file__, "rb"))
 
 
+async def in_a_loop(request):
+    await asyncio.sleep(0)
+    return HttpResponse(request.path)
+
+
 def fail(request):
     raise ValueError("broken view")
 
@@ -87,6 +93,7 @@ urlpatterns = [
     path("stream", stream),
     path("endless", endless),
     path("file", file),
+    path("async", in_a_loop),
     path("fail", fail),
 ]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import sys
 import threading
 import tracemalloc
+import weakref
 from wsgiref.validate import validator
 
 import pytest
@@ -890,6 +892,43 @@ async def test_a_request_has_a_context_of_its_own(serve_wsgi):
     client = serve_wsgi(app, threads=1).connect()
     for path in (b"/a", b"/b"):
         assert (await client.request(get(path))).body == b"unset" + path
+
+
+@pytest.mark.parametrize("path", [b"/good", b"/bad", b"/write", b"/read", b"/gone"])
+async def test_a_request_leaves_no_cycle_behind(serve_wsgi, log, path):
+    """What a thread and a task hold of each other is freed without the garbage collector."""
+    seen = []
+
+    class Mark:
+        """Dies with the environ."""
+
+    def app(environ, start_response):
+        environ["mark"] = Mark()
+        seen.append(weakref.ref(environ["mark"]))
+        write = start_response("200 OK", [])
+        if path == b"/bad":
+            raise ValueError
+        if path == b"/write":
+            write(b"written")
+        if path == b"/read":
+            environ["wsgi.input"].read()
+        if path == b"/gone":
+            try:
+                raise LookupError
+            except LookupError:
+                start_response("404 Not Found", [], sys.exc_info())
+        return [b"done"]
+
+    client = serve_wsgi(app, threads=1).connect()
+    gc.collect()
+    gc.disable()
+    try:
+        await client.request(post(b"body", target=path))
+        await until(lambda: seen[0]() is None)
+    finally:
+        gc.enable()
+    if path == b"/bad":
+        log.claim("exception in the application")
 
 
 async def test_a_middleware_may_set_variables_for_the_application(serve):

@@ -104,6 +104,11 @@ def site():
     def file():
         return flask.send_file(__file__)
 
+    @app.get("/async")
+    async def in_a_loop():
+        await asyncio.sleep(0)
+        return flask.request.path
+
     @app.get("/fail")
     def fail():
         raise ValueError("broken view")
@@ -119,6 +124,7 @@ async def test_flask(serve_wsgi, site):
         assert (await client.head("/")).headers["content-length"] == "5"
         assert (await client.get("/missing")).status_code == 404
         assert (await client.post("/")).status_code == 405
+        assert (await client.get("/async")).text == "/async"
 
 
 async def test_flask_request_facts(serve_wsgi, site):
@@ -215,6 +221,7 @@ async def test_django(django):
             assert (response.status_code, response.text) == (200, "hello")
         assert (await client.head("/")).content == b""
         assert (await client.get("/missing")).status_code == 404
+        assert (await client.get("/async")).text == "/async"
 
 
 async def test_django_request_facts(django):

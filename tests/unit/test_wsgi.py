@@ -10,7 +10,7 @@ import weakref
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esg.server.asgi import http_scope, http_template
@@ -67,6 +67,7 @@ def test_a_request():
     }
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=30))
 def test_a_path_is_its_bytes_one_character_each(raw):
     path = environ(b"/" + quote(raw).encode())["PATH_INFO"]
@@ -184,6 +185,7 @@ SIZES = st.one_of(st.none(), st.integers(-1, 9))
 READS = st.lists(st.tuples(st.sampled_from(["read", "readline"]), SIZES), max_size=12)
 
 
+@settings(deadline=None)
 @given(PIECES, READS)
 def test_reads_as_a_file_does(pieces, reads):
     made, file = body(*pieces), io.BytesIO(b"".join(pieces))
@@ -193,6 +195,7 @@ def test_reads_as_a_file_does(pieces, reads):
     assert made.read() == made.readline() == made.read(5) == b""
 
 
+@settings(deadline=None)
 @given(PIECES, st.one_of(st.none(), st.integers(-1, 12)))
 def test_lines_are_those_of_a_file(pieces, hint):
     assert body(*pieces).readlines(hint) == io.BytesIO(b"".join(pieces)).readlines(hint)
@@ -242,6 +245,14 @@ def test_a_body_that_is_cut_off_does_not_look_whole(read):
 def test_what_came_before_the_cut_can_be_read():
     made = body(b"abc", cut=True)
     assert made.read(3) == b"abc"
+    with pytest.raises(OSError, match="before its request was complete"):
+        made.read(1)
+
+
+def test_nothing_is_read_after_the_request():
+    made = body(b"abc", b"def")
+    made.read(1)
+    made.close()
     with pytest.raises(OSError, match="before its request was complete"):
         made.read(1)
 
