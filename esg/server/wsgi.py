@@ -168,11 +168,9 @@ def request_environ(scope: Scope) -> Environ:
         "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
         "wsgi.url_scheme": scope["scheme"],
     }
-    if client:
-        environ["REMOTE_ADDR"] = client[0]
+    environ["REMOTE_ADDR"] = client[0] if client else ""  # a UNIX socket has no address
+    if client and client[1] is not None:
         environ["REMOTE_PORT"] = str(client[1])
-    else:
-        environ["REMOTE_ADDR"] = ""  # a UNIX socket has no address
     for name, value in scope["headers"]:
         key = _known_names.get(name)
         if key is None:

@@ -162,7 +162,14 @@ def test_a_unix_socket_has_the_name_that_the_client_uses(host, scheme, named):
     made = environ(headers=[(b"host", host)], server=("/run/a", None), client=None, scheme=scheme)
     assert (made["SERVER_NAME"], made["SERVER_PORT"]) == named
     assert made["REMOTE_ADDR"] == ""
+    assert "REMOTE_PORT" not in made
     assert made["wsgi.url_scheme"] == scheme
+
+
+def test_a_client_whose_port_is_not_known():
+    made = environ(client=("192.0.2.7", None))
+    assert made["REMOTE_ADDR"] == "192.0.2.7"
+    assert "REMOTE_PORT" not in made
 
 
 # -- wsgi.input ------------------------------------------------------------------------
