@@ -188,7 +188,8 @@ command = Command(
         "terminal_width": WIDTH,
         "max_content_width": WIDTH,
     },
-    help="Serve the application APP (MODULE:ATTRIBUTE) with any number of worker processes.",
+    help="Serve the ASGI or WSGI application APP (MODULE:ATTRIBUTE) with any number of worker "
+    "processes.",
     epilog="Signals: TERM, INT stop gracefully; QUIT stops now; HUP reloads; TTIN and TTOU add and "
     "remove a worker; USR1 reopens log files.",
 )

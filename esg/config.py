@@ -322,9 +322,12 @@ class Config:
     app_dir: str = setting("", TEXT, APPLICATION, "Look for APP here; by default in this folder.")
     factory: bool = setting(False, SWITCH, APPLICATION, "APP is a function that returns the app.")
     interface: str = setting(
-        "auto", choice("auto", "asgi3"), APPLICATION, "The interface that APP speaks."
+        "auto",
+        choice("auto", "asgi3", "asgi2", "wsgi"),
+        APPLICATION,
+        "The interface that APP speaks; auto looks at how it wants to be called.",
     )
-    wsgi: bool = setting(False, SWITCH, APPLICATION, "APP is WSGI: same as --interface wsgi.")
+    wsgi: bool = setting(False, SWITCH, APPLICATION, "The same as --interface wsgi.")
     lifespan: str = setting(
         "auto", choice("auto", "on", "off"), APPLICATION, "Run the ASGI lifespan protocol."
     )
@@ -506,8 +509,7 @@ class Config:
         0,
         whole_number(0, 1024),
         HTTP,
-        "Threads that run a WSGI application, in each worker; 0 is chosen by the number of CPUs.",
-        pending=True,
+        "Threads that run a WSGI application, in each worker; 0 is 4 for each CPU, 8 to 32.",
     )
     timeout_keep_alive: float = setting(
         5.0,
@@ -885,6 +887,11 @@ def _check_together(config: Config) -> None:
     if config.bind and clash:
         raise ConfigError(
             f"{config.origin('bind')} and {config.origin(clash)} both say where to listen; use one"
+        )
+    if config.interface == "wsgi" and config.lifespan == "on":
+        raise ConfigError(
+            f"{config.origin('lifespan')}: a WSGI application has no lifespan "
+            f"({config.origin('interface')}); leave it out"
         )
     if config.root_path and not config.root_path.startswith("/"):
         raise ConfigError(f"{config.origin('root_path')}: {config.root_path!r} must begin with '/'")

@@ -1,7 +1,8 @@
-"""Turns "module:attribute" into an application, and says plainly why it can't."""
+"""Turns "module:attribute" into an application, and says which interface it speaks, or why not."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import os
@@ -12,7 +13,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from esg.config import Config, nearest
-from esg.errors import AppImportError
+from esg.errors import AppImportError, BootError
 
 DEFAULT_ATTRIBUTES = ("application", "app")
 """Looked for in a module that was given without an attribute; the first as gunicorn does."""
@@ -23,14 +24,15 @@ _OWN_FRAMES = (os.path.dirname(os.path.abspath(__file__)) + os.sep, "<frozen imp
 def load_application(config: Config) -> Any:
     """Import the application that `config.app` names, and call it if it is a factory.
 
-    The variables of `--env-file` are put into the environment first. Raises AppImportError; if
-    the application's own code failed, `detail` is its traceback.
+    The variables of `--env-file` are put into the environment first. Raises AppImportError, and
+    what `interface_of` raises for it; if the application's own code failed, `detail` is its
+    traceback.
     """
     os.environ.update(config.variables)
     found = config.target if config.target is not None else _found(config)
     if config.factory:
         found = _made(found, config.app)
-    _check_interface(found, config)
+    interface_of(found, config)
     return found
 
 
@@ -91,29 +93,141 @@ def _made(factory: Any, name: str) -> Any:
         raise _application_error(f"the factory {name!r} failed", error) from None
 
 
-def _check_interface(app: Any, config: Config) -> None:
+def interface_of(app: Any, config: Config) -> str:
+    """Which interface to call `app` with: `asgi3`, `asgi2` or `wsgi`.
+
+    An interface that the operator has named is believed, unless such a call can't work. Raises
+    AppImportError if it can't, or if what `app` speaks can't be told from how it wants to be
+    called; BootError if `--lifespan on` asks a WSGI application for one.
+    """
     if not callable(app):
         raise AppImportError(
             f"{config.app!r} is {_a(type(app).__name__)}, which can't be called; "
-            "an ASGI application is needed"
+            "an ASGI or WSGI application is needed"
         )
-    if config.interface == "auto" and not speaks_asgi3(app):
-        hint = (
-            "add --factory if it is a function that makes the application"
-            if inspect.isfunction(app) and not inspect.signature(app).parameters
-            else "this version serves ASGI 3 applications: async def app(scope, receive, send)"
+    interface = config.interface
+    if interface == "auto":
+        interface = detect(app)
+        if not interface:
+            raise AppImportError(f"{config.app!r} {_misfit(app)}")
+    elif not _could_be(app, interface):
+        raise AppImportError(_contradiction(app, config))
+    if interface == "wsgi" and config.lifespan == "on":
+        raise BootError(
+            f"{config.app!r} is a WSGI application, which has no lifespan; "
+            f"leave out {config.origin('lifespan')}"
         )
-        raise AppImportError(f"{config.app!r} is not an ASGI 3 application; {hint}")
+    return interface
 
 
-def speaks_asgi3(app: Callable[..., Any]) -> bool:
-    """Whether calling `app` gives a coroutine, as ASGI 3 wants (asgiref's test is the same)."""
+ARGUMENTS = {"asgi3": 3, "asgi2": 1, "wsgi": 2}
+"""How many arguments an application is called with first: scope, receive, send; scope; or
+environ, start_response (ASGI specification, "Applications" and "Legacy Applications"; PEP 3333)."""
+
+CALLS = {
+    "asgi3": "async def app(scope, receive, send)",
+    "asgi2": "app(scope)(receive, send)",
+    "wsgi": "app(environ, start_response)",
+}
+
+
+def detect(app: Callable[..., Any]) -> str:
+    """The interface that a callable speaks, judged by how it wants to be called; "" if unclear."""
     if inspect.isclass(app):
-        return hasattr(app, "__await__")
-    if inspect.iscoroutinefunction(app):
-        return True
+        return _class_interface(app)
+    if _is_async(app):
+        return "asgi3" if _takes(app, 3) else ""
+    taken = {count for count in (1, 2, 3) if _takes(app, count)}
+    if len(taken) == 3:
+        return ""  # *args, or a callable that hides what it takes
+    if 2 in taken:
+        return "asgi2" if 1 in taken and _first_parameter(app) == "scope" else "wsgi"
+    if 1 in taken:
+        return "asgi2"
+    return "asgi3" if 3 in taken else ""  # a plain function that passes on another's coroutine
+
+
+def _class_interface(app: type) -> str:
+    """A class is called to make an instance, so that is what is looked at."""
+    if hasattr(app, "__await__"):
+        return "asgi3"
+    if _takes(app, 1) and not _takes(app, 0) and _has_async_call(app):
+        return "asgi2"
+    return "wsgi" if _takes(app, 2) and hasattr(app, "__iter__") else ""
+
+
+def _could_be(app: Any, interface: str) -> bool:
+    """Whether a call as of this interface can work, as far as can be seen from here."""
+    if _is_async(app) and interface != "asgi3":
+        return False
+    return _takes(app, ARGUMENTS[interface])
+
+
+def _is_async(app: Any) -> bool:
+    """Whether calling `app` gives a coroutine; looks through decorators and partials."""
+    while isinstance(app, functools.partial):
+        app = app.func
+    if inspect.iscoroutinefunction(app) or inspect.isclass(app):
+        return inspect.iscoroutinefunction(app)
+    if hasattr(app, "__wrapped__") and inspect.isfunction(app):
+        return _is_async(inspect.unwrap(app))
+    return _has_async_call(app)
+
+
+def _has_async_call(app: Any) -> bool:
     call = getattr(app, "__call__", None)  # noqa: B004 - the method itself is looked at
     return inspect.iscoroutinefunction(call)
+
+
+def _takes(app: Any, count: int) -> bool:
+    """Whether `app` can be called with so many positional arguments; yes where nobody knows."""
+    try:
+        signature = inspect.signature(app)
+    except (TypeError, ValueError):
+        return True  # not written in Python
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _first_parameter(app: Any) -> str:
+    return next(iter(inspect.signature(app).parameters), "")
+
+
+def _misfit(app: Any) -> str:
+    """What a callable is that no interface fits, and what might help."""
+    what = _described(app)
+    if not inspect.isclass(app) and _takes(app, 0) and not _takes(app, 1):
+        if _is_async(app):
+            return f"is {what} without parameters; an application is {CALLS['asgi3']}"
+        return f"is {what} without parameters; add --factory if it makes the application"
+    if inspect.isclass(app):
+        if _takes(app, 0):
+            return f"is {what}; add --factory to serve an instance of it, or name an instance"
+        return f"is {what}; name an instance of it, or say with --interface how to call it"
+    if all(_takes(app, count) for count in ARGUMENTS.values()):
+        return f"is {what} that takes any arguments; say with --interface asgi3, asgi2 or wsgi"
+    calls = " or ".join(CALLS.values())
+    return f"is {what} with other parameters than an application has: {calls}"
+
+
+def _contradiction(app: Any, config: Config) -> str:
+    looks = detect(app)
+    call, origin = CALLS[config.interface], config.origin("interface")
+    wanted = f"{config.app!r} can't be called as {call} ({origin})"
+    if looks:
+        return f"{wanted}; it looks like {CALLS[looks]}: use --interface {looks}"
+    return f"{wanted}; it is {_described(app)}"
+
+
+def _described(app: Any) -> str:
+    if inspect.isclass(app):
+        return f"the class {app.__name__}"
+    if inspect.isroutine(app):
+        return "an async function" if _is_async(app) else "a function"
+    return _a(type(app).__name__)
 
 
 def _a(noun: str) -> str:

@@ -24,6 +24,7 @@ from esg.loader import load_application
 from esg.logfiles import LogFiles
 from esg.payload import Assignment
 from esg.scoreboard import Scoreboard
+from esg.server.interfaces import adapt
 from esg.server.loops import loop_factory
 from esg.server.prepare import prepare
 from esg.server.worker import Worker
@@ -83,7 +84,7 @@ class Server:
             raise RuntimeError("this server serves already; make another one")
         setup = logs.LogSetup.open(self.config, LogFiles())
         setup.apply(self._subject)
-        app = load_application(self.config)
+        app = adapt(load_application(self.config), self.config)
         config = prepare(self.config)
         self._loop = asyncio.get_running_loop()
         self._final = sockets is None

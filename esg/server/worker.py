@@ -19,6 +19,7 @@ from esg.server import lifeline
 from esg.server.acceptor import Acceptor
 from esg.server.access_log import access_log
 from esg.server.asgi import Application
+from esg.server.interfaces import adapt
 from esg.server.lifespan import Lifespan
 from esg.server.loops import loop_factory
 from esg.server.service import TICK, Service
@@ -43,7 +44,7 @@ def run_worker(assignment: Assignment) -> int:
     lifeline.watch(assignment.mailbox.fileno(), subject, lambda: _time_without_arbiter(assignment))
     try:
         factory = loop_factory(assignment.config.loop)
-        app = load_application(assignment.config)
+        app = adapt(load_application(assignment.config), assignment.config)
         logs.stay_enabled()
         # Not closed: what that does is done with a limit, by a worker that beats meanwhile.
         runner = asyncio.Runner(loop_factory=factory)

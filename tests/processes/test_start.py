@@ -140,15 +140,15 @@ NO_APPLICATION = {
         "app = 42",
         r"'example:app' is an int, which can't be called",
     ),
-    "WSGI application": (
+    "function that is called otherwise": (
         "example:app",
-        "def app(environ, start_response): return []",
-        r"'example:app' is not an ASGI 3 application",
+        "def app(a, b, c, d): return []",
+        r"'example:app' is a function with other parameters than an application has",
     ),
     "factory that wasn't declared as one": (
         "example:make",
         "def make(): pass",
-        r"'example:make' is not an ASGI 3 application; add --factory",
+        r"'example:make' is a function without parameters; add --factory",
     ),
 }
 

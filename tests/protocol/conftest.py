@@ -29,6 +29,7 @@ from esg.server.acceptor import Acceptor
 from esg.server.access_log import AccessLog, LoggedAccess, access_log
 from esg.server.prepare import prepare
 from esg.server.service import Service
+from esg.server.wsgi import WSGIAdapter
 from tests.support.certificates import Authority
 
 from .tls_client import TLSClient
@@ -277,3 +278,17 @@ def serve(
     start.stop = stop  # type: ignore[attr-defined]
     yield start
     stop()
+
+
+@pytest.fixture
+def serve_wsgi(serve: Callable[..., Server]) -> Iterator[Callable[..., Server]]:
+    """Starts servers of WSGI applications: `serve_wsgi(app, threads=4, **settings)`."""
+    adapters: list[WSGIAdapter] = []
+
+    def start(app: Any, *, threads: int = 4, multiprocess: bool = False, **settings: Any) -> Server:
+        adapters.append(WSGIAdapter(app, threads=threads, multiprocess=multiprocess))
+        return serve(adapters[-1], **settings)
+
+    yield start
+    for adapter in adapters:
+        adapter.close()

@@ -9,6 +9,7 @@ import struct
 
 import pytest
 
+from esg.server.acceptor import COMPLAINT_INTERVAL
 from esg.server.proxy_protocol import SIGNATURE_V2
 
 from .apps import Gate, Recorder, hello
@@ -241,7 +242,7 @@ async def test_refusals_are_logged_now_and_then(server, log):
         await fail()
     log.claim("no PROXY protocol header")
     assert log.errors == []
-    serving.advance(11)
+    serving.advance(COMPLAINT_INTERVAL + 1)
     await fail()
     log.claim("(4 more like it before)")
 

@@ -403,17 +403,6 @@ def everything_built(monkeypatch):
 
 
 @pytest.mark.usefixtures("everything_built")
-def test_wsgi_is_an_interface():
-    config = made(wsgi=True)
-    assert (config.interface, config.origin("interface")) == ("wsgi", "--wsgi")
-    assert made(wsgi=True, interface="wsgi").interface == "wsgi"
-    assert made(wsgi=True, interface="auto").interface == "wsgi"
-    assert made(wsgi=False).interface == "auto"
-    with pytest.raises(ConfigError, match="--wsgi and --interface asgi3 say different things"):
-        made(wsgi=True, interface="asgi3")
-
-
-@pytest.mark.usefixtures("everything_built")
 @pytest.mark.parametrize(
     ("name", "interface", "http"),
     [
@@ -477,6 +466,38 @@ def test_a_root_path_begins_with_a_slash(path):
 @pytest.mark.parametrize("path", ["", "/", "/api", "/a/b"])
 def test_root_paths(path):
     assert made(root_path=path).root_path == path
+
+
+@pytest.mark.parametrize(
+    ("values", "interface"),
+    [
+        ({}, "auto"),
+        ({"interface": "asgi2"}, "asgi2"),
+        ({"wsgi": True}, "wsgi"),
+        ({"wsgi": True, "interface": "wsgi"}, "wsgi"),
+        ({"wsgi": True, "interface": "auto"}, "wsgi"),
+        ({"wsgi": False, "interface": "asgi3"}, "asgi3"),
+    ],
+)
+def test_wsgi_names_an_interface(values, interface):
+    config = made(**values)
+    assert config.interface == interface
+    assert "wsgi" not in values or config.origin("interface") in ("--wsgi", "--interface")
+
+
+@pytest.mark.parametrize("interface", ["asgi3", "asgi2"])
+def test_wsgi_and_another_interface_exclude_each_other(interface):
+    with pytest.raises(ConfigError, match=f"--wsgi and --interface {interface} say different"):
+        made(wsgi=True, interface=interface)
+
+
+@pytest.mark.parametrize(
+    ("values", "origin"),
+    [({"wsgi": True}, "--wsgi"), ({"interface": "wsgi"}, "--interface")],
+)
+def test_wsgi_has_no_lifespan(values, origin):
+    with pytest.raises(ConfigError, match=rf"--lifespan: .*no lifespan \({origin}\)"):
+        made(lifespan="on", **values)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import sys
+from wsgiref.validate import validator
 
 import pytest
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+from fastapi import FastAPI
+from flask import Flask
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from werkzeug.middleware.proxy_fix import ProxyFix
 
-from esg.config import Config
-from esg.errors import AppImportError
-from esg.loader import application_traceback, load_application, speaks_asgi3
+from esg.config import Config, Raw, build
+from esg.errors import AppImportError, BootError
+from esg.loader import application_traceback, detect, interface_of, load_application
 
 NUMBERS = itertools.count()
 
@@ -170,11 +179,6 @@ def test_a_factory_that_was_not_called_one(module):
     assert "--factory" in str(error)
 
 
-def test_a_wsgi_application(module):
-    error = failure(module, module("def app(environ, start_response):\n    pass\n"))
-    assert "ASGI 3" in str(error)
-
-
 def test_a_factory_that_fails(module):
     name = module("def make():\n    raise RuntimeError('no database')\n")
     error = failure(module, f"{name}:make", factory=True)
@@ -194,20 +198,59 @@ def test_a_factory_that_makes_no_application(module):
 # -- which interface -------------------------------------------------------------------
 
 
-async def coroutine(scope, receive, send):
+async def asgi3(scope, receive, send):
     pass
 
 
-def plain(scope, receive, send):
-    return coroutine(scope, receive, send)
+async def with_a_tag(tag, scope, receive, send):
+    pass
 
 
-class Instance:
+def passing_on(scope, receive, send):
+    return asgi3(scope, receive, send)
+
+
+def asgi2(scope):
+    pass
+
+
+def wsgi(environ, start_response):
+    return []
+
+
+def with_a_default(environ, start_response, options=None):
+    return []
+
+
+def anything(*arguments):
+    pass
+
+
+def decorated(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+class ASGI3:
     async def __call__(self, scope, receive, send):
         pass
 
+    async def method(self, scope, receive, send):
+        pass
 
-class Double:
+
+class Awaitable:
+    def __init__(self, scope, receive, send):
+        pass
+
+    def __await__(self):
+        yield
+
+
+class ASGI2:
     def __init__(self, scope):
         pass
 
@@ -215,21 +258,144 @@ class Double:
         pass
 
 
-@pytest.mark.parametrize("app", [coroutine, Instance(), Instance().__call__])
-def test_asgi3(app):
-    assert speaks_asgi3(app)
+class ASGI2Instance:
+    def __call__(self, scope):
+        pass
 
 
-@pytest.mark.parametrize("app", [plain, Double, Instance, lambda environ, start: []])
-def test_not_asgi3(app):
-    assert not speaks_asgi3(app)
+class WSGI:
+    def __call__(self, environ, start_response):
+        return []
+
+    def method(self, environ, start_response):
+        return []
+
+    @staticmethod
+    def static(environ, start_response):
+        return []
 
 
-def test_an_interface_that_is_named_is_believed(module):
-    name = module(
-        ASGI + "def wrapped(scope, receive, send):\n    return app(scope, receive, send)\n"
+class IterableWSGI:
+    def __init__(self, environ, start_response):
+        pass
+
+    def __iter__(self):
+        return iter(())
+
+
+SPEAKERS = [
+    pytest.param("asgi3", asgi3, id="coroutine function"),
+    pytest.param("asgi3", decorated(asgi3), id="decorated coroutine function"),
+    pytest.param("asgi3", functools.partial(with_a_tag, "tag"), id="partial"),
+    pytest.param("asgi3", functools.partial(ASGI3()), id="partial of an instance"),
+    pytest.param("asgi3", passing_on, id="function that passes a coroutine on"),
+    pytest.param("asgi3", ASGI3(), id="instance"),
+    pytest.param("asgi3", ASGI3().__call__, id="call of an instance"),
+    pytest.param("asgi3", ASGI3().method, id="async method"),
+    pytest.param("asgi3", Awaitable, id="class of awaitables"),
+    pytest.param("asgi3", FastAPI(), id="FastAPI"),
+    pytest.param("asgi3", Starlette(), id="Starlette"),
+    pytest.param("asgi3", CORSMiddleware(FastAPI()), id="Starlette middleware"),
+    pytest.param("asgi3", ASGIHandler.__new__(ASGIHandler), id="Django, ASGI"),
+    pytest.param("asgi2", asgi2, id="function of a scope"),
+    pytest.param("asgi2", lambda scope, receive=None: None, id="function of a scope and more"),
+    pytest.param("asgi2", ASGI2, id="class with an async call"),
+    pytest.param("asgi2", ASGI2Instance(), id="instance that is called with a scope"),
+    pytest.param("wsgi", wsgi, id="function"),
+    pytest.param("wsgi", lambda environ, start_response: [], id="lambda"),
+    pytest.param("wsgi", with_a_default, id="function with an option"),
+    pytest.param("wsgi", lambda environ, start_response=None: [], id="default start_response"),
+    pytest.param("wsgi", decorated(wsgi), id="decorated function"),
+    pytest.param("wsgi", functools.partial(with_a_default, options=1), id="WSGI partial"),
+    pytest.param("wsgi", WSGI(), id="WSGI instance"),
+    pytest.param("wsgi", WSGI().method, id="WSGI method"),
+    pytest.param("wsgi", WSGI.static, id="WSGI static method"),
+    pytest.param("wsgi", IterableWSGI, id="class of iterables"),
+    pytest.param("wsgi", Flask("test"), id="Flask"),
+    pytest.param("wsgi", Flask("test").wsgi_app, id="Flask's wsgi_app"),
+    pytest.param("wsgi", ProxyFix(Flask("test")), id="Werkzeug middleware"),
+    pytest.param("wsgi", WSGIHandler.__new__(WSGIHandler), id="Django, WSGI"),
+]
+
+
+@pytest.mark.parametrize(("interface", "app"), SPEAKERS)
+def test_an_interface_is_told_from_how_an_application_is_called(interface, app):
+    assert detect(app) == interface
+    assert interface_of(app, Config(app="m:app")) == interface
+
+
+@pytest.mark.parametrize(("interface", "app"), SPEAKERS)
+def test_an_interface_that_is_named_agrees_with_what_is_seen(interface, app):
+    assert interface_of(app, Config(app="m:app", interface=interface)) == interface
+
+
+@pytest.mark.parametrize(
+    ("app", "hint"),
+    [
+        (lambda: None, "--factory"),
+        (ASGI3, "--factory"),
+        (Flask, "name an instance"),
+        (WSGI, "--factory"),
+        (anything, "--interface asgi3, asgi2 or wsgi"),
+        (validator(wsgi), "--interface asgi3, asgi2 or wsgi"),
+        (print, "--interface asgi3, asgi2 or wsgi"),
+        (lambda a, b, c, d: None, "other parameters"),
+        (functools.partial(asgi3, None, None, None), "without parameters"),
+    ],
+)
+def test_an_unclear_interface_is_asked_for(app, hint):
+    assert detect(app) == ""
+    with pytest.raises(AppImportError, match=hint) as caught:
+        interface_of(app, Config(app="m:app"))
+    assert str(caught.value).startswith("'m:app' is ")
+
+
+def test_an_async_function_without_parameters_is_no_factory(module):
+    error = failure(module, module("async def app():\n    pass\n"))
+    assert "--factory" not in str(error)
+    assert "async def app(scope, receive, send)" in str(error)
+
+
+@pytest.mark.parametrize("interface", ["asgi3", "asgi2", "wsgi"])
+@pytest.mark.parametrize("app", [anything, validator(wsgi)])
+def test_an_interface_that_is_named_is_believed(interface, app):
+    assert interface_of(app, Config(app="m:app", interface=interface)) == interface
+
+
+@pytest.mark.parametrize(("looks", "app"), [("asgi3", asgi3), ("asgi2", asgi2), ("wsgi", wsgi)])
+@pytest.mark.parametrize("named", ["asgi3", "asgi2", "wsgi"])
+def test_an_interface_that_cannot_be_is_not_believed(looks, app, named):
+    if named == looks:
+        return
+    config = Config(app="m:app", interface=named, origins={"interface": "--interface"})
+    with pytest.raises(AppImportError, match=f"use --interface {looks}"):
+        interface_of(app, config)
+
+
+def test_the_interface_of_a_factory_is_that_of_what_it_makes(module):
+    source = "def make():\n    def app(environ, start_response): pass\n    return app\n"
+    app = load(module, f"{module(source)}:make", factory=True)
+    assert detect(app) == "wsgi"
+    assert "other parameters" in str(
+        failure(
+            module, module("def make():\n    return lambda a, b, c, d: 0\n") + ":make", factory=True
+        )
     )
-    assert load(module, f"{name}:wrapped", interface="asgi3").__name__ == "wrapped"
+
+
+def test_wsgi_is_the_same_as_interface_wsgi():
+    raw = {"app": Raw("m:app", "APP"), "wsgi": Raw(True, "--wsgi")}
+    assert interface_of(anything, build(raw)) == "wsgi"
+    with pytest.raises(AppImportError, match=r"\(--wsgi\); it looks like async def app"):
+        interface_of(asgi3, build(raw))
+
+
+def test_a_wsgi_application_has_no_lifespan(module):
+    name = module("def app(environ, start_response): pass\n")
+    assert load(module, name)
+    with pytest.raises(BootError, match="no lifespan; leave out --lifespan") as caught:
+        load(module, name, lifespan="on", origins={"lifespan": "--lifespan"})
+    assert caught.value.exit_code == 3
 
 
 def test_application_traceback_of_an_error_without_frames():

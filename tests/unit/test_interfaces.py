@@ -1,0 +1,87 @@
+"""Any application as an ASGI 3 application."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from esg.config import Config
+from esg.errors import AppImportError
+from esg.server.interfaces import adapt, default_threads, from_asgi2
+from esg.server.wsgi import WSGIAdapter
+
+
+def scope(kind="http"):
+    return {"type": kind, "asgi": {"version": "3.0", "spec_version": "2.4"}}
+
+
+def called(app, made_scope):
+    """Call an ASGI 3 application with a receive and a send that remember."""
+    sent = []
+
+    async def receive():
+        return {"type": "something"}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(made_scope, receive, send))
+    return sent
+
+
+class ASGI2:
+    def __init__(self, scope):
+        self.scope = scope
+
+    async def __call__(self, receive, send):
+        await send((self.scope, await receive()))
+
+
+def test_asgi3_is_taken_as_it_is():
+    async def app(scope, receive, send):
+        pass
+
+    assert adapt(app, Config(app="m:app")) is app
+
+
+def test_asgi2_is_called_twice_and_told_its_version():
+    ((seen, received),) = called(adapt(ASGI2, Config(app="m:app")), scope())
+    assert seen == {"type": "http", "asgi": {"version": "2.0", "spec_version": "2.4"}}
+    assert received == {"type": "something"}
+
+
+def test_asgi2_with_a_plain_function_that_gives_another():
+    def app(scope):
+        async def instance(receive, send):
+            await send(scope["type"])
+
+        return instance
+
+    assert called(from_asgi2(app), scope("lifespan")) == ["lifespan"]
+
+
+def test_wsgi_is_adapted():
+    def app(environ, start_response):
+        return []
+
+    assert isinstance(adapt(app, Config(app="m:app")), WSGIAdapter)
+
+
+def test_a_misfit_is_refused():
+    with pytest.raises(AppImportError):
+        adapt(lambda: None, Config(app="m:app"))
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(1, 8), (2, 8), (4, 16), (8, 32), (64, 32)])
+def test_the_default_number_of_threads(cpus, threads):
+    assert default_threads(cpus) == threads
+
+
+@pytest.mark.parametrize("given", [0, 1, 5])
+def test_the_pool_has_as_many_threads_as_wanted(monkeypatch, given):
+    sizes = []
+    monkeypatch.setattr("esg.server.wsgi.Threads", sizes.append)
+    adapt(lambda environ, start_response: [], Config(app="m:app", threads=given))
+    assert sizes == [given or default_threads(len(os.sched_getaffinity(0)))]
