@@ -18,6 +18,7 @@ from esg.server.access_log import AccessLog, LoggedAccess
 from esg.server.asgi import Application, Receive, Scope, Send
 from esg.server.http1.exchange import BODY, Exchange
 from esg.server.http1.observed import Observed
+from esg.server.http1.parser import parser_class
 from esg.server.http1.response import Heads
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Service:
         "loop",
         "now",
         "on_due",
+        "parser",
         "requests",
         "root_path",
         "running",
@@ -75,7 +77,8 @@ class Service:
     ) -> None:
         """`on_due` is called once, when the request number `due_at` begins; 0 is never.
 
-        `subject` is how the log names this worker.
+        `subject` is how the log names this worker. Raises BootError if `--http` names a parser
+        that isn't installed.
         """
         self.app = app
         self.config = config
@@ -86,6 +89,7 @@ class Service:
         self.access_log = access_log
         self.exchange = Observed if access_log is not None and access_log.observes else Exchange
         """What a request on a connection is made."""
+        self.parser = parser_class(config.http)
         self.root_path = config.root_path
         self.state: dict[str, Any] = {}
         self.heads = Heads(config.server_header, config.date_header)

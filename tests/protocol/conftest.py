@@ -30,7 +30,7 @@ from esg.server.service import Service
 
 from .wire import Client, until
 
-PARSERS = [pytest.param({}, id="httptools")]
+PARSERS = [pytest.param({"http": name}, id=name) for name in ("httptools", "h11")]
 """The settings that choose a parser; the whole suite runs with each."""
 
 

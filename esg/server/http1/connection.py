@@ -28,7 +28,7 @@ from esg.errors import (
 from esg.server.asgi import Endpoint, Headers, http_scope, http_template
 from esg.server.http1.exchange import DONE, Exchange
 from esg.server.http1.framing import PLAIN, Framing, check_size, examine
-from esg.server.http1.httptools_parser import HttptoolsParser
+from esg.server.http1.parser import Parser
 from esg.server.http1.response import plain_response
 from esg.server.http1.sendfile import copy_part, send_part
 from esg.server.service import TICK, Service
@@ -118,7 +118,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, service: Service, client: Endpoint | None, server: Endpoint | None) -> None:
         self.service = service
-        self.parser = HttptoolsParser(self)
+        self.parser: Parser = service.parser(self)
         self._client = client
         self._template = http_template(client, server, service.root_path)
         # the request whose header section is being read
