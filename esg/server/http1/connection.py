@@ -27,7 +27,7 @@ from esg.errors import (
 )
 from esg.server.asgi import Endpoint, Headers, http_scope, http_template
 from esg.server.http1.exchange import DONE, Exchange
-from esg.server.http1.framing import PLAIN, Framing, check_size, examine
+from esg.server.http1.framing import PLAIN, Framing, check_size, check_trailers, examine
 from esg.server.http1.parser import Parser
 from esg.server.http1.response import plain_response
 from esg.server.http1.sendfile import copy_part, send_part
@@ -280,13 +280,21 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._headers:
-            self._headers, self._head_size = [], 0  # the trailer section
+            self._drop_trailers()
         if self._body_put_off:
             self._body_put_off = False
             return
         exchange, self._incoming = self._incoming, None
         if exchange is not None and not exchange.complete:
             exchange.body_ended()
+
+    def _drop_trailers(self) -> None:
+        trailers, self._headers, self._head_size = self._headers, [], 0
+        try:
+            check_trailers(trailers)
+        except HTTPError as error:
+            self.raised = error
+            raise
 
     # -- reading -------------------------------------------------------------------------
 
