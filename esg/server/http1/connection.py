@@ -363,6 +363,8 @@ class Connection(asyncio.Protocol):
             stopped = self._try_to_parse(piece)
             if stopped is not None:
                 self._recover(stopped, piece)
+            elif self._head_size:
+                self._check_head_size()
 
     def _check_head_size(self) -> None:
         """Bound a header section that is still incomplete."""
