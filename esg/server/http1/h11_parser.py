@@ -12,11 +12,14 @@ import sys
 
 import h11
 
-# Not public, and stable since h11 0.9: lines pass here, and nowhere else, before h11 sees them.
+# Not public: but lines pass here, and nowhere else, before h11 sees them.
 from h11._receivebuffer import ReceiveBuffer
 
 from esg.errors import BadRequest, HTTPError
 from esg.server.http1.parser import Sink
+
+if type(h11.Connection(h11.SERVER)._receive_buffer) is not ReceiveBuffer:
+    raise ImportError(f"h11 {h11.__version__} has no buffer that could be made strict")
 
 METHODS = frozenset(
     b"DELETE GET HEAD POST PUT CONNECT OPTIONS TRACE COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH"
@@ -24,6 +27,8 @@ METHODS = frozenset(
     b" UNSUBSCRIBE PATCH PURGE MKCALENDAR LINK UNLINK SOURCE QUERY".split()
 )
 """The methods that llhttp knows, since what is served doesn't depend on the parser."""
+
+_LONGEST_METHOD = max(map(len, METHODS))
 
 _FAULT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n|\n[ \t]")
 """What no section has in it: controls, half a line end, folding (RFC 9112, sections 2.2 and 5)."""
@@ -52,7 +57,6 @@ class H11Parser:
         """Expect a request."""
         # How much may wait in the buffer is the sink's business.
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=sys.maxsize)
-        assert type(self._connection._receive_buffer) in (ReceiveBuffer, _StrictBuffer)
         self._connection._receive_buffer = self._buffer
         self._line: list[bytes] = []
         self._told = 0
@@ -132,16 +136,18 @@ class H11Parser:
         line, complete, _ = self._buffer.partition(b"\r\n")
         parts = line.split(b" ", 2)
         if len(parts) > 1:
+            _check_method(parts[0])
             self._sink.on_url(parts[1][self._told :])
             self._told = len(parts[1])
+        elif len(line) > _LONGEST_METHOD:
+            _check_method(line)
         if complete:
             self._line = parts
 
     def _on_head(self) -> None:
         self._line = bytes(self._buffer.lines.pop(0)).split(b" ")
         method, target, _ = self._line
-        if method not in METHODS:
-            raise BadRequest("unknown method")
+        _check_method(method)
         self._sink.on_url(target[self._told :])
         self._tell_fields()
         self._sink.on_headers_complete()
@@ -224,6 +230,11 @@ class _StrictBuffer(ReceiveBuffer):
     def take_all(self) -> bytes:
         """Empty it."""
         return bytes(self._extract(len(self._data)))
+
+
+def _check_method(method: bytes) -> None:
+    if method not in METHODS:
+        raise BadRequest("unknown method")
 
 
 def _options(value: bytes) -> list[bytes]:
