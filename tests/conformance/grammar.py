@@ -66,6 +66,7 @@ BODIES = [
     b"hello",
     b"5\r\nhello\r\n0\r\n\r\n",
     b'05;a=b;c="d;\\"e"\r\nhello\r\n000;f\r\nA: b\r\n\r\n',
+    b'5;;a=b"\x0b"\r\nhello\r\n0\r\n\r\n',
     b"5;\r\nhello\r\n0\r\n\r\n",
     b"5 \r\nhello\r\n0\r\n\r\n",
     b"-5\r\nhello\r\n0\r\n\r\n",

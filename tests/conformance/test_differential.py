@@ -32,10 +32,10 @@ thoroughly = settings(
 def understood(verdict: Verdict) -> Verdict:
     """What has to be the same.
 
-    Of several faults in one request either parser may see another one first, so that 400, 501 and
-    505 count as one. What both say of a single fault is in the corpus.
+    Of several faults in one request either parser may see another one first, so that all refusals
+    count as one. What both say of a single fault is in the corpus.
     """
-    statuses = tuple(400 if status in (501, 505) else status for status in verdict.statuses)
+    statuses = tuple(min(status, 400) for status in verdict.statuses)
     return dataclasses.replace(verdict, statuses=statuses, output=b"")
 
 

@@ -19,7 +19,7 @@ from esg.errors import BadRequest, HTTPError
 from esg.server.http1.parser import Sink
 
 if type(h11.Connection(h11.SERVER)._receive_buffer) is not ReceiveBuffer:
-    raise ImportError(f"h11 {h11.__version__} has no buffer that could be made strict")
+    raise ImportError("this release of h11 has no buffer that could be made strict")
 
 METHODS = frozenset(
     b"DELETE GET HEAD POST PUT CONNECT OPTIONS TRACE COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH"
@@ -34,9 +34,9 @@ _FAULT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n|\n
 """What no section has in it: controls, half a line end, folding (RFC 9112, sections 2.2 and 5)."""
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]"
-_VALUE = rb'(?:"(?:[^"\\]|\\.)*"|' + _TOKEN + rb"*)"
 _CHUNK_HEADER = re.compile(
-    rb"0*([0-9A-Fa-f]{1,16})(?:;(?:" + _TOKEN + rb"+(?:=" + _VALUE + rb")?|=" + _VALUE + rb"))*\r\n"
+    rb"0*([0-9A-Fa-f]{1,16})"
+    rb"(?:;(?!\r)" + _TOKEN + rb"*(?:=" + _TOKEN + rb'*(?:"(?:[^"\\]|\\.)*")?)?)*\r\n'
 )
 """A chunk's size and its extensions (RFC 9112, section 7.1), as llhttp takes them."""
 
@@ -208,7 +208,7 @@ class _StrictBuffer(ReceiveBuffer):
         line = super().maybe_extract_next_line()
         if line is not None:
             match = _CHUNK_HEADER.fullmatch(line)
-            if match is None:
+            if match is None or _FAULT.search(line):
                 raise h11.LocalProtocolError("malformed chunk header")
             return bytearray(match[1] + b"\r\n")
         data = self._data
