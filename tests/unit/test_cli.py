@@ -70,6 +70,7 @@ def test_an_application_is_enough():
         (["--no-server-header"], "server_header", False),
         (["--factory"], "factory", True),
         (["--loop", "ASYNCIO"], "loop", "asyncio"),
+        (["--http", "h11"], "http", "h11"),
         (["--root-path", "/api"], "root_path", "/api"),
         (["--app-dir", "/srv"], "app_dir", "/srv"),
         (["--lifespan", "off"], "lifespan", "off"),
