@@ -503,7 +503,6 @@ class Config:
         choice("auto", "httptools", "h11"),
         HTTP,
         "HTTP parser; auto is httptools where it is installed.",
-        pending=True,
     )
     threads: int = setting(
         0,

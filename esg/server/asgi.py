@@ -20,6 +20,10 @@ VERSION = "3.0"
 HTTP_SPEC_VERSION = "2.4"
 LIFESPAN_SPEC_VERSION = "2.0"
 
+_AUTHORITY_BYTES = (
+    b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=%:[]"
+)
+
 EXTENSIONS: dict[str, dict[str, Any]] = {
     "http.response.early_hint": {},
     "http.response.pathsend": {},
@@ -68,7 +72,7 @@ def http_scope(
     BadRequest for a target that is none.
     """
     if target[:1] != b"/":
-        target = _origin_form(method, target)
+        target, headers = _origin_form(method, target, headers)
     raw_path, _, query = target.partition(b"?")
     try:
         path = raw_path.decode("ascii")
@@ -101,15 +105,25 @@ def tls_scope(
     return scope
 
 
-def _origin_form(method: str, target: bytes) -> bytes:
-    """The path and query of an absolute-form target; `*`, for OPTIONS alone, stays as it is."""
+def _origin_form(method: str, target: bytes, headers: Headers) -> tuple[bytes, Headers]:
+    """The path and query of an absolute-form target, and the headers with its host.
+
+    That host counts, whatever the Host field says (RFC 9112, section 3.2.2). `*`, for OPTIONS
+    alone, stays as it is.
+    """
     if target == b"*" and method == "OPTIONS":
-        return target
+        return target, headers
     scheme, separator, rest = target.partition(b"://")
     if not separator or scheme.lower() not in (b"http", b"https"):
         raise BadRequest("the request target is neither a path nor an http URL")
     authority_end = min((rest.find(mark) for mark in b"/?" if mark in rest), default=len(rest))
-    if authority_end == 0:
+    authority, path = rest[:authority_end], rest[authority_end:]
+    if not authority or not is_authority(authority):
         raise BadRequest("the request target names no host")
-    path = rest[authority_end:]
-    return path if path[:1] == b"/" else b"/" + path
+    others = (field for field in headers if field[0] != b"host")
+    return path if path[:1] == b"/" else b"/" + path, [(b"host", authority), *others]
+
+
+def is_authority(value: bytes) -> bool:
+    """Whether a value is a host and perhaps a port, without user information (RFC 9110, 4.2.4)."""
+    return not value.translate(None, _AUTHORITY_BYTES)

@@ -18,6 +18,7 @@ from esg.server.access_log import AccessLog, LoggedAccess
 from esg.server.asgi import Application, Receive, Scope, Send
 from esg.server.http1.exchange import BODY, Exchange
 from esg.server.http1.observed import Observed
+from esg.server.http1.parser import parser_class
 from esg.server.http1.response import Heads
 from esg.server.proxy_headers import trusted_proxies
 
@@ -52,6 +53,7 @@ class Service:
         "loop",
         "now",
         "on_due",
+        "parser",
         "proxies",
         "requests",
         "root_path",
@@ -77,7 +79,8 @@ class Service:
     ) -> None:
         """`on_due` is called once, when the request number `due_at` begins; 0 is never.
 
-        `subject` is how the log names this worker.
+        `subject` is how the log names this worker. Raises BootError if `--http` names a parser
+        that isn't installed.
         """
         self.app = app
         self.config = config
@@ -88,6 +91,7 @@ class Service:
         self.access_log = access_log
         self.exchange = Observed if access_log is not None and access_log.observes else Exchange
         """What a request on a connection is made."""
+        self.parser = parser_class(config.http)
         self.root_path = config.root_path
         self.proxies = trusted_proxies(config) if config.proxy_headers else None
         """Whose word on a request's client is taken."""

@@ -1,6 +1,7 @@
 """The server part, in this process, on a real socket, with an application that the test gives.
 
-A test is a coroutine that runs on the loop which serves, once with asyncio and once with uvloop.
+A test is a coroutine that runs on the loop which serves, once with asyncio and once with uvloop,
+and with each parser.
 `serve(app, **settings)` gives a `Server`, and its `connect()` a raw `Client`. Time is moved with
 `Server.advance`. At the end of each test no error may be in the log that the test hasn't claimed,
 nothing may have reached the loop's exception handler, and no connection may be left.
@@ -35,7 +36,7 @@ from tests.support.certificates import Authority
 from .tls_client import TLSClient
 from .wire import Client, until
 
-PARSERS = [pytest.param({}, id="httptools")]
+PARSERS = [pytest.param({"http": name}, id=name) for name in ("httptools", "h11")]
 """The settings that choose a parser; the whole suite runs with each."""
 
 
@@ -46,6 +47,22 @@ def setup_of(config: Config, log_fd: int) -> LogSetup:
     """Where a server of a test logs; an access log that isn't a file has the descriptor -1."""
     definition = {} if log_fd == -1 else None
     return LogSetup(config, LogFiles(), LogFile(2), LogFile(log_fd), definition)
+
+
+ON_EVERY_LOOP = {"test_splitting", "test_pipelining", "test_request_bodies", "test_closing"}
+"""Modules whose tests run with h11 on asyncio's loop, too: how a loop reads may matter to them."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out h11 on asyncio's loop elsewhere: it would cost time, and show nothing new."""
+    kept, left_out = [], []
+    for item in items:
+        names = item.callspec.id.split("-") if hasattr(item, "callspec") else []
+        rare = "asyncio" in names and "h11" in names and item.path.stem not in ON_EVERY_LOOP
+        (left_out if rare else kept).append(item)
+    items[:] = kept
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
 
 
 class _Shifted:

@@ -102,13 +102,21 @@ async def test_method_head(serve):
         (b"http://example.org/", "/", b"/", b""),
         (b"http://example.org?q", "/", b"/", b"q"),
         (b"http://example.org/a%20b?q=/", "/a b", b"/a%20b", b"q=/"),
-        (b"HTTPS://user@example.org:8443/x", "/x", b"/x", b""),
+        (b"HTTPS://example.org:8443/x", "/x", b"/x", b""),
         (b"http://[::1]:80/x?y", "/x", b"/x", b"y"),
     ],
 )
 async def test_target(serve, target, path, raw_path, query):
     scope = await scope_of(serve, get(target))
     assert (scope["path"], scope["raw_path"], scope["query_string"]) == (path, raw_path, query)
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+async def test_the_host_of_an_absolute_target_counts(serve, version):
+    """RFC 9112, section 3.2.2."""
+    target = b"http://other.example:81/x"
+    scope = await scope_of(serve, get(target, b"A: b", version=version))
+    assert scope["headers"] == [(b"host", b"other.example:81"), (b"a", b"b")]
 
 
 async def test_asterisk_target(serve):
@@ -131,7 +139,16 @@ async def test_path_begins_with_root_path(serve):
 
 @pytest.mark.parametrize(
     "target",
-    [b"/\xc3\xa9", b"/\x7f", b"/\x01", b"ftp://example.org/", b"http:///x", b"x", b"://x/"],
+    [
+        b"/\xc3\xa9",
+        b"/\x7f",
+        b"/\x01",
+        b"ftp://example.org/",
+        b"http:///x",
+        b"http://user@example.org/",
+        b"x",
+        b"://x/",
+    ],
 )
 async def test_a_target_that_is_none_is_refused(serve, target):
     record = Recorder()

@@ -80,6 +80,7 @@ def test_an_application_is_enough():
         (["--ssl-handshake-timeout", "3"], "ssl_handshake_timeout", 3.0),
         (["--factory"], "factory", True),
         (["--loop", "ASYNCIO"], "loop", "asyncio"),
+        (["--http", "h11"], "http", "h11"),
         (["--root-path", "/api"], "root_path", "/api"),
         (["--app-dir", "/srv"], "app_dir", "/srv"),
         (["--lifespan", "off"], "lifespan", "off"),

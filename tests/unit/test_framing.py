@@ -11,9 +11,11 @@ from esg.server.http1.framing import (
     CHUNKED,
     DECIDING,
     DECIDING_FROM_PROXY,
+    NOT_IN_TRAILERS,
     PLAIN,
     PLAIN_FORWARDED,
     Framing,
+    check_trailers,
     examine,
 )
 from esg.server.proxy_headers import FIELDS
@@ -131,6 +133,21 @@ def test_codings_in_several_fields(codings):
         frame(*((b"transfer-encoding", coding) for coding in codings))
 
 
+@pytest.mark.parametrize(
+    "codings",
+    [[b"chunked", b"gzip"], [b"chunked, gzip"], [b"chunked,chunked"], [b""], [b",", b""]],
+)
+def test_chunked_comes_last_and_once(codings):
+    with pytest.raises(BadRequest):
+        frame(*((b"transfer-encoding", coding) for coding in codings))
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"gzip, chunked", b"identity", b"chunked;q=1"])
+def test_other_codings_are_not_implemented(coding):
+    with pytest.raises(NotImplementedByServer):
+        frame((b"transfer-encoding", coding))
+
+
 @pytest.mark.parametrize("coding", [b"chunked", b"gzip", b""])
 @pytest.mark.parametrize("length", [b"0", b"5", b"x"])
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
@@ -177,11 +194,17 @@ def test_keep_alive(version, options, keep_alive):
     assert frame(*fields, version=version).keep_alive is keep_alive
 
 
-@pytest.mark.parametrize("version", ["0.9", "1.2", "2.0", "3.0", "", "1.10"])
+@pytest.mark.parametrize("version", ["1.2", "2.0", "3.0", "", "1.10"])
 @pytest.mark.parametrize("options", [[], [b"keep-alive"], [b"close"]])
 def test_unknown_versions(version, options):
     with pytest.raises(VersionNotSupported):
         frame(*[(b"connection", option) for option in options], version=version)
+
+
+@pytest.mark.parametrize("options", [[], [b"keep-alive"], [b"close"]])
+def test_a_request_line_without_a_version_is_malformed(options):
+    with pytest.raises(BadRequest):
+        frame(*[(b"connection", option) for option in options], version="0.9")
 
 
 # -- expectations ----------------------------------------------------------------------
@@ -256,3 +279,16 @@ def test_a_message_is_framed_the_same_whoever_sent_it(method, headers, version):
         assert not direct["forwarded"]
         direct["forwarded"] = any(name in FIELDS for name, _ in headers)
     assert direct == from_proxy
+
+
+# -- trailers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(NOT_IN_TRAILERS))
+def test_a_trailer_section_decides_nothing(name):
+    with pytest.raises(BadRequest):
+        check_trailers([(b"x-sum", b"1"), (name, b"")])
+
+
+def test_other_trailers_are_let_through():
+    check_trailers([(b"x-sum", b"1"), (b"x-forwarded-for", b"::1"), (b"authorization", b"a")])

@@ -35,9 +35,10 @@ from esg.server.http1.framing import (
     PLAIN_FORWARDED,
     Framing,
     check_size,
+    check_trailers,
     examine,
 )
-from esg.server.http1.httptools_parser import HttptoolsParser
+from esg.server.http1.parser import Parser
 from esg.server.http1.response import Content, plain_response
 from esg.server.http1.sendfile import copy_part, send_part
 from esg.server.service import TICK, Service
@@ -135,7 +136,7 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """`tls` is the scopes' extension of that name, for a connection over TLS."""
         self.service = service
-        self.parser = HttptoolsParser(self)
+        self.parser: Parser = service.parser(self)
         self._template = http_template(client, server, service.root_path, tls)
         self._make_scope = http_scope if tls is None else tls_scope
         trusted = service.proxies is not None and service.proxies.trusts(client and client[0])
@@ -304,13 +305,21 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._headers:
-            self._headers, self._head_size = [], 0  # the trailer section
+            self._drop_trailers()
         if self._body_put_off:
             self._body_put_off = False
             return
         exchange, self._incoming = self._incoming, None
         if exchange is not None and not exchange.complete:
             exchange.body_ended()
+
+    def _drop_trailers(self) -> None:
+        trailers, self._headers, self._head_size = self._headers, [], 0
+        try:
+            check_trailers(trailers)
+        except HTTPError as error:
+            self.raised = error
+            raise
 
     # -- reading -------------------------------------------------------------------------
 
@@ -379,6 +388,8 @@ class Connection(asyncio.Protocol):
             stopped = self._try_to_parse(piece)
             if stopped is not None:
                 self._recover(stopped, piece)
+            elif self._head_size:
+                self._check_head_size()
 
     def _check_head_size(self) -> None:
         """Bound a header section that is still incomplete."""

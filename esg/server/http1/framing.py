@@ -11,7 +11,7 @@ from typing import Protocol
 
 from esg.errors import BadRequest, HeaderFieldsTooLarge, NotImplementedByServer, VersionNotSupported
 from esg.server import proxy_headers
-from esg.server.asgi import Headers
+from esg.server.asgi import Headers, is_authority
 
 DECIDING = frozenset(
     (
@@ -27,6 +27,8 @@ DECIDING = frozenset(
 
 DECIDING_FROM_PROXY = DECIDING | proxy_headers.FIELDS
 """The same for a request that a trusted proxy has sent."""
+NOT_IN_TRAILERS = DECIDING - {b"host", b"expect"}
+"""What comes too late behind a body: framing, and whether there is a next message."""
 
 VERSIONS = ("1.1", "1.0")
 
@@ -34,8 +36,6 @@ CHUNKED = -1
 """The body length of a request whose body comes in chunks."""
 
 _DIGITS = frozenset(b"0123456789")
-_HOST_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=%:[]"
-
 _MOST_KNOWN_HOSTS = 256
 _LONGEST_KNOWN_HOST = 255
 _known_hosts: set[bytes] = set()
@@ -130,7 +130,7 @@ def _examine_fully(
     options: tuple[bytes, ...] = ()
     expectation = b""
     forwarded = False
-    proxied = False  # Proxy-Connection means nothing, but llhttp takes it for Connection
+    proxy_options: tuple[bytes, ...] = ()
     for name, value in headers:
         if name not in deciding:
             continue
@@ -143,27 +143,30 @@ def _examine_fully(
         elif name == b"transfer-encoding":
             codings = (*codings, value)
         elif name == b"connection":
-            options = (*options, *value.lower().split(b","))
+            options = (*options, *_list(value))
         elif name == b"expect":
             expectation = value
         elif name in DECIDING:
-            proxied = True
+            proxy_options = (*proxy_options, *_list(value))
         else:
             forwarded = True
-    version = "1.1" if not options and not proxied and head.persists() else head.http_version()
+    plain = not options and not proxy_options
+    version = "1.1" if plain and head.persists() else head.http_version()
     if version not in VERSIONS:
-        raise VersionNotSupported(f"HTTP/{version} is not supported")
+        # A request line without a version (HTTP/0.9) is just malformed.
+        error = BadRequest if version == "0.9" else VersionNotSupported
+        raise error(f"HTTP/{version} is not supported")
     http11 = version == "1.1"
     if hosts != 1 and (http11 or hosts > 1):
         raise BadRequest("a request has exactly one Host field")
-    ordinary = http11 and not (lengths or codings or options or expectation or proxied)
+    ordinary = http11 and not (lengths or codings or options or expectation or proxy_options)
     if ordinary and forwarded and method != b"HEAD":
         return PLAIN_FORWARDED
     return Framing(
         _body_length(http11, lengths, codings),
         version=version,
-        # Where llhttp took Proxy-Connection for Connection, it also parses accordingly.
-        keep_alive=_keeps_alive(http11, options) and (not proxied or head.persists()),
+        # Proxy-Connection means nothing, but llhttp parses nothing behind one that says close.
+        keep_alive=_keeps_alive(http11, options) and b"close" not in proxy_options,
         expects_continue=http11 and expectation.lower() == b"100-continue",
         head_only=method == b"HEAD",
         forwarded=forwarded,
@@ -172,7 +175,7 @@ def _examine_fully(
 
 def _check_host(value: bytes) -> None:
     """Raise BadRequest for a Host that is no host and port; remember it otherwise."""
-    if value.translate(None, _HOST_BYTES):
+    if not is_authority(value):
         raise BadRequest("malformed Host")
     if len(value) <= _LONGEST_KNOWN_HOST:
         if len(_known_hosts) >= _MOST_KNOWN_HOSTS:
@@ -186,7 +189,10 @@ def _body_length(http11: bool, lengths: Sequence[bytes], codings: Sequence[bytes
             raise BadRequest("Content-Length and Transfer-Encoding in one request")
         if not http11:
             raise BadRequest("Transfer-Encoding in an HTTP/1.0 request")
-        if len(codings) > 1 or codings[0].strip(b" \t").lower() != b"chunked":
+        if len(codings) > 1 or _list(codings[0]) != [b"chunked"]:
+            names = [name for value in codings for name in _list(value)]
+            if b"chunked" in names[:-1] or not any(names):
+                raise BadRequest("chunked is the last transfer coding")
             raise NotImplementedByServer("the only transfer coding is chunked")
         return CHUNKED
     if not lengths:
@@ -199,10 +205,22 @@ def _body_length(http11: bool, lengths: Sequence[bytes], codings: Sequence[bytes
 
 
 def _keeps_alive(http11: bool, options: Sequence[bytes]) -> bool:
-    names = [option.strip(b" \t") for option in options]
-    if b"close" in names:
-        return False
-    return http11 or b"keep-alive" in names
+    return b"close" not in options and (http11 or b"keep-alive" in options)
+
+
+def _list(value: bytes) -> list[bytes]:
+    """The members of a list of tokens, in lower case (RFC 9110, section 5.6.1)."""
+    return [member.strip(b" \t") for member in value.lower().split(b",")]
+
+
+def check_trailers(fields: Headers) -> None:
+    """Raise BadRequest for a trailer section with a field that frames (RFC 9110, section 6.5.1).
+
+    llhttp obeys `Connection: close` even there, and refuses lengths and codings.
+    """
+    for name, _ in fields:
+        if name in NOT_IN_TRAILERS:
+            raise BadRequest(f"{name.decode('ascii')} in a trailer section")
 
 
 def check_size(headers: Headers, most_bytes: int) -> None:

@@ -1,0 +1,94 @@
+"""What a parser is to a connection, and which one a worker uses."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Protocol
+
+from esg.errors import BootError, HTTPError
+
+
+class Sink(Protocol):
+    """What a parser calls, in order; a trailer field is an `on_header` after the body."""
+
+    raised: HTTPError | None
+    """What one of these methods raised last. httptools would hand it on as the context of its own
+    error, where Python puts whatever else is being handled at the time.
+    """
+
+    def on_url(self, piece: bytes) -> None:
+        """A piece of the request target."""
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field, its name as the client wrote it."""
+
+    def on_headers_complete(self) -> None:
+        """The header section is over; the parser's `method` and `http_version` hold."""
+
+    def on_body(self, piece: bytes) -> None:
+        """A piece of the body, without its framing."""
+
+    def on_message_complete(self) -> None:
+        """The body (and any trailer section) is over."""
+
+
+class Parser(Protocol):
+    """Bytes in, calls to a sink out; a thin adapter on somebody else's parser, without policy."""
+
+    @property
+    def feed(self) -> Callable[[bytes | memoryview], None]:
+        """Parse some bytes; what it raises is for `recover`."""
+
+    @property
+    def method(self) -> Callable[[], bytes]:
+        """The request's method, as it came."""
+
+    @property
+    def http_version(self) -> Callable[[], str]:
+        """The version, as "1.1"."""
+
+    @property
+    def persists(self) -> Callable[[], bool]:
+        """Whether version and Connection options together keep the connection open.
+
+        To be asked only where there are no such options: then it says that the version is 1.1, at
+        a tenth of the cost of asking httptools for that.
+        """
+
+    @property
+    def upgrades(self) -> Callable[[], bool]:
+        """Whether the request offers to change the protocol.
+
+        Then its body, if it has one, is not parsed: `on_message_complete` comes at once, and
+        `recover` goes on with the body.
+        """
+
+    def recover(
+        self, error: Exception, data: bytes | memoryview, body_length: int
+    ) -> bytes | memoryview:
+        """The part of `data` that is still to be parsed after `feed` raised `error` for it.
+
+        `body_length` is that of the request whose body is awaited, -1 for chunks, 0 if none is.
+        Raises BadRequest for what can't be parsed, or the HTTPError that the sink raised.
+        """
+
+
+def parser_class(name: str) -> Callable[[Sink], Parser]:
+    """The parser that `--http` names; `auto` is httptools where it is installed.
+
+    Raises BootError if it isn't installed.
+    """
+    installed = importlib.util.find_spec("httptools") is not None
+    if name == "h11" or (name == "auto" and not installed):
+        from esg.server.http1.h11_parser import H11Parser
+
+        return H11Parser
+    if not installed:
+        raise BootError(
+            "--http httptools: httptools is not installed; "
+            "try: pip install httptools, or --http h11"
+        )
+    from esg.server.http1.httptools_parser import HttptoolsParser
+
+    return HttptoolsParser

@@ -1,0 +1,74 @@
+"""Each case of the corpus: the same verdict from both parsers, however its bytes are cut up."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.stage import PARSERS
+
+from .corpus import cases
+
+MOST_BYTES = 500_000
+"""How many bytes are sent to try all cuts of a case; a large one is cut at some places only."""
+
+CASES = [pytest.param(case, id=case.name) for case in cases()]
+on_every_case = pytest.mark.parametrize("case", CASES)
+on_both_parsers = pytest.mark.parametrize("parser", PARSERS)
+
+
+def test_the_corpus_is_there():
+    assert len(CASES) > 250
+
+
+def test_the_parsers_differ_where_it_is_documented_only():
+    differing = {case.name for case in cases() if case.expected != case.expected_of_httptools}
+    assert differing == {"two-spaces-before-target", "two-spaces-before-version", "rtsp"}
+
+
+@on_both_parsers
+@on_every_case
+def test_whole(stages, case, parser):
+    stage = stages[parser]
+    before = stage.calls
+    (verdict,) = stage.play([[case.data]])
+    case.check(verdict, parser)
+    begun = 0 if case.expected.closed else case.unfinished
+    assert stage.calls - before == len(verdict.requests) + begun
+
+
+@on_both_parsers
+@on_every_case
+def test_cut_in_two(stages, case, parser):
+    stage, data = stages[parser], case.data
+    step = 1 + len(data) ** 2 // MOST_BYTES
+    cuts = [[data[:at], data[at:]] for at in range(1, len(data), step)]
+    before = stage.calls
+    verdicts = stage.play(cuts)
+    for verdict in verdicts:
+        case.check(verdict, parser)
+    seen = sum(len(verdict.requests) for verdict in verdicts)
+    assert stage.calls - before <= seen + case.unfinished * len(verdicts)
+
+
+@on_both_parsers
+@pytest.mark.parametrize("case", [case for case in CASES if len(case.values[0].data) < 2000])
+def test_byte_by_byte(stages, case, parser):
+    (verdict,) = stages[parser].play([[bytes([byte]) for byte in case.data]])
+    case.check(verdict, parser)
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(
+    case=st.sampled_from(cases()),
+    parser=st.sampled_from(PARSERS),
+    ends=st.lists(st.floats(0, 1), max_size=10),
+)
+def test_cut_at_random(stages, case, parser, ends):
+    cuts = sorted({int(end * len(case.data)) for end in ends} | {0, len(case.data)})
+    pieces = [case.data[a:b] for a, b in itertools.pairwise(cuts)]
+    (verdict,) = stages[parser].play([pieces])
+    case.check(verdict, parser)
