@@ -36,7 +36,8 @@ def load(
     `pyproject.toml`, is looked for in `folder` (the current one by default), which relative names
     of files start from. `target` is the application where it is an object. Raises ConfigError.
     """
-    folder = folder or _current_folder()
+    current = _current_folder()  # whatever comes next needs that there is one
+    folder = folder or current
     raw = from_file(file, folder)
     named = {**raw, **from_environment(environment), **command_line}
     variables = from_env_file(named.get("env_file"), folder)

@@ -26,6 +26,9 @@ EVENTS: dict[signal.Signals, Event] = {
 RELOAD = signal.SIGHUP
 CHILD = signal.SIGCHLD
 
+COUNTED = (signal.SIGTTIN, signal.SIGTTOU, signal.SIGINT)
+"""Signals of which each counts. Of others that wait, one stands for all (signal(7) is the same)."""
+
 UNAVAILABLE = (signal.SIGUSR2,)
 """Signals that would end the process if left alone; they are answered with a warning."""
 
@@ -36,7 +39,7 @@ class SignalQueue:
     """Signals as a readable file. See signal.set_wakeup_fd in the Python documentation.
 
     The file only says that there are some, since it has room for so many bytes: a storm of one
-    signal must not hide another.
+    signal must not hide another, nor keep the loop from everything else.
     """
 
     def __init__(self) -> None:
@@ -52,7 +55,8 @@ class SignalQueue:
             signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self._pending.append(signal.Signals(signum))
+        if signum in COUNTED or signum not in self._pending:
+            self._pending.append(signal.Signals(signum))
 
     def fileno(self) -> int:
         return self._reader.fileno()

@@ -61,7 +61,12 @@ def test_asgi2_is_served(start: Start, flags: list[str]) -> None:
 @pytest.mark.parametrize(
     ("flags", "source", "code", "text"),
     [
-        (["--wsgi", "--interface", "asgi3"], WSGI, 2, "--interface says asgi3; use one"),
+        (
+            ["--wsgi", "--interface", "asgi3"],
+            WSGI,
+            2,
+            "--interface asgi3 say different things; use one",
+        ),
         (["--wsgi", "--lifespan", "on"], WSGI, 2, "--lifespan: a WSGI application has no lifespan"),
         (["--lifespan", "on"], WSGI, 3, "no lifespan; leave out --lifespan"),
         (["--interface", "asgi3"], WSGI, 4, "use --interface wsgi"),

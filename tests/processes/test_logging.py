@@ -224,12 +224,12 @@ def test_a_reload_may_change_the_files_and_closes_the_old(start: Start) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('access-logfile = "no/log"', "access_logfile: can't open the log file"),
-        ('error-logfile = "no/log"', "error_logfile: can't open the log file"),
-        ('access-logformat = "%(nope)s"', "access_logformat: .*unknown atom '%.nope.s'"),
-        ('log-config = "none.json"', "log_config: none.json: can't be read: No such file"),
-        ('log-config = "bad.json"', "log_config: bad.json: "),
-        ('log-config = "worse.json"', "log_config: worse.json: can't configure logging: .*version"),
+        ('access-logfile = "no/log"', "access-logfile: can't open the log file"),
+        ('error-logfile = "no/log"', "error-logfile: can't open the log file"),
+        ('access-logformat = "%(nope)s"', "access-logformat: .*unknown atom '%.nope.s'"),
+        ('log-config = "none.json"', "log-config: none.json: can't be read: No such file"),
+        ('log-config = "bad.json"', "log-config: bad.json: "),
+        ('log-config = "worse.json"', "log-config: worse.json: can't configure logging: .*version"),
     ],
 )
 def test_a_reload_with_a_bad_log_is_refused(start: Start, text: str, reason: str) -> None:

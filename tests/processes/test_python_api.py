@@ -168,7 +168,7 @@ def test_a_factory_is_called_in_each_worker(script: Callable[[str], Script]) -> 
     [
         ('esg.run("nosuch:app", port=0)', 4, "no module 'nosuch'"),
         ("esg.run(42, port=0)", 4, "can't be called"),
-        ('esg.run(lambda s, r: None, interface="asgi3", lifespan="on", port=0)', 3, "lifespan"),
+        ('esg.run(lambda s, r, x: None, interface="asgi3", lifespan="on", port=0)', 3, "lifespan"),
         ("esg.run(app, prot=0)", 1, "arguments: unknown key 'prot'; did you mean port?"),
         ('esg.run(app, bind="192.0.2.1:1")', 1, "can't listen on 192.0.2.1:1 (argument bind)"),
     ],
