@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PORT ?= 8000
+# How many tests run at once.
+JOBS ?= 2
 
 .PHONY: run test check bench docs clean
 
@@ -28,7 +30,7 @@ run: $(VENV)/.run
 	$(BIN)/python -m esg esg.demo:app --workers 2 --port $(PORT)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.check
 	$(BIN)/ruff format --check .

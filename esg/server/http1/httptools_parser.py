@@ -38,7 +38,10 @@ class HttptoolsParser:
             return data[error.args[0] :]
         if isinstance(error, httptools.HttpParserCallbackError):
             raised, self._sink.raised = self._sink.raised, None
-            raise (raised or error) from None
+            try:
+                raise (raised or error) from None
+            finally:
+                del raised, error  # they would keep this frame, and it them
         if isinstance(error, httptools.HttpParserError):
             # llhttp knows more versions than are served, and says so of all others.
             unknown = error.args == ("Invalid HTTP version",)
