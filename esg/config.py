@@ -589,6 +589,9 @@ class Config:
     timeout_request_body: float = setting(
         60.0, seconds(0.1), LIMITS, "Time a request body may stand still (408)."
     )
+    timeout_send: float = setting(
+        60.0, seconds(0.1), LIMITS, "Time in which a client must take something of a response."
+    )
 
     limit_concurrency: int = setting(
         0,

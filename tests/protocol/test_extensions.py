@@ -9,13 +9,14 @@ import random
 
 import pytest
 
-from esg.server.http1.connection import SEND_STALL
+from esg.config import Config
 from esg.server.http1.exchange import ClientDisconnected
 
 from .apps import Probe, piece, respond, start
 from .wire import Truncated, get, request, settled, until
 
 MEGABYTE = 1 << 20
+TIMEOUT_SEND = Config.timeout_send
 
 
 @pytest.fixture
@@ -380,10 +381,10 @@ async def test_a_client_that_does_not_read_is_cut_off_in_the_end(serve, large):
     await client.head()
     (connection,) = server.service.connections
     await settled(lambda: len(server.service.connections))
-    server.advance(SEND_STALL / 2)
+    server.advance(TIMEOUT_SEND / 2)
     await client.skip(32 * MEGABYTE)
-    await until(lambda: connection.deadline > server.service.now + SEND_STALL / 2)
-    server.advance(SEND_STALL * 2)
+    await until(lambda: connection.deadline > server.service.now + TIMEOUT_SEND / 2)
+    server.advance(TIMEOUT_SEND * 2)
     await until(lambda: sender.failure)
     assert isinstance(sender.failure, ClientDisconnected)
     await until(lambda: server.service.idle)

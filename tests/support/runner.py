@@ -141,8 +141,13 @@ class Esg:
     # -- files -------------------------------------------------------------------------
 
     def write(self, text: str, name: str = "example.py") -> None:
-        """Put a file into the folder: by default, another version of the application."""
-        (self.folder / name).write_text(text)
+        """Put a file into the folder: by default, another version of the application.
+
+        It is there as a whole or not at all, whatever imports it meanwhile.
+        """
+        new = self.folder / f".{name}.new"
+        new.write_text(text)
+        new.replace(self.folder / name)
 
     def notes(self, what: str) -> list[int]:
         """The pids of the processes in which the application noted `what`, in order."""

@@ -67,9 +67,6 @@ METHODS = {
 }
 """Names of methods that needn't be made anew for each request."""
 
-SEND_STALL = 60.0
-"""Seconds in which a client must take something of what waits to be sent to it."""
-
 
 class Wait(Enum):
     """What a connection waits for, which says what its deadline means."""
@@ -222,7 +219,7 @@ class Connection(asyncio.Protocol):
         if self._wait is not END:
             self._unsent = self._transport.get_write_buffer_size()
             self._progress_at = self.service.now
-            self._await(SENDING, SEND_STALL)
+            self._await(SENDING, self.service.config.timeout_send)
 
     def resume_writing(self) -> None:
         self._resume_writers()
@@ -585,6 +582,10 @@ class Connection(asyncio.Protocol):
         """End a response in its middle, with a reset, so that it can't be taken for whole."""
         self._exchange = self._start = None
         self._queue.clear()
+        self._reset()
+
+    def _reset(self) -> None:
+        """End the connection, and what the kernel still has to send along with it."""
         sock = self._transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
@@ -642,7 +643,7 @@ class Connection(asyncio.Protocol):
         loop, waiter = self.service.loop, self.service.loop.create_future()
         self._unsent = 0
         self._progress_at = self.service.now
-        self._await(SENDING, SEND_STALL)
+        self._await(SENDING, self.service.config.timeout_send)
         self._write_waiters.append(waiter)
         loop.add_writer(fd, self._resume_writers)
         try:
@@ -696,11 +697,14 @@ class Connection(asyncio.Protocol):
         before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
         if self._unsent < before:
             self._progress_at = now
-        lingering = self._wait is END
-        if now - self._progress_at >= (SEND_STALL if self._unsent or not lingering else LINGER):
-            self._transport.abort()
+        lingering, limit = self._wait is END, self.service.config.timeout_send
+        stalls = bool(self._unsent) or not lingering
+        if now - self._progress_at < (limit if stalls else LINGER):
+            self.deadline = now + (LINGER if lingering else limit)
+        elif stalls:
+            self._reset()  # the kernel would go on trying, with what it has buffered
         else:
-            self.deadline = now + (LINGER if lingering else SEND_STALL)
+            self._transport.abort()
 
 
 def _write_nothing(data: bytes) -> None:
