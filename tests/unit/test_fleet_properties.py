@@ -80,7 +80,7 @@ class World:
                 assert number not in self.processes, "a number is used twice"
                 self.processes[number] = Process(number, generation, self.now)
                 self.spawns += 1
-            case do.Drain() | do.Quit():
+            case do.Drain() | do.Discard() | do.Quit():
                 process = self.processes[action.number]
                 process.told.append(type(action).__name__)
                 if process.leaving_since is None:
@@ -458,6 +458,19 @@ def test_a_new_worker_that_dies_before_the_roll_ends_brings_the_old_generation_b
         boot_all(world)
         world.pass_time(1)
     assert generations(world) == [1, 1, 1]
+
+
+def test_a_canary_that_served_by_the_time_it_is_discarded_may_finish_its_requests() -> None:
+    world = serving(2)
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    (canary,) = (p for p in world.processes.values() if p.generation == 2)
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    assert canary.told == ["Discard"]
+    world.tell(on.WorkerReady(canary.number))  # it was on its way
+    world.pass_time(max(GRACE, QUIT_GRACE) + EXIT_MARGIN - 1)
+    assert canary.told == ["Discard"]
+    world.pass_time(2)
+    assert canary.told[1] == "DumpStack"
 
 
 def test_a_reload_asked_for_while_a_canary_boots_takes_its_place() -> None:
