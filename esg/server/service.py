@@ -13,14 +13,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from esg.config import Config
+from esg.errors import HTTPError
 from esg.scoreboard import NOT_ACCEPTING, Cell, Row
 from esg.server.access_log import AccessLog, LoggedAccess
-from esg.server.asgi import Application, Receive, Scope, Send
+from esg.server.asgi import Application, Endpoint, Receive, Scope, Send
 from esg.server.http1.exchange import BODY, Exchange
 from esg.server.http1.observed import Observed
 from esg.server.http1.parser import parser_class
 from esg.server.http1.response import Heads
 from esg.server.proxy_headers import trusted_proxies
+from esg.server.seldom import Seldom
 
 if TYPE_CHECKING:
     from esg.server.http1.connection import Connection
@@ -35,6 +37,7 @@ class Service:
     """One application being served on one event loop."""
 
     __slots__ = (
+        "_refusals",
         "_row",
         "accepting",
         "access_log",
@@ -93,6 +96,7 @@ class Service:
         """What a request on a connection is made."""
         self.parser = parser_class(config.http)
         self.root_path = config.root_path
+        self._refusals = Seldom()
         self.proxies = trusted_proxies(config) if config.proxy_headers else None
         """Whose word on a request's client is taken."""
         self.state: dict[str, Any] = {}
@@ -148,6 +152,15 @@ class Service:
     def log_error(self, event: str) -> None:
         """Log something that went wrong in this worker."""
         logger.error("%s %s", self.subject, event)
+
+    def log_refusal(self, client: Endpoint | None, error: HTTPError) -> None:
+        """Log why a client's request is refused; its next such requests at level DEBUG alone."""
+        before = self._refusals.now(self.loop.time())
+        level = logging.DEBUG if before is None else logging.INFO
+        more = f" ({before} more refused before)" if before else ""
+        peer = client[0] if client else "a UNIX socket"
+        text = "%s refused a request from %s: %s (%d)%s"
+        logger.log(level, text, self.subject, peer, error, error.status, more)
 
     def attend(self, exchange: Exchange) -> Application:
         """Look at a request that begins, where there is something to look for.

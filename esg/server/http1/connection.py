@@ -518,6 +518,7 @@ class Connection(asyncio.Protocol):
         if incoming is not None and incoming in self._queue:
             self._queue.remove(incoming)
         self._refusal = error.status
+        self.service.log_refusal(self._template["client"], error)
         if self._exchange is None:
             self._answer_refusal()
         elif self._exchange is incoming:
