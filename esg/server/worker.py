@@ -28,6 +28,9 @@ from esg.server.websocket.frames import GOING_AWAY, SERVICE_RESTART
 SHUTDOWN_MINIMUM = 3.0
 """Seconds the lifespan's shutdown has at least, however late the drain ended."""
 
+ENDS = ("shutdown", "should_exit")
+"""Reasons to drain a worker after which there is none to connect to."""
+
 LONGEST_PAUSE = 0.02
 """Seconds between the ends of two WebSockets, at most, when a worker drains."""
 
@@ -250,7 +253,7 @@ class Worker:
 
     async def _close_sockets(self, order: mailbox.Drain) -> None:
         """Close WebSockets, spread over the first half of the grace: their clients come back."""
-        ends = order.final or order.reason == "shutdown" or self._quick.is_set()
+        ends = order.final or order.reason in ENDS or self._quick.is_set()
         code = GOING_AWAY if ends else SERVICE_RESTART
         sockets = list(self._service.sockets)
         random.shuffle(sockets)

@@ -19,7 +19,7 @@ from esg.server.http1.response import REASONS, InvalidHeader, check_fields
 from esg.server.service import TICK
 from esg.server.stacks import task_stack
 from esg.server.websocket.codec import Codec
-from esg.server.websocket.session import Session
+from esg.server.websocket.session import CLOSED, Session
 
 if TYPE_CHECKING:
     from esg.server.http1.connection import Connection
@@ -97,6 +97,8 @@ class Handshake(Observed):
         else:
             if self.opened:
                 session.ended()
+            elif self.state is START and session.state is CLOSED:
+                self._part()
             elif self.state is not DONE and self.state is not GONE:
                 self._unfinished()
         finally:
@@ -188,8 +190,7 @@ class Handshake(Observed):
         if service.draining:
             self._end_badly(503)
         elif connection.ends_soon or connection.refuses:
-            self.disconnect()
-            connection.close()
+            self._part()
         if self.state is not START:
             raise ClientDisconnected("the client has gone, or the worker is about to")
         service.handshakes.discard(self)
@@ -198,6 +199,11 @@ class Handshake(Observed):
         rest = connection.hand_over(session)
         service.socket_opened(session, self)
         return rest
+
+    def _part(self) -> None:
+        """Nobody is left to answer: end the connection without a word."""
+        self.disconnect()
+        self._connection.close()
 
     # -- the connection's side ---------------------------------------------------------
 

@@ -73,7 +73,6 @@ class WebsocketsCodec:
         events = protocol.events_received()
         if protocol.parser_exc is not None:
             failed = protocol.close_sent
-            protocol.data_to_send()
             code, reason = (failed.code, failed.reason) if failed else (PROTOCOL_ERROR, "")
             raise Failure(int(code), reason)
         answer = b"".join(protocol.data_to_send())
@@ -122,5 +121,6 @@ class WebsocketsCodec:
 
     def close(self, code: int, reason: str) -> bytes:
         """See `Codec`."""
-        self._protocol.send_close(code, reason)
+        if self._protocol.state is OPEN:  # else it has failed, and its own frame is waiting
+            self._protocol.send_close(code, reason)
         return b"".join(self._protocol.data_to_send())
