@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from typing import cast
 
-from wsproto.connection import SERVER, Connection
+from wsproto.connection import SERVER, Connection, ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 from wsproto.extensions import PerMessageDeflate
 from wsproto.utilities import RemoteProtocolError
 
 from esg.server.websocket.codec import Deflate, Sink
-from esg.server.websocket.frames import PROTOCOL_ERROR, TEXT, TOO_BIG, Failure
+from esg.server.websocket.frames import CLOSE, PROTOCOL_ERROR, TEXT, TOO_BIG, Failure
 
 SLICE = 4096
 """Bytes decoded at once: deflate makes up to a thousand times as many of them."""
@@ -66,10 +66,12 @@ def _understood(parameters: str) -> bool:
 class WsprotoCodec:
     """See `Codec`."""
 
-    __slots__ = ("_bytes", "_connection", "_most", "_size", "_text")
+    __slots__ = ("_bytes", "_connection", "_most", "_pings", "_size", "_text")
 
     def __init__(self, most_bytes: int, deflate: PerMessageDeflate | None) -> None:
         self._connection = Connection(SERVER, [deflate] if deflate else [])
+        # A ping within a compressed message has wsproto forget that it is compressed.
+        self._pings = Connection(SERVER) if deflate else self._connection
         self._most = most_bytes
         # the message that is coming in
         self._size = 0
@@ -78,10 +80,11 @@ class WsprotoCodec:
 
     def feed(self, frame: bytes, sink: Sink) -> None:
         """See `Codec`."""
+        connection = self._pings if frame[0] & 0x0F > CLOSE else self._connection
         try:
             for at in range(0, len(frame), SLICE):
-                self._connection.receive_data(bytes(frame[at : at + SLICE]))
-                for event in self._connection.events():
+                connection.receive_data(frame[at : at + SLICE])
+                for event in connection.events():
                     self._take(event, sink)
         except RemoteProtocolError as error:
             hint = error.event_hint
@@ -92,13 +95,20 @@ class WsprotoCodec:
         if isinstance(event, TextMessage | BytesMessage):
             self._take_piece(event, sink)
         elif isinstance(event, Ping):
-            sink.write(self._connection.send(event.response()))
+            sink.write(bytes(self._pings.send(event.response())))
         elif isinstance(event, Pong):
             sink.on_pong(bytes(event.payload))
         elif isinstance(event, CloseConnection):
-            if self._connection.state.name == "REMOTE_CLOSING":
-                sink.write(bytes(self._connection.send(event.response())))
-            sink.on_close(int(event.code), event.reason or "")
+            self._take_close(event, sink)
+
+    def _take_close(self, event: CloseConnection, sink: Sink) -> None:
+        """The client closes; or, if that has changed no state, what it sent can't be parsed."""
+        state = self._connection.state
+        if state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING):
+            raise Failure(int(event.code), event.reason or "")
+        if state is ConnectionState.REMOTE_CLOSING:
+            sink.write(bytes(self._connection.send(event.response())))
+        sink.on_close(int(event.code), event.reason or "")
 
     def _take_piece(self, event: TextMessage | BytesMessage, sink: Sink) -> None:
         message: str | bytes
