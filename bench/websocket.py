@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 from process import ServerFailed, interrupt_on_termination, pin_to, serving
 from run import LOG_DIRECTORY
 from scenarios import SCENARIOS, Scenario
@@ -69,6 +70,7 @@ def measure(kind: Kind, server: str, seconds: int, cpus: tuple[int, int]) -> dic
     with tempfile.TemporaryDirectory(prefix="esg-bench-", dir=LOG_DIRECTORY) as directory:
         log = Path(directory, "server.log")
         with serving(SERVERS[server], kind.scenario, log, cpus[0]) as running:
+            before = _cpu_seconds(running.pid)
             arguments = (running.port, kind.load, kind.clients, kind.size, seconds)
             done = subprocess.run(
                 [sys.executable, str(LOAD), *map(str, arguments)],
@@ -77,12 +79,24 @@ def measure(kind: Kind, server: str, seconds: int, cpus: tuple[int, int]) -> dic
                 preexec_fn=pin_to(cpus[1]),
                 check=False,
             )
+            used = _cpu_seconds(running.pid) - before
     if done.returncode:
         raise ServerFailed(f"the load failed: {done.stderr.strip().splitlines()[-1:]}")
     result = json.loads(done.stdout)
     if result["failure"] or not result["messages"]:
         raise ServerFailed(result["failure"] or "not one message came back")
-    return {"rate": result["messages"] / result["seconds"], "cpu": result["cpu"]}
+    return {
+        "rate": result["messages"] / result["seconds"],
+        "cost": used / result["all"] * 1e6,
+        "cpu": result["cpu"],
+    }
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time of a server with its workers, which others on the machine can't spoil."""
+    server = psutil.Process(pid)
+    times = [process.cpu_times() for process in (server, *server.children(recursive=True))]
+    return sum(time.user + time.system for time in times)
 
 
 def main() -> int:
@@ -114,7 +128,8 @@ def _report(
     options: argparse.Namespace, found: dict[tuple[str, str], list[dict[str, float]]]
 ) -> None:
     print({server: version(server.partition("-")[0]) for server in options.server})
-    print("\n| | messages/s (median of rounds) | esg is | load's CPU |\n| --- | --- | --- | --- |")
+    print("\n| | messages/s | esg is | server's CPU, us a message | load's CPU |")
+    print("| --- | --- | --- | --- | --- |")
     for name in options.kind:
         own = found.get((name, "esg"))
         for server in options.server:
@@ -125,8 +140,9 @@ def _report(
             ratio = "-"
             if own:
                 ratio = f"{statistics.median(result['rate'] for result in own) / rate:.2f}x"
+            cost = statistics.median(result["cost"] for result in results)
             cpu = max(result["cpu"] for result in results)
-            print(f"| {name} {server} | {rate:,.0f} | {ratio} | {cpu:.0%} |")
+            print(f"| {name} {server} | {rate:,.0f} | {ratio} | {cost:.1f} | {cpu:.0%} |")
 
 
 def _parse_options() -> argparse.Namespace:

@@ -116,6 +116,7 @@ class Run:
         taken = time.perf_counter() - begun
         result = {
             "messages": self.answers - before,
+            "all": self.answers,
             "seconds": taken,
             "cpu": round((_cpu() - cpu) / taken, 3),
             "failure": self.failure,

@@ -77,7 +77,7 @@ class SocketRecord:
         self.round_trip = math.nan
 
     def closed(self, code: int, sent: int, round_trip: float) -> None:
-        """It was closed with `code`; `sent` bytes of frames were sent.
+        """It was closed with `code`; `sent` bytes of messages were sent.
 
         `round_trip` is the last ping's, in seconds, or not a number.
         """

@@ -44,14 +44,14 @@ _SHORT_HEADS = {
 }
 
 
-def _unmask(content: bytes | bytearray, mask: bytes | bytearray) -> bytes:
+def _unmask(content: bytes | memoryview, mask: bytes) -> bytes:
     """Content as it was before the client masked it (section 5.3)."""
     size = len(content)
     key = int.from_bytes((mask * (size // 4 + 1))[:size], "big")
     return (int.from_bytes(content, "big") ^ key).to_bytes(size, "big")
 
 
-unmask: Callable[[bytes | bytearray, bytes | bytearray], bytes]
+unmask: Callable[[bytes | memoryview, bytes], bytes]
 try:
     from websockets.speedups import apply_mask as unmask
 except ImportError:
@@ -72,9 +72,14 @@ def pack(first: int, content: bytes) -> bytes:
     size = len(content)
     if size < 126:
         return _SHORT_HEADS[first][size] + content
+    return frame_head(first, size) + content
+
+
+def frame_head(first: int, size: int) -> bytes:
+    """What goes before the content of a frame with more than 125 bytes of it."""
     if size < 65536:
-        return struct.pack("!BBH", first, 126, size) + content
-    return struct.pack("!BBQ", first, 127, size) + content
+        return struct.pack("!BBH", first, 126, size)
+    return struct.pack("!BBQ", first, 127, size)
 
 
 def cut_reason(reason: str) -> str:

@@ -45,6 +45,7 @@ from esg.server.websocket.frames import (
     check_close_code,
     check_header,
     cut_reason,
+    frame_head,
     pack,
     unmask,
 )
@@ -72,6 +73,12 @@ BACKLOG = 65536
 Pings and pongs among them are dealt with at once.
 """
 
+MOST_PIECES = 100
+"""Pieces of a frame that are kept as they came."""
+
+LARGE = 16384
+"""Bytes of a message that are worth a second write, or view, to save a copy."""
+
 CLOSE_LIMIT = 10.0
 """Seconds that a client has to answer a close frame."""
 
@@ -90,12 +97,13 @@ class Session(asyncio.Protocol):
         "_deaf",
         "_fragmented",
         "_handshake",
+        "_have",
         "_heard",
         "_limit",
         "_make_codec",
         "_most_queued",
-        "_partial",
         "_paused",
+        "_pieces",
         "_ping_at",
         "_pinged_at",
         "_pong_by",
@@ -152,9 +160,12 @@ class Session(asyncio.Protocol):
         self._codec: Codec | None = None
         self._make_codec: Callable[[], Codec]
         self._compresses = False
-        self._partial: bytearray | None = None
-        """A frame that isn't whole yet, and `_wanted` bytes are needed to go on."""
+        self._pieces: list[bytes | bytearray] = []
+        """A frame that isn't whole yet."""
+        self._have = 0
+        """Bytes of it."""
         self._wanted = 0
+        """Bytes of it that are needed to go on."""
         self._fragmented = False
         """Whether a message is coming in fragments."""
         self._backlog: deque[bytes] = deque()
@@ -167,7 +178,7 @@ class Session(asyncio.Protocol):
         """Whether all that comes is dropped."""
         # writing
         self.sent = 0
-        """Bytes of frames."""
+        """Bytes of messages, as the application sent them."""
         self.write_paused = False
         self._write_waiters: list[asyncio.Future[None]] = []
         self._unsent = 0
@@ -217,12 +228,15 @@ class Session(asyncio.Protocol):
             first, content = BINARY, _as_bytes(message.get("bytes"))
         else:
             first, content = TEXT, text.encode()
-        frame = (
-            self._codec_now().message(first, content)
-            if self._compresses
-            else (pack(first, content))
-        )
-        self.sent += len(frame)
+        size = len(content)
+        if self._compresses:
+            frame = self._codec_now().message(first, content)
+        elif size < LARGE:
+            frame = pack(first, content)
+        else:
+            frame = content
+            self.write(frame_head(first, size))
+        self.sent += size
         self.write(frame)
         if self.write_paused or self.is_closing():
             await self._writable()
@@ -314,14 +328,12 @@ class Session(asyncio.Protocol):
         if self._deaf:
             return
         self._heard = True
-        frames: bytes | bytearray = data
-        if self._partial is not None:
-            self._partial += data
-            if len(self._partial) < self._wanted:
+        if self._have:
+            data = self._completed(data)
+            if not data:
                 return
-            frames, self._partial = self._partial, None
         try:
-            self._split(frames)
+            self._split(data)
         except Failure as failure:
             self._fail(failure)
 
@@ -331,7 +343,7 @@ class Session(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deaf = True
-        self._partial = None
+        self._forget_partial()
         self.deadline = math.inf
         self.state = CLOSED
         self._special = True
@@ -369,7 +381,7 @@ class Session(asyncio.Protocol):
 
     # -- frames --------------------------------------------------------------------------
 
-    def _split(self, data: bytes | bytearray) -> None:
+    def _split(self, data: bytes) -> None:
         """Take each whole frame; keep what is left for when more has come. Raises Failure."""
         at, end, wanted = 0, len(data), MASKED_HEADER
         while end - at >= MASKED_HEADER:
@@ -385,7 +397,9 @@ class Session(asyncio.Protocol):
             stop = start + length
             plain = first in _PLAIN and second > 127 and not self._special
             if plain and stop <= end and length <= self._limit:
-                self._take(first, unmask(data[start:stop], data[start - 4 : start]))
+                content = data[start:stop] if length < LARGE else memoryview(data)[start:stop]
+                content = unmask(content, data[start - 4 : start])
+                self.on_message(content if first == BINARY else _text(content))
                 at = stop
                 continue
             check_header(first, second > 127, length, self._compresses)
@@ -394,7 +408,7 @@ class Session(asyncio.Protocol):
             if stop > end:
                 wanted = stop - at
                 break
-            self._take_frame(bytes(data[at:stop]))
+            self._take_frame(data[at:stop])
             if self._deaf:
                 return
             at = stop
@@ -402,19 +416,22 @@ class Session(asyncio.Protocol):
             if end - at >= 2 and end - at < MASKED_HEADER:
                 length = data[at + 1] & 0x7F
                 check_header(data[at], data[at + 1] > 127, length, self._compresses)
-            self._partial, self._wanted = bytearray(data[at:]), wanted
+            self._pieces, self._have, self._wanted = [data[at:]], end - at, wanted
 
-    def _take(self, first: int, content: bytes) -> None:
-        """A plain message is whole. Raises Failure."""
-        if first == BINARY:
-            self.on_message(content)
-            return
-        try:
-            text = content.decode()
-        except UnicodeDecodeError as error:
-            text = f"{error.reason} at position {error.start}"
-            raise Failure(INVALID_DATA, text) from None
-        self.on_message(text)
+    def _completed(self, data: bytes) -> bytes:
+        """What there is of a frame, with some more; nothing if that still isn't enough."""
+        pieces = self._pieces
+        pieces.append(data)
+        self._have += len(data)
+        if self._have < self._wanted:
+            if len(pieces) > MOST_PIECES:
+                _merge(pieces)
+            return b""
+        self._forget_partial()
+        return b"".join(pieces)
+
+    def _forget_partial(self) -> None:
+        self._pieces, self._have = [], 0
 
     def _take_frame(self, frame: bytes) -> None:
         """A frame that may have to wait for its turn. Raises Failure."""
@@ -436,7 +453,8 @@ class Session(asyncio.Protocol):
         first = frame[0]
         if first in _PLAIN and not self._fragmented:
             start = MASKED_HEADER + {126: 2, 127: 8}.get(frame[1] & 0x7F, 0)
-            self._take(first, unmask(frame[start:], frame[start - 4 : start]))
+            content = unmask(frame[start:], frame[start - 4 : start])
+            self.on_message(content if first == BINARY else _text(content))
             return
         if first & 0x0F < CLOSE:
             self._fragmented = not first & 0x80
@@ -457,7 +475,7 @@ class Session(asyncio.Protocol):
         self._queued += len(message)
         if self._waiters:
             self._wake()
-        if self._full():
+        if len(self._queue) >= self._most_queued or self._queued > QUEUE_BYTES:
             self._special = True
 
     def on_pong(self, content: bytes) -> None:
@@ -532,7 +550,7 @@ class Session(asyncio.Protocol):
     def _hang_up(self) -> None:
         """End our side, and drop what still comes: closing with unread bytes resets."""
         self._deaf = True
-        self._partial = None
+        self._forget_partial()
         self._await_end(LINGER)
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -604,6 +622,24 @@ class Session(asyncio.Protocol):
         self.close_with(INTERNAL_ERROR, "keepalive ping timeout")
         self.code, self.reason = ABNORMAL, ""
         self._hang_up()
+
+
+def _text(content: bytes) -> str:
+    """The text of a message. Raises Failure (RFC 6455, section 8.1)."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise Failure(INVALID_DATA, f"{error.reason} at position {error.start}") from None
+
+
+def _merge(pieces: list[bytes | bytearray]) -> None:
+    """Make one of many: a list of single bytes takes more memory than they."""
+    whole = pieces[0]
+    if not isinstance(whole, bytearray):
+        whole = bytearray(whole)
+    for piece in pieces[1:]:
+        whole += piece
+    pieces[:] = [whole]
 
 
 def _as_bytes(content: Any) -> bytes:
