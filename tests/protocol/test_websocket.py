@@ -507,6 +507,27 @@ async def test_what_a_client_sent_before_it_left_is_received(serve):
     app.done.set()
 
 
+async def test_a_client_with_many_messages_does_not_keep_others_waiting(serve):
+    server = serve(Echo(), ws_max_queue=4)
+    turns_taken = 0
+
+    async def other():
+        nonlocal turns_taken
+        while True:
+            turns_taken += 1
+            await asyncio.sleep(0)
+
+    socket = await WebSocket.open(server)
+    waiting = asyncio.ensure_future(other())
+    await turns(2)
+    before = turns_taken
+    await socket.client.send(frame(TEXT, b"x") * 400)
+    for _ in range(400):
+        await socket.expect(TEXT, b"x")
+    assert turns_taken - before > 90
+    waiting.cancel()
+
+
 async def test_fragments_behind_a_full_queue(serve):
     _, socket, app = await probe(serve, ws_max_queue=1)
     fragments = frame(TEXT, b"a", fin=False) + frame(CONT, b"b", fin=False) + frame(CONT, b"c")
@@ -863,6 +884,8 @@ async def test_a_handshake_that_the_drain_overtakes(serve):
     with pytest.raises(ClientDisconnected):
         await app.send({"type": "websocket.accept"})
     assert (await client.response()).status == 503
+    assert await app.receive() == {"type": "websocket.connect"}
+    assert await app.receive() == disconnected(1006)
     app.done.set()
 
 

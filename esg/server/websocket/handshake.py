@@ -208,9 +208,10 @@ class Handshake(Observed):
     # -- the connection's side ---------------------------------------------------------
 
     def wake(self) -> None:
-        """The client has gone, or will before long."""
+        """The client has gone or will before long, or it was refused by the server itself."""
         super().wake()
-        if not self.opened and (self.state is GONE or self._connection.ends_soon):
+        leaves = self.state is START and self._connection.ends_soon
+        if not self.opened and (leaves or self.state is GONE or self.state is DONE):
             self.session.disconnect()
 
     def time_out(self) -> None:
@@ -226,7 +227,6 @@ class Handshake(Observed):
         stack = task_stack(self.task)
         self._log_error("WebSocket handshake not answered (--ws-handshake-timeout)", stack=stack)
         self._end_badly(503)
-        self.session.disconnect()
         self.task.cancel()
 
 

@@ -201,14 +201,16 @@ class Session(asyncio.Protocol):
             if self._queue:
                 content = self._queue.popleft()
                 self._queued -= len(content)
-                if self._special:
-                    self._refill()
+                if self._special and not self._queue:
+                    # In a turn of its own: one client's messages shan't keep all others waiting.
+                    service = self.service
+                    service.loop.call_soon(self._refill, context=service.context)
                 key = "text" if type(content) is str else "bytes"
                 return {"type": "websocket.receive", key: content}
             if not self._told_connect:
                 self._told_connect = True
                 return {"type": "websocket.connect"}
-            if self.state is CLOSED:
+            if self.state is CLOSED and not self._backlog:
                 return {
                     "type": "websocket.disconnect",
                     "code": self.code,
@@ -504,7 +506,7 @@ class Session(asyncio.Protocol):
         return closed or self._fragmented or bool(self._backlog) or self._full()
 
     def _refill(self) -> None:
-        """The application took a message, so there may be room for another."""
+        """The application took all messages there were, so there is room for others."""
         try:
             while self._backlog and not self._full():
                 frame = self._backlog.popleft()
@@ -515,12 +517,9 @@ class Session(asyncio.Protocol):
         self._special = self._is_special()
         if self._paused and not self._backlog:
             self._paused = False
-            # Not in the context of the application, which loops would keep.
-            self.service.loop.call_soon(self._resume_reading, context=self.service.context)
-
-    def _resume_reading(self) -> None:
-        if not self._paused and self.write is not _write_nothing:
-            self._transport.resume_reading()
+            if self.write is not _write_nothing:
+                self._transport.resume_reading()
+        self._wake()
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, ()
