@@ -420,7 +420,7 @@ class Exchange:
     # -- what may go wrong -------------------------------------------------------------
 
     def _failed(self, error: BaseException) -> None:
-        if self.state is GONE and _is_disconnect(error):
+        if self.state is GONE and is_disconnect(error):
             logger.debug("the client left before its response", exc_info=error)
             return
         self._log_error("exception in the application", error)
@@ -555,14 +555,14 @@ def _as_bytes(body: object) -> bytes:
     return bytes(body)
 
 
-def _is_disconnect(error: BaseException) -> bool:
+def is_disconnect(error: BaseException) -> bool:
     """Whether an error says only that the client has gone, perhaps inside a group.
 
     Starlette turns ClientDisconnected, and an `http.disconnect` it didn't wait for, into an
     exception of its own.
     """
     if isinstance(error, BaseExceptionGroup):
-        return all(_is_disconnect(inner) for inner in error.exceptions)
+        return all(is_disconnect(inner) for inner in error.exceptions)
     causes = (error, error.__cause__, error.__context__)
     if any(isinstance(cause, ClientDisconnected) for cause in causes):
         return True
