@@ -367,12 +367,9 @@ def test_a_default_that_is_spelt_out_is_fine(declared):
 @pytest.mark.parametrize(
     ("name", "value", "advice"),
     [
-        ("uds", "/run/x", "--bind HOST:PORT"),
-        ("fd", "3", "--bind HOST:PORT"),
         ("ws", "websockets", "leave it out"),
         ("reload", "on", "SIGHUP"),
         ("daemon", "on", "service manager"),
-        ("worker_tmp_dir", "/dev/shm", "shared memory"),
         ("preload", "on", "leave it out"),
         ("ws_ping_timeout", "5", "leave it out"),
     ],
@@ -533,9 +530,8 @@ def test_a_reload_may_change(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("port", "9"),
-        ("host", "0.0.0.0"),
-        ("bind", "0.0.0.0:9"),
+        ("uds_mode", "600"),
+        ("uds_owner", "root"),
         ("backlog", "9"),
         ("chdir", "/tmp"),
     ],
