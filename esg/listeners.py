@@ -30,7 +30,7 @@ _DROP_NEW_CONNECTIONS = (
     (0x06, 0, 0, 0xFFFFFFFF),  # ret -1: pass
 )
 
-_NAME = re.compile(r"[A-Za-z0-9._@-]+")
+_NAME = re.compile(r"[A-Za-z0-9_@][A-Za-z0-9._@-]*")
 _STORE_PREFIX = "esg-"
 
 

@@ -34,7 +34,7 @@ class Notifier:
         """`address` is NOTIFY_SOCKET, `watchdog` its interval in seconds; 0 for none."""
         self.problem = ""
         """Why nothing is sent though there is an address; empty if all is well."""
-        self._address = "\\0" + address[1:] if address.startswith("@") else address
+        self._address = "\0" + address[1:] if address.startswith("@") else address
         if address and address[0] not in "/@":
             self._address = ""
             self.problem = f"NOTIFY_SOCKET={address}: only UNIX sockets are known"

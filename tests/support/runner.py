@@ -96,6 +96,7 @@ class Esg:
         wrapper: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
         extra: Mapping[str, str] | None = None,
+        python: str = sys.executable,
     ) -> None:
         """`prefix` is a command as in `run_to_its_end`, but one that stays as the parent.
 
@@ -107,7 +108,7 @@ class Esg:
         self._claims: list[str] = []
         self._log_file = folder / log
         self.write(source or application())
-        command = [sys.executable, *wrapper, "-m", "esg", "example:app", *listen, *arguments]
+        command = [python, *wrapper, "-m", "esg", "example:app", *listen, *arguments]
         with (folder / "stderr").open("wb") as errors, (folder / "stdout").open("wb") as output:
             self.process = subprocess.Popen(
                 [*prefix, *command],
