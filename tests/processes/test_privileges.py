@@ -8,9 +8,6 @@ import os
 import pwd
 import shutil
 import signal
-import subprocess
-import sys
-import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +16,8 @@ import psutil
 import pytest
 
 from tests.support.load import Load
-from tests.support.runner import CHECKOUT, Esg, run_to_its_end, session
+from tests.support.runner import Esg, run_to_its_end, session
+from tests.support.unprivileged import as_nobody
 from tests.support.waiting import eventually
 
 from .test_reload import open_files
@@ -49,27 +47,6 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": said})
 """
-
-
-def as_nobody() -> tuple[str, dict[str, str]]:
-    """A Python that `nobody` can run with what is installed here, and what it needs for that."""
-    paths = [str(CHECKOUT), sysconfig.get_paths()["purelib"]]
-    extra = {"PYTHONPATH": os.pathsep.join(paths)}
-    for python in (sys.executable, shutil.which("python3", path="/usr/bin")):
-        check = ["/usr/bin/env", python, "-c", "import esg.cli, uvloop, httptools, setproctitle"]
-        if python and os.geteuid() == 0:
-            result = subprocess.run(
-                check,
-                user="nobody",
-                group=NOBODY.pw_gid,
-                extra_groups=[],
-                env=extra | {"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
-                cwd="/",
-                capture_output=True,
-            )
-            if result.returncode == 0:
-                return python, extra
-    pytest.skip("needs root, and a Python that the user nobody can run")
 
 
 @pytest.fixture
