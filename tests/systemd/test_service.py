@@ -202,7 +202,7 @@ def test_an_arbiter_that_stands_still_is_replaced(service: Service) -> None:
     pid = service.main_pid
     service.kill(signal.SIGSTOP)
     service.wait_for_restart(pid)
-    assert "Watchdog timeout" in service.machine.console()
+    assert "Watchdog timeout" in service.machine.journal("esg.service")
     assert service.whoami()["generation"] == 1
 
 
