@@ -758,6 +758,11 @@ class Config:
         return "https" if self.ssl_certfile else "http"
 
     @property
+    def ways(self) -> tuple[str, ...]:
+        """Which of WHERE say where to listen; without any, host and port do."""
+        return tuple(name for name in WHERE if getattr(self, name) not in ((), "", None))
+
+    @property
     def binds(self) -> tuple[str, ...]:
         """What to listen on, as `--bind` writes it."""
         if self.bind:
@@ -772,8 +777,7 @@ class Config:
     @property
     def binds_origin(self) -> str:
         """Where `binds` came from, for messages to the operator."""
-        name = next((name for name in WHERE if getattr(self, name) not in ((), "", None)), "")
-        names = (name,) if name else ("host", "port")
+        names = self.ways or ("host", "port")
         given = [self.origins[name] for name in names if name in self.origins]
         return " and ".join(given) or "the default"
 
@@ -928,9 +932,8 @@ def _shown(declared: Setting, given: Raw) -> str:
 def _check_together(config: Config) -> None:
     if not config.app:
         raise ConfigError("no application given; expected MODULE:ATTRIBUTE, as in: esg example:app")
-    said = [name for name in WHERE if getattr(config, name) not in ((), "", None)]
-    said += [name for name in ("host", "port") if name in config.origins]
-    if len(said) > 1 and said != ["host", "port"]:
+    said = [*config.ways, *(name for name in ("host", "port") if name in config.origins)]
+    if config.ways and len(said) > 1:
         raise ConfigError(
             f"{config.origin(said[0])} and {config.origin(said[1])} both say where to listen; "
             "use one, or several --bind"
