@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import MutableMapping, Sequence
 
 from esg.errors import ListenError
@@ -22,6 +23,12 @@ EXTENSION = 15.0
 
 EXTEND_EVERY = 5.0
 """Seconds between two such messages. Each worker has a limit, so they come to an end."""
+
+RETRY_EVERY = 0.1
+"""Seconds after which a message is sent again that the service manager was too busy for."""
+
+MOST_UNSENT = 64
+"""Messages that wait for that; of more the oldest are dropped."""
 
 SETTLED: State = "serving"
 """The state in which nothing is being waited for."""
@@ -42,6 +49,8 @@ class Notifier:
         self._state: State | None = None
         self._next_ping = 0.0
         self._next_extension = 0.0
+        self._unsent: deque[bytes] = deque(maxlen=MOST_UNSENT)
+        self._retry_at = 0.0
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str], pid: int) -> Notifier:
@@ -53,18 +62,43 @@ class Notifier:
         return cls(address, watchdog)
 
     def send(self, *lines: str, fds: Sequence[int] = ()) -> bool:
-        """Send these assignments in one message, with descriptors; whether it was taken."""
+        """Send these assignments in one message, with descriptors; whether it was taken.
+
+        It never waits. A manager that is too busy to take it gets it later, unless there are
+        descriptors.
+        """
         if not self._address:
             return False
+        text = "\n".join(line.replace("\n", " ") for line in lines).encode()
+        if not self._unsent or fds:
+            try:
+                self._transmit(text, fds)
+                return True
+            except BlockingIOError:
+                pass
+            except OSError:
+                return False
+        if not fds:
+            self._unsent.append(text)
+        return False
+
+    def _transmit(self, text: bytes, fds: Sequence[int] = ()) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.connect(self._address)
+            socket.send_fds(sock, [text], list(fds))
+
+    def _send_rest(self, now: float) -> None:
+        """Send what the manager was too busy for."""
+        self._retry_at = now + RETRY_EVERY
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.setblocking(False)
-                sock.connect(self._address)
-                text = "\n".join(line.replace("\n", " ") for line in lines).encode()
-                socket.send_fds(sock, [text], list(fds))
+            while self._unsent:
+                self._transmit(self._unsent[0])
+                self._unsent.popleft()
+        except BlockingIOError:
+            pass
         except OSError:
-            return False
-        return True
+            self._unsent.clear()
 
     def tell(self, state: State, status: str, *, anew: bool = False) -> None:
         """Say that this is so now; `anew`: it has begun again."""
@@ -77,6 +111,8 @@ class Notifier:
 
     def turn(self, now: float) -> None:
         """Send what is due at this time, in monotonic seconds; for each turn of the loop."""
+        if self._unsent and now >= self._retry_at:
+            self._send_rest(now)
         if self._watchdog and now >= self._next_ping:
             self._next_ping = now + self._watchdog
             self.send("WATCHDOG=1")
@@ -89,6 +125,8 @@ class Notifier:
         deadlines = [self._next_ping] if self._watchdog and self._address else []
         if self._is_awaited:
             deadlines.append(self._next_extension)
+        if self._unsent:
+            deadlines.append(self._retry_at)
         return min(deadlines, default=None)
 
     @property

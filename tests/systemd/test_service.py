@@ -47,7 +47,9 @@ class Service:
         text = deployed("esg.service", {"/srv/app/.venv/bin/esg": command, "auto": "2"})
         if not with_socket:
             options = (f"--bind=127.0.0.1:{self.port}", *options)
-        text = text.replace("--workers 2", f"--workers 2 {' '.join(options)}")
+        text = text.replace(
+            "example:app --workers 2", f"example:app --workers 2 {' '.join(options)}"
+        )
         self.machine.write(UNITS / "esg.service", text)
         if with_socket:
             self.machine.write(
@@ -145,18 +147,33 @@ def test_a_reload_loses_nothing(service: Service) -> None:
     service.deploy(application("two"))
     with Load(service.port, keep_alive=2, fresh=2, slow=1):
         service.machine.systemctl("reload", "esg.service")
-        service.wait_for_status("gen 2: 2 of 2 workers ready")
-    eventually(lambda: service.show("ActiveState") == "active", "the reload is over")
-    assert service.whoami()["version"] == "two"
+        # It has waited for the end.
+        assert service.show("ActiveState") == "active"
+        assert service.show("StatusText").startswith("gen 2: 2 of 2 workers ready")
+        assert {service.whoami()["version"] for _ in range(10)} == {"two"}
     assert service.main_pid == pid
     eventually(lambda: service.machine.fds(pid) == fds, "no descriptor is left open")
 
 
-def test_a_reload_that_fails_shows_in_the_status(service: Service) -> None:
+def test_a_reload_that_cannot_work_fails(service: Service) -> None:
     service.start()
     service.deploy("import no_such_module")
+    said = service.machine.try_run("systemctl", "reload", "esg.service")
+    assert "Job for esg.service failed" in said
+    assert "ModuleNotFoundError: No module named 'no_such_module'" in service.machine.journal(
+        "esg.service"
+    )
+    assert service.show("ActiveState") == "active"
+    assert service.show("StatusText") == "gen 1: 2 of 2 workers ready"
+    assert service.whoami()["version"] == "one"
+
+
+def test_a_reload_that_fails_later_shows_in_the_status(service: Service) -> None:
+    service.start("--lifespan", "on")
+    service.deploy(application("two", at_startup="raise RuntimeError('no database')"))
     service.machine.systemctl("reload", "esg.service")
-    service.wait_for_status("2 of 2 workers ready; last reload failed: a worker could not boot")
+    said = "gen 1: 2 of 2 workers ready; last reload failed: a worker could not boot"
+    assert said in service.show("StatusText")
     assert service.show("ActiveState") == "active"
     assert service.whoami()["version"] == "one"
 

@@ -348,6 +348,15 @@ def test_a_socket_of_another_kind(family, kind):
         serve(make(App()), [sock])
 
 
+def test_a_unix_socket(tmp_path):
+    path = tmp_path / "web"
+    with in_thread(make(App(), port=None, uds=str(path))), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 OK")
+    assert not path.exists()
+
+
 def test_a_bound_socket_is_listened_on():
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))

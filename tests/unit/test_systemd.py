@@ -118,6 +118,21 @@ def test_a_start_and_a_stop_have_more_time_again_and_again(manager):
     assert notifier.next_deadline() is None
 
 
+def test_a_manager_that_is_busy_is_told_later(manager):
+    notifier = Notifier(manager.address)
+    while notifier.send("STATUS=many"):
+        pass
+    notifier.tell("serving", "at last")
+    assert notifier.next_deadline() is not None
+    notifier.turn(100.0)
+    manager.messages()
+    notifier.turn(100.0)
+    assert manager.messages() == []
+    notifier.turn(notifier.next_deadline())
+    assert manager.messages() == [(["STATUS=many"], 0), (["READY=1", "STATUS=at last"], 0)]
+    assert notifier.next_deadline() is None
+
+
 def test_descriptors_go_with_a_message(manager):
     with socket.socket() as sock:
         assert Notifier(manager.address).send("FDSTORE=1", "FDNAME=a", fds=[sock.fileno()])
