@@ -302,10 +302,7 @@ class _Opener:
         ipv4_too = port in self._ipv4_ports
         first = len(self.opened)
         for family, host in _usable(_resolved(address)):
-            handed = self._handed_at(family, (host, port)) if port else None
-            if handed is not None:
-                self._take(handed.fd, address)
-            else:
+            if not (port and self._take_at(family, (host, port), address)):
                 only_ipv6 = host != "::" or ipv4_too
                 sock = _listening_socket(family, host, port, self._backlog, only_ipv6)
                 self.opened.append(Listener(sock, address))
@@ -313,9 +310,7 @@ class _Opener:
             port = self.opened[first].sock.getsockname()[1]
 
     def _open_unix(self, address: UnixAddress) -> None:
-        handed = self._handed_at(socket.AF_UNIX, address.kernel_name)
-        if handed is not None:
-            self._take(handed.fd, address)
+        if self._take_at(socket.AF_UNIX, address.kernel_name, address):
             return
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener = Listener(sock, address)
@@ -347,25 +342,37 @@ class _Opener:
     def _take(self, fd: int, address: Bind) -> None:
         self.opened.append(Listener(adopted(fd), address, borrowed=fd))
 
+    def _take_back(self, handed: Handed, address: Bind) -> None:
+        """Take one of our own from the service manager's store: it is ours alone again."""
+        listener = Listener(adopted(handed.fd), address, stored=True)
+        with contextlib.suppress(OSError):  # there need not be a filter
+            listener.sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+        if listener.path and not listener.path.startswith("@"):
+            with contextlib.suppress(OSError):
+                listener.file = SocketFile.at(listener.path)
+        self.opened.append(listener)
+
     def _take_stored(self, address: Bind) -> bool:
-        """Take back what was left with the service manager under this address's name."""
+        """Take back what was left in the store under this address's name, each socket once."""
         taken: set[int] = set()
         for handed in self._handed:
             if handed.from_store and handed.name == store_name(address):
-                sock = adopted(handed.fd)
-                inode = os.fstat(sock.fileno()).st_ino
-                if inode in taken:  # the store may have it twice
-                    sock.close()
-                    continue
-                taken.add(inode)
-                with contextlib.suppress(OSError):  # there need not be a filter
-                    sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
-                listener = Listener(sock, address, stored=True)
-                if listener.path and not listener.path.startswith("@"):
-                    with contextlib.suppress(OSError):
-                        listener.file = SocketFile.at(listener.path)
-                self.opened.append(listener)
+                inode = os.fstat(handed.fd).st_ino
+                if inode not in taken:  # the store may have it twice
+                    taken.add(inode)
+                    self._take_back(handed, address)
         return bool(taken)
+
+    def _take_at(self, family: int, where: tuple[str, int] | str, address: Bind) -> bool:
+        """Take the socket that was handed over and has this address, if there is one."""
+        handed = self._handed_at(family, where)
+        if handed is None:
+            return False
+        if handed.from_store:  # under another name: the bind was written in another way
+            self._take_back(handed, address)
+        else:
+            self._take(handed.fd, address)
+        return True
 
     def _handed_at(self, family: int, where: tuple[str, int] | str) -> Handed | None:
         """The socket that was handed over and has this address."""

@@ -56,14 +56,24 @@ class Sockets:
         return listeners
 
     def discard_unused(self) -> list[str]:
-        """Close what was handed over and isn't listened on; gives the names, for a warning."""
+        """Close what was handed over and isn't listened on; gives the names, for a warning.
+
+        What the store has under a name that nothing has any more is removed from there, and stored
+        anew if it is listened on all the same.
+        """
         used = {listener.borrowed for listener in self._all()}
         used |= {listener.fileno() for listener in self._all()}
         unused = [item for item in self._handed if item.fd not in used]
         for item in unused:
             os.close(item.fd)
-            if item.from_store:
-                self._notifier.send("FDSTOREREMOVE=1", f"FDNAME={item.name}")
+        names = {listener.store_name for listener in self._all()}
+        stored = {item.fd: item.name for item in self._handed if item.from_store}
+        for name in sorted(set(stored.values()) - names):
+            self._notifier.send("FDSTOREREMOVE=1", f"FDNAME={name}")
+        for listener in self._all():
+            if stored.get(listener.fileno()) not in (None, listener.store_name):
+                listener.stored = False
+                self._store(listener)
         self._handed = []
         return [f"{item.name} (fd://{item.fd})" for item in unused if not item.from_store]
 

@@ -83,13 +83,13 @@ async def until(condition):
 
 
 @contextlib.contextmanager
-def in_thread(server, sock):
+def in_thread(server, sock=None):
     """The server in a thread of its own, as test suites have it."""
     failures = []
 
     def target():
         try:
-            server.run(sockets=[sock])
+            server.run(sockets=sock and [sock])
         except BaseException as error:  # noqa: BLE001 - handed to the test
             failures.append(error)
 
