@@ -98,7 +98,8 @@ class Worker:
         self._ticker = loop.call_later(TICK, self._tick)
         try:
             if await self._boot():
-                self._begin(own_process)
+                if not self._stopping.is_set():
+                    self._begin(own_process)
                 await self._stopping.wait()
                 await self._drain()
             if own_process:

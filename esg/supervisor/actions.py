@@ -34,6 +34,15 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Discard:
+    """Have a worker that is in boot end. One that serves by now, unheard of, drains instead."""
+
+    number: int
+    grace: float
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Quit:
     """Tell the worker to end at once: requests are cancelled, lifespan shutdown still runs."""
 
@@ -111,6 +120,7 @@ class Exit:
 Action = (
     Spawn
     | Drain
+    | Discard
     | Quit
     | DumpStack
     | Abort

@@ -307,6 +307,14 @@ class Arbiter:
         message = mailbox.Drain(action.reason, action.grace, action.final, dropped)
         handle.mailbox.send(message)
 
+    def _discard(self, action: do.Discard) -> None:
+        """In boot a worker ends on the signal; one that serves leaves that to the mail."""
+        handle = self._handles.get(action.number)
+        if handle is not None:  # else it couldn't be forked, which the fleet is yet to hear
+            handle.draining = True
+            handle.mailbox.send(mailbox.Drain("discarded", action.grace, action.final))
+            handle.signal(signal.SIGTERM)
+
     def _quit(self, action: do.Quit) -> None:
         self._signal(action.number, signal.SIGQUIT)
 
@@ -373,6 +381,7 @@ class Arbiter:
     _PERFORM: ClassVar[dict[type[do.Action], Callable[..., on.Event | None]]] = {
         do.Spawn: _spawn,
         do.Drain: _drain,
+        do.Discard: _discard,
         do.Quit: _quit,
         do.DumpStack: _dump_stack,
         do.Abort: _abort,

@@ -143,6 +143,11 @@ class Fleet:
         return self._exit_code is not None
 
     @property
+    def _closed(self) -> bool:
+        """Whether nobody is to accept any more."""
+        return self.stopping and self._closes_at is None
+
+    @property
     def reloading(self) -> bool:
         """Whether a reload is on its way."""
         return self._candidate is not None or self._roll is not None
@@ -155,6 +160,9 @@ class Fleet:
     def _on_ready(self, event: on.WorkerReady, now: float) -> None:
         member = self.members.get(event.number)
         if member is None or member.state is not WorkerState.BOOTING:
+            if member is not None and not (self._quick or member.escalated):
+                # It was discarded when it served already, so it has requests to finish.
+                member.deadline = now + member.generation.config.graceful_timeout + EXIT_MARGIN
             return
         member.state = WorkerState.READY
         member.deadline = None
@@ -415,10 +423,10 @@ class Fleet:
         self._quick = self._quick or quick
         self._close_in_time(now)
         for member in self.members.values():
-            if member.state is WorkerState.BOOTING or (
-                hurry and not (member.escalated or member.explained)
-            ):
+            if hurry and not (member.escalated or member.explained):
                 self._quit(member, now)
+            elif member.state is WorkerState.BOOTING:
+                self._discard(member, now)
 
     def _close_in_time(self, now: float) -> None:
         """Close the listeners, and drain all workers, once load balancers had time to notice."""
@@ -454,16 +462,16 @@ class Fleet:
         return [m for m in self._active() if m.generation is self.current and not m.due]
 
     def _discard_booting(self, now: float) -> None:
-        """Quit workers in boot that nobody wants any more; they hold no request."""
+        """Discard workers in boot that nobody wants any more."""
         wanted = (self.current, self._candidate)
         for member in self._active():
             if member.state is WorkerState.BOOTING and member.generation not in wanted:
-                self._quit(member, now)
+                self._discard(member, now)
         booting = [m for m in self._fresh() if m.state is WorkerState.BOOTING]
         excess = len(self._active()) - self.target - self.current.config.surge
         surplus = max(len(self._fresh()) - self.target, excess)
         for member in booting[::-1][: max(0, surplus)]:
-            self._quit(member, now)
+            self._discard(member, now)
 
     def _drain_surplus(self, now: float) -> None:
         """Drain as many ready workers as there are beyond the target: the stale ones first."""
@@ -510,8 +518,13 @@ class Fleet:
     def _drain(self, member: Member, reason: str, now: float) -> None:
         grace = member.generation.config.graceful_timeout
         self._log("info", f"draining reason={reason}", member)
-        self._out.append(do.Drain(member.number, reason, grace, final=self.stopping))
+        self._out.append(do.Drain(member.number, reason, grace, final=self._closed))
         self._leaving(member, now + grace + EXIT_MARGIN)
+
+    def _discard(self, member: Member, now: float) -> None:
+        grace = member.generation.config.graceful_timeout
+        self._out.append(do.Discard(member.number, grace, final=self._closed))
+        self._leaving(member, now + QUIT_GRACE)
 
     def _quit(self, member: Member, now: float) -> None:
         self._out.append(do.Quit(member.number))

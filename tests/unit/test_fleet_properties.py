@@ -81,7 +81,7 @@ class World:
                 assert number not in self.processes, "a number is used twice"
                 self.processes[number] = Process(number, generation, self.now)
                 self.spawns += 1
-            case do.Drain() | do.Quit():
+            case do.Drain() | do.Discard() | do.Quit():
                 process = self.processes[action.number]
                 process.told.append(type(action).__name__)
                 if process.leaving_since is None:
@@ -476,6 +476,19 @@ def test_a_new_worker_that_dies_before_the_roll_ends_brings_the_old_generation_b
     assert generations(world) == [1, 1, 1]
 
 
+def test_a_canary_that_served_by_the_time_it_is_discarded_may_finish_its_requests() -> None:
+    world = serving(2)
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    (canary,) = (p for p in world.processes.values() if p.generation == 2)
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    assert canary.told == ["Discard"]
+    world.tell(on.WorkerReady(canary.number))  # it was on its way
+    world.pass_time(max(GRACE, QUIT_GRACE) + EXIT_MARGIN - 1)
+    assert canary.told == ["Discard"]
+    world.pass_time(2)
+    assert canary.told[1] == "DumpStack"
+
+
 def test_a_reload_asked_for_while_a_canary_boots_takes_its_place() -> None:
     world = serving(2)
     world.tell(on.ReloadRequested(config_of(2, 1)))
@@ -625,6 +638,19 @@ def test_load_balancers_have_time_to_notice_a_shutdown() -> None:
     world.pass_time(0.1)
     assert not world.listening
     assert [p.told for p in world.processes.values()] == [["Drain"], ["Drain"]]
+
+
+def test_who_goes_while_others_still_accept_leaves_them_the_queue() -> None:
+    world = World(config_of(2, 1, drain_delay=5.0))
+    world.tell(on.Started())
+    world.processes[1].ready = True
+    world.tell(on.WorkerReady(1))
+    actions = world.tell(on.ShutdownRequested())
+    (discard,) = [action for action in actions if isinstance(action, do.Discard)]
+    assert not discard.final
+    world.now += 5.0
+    (drain,) = [a for a in world.tell(on.Tick()) if isinstance(a, do.Drain)]
+    assert drain.final
 
 
 def test_a_quick_shutdown_does_not_wait_for_load_balancers() -> None:

@@ -405,6 +405,8 @@ class Connection(asyncio.Protocol):
 
     def _regulate(self) -> None:
         """Read as long as what was read finds a taker."""
+        if self._wait is END:
+            return  # what comes is dropped, by reading it
         full = self.buffered > BODY_BUFFER or len(self._queue) >= PIPELINE_LIMIT
         if full and not self._paused:
             self._pause_reading()
