@@ -60,15 +60,11 @@ class SocketFile:
 def bind(sock: socket.socket, path: str, access: Access) -> SocketFile:
     """Bind to `path`, in place of a socket there that nobody listens on.
 
-    The file has no permissions until it has its owner, so that nobody else gets in first. Raises
+    It has its owner and its mode before anybody can connect, which takes listen(2). Raises
     ListenError, whose text is the reason alone, or OSError.
     """
     _make_room(path)
-    before = os.umask(0o777)
-    try:
-        sock.bind(path)
-    finally:
-        os.umask(before)
+    sock.bind(path)
     file = SocketFile.at(path)
     try:
         if (access.uid, access.gid) != (-1, -1):

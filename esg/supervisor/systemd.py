@@ -165,7 +165,9 @@ def handed_over(
     names = environ.pop("LISTEN_FDNAMES", "").split(":")
     if not count:
         return [], ""
-    if not count.isdigit() or meant_for != str(pid):
+    if not count.isdigit():
+        return [], f"LISTEN_FDS={count} is no number: ignored"
+    if meant_for != str(pid):
         problem = (
             f"LISTEN_FDS={count} is meant for process {meant_for or '?'} (LISTEN_PID), not for "
             f"this one, {pid}"
@@ -173,10 +175,12 @@ def handed_over(
         if needed:
             raise ListenError(f"{problem}; start esg with exec, or say where to listen")
         return [], f"{problem}: ignored"
-    fds = range(FIRST_FD, FIRST_FD + int(count))
     found = []
-    for number, fd in enumerate(fds):
+    for number, fd in enumerate(range(FIRST_FD, FIRST_FD + int(count))):
         name = names[number] if number < len(names) and names[number] else "unknown"
-        os.set_inheritable(fd, False)
+        try:
+            os.set_inheritable(fd, False)
+        except OSError:
+            raise ListenError(f"LISTEN_FDS={count}, but descriptor {fd} isn't open") from None
         found.append(Handed(fd, name))
     return found, ""

@@ -165,3 +165,14 @@ def test_sockets_of_another_process():
     with pytest.raises(ListenError, match="start esg with exec"):
         handed_over(environ, 7, needed=True)
     assert environ == {}
+
+
+def test_sockets_that_are_not_there():
+    environ = {"LISTEN_FDS": "2000000", "LISTEN_PID": "7"}
+    with pytest.raises(ListenError, match=r"LISTEN_FDS=2000000, but descriptor \d+ isn't open"):
+        handed_over(environ, 7, needed=False)
+
+
+def test_no_number_of_sockets():
+    environ = {"LISTEN_FDS": "many", "LISTEN_PID": "7"}
+    assert handed_over(environ, 7, needed=True) == ([], "LISTEN_FDS=many is no number: ignored")
