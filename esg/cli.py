@@ -25,7 +25,9 @@ from esg.listeners import parse_bind
 from esg.loader import load_application
 from esg.server.loops import loop_factory
 from esg.server.prepare import prepare
+from esg.supervisor.privileges import identity
 from esg.supervisor.signals import HANDLED
+from esg.unixsocket import access
 
 WIDTH = 80
 """Columns that `--help` takes at most."""
@@ -78,6 +80,8 @@ def _check(config: Config) -> int:
     api.enter_folder(config)
     for bind in config.binds:
         parse_bind(bind, config.binds_origin)
+    access(config)
+    identity(config)
     loop_factory(config.loop)
     config = prepare(config)
     try:

@@ -101,6 +101,25 @@ def _parse_log_format(raw: object) -> str:
     return text
 
 
+def _parse_octal(raw: object) -> str:
+    """Permission bits; a number is what it is (a file writes 0o22), a text is in octal."""
+    number = raw if isinstance(raw, int) and not isinstance(raw, bool) else -1
+    if isinstance(raw, str):
+        digits = raw.strip().lower().removeprefix("0o")
+        number = int(digits, 8) if re.fullmatch("[0-7]{1,4}", digits) else -1
+    if not 0 <= number <= 0o777:
+        raise ValueError("expected permissions in octal, from 000 to 777")
+    return f"{number:03o}"
+
+
+def _parse_account(raw: object) -> str:
+    return str(raw) if isinstance(raw, int) and not isinstance(raw, bool) else _parse_text(raw)
+
+
+def _parse_optional_octal(raw: object) -> str:
+    return "" if raw == "" else _parse_octal(raw)
+
+
 def _parse_texts(raw: object) -> tuple[str, ...]:
     if isinstance(raw, str):
         return tuple(item.strip() for item in raw.split(",") if item.strip())
@@ -221,6 +240,9 @@ WORKERS = Kind("INTEGER|auto", _parse_workers)
 HEADERS = Kind("NAME:VALUE", _parse_headers)
 WORKER_CLASS = Kind("TEXT", _parse_worker_class)
 TEXT = Kind("TEXT", _parse_text)
+ACCOUNT = Kind("NAME|ID", _parse_account)
+OCTAL = Kind("OCTAL", _parse_octal)
+OPTIONAL_OCTAL = Kind("OCTAL", _parse_optional_octal)
 LOG_FORMAT = Kind("FORMAT", _parse_log_format)
 TEXTS = Kind("TEXT", _parse_texts)
 ITEMS = Kind("TEXT", _parse_items)
@@ -311,7 +333,9 @@ TLS = "TLS"
 LOGGING = "Logging"
 DEVELOPMENT = "Development"
 
-TCP_ONLY = "give a TCP address with --bind HOST:PORT"
+
+WHERE = ("bind", "uds", "fd")
+"""Settings that say where to listen as host and port do."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -345,40 +369,42 @@ class Config:
         False, SWITCH, APPLICATION, "Run each request in an empty contextvars.Context."
     )
 
-    host: str = setting("127.0.0.1", TEXT, SOCKETS, "Address to listen on.", reloadable=False)
+    host: str = setting("127.0.0.1", TEXT, SOCKETS, "Address to listen on.")
     port: int = setting(
         8000,
         whole_number(0, 65535),
         SOCKETS,
         "Port to listen on; 0 takes a free one.",
         environment=("PORT",),
-        reloadable=False,
     )
     bind: tuple[str, ...] = setting(
         (),
         TEXTS,
         SOCKETS,
-        "HOST:PORT or [V6]:PORT to listen on, instead of --host and --port; repeatable.",
+        "HOST:PORT, [V6]:PORT, unix:PATH, unix:@NAME, fd://N or fd://NAME to listen on, instead of "
+        "--host and --port; repeatable.",
         flags=("-b", "--bind"),
+    )
+    uds: str = setting("", TEXT, SOCKETS, "UNIX domain socket to listen on.")
+    uds_mode: str = setting(
+        "666",
+        OCTAL,
+        SOCKETS,
+        "Permissions of UNIX sockets that are made, in octal.",
         reloadable=False,
     )
-    uds: str = setting(
+    uds_owner: str = setting(
         "",
         TEXT,
         SOCKETS,
-        "UNIX domain socket to listen on.",
+        "Owner of UNIX sockets that are made: USER, USER:GROUP or :GROUP; by default the arbiter.",
         reloadable=False,
-        pending=True,
-        instead=TCP_ONLY,
     )
     fd: int | None = setting(
         None,
         whole_number(0),
         SOCKETS,
-        "Descriptor of a socket that is open already.",
-        reloadable=False,
-        pending=True,
-        instead=TCP_ONLY,
+        "Descriptor of a socket that is handed over, and listens.",
     )
     backlog: int = setting(
         2048,
@@ -450,8 +476,7 @@ class Config:
         0.0,
         seconds(),
         PROCESSES,
-        "Go on accepting for this long after a signal to stop.",
-        pending=True,
+        "Go on accepting for this long after a signal to stop, for load balancers to notice.",
     )
     pid: str = setting(
         "",
@@ -460,21 +485,23 @@ class Config:
         "File to write the arbiter's process id to.",
         flags=("-p", "--pid"),
         reloadable=False,
-        pending=True,
     )
     user: str = setting(
-        "", TEXT, PROCESSES, "User to run workers as.", flags=("-u", "--user"), pending=True
+        "",
+        ACCOUNT,
+        PROCESSES,
+        "User to run workers as, with all groups it is in.",
+        flags=("-u", "--user"),
     )
     group: str = setting(
-        "", TEXT, PROCESSES, "Group to run workers as.", flags=("-g", "--group"), pending=True
+        "", ACCOUNT, PROCESSES, "Group to run workers as.", flags=("-g", "--group")
     )
     umask: str = setting(
         "",
-        TEXT,
+        OPTIONAL_OCTAL,
         PROCESSES,
-        "Mask for files that workers make, in octal.",
+        "Mask for files that workers make, in octal; by default the arbiter's.",
         flags=("-m", "--umask"),
-        pending=True,
     )
     daemon: bool = setting(
         False,
@@ -490,9 +517,7 @@ class Config:
         "",
         TEXT,
         PROCESSES,
-        "Folder for heartbeat files.",
-        pending=True,
-        instead="leave it out: heartbeats are in shared memory here",
+        "Taken and needless: heartbeats are in shared memory here, not in files.",
     )
 
     loop: str = setting(
@@ -743,17 +768,34 @@ class Config:
         return "https" if self.ssl_certfile else "http"
 
     @property
+    def ways(self) -> tuple[str, ...]:
+        """Which of WHERE say where to listen; without any, host and port do."""
+        return tuple(name for name in WHERE if getattr(self, name) not in ((), "", None))
+
+    @property
     def binds(self) -> tuple[str, ...]:
-        """The addresses to listen on, as `--bind` writes them."""
+        """What to listen on, as `--bind` writes it."""
+        if self.bind:
+            return self.bind
+        if self.uds:
+            return (f"unix:{self.uds}",)
+        if self.fd is not None:
+            return (f"fd://{self.fd}",)
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return self.bind or (f"{host}:{self.port}",)
+        return (f"{host}:{self.port}",)
 
     @property
     def binds_origin(self) -> str:
         """Where `binds` came from, for messages to the operator."""
-        names = ("bind",) if self.bind else ("host", "port")
+        names = self.ways or ("host", "port")
         given = [self.origins[name] for name in names if name in self.origins]
         return " and ".join(given) or "the default"
+
+    @property
+    def says_where(self) -> bool:
+        """Whether some source says where to listen; PORT is for whom it may concern."""
+        origin = self.binds_origin
+        return origin != "the default" and not origin.endswith(" PORT")
 
     def origin(self, name: str) -> str:
         """Where the value of the setting `name` came from, for messages to the operator."""
@@ -768,6 +810,11 @@ class Config:
                 "info",
                 f"{self.origin('worker_class')}: {self.worker_class} means "
                 f"{text or 'what ESG does anyway'}",
+            )
+        if self.worker_tmp_dir:
+            yield (
+                "info",
+                f"{self.origin('worker_tmp_dir')}: needless, heartbeats are in shared memory",
             )
         if self.ssl_ca_certs and self.ssl_cert_reqs == "none":
             yield (
@@ -895,10 +942,11 @@ def _shown(declared: Setting, given: Raw) -> str:
 def _check_together(config: Config) -> None:
     if not config.app:
         raise ConfigError("no application given; expected MODULE:ATTRIBUTE, as in: esg example:app")
-    clash = next((name for name in ("host", "port") if name in config.origins), None)
-    if config.bind and clash:
+    said = [*config.ways, *(name for name in ("host", "port") if name in config.origins)]
+    if config.ways and len(said) > 1:
         raise ConfigError(
-            f"{config.origin('bind')} and {config.origin(clash)} both say where to listen; use one"
+            f"{config.origin(said[0])} and {config.origin(said[1])} both say where to listen; "
+            "use one, or several --bind"
         )
     if config.interface == "wsgi" and config.lifespan == "on":
         raise ConfigError(

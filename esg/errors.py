@@ -30,6 +30,12 @@ class LogFileError(ESGError):
     exit_code = 1
 
 
+class PidFileError(ESGError):
+    """The pid file can't be written, or another process holds it."""
+
+    exit_code = 1
+
+
 class BootError(ESGError):
     """A worker can't boot; `detail` is the traceback to show, if there is one."""
 

@@ -53,12 +53,14 @@ class Draining:
 class Drain:
     """Arbiter to worker: finish what is in flight within `grace` seconds, then exit.
 
-    `final`: nobody accepts after this worker, so it takes what the kernel's queue still holds.
+    `final`: nobody accepts after this worker, so it takes what the kernel's queues still hold;
+    `dropped`: the binds of which that is so, if not of all.
     """
 
     reason: str
     grace: float
     final: bool
+    dropped: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def lines(config: Config) -> Iterator[str]:
             group = declared.group
             yield f"# {group}"
         text = _assignment(declared, getattr(config, declared.name))
-        if config.bind and declared.name in ("host", "port"):
+        if config.ways and declared.name in ("host", "port"):
             text = f"# {text}"
         yield f"{text:<{ORIGIN_COLUMN}}  # {_origin(config, declared)}"
 
@@ -75,9 +75,10 @@ Each setting can be given, from the weakest source to the strongest,
 - in the environment, and below it in the file that `--env-file` names;
 - on the command line, or by keyword to `esg.run()` ([Python interface](api.md)).
 
-A stronger source that says where to listen (`bind`, or `host` and `port`) replaces all that a
-weaker one says of it; `PORT` counts only where no `bind` is given. `esg --print-config` shows each
-setting's value and where it comes from, `esg --check-config` also imports the application.
+A stronger source that says where to listen (`bind`, `uds`, `fd`, or `host` and `port`) replaces all
+that a weaker one says of it; `PORT` counts only where none of them is given. `esg --print-config`
+shows each setting's value and where it comes from, `esg --check-config` also imports the
+application.
 
 A switch is turned off with `--no-` in front of its name. An option that is repeatable is a list in
 a file, and in the environment a text with commas (`ESG_HEADER`: with ends of line). Times are in

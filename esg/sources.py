@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from esg import gunicorn
-from esg.config import NAMES, SETTINGS, Config, Raw, build, setting_named
+from esg.config import NAMES, SETTINGS, WHERE, Config, Raw, build, setting_named
 from esg.errors import ConfigError
 
 DEFAULT_FILE = "esg.toml"
 PROJECT_FILE = "pyproject.toml"
-
-WHERE = ("bind", "uds", "fd")
-"""Settings that say where to listen as host and port do."""
 
 
 def load(

@@ -8,7 +8,9 @@ workers: 22, 6, 36 and 0 without this, 16 each with it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -38,6 +40,9 @@ MOST_CREDIT = 64
 
 BATCH = 32
 """Connections taken in one turn when there is nobody to share with."""
+
+MOST_QUEUED = 100_000
+"""Connections taken off a queue that nobody adds to: all."""
 
 DRAIN_TIME = 0.25
 """Seconds in which handshakes that had begun may finish before a listener closes for good."""
@@ -123,16 +128,24 @@ class Acceptor:
             listener.close()
         self._listeners = []
 
-    async def stop_last(self) -> None:
-        """Accept no more, when nobody else will: take what the kernel has queued first."""
+    async def stop_last(self, ends: Callable[[Listener], bool]) -> None:
+        """Accept no more, when nobody else will: take what the kernel has queued first.
+
+        `ends` tells the listeners that nobody goes on with; of the others, whoever has them next
+        takes the queue.
+        """
         self._limit = sys.maxsize
+        unfinished = False
         for listener in self._listeners:
             self._unwatch(listener)
-            listener.refuse_new()
-            self._service.loop.add_reader(listener.fileno(), self._accept_batch, listener)
-        await asyncio.sleep(DRAIN_TIME if self._listeners else 0)
+            if ends(listener) and listener.refuse_new():
+                unfinished = True
+                self._service.loop.add_reader(listener.fileno(), self._accept_batch, listener)
+        if unfinished:
+            await asyncio.sleep(DRAIN_TIME)
         for listener in self._listeners:
-            self._accept_batch(listener, most=100_000)
+            if ends(listener):
+                self._accept_batch(listener, most=MOST_QUEUED)
         self.stop()
 
     @property
@@ -176,7 +189,8 @@ class Acceptor:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return  # another worker was quicker, or the client has gone again
             except OSError as error:
-                self._on_accept_error(listener, error)
+                if error.errno != errno.EINVAL:  # a UNIX socket that was shut down, and is empty
+                    self._on_accept_error(listener, error)
                 return
             self._take(sock, peer)
 
@@ -188,12 +202,17 @@ class Acceptor:
 
     # -- a connection ------------------------------------------------------------------
 
-    def _take(self, sock: socket.socket, peer: tuple[str, int]) -> None:
+    def _take(self, sock: socket.socket, peer: tuple[str, int] | str | bytes) -> None:
         sock.setblocking(False)
-        client, server = endpoint(peer), endpoint(sock.getsockname())
+        client: Endpoint | None = None
+        name = sock.getsockname()
+        if isinstance(peer, tuple):
+            client, server = endpoint(peer), endpoint(name)
+        else:
+            server = unix_endpoint(name)
         if self._proxies is None:
             protocol = self._begin(client, server)
-        elif self._proxies.trusts(client[0]):
+        elif self._proxies.trusts(client and client[0]):
             protocol = self._receiver(client, server)
         else:
             self._refuse(client, "no trusted proxy (--forwarded-allow-ips)")
@@ -213,7 +232,7 @@ class Acceptor:
 
     # -- what comes before HTTP ----------------------------------------------------------
 
-    def _receiver(self, client: Endpoint, server: Endpoint) -> asyncio.Protocol:
+    def _receiver(self, client: Endpoint | None, server: Endpoint) -> asyncio.Protocol:
         """The PROXY protocol comes before everything else, TLS included."""
 
         def fail(reason: str) -> None:
@@ -248,12 +267,13 @@ class Acceptor:
         limit = service.config.ssl_handshake_timeout
         return TLSTransport(service.loop, self._context, begin, limit=limit, fail=fail)
 
-    def _refuse(self, client: Endpoint, reason: str) -> None:
+    def _refuse(self, client: Endpoint | None, reason: str) -> None:
         suppressed = self._refusals.now(self._service.loop.time())
         if suppressed is not None:
             more = f" ({suppressed} more like it before)" if suppressed else ""
             text = "%s refused a connection from %s: %s%s"
-            logger.warning(text, self._service.subject, client[0], reason, more)
+            who = client[0] if client else "a UNIX socket"
+            logger.warning(text, self._service.subject, who, reason, more)
 
 
 def endpoint(address: tuple[str, int]) -> Endpoint:
@@ -262,3 +282,8 @@ def endpoint(address: tuple[str, int]) -> Endpoint:
     if host.startswith("::ffff:") and "." in host:
         host = host[7:]
     return host, port
+
+
+def unix_endpoint(name: str | bytes) -> Endpoint:
+    """What a UNIX socket is bound to, as scopes have it: a path, `@NAME` of an abstract one."""
+    return (name if isinstance(name, str) else "@" + os.fsdecode(name[1:])), None

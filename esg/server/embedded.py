@@ -28,6 +28,7 @@ from esg.server.interfaces import adapt
 from esg.server.loops import loop_factory
 from esg.server.prepare import prepare
 from esg.server.worker import Worker
+from esg.unixsocket import access
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -117,7 +118,7 @@ class Server:
             self._mailbox.close()
             workers_end.close()
             for listener in listeners:
-                listener.close()
+                listener.remove()
 
     async def _attended(self, worker: Worker) -> None:
         """Let the worker run to its end, in good order even if this task is cancelled."""
@@ -186,7 +187,9 @@ class Server:
     def _listeners(self, sockets: Sequence[socket.socket] | None) -> list[Listener]:
         config = self.config
         if sockets is None:
-            listeners = open_listeners(config.binds, config.backlog, config.binds_origin)
+            listeners = open_listeners(
+                config.binds, config.backlog, config.binds_origin, access=access(config)
+            )
         else:
             listeners = [_adopted(sock, config.backlog) for sock in sockets]
         for listener in listeners:
@@ -246,8 +249,9 @@ def _logging(config: Config, subject: logs.Subject) -> Iterator[logs.LogSetup]:
 
 def _adopted(sock: socket.socket, backlog: int) -> Listener:
     """A socket of the caller's as a listener."""
-    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
-        raise ConfigError(f"argument sockets: this version listens on TCP only, not on {sock!r}")
+    families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+    if sock.family not in families or sock.type != socket.SOCK_STREAM:
+        raise ConfigError(f"argument sockets: a TCP or UNIX stream socket is needed, not {sock!r}")
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         sock.listen(backlog)
     sock.setblocking(False)

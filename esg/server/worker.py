@@ -12,6 +12,7 @@ import signal
 from esg import logs, mailbox
 from esg.config import Config
 from esg.errors import BootError
+from esg.listeners import Listener
 from esg.loader import load_application
 from esg.payload import DUMP_SIGNAL, Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Cell, RowState
@@ -36,6 +37,10 @@ LONGEST_PAUSE = 0.02
 
 CANCEL_LIMIT = 1.0
 """Seconds that cancelled requests have to come to their end."""
+
+
+ORPHANED = "orphaned"
+"""Why a worker drains whose arbiter is gone."""
 
 
 def run_worker(assignment: Assignment) -> int:
@@ -190,7 +195,7 @@ class Worker:
             if not self._stopping.is_set():
                 logs.logger.error("%s the arbiter is gone, draining", self._subject)
             grace = self._config.graceful_timeout
-            self._stop(mailbox.Drain("orphaned", grace, final=True))
+            self._stop(mailbox.Drain(ORPHANED, grace, final=True))
 
     def _on_terminate(self) -> None:
         """SIGTERM to this worker alone: be replaced, then drain; a second one drains at once."""
@@ -234,16 +239,22 @@ class Worker:
         self._row[Cell.STATE] = RowState.DRAINING
         self._service.draining = True
         self._farewell = self._loop.create_task(self._close_sockets(self._order))
-        if self._order.final and not self._quick.is_set():
-            await self._acceptor.stop_last()
-        else:
+        if self._quick.is_set():
             self._acceptor.stop()
+        else:
+            await self._acceptor.stop_last(self._ends)
         await self._wait_until_idle(deadline)
         await self._cancel_rest()
         left = deadline - self._loop.time()
         await self._lifespan.shutdown(max(left, SHUTDOWN_MINIMUM))
         if self._service.access_log is not None:
             self._service.access_log.flush()
+
+    def _ends(self, listener: Listener) -> bool:
+        """Whether nobody accepts from this listener after this worker."""
+        if self._order.reason == ORPHANED and listener.stored:
+            return False  # the next arbiter has it from the service manager
+        return self._order.final or str(listener.bind) in self._order.dropped
 
     async def _wait_until_idle(self, deadline: float) -> None:
         """Wait until nothing is left to finish, the grace is over, or the arbiter says quick."""

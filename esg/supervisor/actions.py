@@ -106,6 +106,8 @@ class Tell:
     generation: int
     config: Config
     status: str
+    anew: bool = False
+    """Whether a reload was asked for: so it is one that begins, even in the course of another."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ application.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import selectors
@@ -20,15 +21,17 @@ from setproctitle import setproctitle
 from esg import logs, mailbox, scoreboard
 from esg.config import Config, check_reload
 from esg.errors import ESGError
-from esg.listeners import Listener, open_listeners
 from esg.logfiles import LogFiles
 from esg.logs import LogSetup
 from esg.payload import DUMP_SIGNAL, Assignment, Payload
 from esg.supervisor import actions as do
 from esg.supervisor import events as on
-from esg.supervisor import signals
+from esg.supervisor import privileges, signals
 from esg.supervisor.fleet import Fleet
+from esg.supervisor.pidfile import PidFile
 from esg.supervisor.processes import WorkerHandle, fork, reap
+from esg.supervisor.sockets import Sockets, only_in
+from esg.supervisor.systemd import Notifier, handed_over
 
 
 class Arbiter:
@@ -43,7 +46,9 @@ class Arbiter:
         self._fleet = Fleet(config, time.monotonic(), capacity=scoreboard.CAPACITY)
         self._board = scoreboard.Scoreboard()
         self._handles: dict[int, WorkerHandle] = {}
-        self._listeners: list[Listener] = []
+        self._notifier = Notifier.from_environment(os.environ, os.getpid())
+        self._sockets = Sockets(self._notifier, functools.partial(self._log, logging.INFO))
+        self._pid_file: PidFile | None = None
         self._selector = selectors.DefaultSelector()
         self._signals = signals.SignalQueue()
         self._exit_code: int | None = None
@@ -55,25 +60,40 @@ class Arbiter:
     def run(self) -> int:
         """Serve until told to stop; returns the exit code.
 
-        Raises ListenError, LogFileError or ConfigError if it can't begin.
+        Raises ListenError, LogFileError, PidFileError or ConfigError if it can't begin.
         """
         self._log_setup(self._config).apply(self._subject())
         self._signals.install()
+        privileges.identity(self._config)
+        if self._config.pid:
+            self._pid_file = PidFile.acquire(self._config.pid, self._config.origin("pid"))
+        try:
+            return self._serve()
+        finally:
+            self._close()
+
+    def _serve(self) -> int:
         self._listen()
         self._log_notices(self._config)
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self._dispatch(on.Started())
         while self._exit_code is None:
-            for key, _ in self._selector.select(self._time_left()):
+            for key, _ in self._selector.select(self._time_to_wait()):
                 key.data()
             if self._time_left() == 0:
                 self._dispatch(self._beats())
                 self._dispatch(on.Tick())
-        self._close()
+            self._notifier.turn(time.monotonic())
         return self._exit_code
 
     def _time_left(self) -> float | None:
         deadline = self._fleet.next_deadline()
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+    def _time_to_wait(self) -> float | None:
+        """Until the fleet or the service manager wants to hear."""
+        times = (self._fleet.next_deadline(), self._notifier.next_deadline())
+        deadline = min((time for time in times if time is not None), default=None)
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     def _dispatch(self, event: on.Event) -> None:
@@ -87,9 +107,14 @@ class Arbiter:
 
     def _listen(self) -> None:
         config = self._config
-        self._listeners = open_listeners(config.binds, config.backlog, config.binds_origin)
-        for listener in self._listeners:
-            self._log(logging.INFO, f"listening on {listener.url(config.scheme)}")
+        handed, warning = handed_over(os.environ, os.getpid(), needed=not config.says_where)
+        self._sockets.take_over(handed)
+        self._sockets.of(config)
+        unused = self._sockets.discard_unused()
+        warnings = [warning, self._notifier.problem]
+        warnings += [f"{name} was handed over, and no --bind takes it" for name in unused]
+        for text in filter(None, warnings):
+            self._log(logging.WARNING, text)
 
     def _log_notices(self, config: Config) -> None:
         for level, text in config.notices():
@@ -98,8 +123,9 @@ class Arbiter:
     def _close(self) -> None:
         self._signals.close()
         self._selector.close()
-        for listener in self._listeners:
-            listener.close()
+        self._sockets.close()
+        if self._pid_file is not None:
+            self._pid_file.release()
 
     def _log(self, level: int, event: str) -> None:
         logs.write(level, self._subject(), event)
@@ -149,7 +175,9 @@ class Arbiter:
         try:
             config = self._read_config()
             check_reload(self._config, config)
+            privileges.identity(config)
             self._log_setup(config).check(self._subject(), self._log_setup(self._config))
+            self._sockets.of(config)
         except ESGError as error:
             return on.ReloadRefused(str(error))
         except Exception as error:  # noqa: BLE001 - whatever it is, what serves goes on serving
@@ -228,12 +256,14 @@ class Arbiter:
         setup = self._log_setup(action.config)
         self._board.clear(action.number)
         self._board.note_highest(max([action.number, *self._handles]))
+        listeners = self._sockets.of(action.config)
         handle, workers_end = WorkerHandle.open(action.number, action.generation)
+        handle.listeners = listeners
         assignment = Assignment(
             number=action.number,
             generation=action.generation,
             config=action.config,
-            listeners=self._listeners,
+            listeners=handle.listeners,
             mailbox=workers_end,
             row=self._board.row(action.number),
             stack_fd=handle.stack_fd,
@@ -255,6 +285,9 @@ class Arbiter:
             handle.close()
         self._selector.close()
         self._signals.close()
+        self._sockets.let_go(assignment.listeners)
+        if self._pid_file is not None:
+            self._pid_file.close()
         config = assignment.config
         setproctitle(
             f"esg: worker {assignment.number} gen {assignment.generation} [{config.title}]"
@@ -262,16 +295,23 @@ class Arbiter:
         subject = logs.worker_subject(assignment.number, assignment.generation, os.getpid())
         assignment.logs.keep_only()
         assignment.logs.apply(subject)
+        privileges.identity(config).assume()
         return self._payload(assignment)
 
     def _drain(self, action: do.Drain) -> None:
-        message = mailbox.Drain(action.reason, action.grace, action.final)
-        self._handles[action.number].mailbox.send(message)
+        handle = self._handles[action.number]
+        handle.draining = True
+        others = [h.listeners for h in self._handles.values() if not h.draining]
+        # A reload that drops a bind leaves its queue to the last worker that has it.
+        dropped = only_in(handle.listeners, others) if action.reason == "reload" else []
+        message = mailbox.Drain(action.reason, action.grace, action.final, dropped)
+        handle.mailbox.send(message)
 
     def _discard(self, action: do.Discard) -> None:
         """In boot a worker ends on the signal; one that serves leaves that to the mail."""
         handle = self._handles.get(action.number)
         if handle is not None:  # else it couldn't be forked, which the fleet is yet to hear
+            handle.draining = True
             handle.mailbox.send(mailbox.Drain("discarded", action.grace, action.final))
             handle.signal(signal.SIGTERM)
 
@@ -296,9 +336,7 @@ class Arbiter:
         self._signal(action.number, signal.SIGKILL)
 
     def _close_listeners(self, action: do.CloseListeners) -> None:
-        for listener in self._listeners:
-            listener.close()
-        self._listeners = []
+        self._sockets.close()
 
     def _reopen_logs(self, action: do.ReopenLogs) -> None:
         files, errors = self._log_files.reopen()
@@ -331,6 +369,8 @@ class Arbiter:
             self._log_notices(config)
         if action.state == "serving":
             self._forget_log_setups()
+            self._sockets.keep_only(config)
+        self._notifier.tell(action.state, action.status, anew=action.anew)
         setproctitle(f"esg: arbiter [{config.title}] gen {action.generation}")
         self._log(logging.DEBUG, f"{action.state}: {action.status}")
 

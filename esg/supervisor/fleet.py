@@ -12,6 +12,7 @@ deadline goes through `ESCALATION`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -105,6 +106,8 @@ class Fleet:
         self._complete = False
         self._exit_code: int | None = None
         self._quick = False
+        self._closes_at: float | None = None
+        self._trouble = ""
         self._backoff = Backoff()
         self._last_event = now
         self._next_check = now + CHECK_INTERVAL
@@ -118,6 +121,7 @@ class Fleet:
         self._notice_suspension(now)
         self._HANDLERS[type(event)](self, event, now)
         self._escalate_overdue(now)
+        self._close_in_time(now)
         self._reconcile(now)
         self._tell()
         out, self._out = self._out, []
@@ -127,6 +131,8 @@ class Fleet:
         """When `handle` wants to be called again with a Tick, at the latest."""
         deadlines = [m.deadline for m in self.members.values() if m.deadline is not None]
         deadlines.append(self._next_check)
+        if self._closes_at is not None:
+            deadlines.append(self._closes_at)
         if self._wants_spawn():
             deadlines.append(self._backoff.retry_at)
         return min(deadlines)
@@ -135,6 +141,11 @@ class Fleet:
     def stopping(self) -> bool:
         """Whether a shutdown has begun."""
         return self._exit_code is not None
+
+    @property
+    def _closed(self) -> bool:
+        """Whether nobody is to accept any more."""
+        return self.stopping and self._closes_at is None
 
     @property
     def reloading(self) -> bool:
@@ -225,12 +236,16 @@ class Fleet:
         if self._roll is not None or not self._served:
             self._log("info", "reload queued until the running one is over")
         self._pending = event.config
+        self._trouble = ""
         self._begin_reload()
+        self._tell_reload()
 
     def _on_reload_refused(self, event: on.ReloadRefused, now: float) -> None:
         self._log(
             "error", f"reload refused, gen={self.current.number} goes on serving: {event.reason}"
         )
+        self._trouble = f"last reload refused: {event.reason}"
+        self._tell_reload()
 
     def _on_resize(self, event: on.Resize, now: float) -> None:
         if self.stopping:
@@ -377,6 +392,7 @@ class Fleet:
         self._report_failed_reload(failed, reason)
 
     def _report_failed_reload(self, failed: Generation, reason: str) -> None:
+        self._trouble = f"last reload failed: {reason}"
         self._log(
             "error",
             f"reload failed, gen={self.current.number} goes on serving: "
@@ -398,16 +414,28 @@ class Fleet:
         if not self.stopping:
             self._exit_code = code
             self._candidate = self._roll = self._pending = None
-            self._log("info", "stopping")
-            self._out.append(do.CloseListeners())
+            delay = 0.0 if quick else self.current.config.drain_delay
+            self._log("info", f"stopping in {delay:g} s (--drain-delay)" if delay else "stopping")
+            self._closes_at = now + delay
+        if quick and self._closes_at is not None:
+            self._closes_at = now
         hurry = quick and not self._quick
         self._quick = self._quick or quick
+        self._close_in_time(now)
         for member in self.members.values():
             if hurry and not (member.escalated or member.explained):
                 self._quit(member, now)
             elif member.state is WorkerState.BOOTING:
                 self._discard(member, now)
-            elif member.state is WorkerState.READY:
+
+    def _close_in_time(self, now: float) -> None:
+        """Close the listeners, and drain all workers, once load balancers had time to notice."""
+        if self._closes_at is None or (now < self._closes_at and self.members):
+            return
+        self._closes_at = None
+        self._out.append(do.CloseListeners())
+        for member in self.members.values():
+            if member.state is WorkerState.READY and not self._quick:
                 self._drain(member, "shutdown", now)
 
     # -- wanted and actual -------------------------------------------------------------
@@ -490,12 +518,12 @@ class Fleet:
     def _drain(self, member: Member, reason: str, now: float) -> None:
         grace = member.generation.config.graceful_timeout
         self._log("info", f"draining reason={reason}", member)
-        self._out.append(do.Drain(member.number, reason, grace, final=self.stopping))
+        self._out.append(do.Drain(member.number, reason, grace, final=self._closed))
         self._leaving(member, now + grace + EXIT_MARGIN)
 
     def _discard(self, member: Member, now: float) -> None:
         grace = member.generation.config.graceful_timeout
-        self._out.append(do.Discard(member.number, grace, final=self.stopping))
+        self._out.append(do.Discard(member.number, grace, final=self._closed))
         self._leaving(member, now + QUIT_GRACE)
 
     def _quit(self, member: Member, now: float) -> None:
@@ -525,6 +553,17 @@ class Fleet:
             self._told = told
             self._out.append(told)
 
+    def _tell_reload(self) -> None:
+        """A reload was asked for: whoever did that waits for its begin and its end.
+
+        One that is refused is told of as one that was over at once.
+        """
+        if self._complete and not self.stopping:
+            current = self.current
+            told = do.Tell("reloading", current.number, current.config, self._status())
+            self._out.append(dataclasses.replace(told, anew=True))
+            self._told = told
+
     def _state(self) -> do.State:
         if self.stopping:
             return "stopping"
@@ -538,4 +577,5 @@ class Fleet:
         status = f"gen {self.current.number}: {ready} of {self.target} workers ready"
         if self._candidate is not None:
             status += f", gen {self._candidate.number} boots"
-        return status + (f", {draining} draining" if draining else "")
+        status += f", {draining} draining" if draining else ""
+        return status + (f"; {self._trouble}" if self._trouble else "")

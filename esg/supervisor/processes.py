@@ -8,9 +8,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
+from esg.listeners import Listener
 from esg.mailbox import Mailbox, pair
 from esg.supervisor.signals import CHILD, HANDLED
 
@@ -25,6 +26,8 @@ class WorkerHandle:
         self.stack_fd = stack_fd
         self.pid = 0
         self.reaped = False
+        self.draining = False
+        self.listeners: Sequence[Listener] = ()
         self._stack_read = 0
         self._sent: set[int] = set()
 

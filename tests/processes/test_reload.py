@@ -50,7 +50,10 @@ BAD_CONFIG = {
     "unknown key": ("port = 0\nwrokers = 2\n", r"unknown key 'wrokers'; did you mean workers\?"),
     "bad value": ("port = 0\nworkers = 'many'\n", r"esg\.toml: workers: invalid value 'many'"),
     "no TOML": ("port = \n", r"esg\.toml: not valid TOML"),
-    "other port": ("port = 1\n", r"port changed from 0 to 1, which a reload can't do"),
+    "other backlog": (
+        "port = 0\nbacklog = 1\n",
+        r"backlog changed from 2048 to 1, which a reload can't do",
+    ),
 }
 
 

@@ -12,7 +12,7 @@ import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,24 @@ def environment(**extra: str) -> dict[str, str]:
     return kept | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(CHECKOUT)} | extra
 
 
-def run_to_its_end(folder: Path, *arguments: str, prefix: Sequence[str] = ()) -> Finished:
+def run_to_its_end(
+    folder: Path,
+    *arguments: str,
+    prefix: Sequence[str] = (),
+    wrapper: Sequence[str] = (),
+    pass_fds: Sequence[int] = (),
+    extra: Mapping[str, str] | None = None,
+) -> Finished:
     """Run `python -m esg` with these arguments, which must make it end by itself.
 
-    `prefix` is a command that runs the one that follows it, as `nice` does.
+    `prefix` is a command that runs the one that follows it, as `nice` does; `wrapper` arguments of
+    Python that come before `-m`, and do; `extra` is more of the environment.
     """
     process = subprocess.Popen(
-        [*prefix, sys.executable, "-m", "esg", *arguments],
+        [*prefix, sys.executable, *wrapper, "-m", "esg", *arguments],
         cwd=folder,
-        env=environment(),
+        env=environment(**(extra or {})),
+        pass_fds=pass_fds,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -83,23 +92,30 @@ class Esg:
         prefix: Sequence[str] = (),
         log: str = "stderr",
         stdout: int | None = None,
+        stdin: int = subprocess.DEVNULL,
+        wrapper: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
+        extra: Mapping[str, str] | None = None,
+        python: str = sys.executable,
     ) -> None:
         """`prefix` is a command as in `run_to_its_end`, but one that stays as the parent.
 
-        `log` is the file in the folder that has the log; `stdout` a descriptor for the output.
+        `log` is the file in the folder that has the log; `stdin` and `stdout` are descriptors; the
+        rest is as in `run_to_its_end`.
         """
         self.folder = folder
         self.exit_code = 0
         self._claims: list[str] = []
         self._log_file = folder / log
         self.write(source or application())
-        command = [sys.executable, "-m", "esg", "example:app", *listen, *arguments]
+        command = [python, *wrapper, "-m", "esg", "example:app", *listen, *arguments]
         with (folder / "stderr").open("wb") as errors, (folder / "stdout").open("wb") as output:
             self.process = subprocess.Popen(
                 [*prefix, *command],
                 cwd=folder,
-                env=environment(),
-                stdin=subprocess.DEVNULL,
+                env=environment(**(extra or {})),
+                pass_fds=pass_fds,
+                stdin=stdin,
                 stdout=output if stdout is None else stdout,
                 stderr=errors,
                 start_new_session=True,

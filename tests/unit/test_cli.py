@@ -233,7 +233,7 @@ PROGRAMS = {
     "gunicorn example:app --name shop --pid x --user www --group www --umask 7 --daemon": {
         "name": "shop",
         "pid": "x",
-        "umask": "7",
+        "umask": "007",
         "daemon": True,
     },
     "gunicorn example:app --access-logfile - --error-logfile e --access-logformat %(h)s": {

@@ -367,11 +367,8 @@ def test_a_default_that_is_spelt_out_is_fine(declared):
 @pytest.mark.parametrize(
     ("name", "value", "advice"),
     [
-        ("uds", "/run/x", "--bind HOST:PORT"),
-        ("fd", "3", "--bind HOST:PORT"),
         ("reload", "on", "SIGHUP"),
         ("daemon", "on", "service manager"),
-        ("worker_tmp_dir", "/dev/shm", "shared memory"),
         ("preload", "on", "leave it out"),
     ],
 )
@@ -529,9 +526,8 @@ def test_a_reload_may_change(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("port", "9"),
-        ("host", "0.0.0.0"),
-        ("bind", "0.0.0.0:9"),
+        ("uds_mode", "600"),
+        ("uds_owner", "root"),
         ("backlog", "9"),
         ("chdir", "/tmp"),
     ],
@@ -551,3 +547,40 @@ def test_a_reload_that_changes_nothing():
 def test_nearest():
     assert nearest("worker", ["workers", "port"]).endswith("did you mean workers?")
     assert nearest("zzz", ["workers", "port"]) == ""
+
+
+# -- where to listen -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "binds"),
+    [
+        ({}, ("127.0.0.1:8000",)),
+        ({"host": "::1"}, ("[::1]:8000",)),
+        ({"uds": "/run/x"}, ("unix:/run/x",)),
+        ({"fd": "0"}, ("fd://0",)),
+        ({"bind": ["a:1", "unix:/x"]}, ("a:1", "unix:/x")),
+    ],
+)
+def test_ways_to_say_where(given, binds):
+    config = made(**given)
+    assert config.binds == binds
+    assert config.says_where == bool(given)
+    origins = [f"--{name}" for name in given]
+    assert config.binds_origin == (" and ".join(origins) or "the default")
+
+
+def test_port_of_the_platform_does_not_say_where():
+    config = build({"app": Raw("example:app", "APP"), "port": Raw("80", "environment PORT")})
+    assert config.binds == ("127.0.0.1:80",)
+    assert not config.says_where
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"bind": ["a:1"], "uds": "/x"}, {"uds": "/x", "fd": "3"}, {"fd": "3", "port": "80"}],
+)
+def test_only_one_way_to_say_where(given):
+    first, second = given
+    with pytest.raises(ConfigError, match=f"--{first} and --{second} both say where to listen"):
+        made(**given)

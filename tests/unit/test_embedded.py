@@ -83,13 +83,13 @@ async def until(condition):
 
 
 @contextlib.contextmanager
-def in_thread(server, sock):
+def in_thread(server, sock=None):
     """The server in a thread of its own, as test suites have it."""
     failures = []
 
     def target():
         try:
-            server.run(sockets=[sock])
+            server.run(sockets=sock and [sock])
         except BaseException as error:  # noqa: BLE001 - handed to the test
             failures.append(error)
 
@@ -341,11 +341,20 @@ def test_an_address_that_is_taken():
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [(socket.AF_UNIX, socket.SOCK_STREAM), (socket.AF_INET, socket.SOCK_DGRAM)],
+    [(socket.AF_UNIX, socket.SOCK_DGRAM), (socket.AF_INET, socket.SOCK_DGRAM)],
 )
 def test_a_socket_of_another_kind(family, kind):
-    with socket.socket(family, kind) as sock, pytest.raises(ConfigError, match="TCP only"):
+    with socket.socket(family, kind) as sock, pytest.raises(ConfigError, match="stream socket"):
         serve(make(App()), [sock])
+
+
+def test_a_unix_socket(tmp_path):
+    path = tmp_path / "web"
+    with in_thread(make(App(), port=None, uds=str(path))), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 OK")
+    assert not path.exists()
 
 
 def test_a_bound_socket_is_listened_on():

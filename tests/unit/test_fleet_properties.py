@@ -58,6 +58,7 @@ class World:
         self.processes: dict[int, Process] = {}
         self.log: list[do.Log] = []
         self.exits: list[int] = []
+        self.told: list[do.Tell] = []
         self.listening = True
         self.spawns = 0
         self.violations: list[str] = []
@@ -96,6 +97,8 @@ class World:
                 self.listening = False
             case do.Log():
                 self.log.append(action)
+            case do.Tell():
+                self.told.append(action)
             case do.Exit(code):
                 self.exits.append(code)
 
@@ -140,7 +143,7 @@ class World:
         self.reap()
 
 
-def config_of(workers: int, surge: int) -> Config:
+def config_of(workers: int, surge: int, drain_delay: float = 0.0) -> Config:
     return Config(
         app="example:app",
         workers=workers,
@@ -148,6 +151,7 @@ def config_of(workers: int, surge: int) -> Config:
         graceful_timeout=GRACE,
         timeout_boot=BOOT_LIMIT,
         timeout=BEAT_LIMIT,
+        drain_delay=drain_delay,
     )
 
 
@@ -158,9 +162,10 @@ class FleetHistories(RuleBasedStateMachine):
         workers=st.integers(1, 5),
         surge=st.integers(1, 3),
         boots=st.sampled_from((True, True, True, False)),
+        delay=st.sampled_from((0.0, 5.0)),
     )
-    def begin(self, workers: int, surge: int, boots: bool) -> None:
-        self.world = World(config_of(workers, surge))
+    def begin(self, workers: int, surge: int, boots: bool, delay: float) -> None:
+        self.world = World(config_of(workers, surge, delay))
         self.surge = surge
         self.served = False
         self.world.tell(on.Started())
@@ -319,6 +324,17 @@ class FleetHistories(RuleBasedStateMachine):
         if self.world.exits and self.served:
             assert self.world.fleet.stopping
             assert self.world.exits == [0]
+
+    @invariant()
+    def serving_is_only_told_of_what_serves(self) -> None:
+        """READY=1 is made of it; and nothing is told twice, unless it has begun anew."""
+        states = [told.state for told in self.world.told]
+        if "serving" in states:
+            assert self.served
+        if "stopping" in states:
+            assert set(states[states.index("stopping") :]) == {"stopping"}
+        for told, after in zip(self.world.told, self.world.told[1:], strict=False):
+            assert told.state != after.state or told.status != after.status or after.anew
 
     @invariant()
     def exit_leaves_no_worker(self) -> None:
@@ -608,6 +624,107 @@ def test_a_second_term_changes_nothing() -> None:
     world.tell(on.ShutdownRequested())
     world.tell(on.ShutdownRequested())
     assert world.processes[1].told == ["Drain"]
+
+
+def test_load_balancers_have_time_to_notice_a_shutdown() -> None:
+    world = World(config_of(2, 1, drain_delay=5.0))
+    world.tell(on.Started())
+    boot_all(world)
+    world.tell(on.ShutdownRequested())
+    world.pass_time(4.9)
+    assert world.listening
+    assert world.ready_count() == 2
+    assert world.told[-1].state == "stopping"
+    world.pass_time(0.1)
+    assert not world.listening
+    assert [p.told for p in world.processes.values()] == [["Drain"], ["Drain"]]
+
+
+def test_who_goes_while_others_still_accept_leaves_them_the_queue() -> None:
+    world = World(config_of(2, 1, drain_delay=5.0))
+    world.tell(on.Started())
+    world.processes[1].ready = True
+    world.tell(on.WorkerReady(1))
+    actions = world.tell(on.ShutdownRequested())
+    (discard,) = [action for action in actions if isinstance(action, do.Discard)]
+    assert not discard.final
+    world.now += 5.0
+    (drain,) = [a for a in world.tell(on.Tick()) if isinstance(a, do.Drain)]
+    assert drain.final
+
+
+def test_a_quick_shutdown_does_not_wait_for_load_balancers() -> None:
+    world = World(config_of(1, 1, drain_delay=5.0))
+    world.tell(on.Started())
+    boot_all(world)
+    world.tell(on.ShutdownRequested())
+    world.tell(on.ShutdownRequested(quick=True))
+    assert not world.listening
+    assert world.processes[1].told == ["Quit"]
+
+
+# -- what is told of it -----------------------------------------------------------------
+
+
+def states(world: World) -> list[str]:
+    """The states that were told, without those that say the same of another number of workers."""
+    told = world.told
+    return [
+        after.state
+        for before, after in zip([None, *told], told, strict=False)
+        if before is None or before.state != after.state or after.anew
+    ]
+
+
+def test_serving_is_told_when_every_worker_of_the_first_generation_is_ready() -> None:
+    world = World(config_of(2, 1))
+    world.tell(on.Started())
+    world.tell(on.WorkerReady(1))
+    assert states(world) == ["starting"]
+    world.tell(on.WorkerReady(2))
+    assert states(world) == ["starting", "serving"]
+    assert world.told[-1].status == "gen 1: 2 of 2 workers ready"
+
+
+def test_a_reload_is_told_from_its_begin_to_its_end() -> None:
+    world = serving(2)
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    assert states(world)[1:] == ["serving", "reloading"]
+    for _ in range(2):
+        boot_all(world)
+    assert states(world)[1:] == ["serving", "reloading", "serving"]
+
+
+def test_a_reload_that_is_refused_is_told_as_one_that_is_over() -> None:
+    world = serving(1)
+    world.tell(on.ReloadRefused("unknown key 'wrokers'"))
+    assert states(world)[1:] == ["serving", "reloading", "serving"]
+    status = "gen 1: 1 of 1 workers ready; last reload refused: unknown key 'wrokers'"
+    assert world.told[-1].status == status
+    world.tell(on.ReloadRequested(config_of(1, 1)))
+    assert "refused" not in world.told[-1].status
+
+
+def test_a_reload_that_fails_is_told() -> None:
+    world = serving(1)
+    world.tell(on.ReloadRequested(config_of(1, 1)))
+    world.tell(on.WorkerBootFailed(2, "no module", "Traceback", 4))
+    assert states(world)[1:] == ["serving", "reloading", "serving"]
+    assert "; last reload failed: a worker could not boot" in world.told[-1].status
+
+
+def test_a_reload_asked_for_in_a_reload_is_told_anew() -> None:
+    world = serving(2)
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    assert states(world)[1:] == ["serving", "reloading", "reloading"]
+
+
+def test_a_reload_asked_for_before_anything_serves_is_not_told() -> None:
+    world = World(config_of(2, 1))
+    world.tell(on.Started())
+    world.tell(on.ReloadRefused("unknown key"))
+    assert states(world) == ["starting"]
 
 
 def test_a_shutdown_in_the_middle_of_a_reload_ends() -> None:

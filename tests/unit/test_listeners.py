@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esg.errors import ConfigError, ListenError
-from esg.listeners import Address, open_listeners, parse_bind
+from esg.listeners import Address, Descriptor, UnixAddress, open_listeners, parse_bind
 
 
 @pytest.fixture
@@ -49,6 +49,22 @@ def test_addresses(text, host, port):
 
 
 @pytest.mark.parametrize(
+    ("text", "bind"),
+    [
+        ("unix:/run/x.sock", UnixAddress("/run/x.sock")),
+        ("unix:///run/x.sock", UnixAddress("/run/x.sock")),
+        ("unix:x.sock", UnixAddress("x.sock")),
+        ("unix:@x", UnixAddress("@x")),
+        ("unix:/" + 106 * "x", UnixAddress("/" + 106 * "x")),
+        ("fd://0", Descriptor(0)),
+        ("fd://web", Descriptor("web")),
+    ],
+)
+def test_sockets_of_other_kinds(text, bind):
+    assert parse_bind(text, "--bind") == bind
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "a:",
@@ -64,8 +80,12 @@ def test_addresses(text, host, port):
         "::",
         "[::1]80",
         "[::1:80",
-        "unix:/tmp/x",
-        "fd://3",
+        "unix:",
+        "unix:@",
+        "unix:/" + 107 * "x",
+        "fd://",
+        "fd://-1",
+        "fd://a b",
     ],
 )
 def test_no_addresses(text):

@@ -1,0 +1,46 @@
+"""Users and groups of this machine by name or number. See getpwnam(3), getgrnam(3)."""
+
+from __future__ import annotations
+
+import grp
+import pwd
+
+from esg.errors import ConfigError
+
+
+def find_user(text: str, origin: str) -> tuple[int, pwd.struct_passwd | None]:
+    """The uid of a user, and its entry; a number needs none. Raises ConfigError."""
+    try:
+        if text.isascii() and text.isdigit():
+            return int(text), _entry_of(int(text))
+        entry = pwd.getpwnam(text)
+    except (KeyError, ValueError, OverflowError):
+        raise ConfigError(f"{origin}: this machine has no user {text!r}") from None
+    return entry.pw_uid, entry
+
+
+def find_group(text: str, origin: str) -> int:
+    """The gid of a group. Raises ConfigError."""
+    try:
+        if text.isascii() and text.isdigit():
+            return int(text)
+        return grp.getgrnam(text).gr_gid
+    except (KeyError, ValueError):
+        raise ConfigError(f"{origin}: this machine has no group {text!r}") from None
+
+
+def find_owner(text: str, origin: str) -> tuple[int, int]:
+    """Uid and gid of `USER`, `USER:GROUP` or `:GROUP`, as chown(1) has it; -1 for none.
+
+    A user alone comes without a group. Raises ConfigError.
+    """
+    user, _, group = text.partition(":")
+    uid = find_user(user, origin)[0] if user else -1
+    return uid, find_group(group, origin) if group else -1
+
+
+def _entry_of(uid: int) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError:
+        return None

@@ -1,0 +1,81 @@
+"""Who workers run as: found before they are forked, taken on in the child.
+
+The arbiter keeps its privileges: it opens sockets, logs, keys and the pid file. See
+credentials(7), setgroups(2), initgroups(3).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from esg.accounts import find_group, find_user
+from esg.config import Config
+from esg.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a worker takes on; None for what stays as the arbiter has it."""
+
+    uid: int | None = None
+    gid: int | None = None
+    groups: tuple[int, ...] | None = None
+    """All groups, the supplementary ones among them."""
+    umask: int | None = None
+
+    def assume(self) -> None:
+        """Become this, for good. Raises OSError. The order matters: root's rights go last."""
+        if self.groups is not None:
+            os.setgroups(self.groups)
+        if self.gid is not None:
+            os.setresgid(self.gid, self.gid, self.gid)
+        if self.uid is not None:
+            os.setresuid(self.uid, self.uid, self.uid)
+        if self.umask is not None:
+            os.umask(self.umask)
+
+
+def identity(config: Config) -> Identity:
+    """Who the workers of a configuration are. Raises ConfigError."""
+    umask = int(config.umask, 8) if config.umask else None
+    uid, gid, groups = _user(config)
+    if config.group:
+        gid = find_group(config.group, config.origin("group"))
+        groups = tuple(dict.fromkeys((gid, *groups))) if uid is not None else (gid,)
+    if uid is None and gid is None:
+        return Identity(umask=umask)
+    if os.geteuid() != 0:
+        _check_unprivileged(config, uid, gid)
+        return Identity(umask=umask)
+    return Identity(uid, gid, groups, umask)
+
+
+def _user(config: Config) -> tuple[int | None, int | None, tuple[int, ...]]:
+    """Uid, gid and groups of `--user`, as the user database has them."""
+    if not config.user:
+        return None, None, ()
+    uid, entry = find_user(config.user, config.origin("user"))
+    if entry is None and not config.group:
+        raise ConfigError(
+            f"{config.origin('user')}: the user database has no group for {config.user}; "
+            "say it with --group"
+        )
+    if entry is None:
+        return uid, None, ()
+    group = find_group(config.group, config.origin("group")) if config.group else entry.pw_gid
+    return uid, entry.pw_gid, tuple(os.getgrouplist(entry.pw_name, group))
+
+
+def _check_unprivileged(config: Config, uid: int | None, gid: int | None) -> None:
+    """Who isn't root can only be asked to stay who they are."""
+    if uid not in (None, os.geteuid()):
+        raise ConfigError(
+            f"{config.origin('user')}: only root can run workers as {config.user}; start esg as "
+            "root, or as that user and without this"
+        )
+    if config.group and gid not in (os.getegid(), *os.getgroups()):
+        raise ConfigError(
+            f"{config.origin('group')}: only root can run workers as group {config.group}; start "
+            "esg as root, or leave it out"
+        )

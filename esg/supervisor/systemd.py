@@ -1,0 +1,186 @@
+"""Talking to the service manager: notifications, its watchdog, sockets that it hands over.
+
+Written from sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3) and systemd.service(5). Where
+there is no service manager, everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import MutableMapping, Sequence
+
+from esg.errors import ListenError
+from esg.listeners import Handed
+from esg.supervisor.actions import State
+
+FIRST_FD = 3  # sd_listen_fds(3), SD_LISTEN_FDS_START
+
+EXTENSION = 15.0
+"""Seconds that the service manager is to wait on for a start or a stop, each time it is told to."""
+
+EXTEND_EVERY = 5.0
+"""Seconds between two such messages. Each worker has a limit, so they come to an end."""
+
+RETRY_EVERY = 0.1
+"""Seconds after which a message is sent again that the service manager was too busy for."""
+
+MOST_UNSENT = 64
+"""Messages that wait for that; of more the oldest are dropped."""
+
+SETTLED: State = "serving"
+"""The state in which nothing is being waited for."""
+
+
+class Notifier:
+    """Sends what the service manager wants to know, and knows when it wants to hear again."""
+
+    def __init__(self, address: str = "", watchdog: float = 0.0) -> None:
+        """`address` is NOTIFY_SOCKET, `watchdog` its interval in seconds; 0 for none."""
+        self.problem = ""
+        """Why nothing is sent though there is an address; empty if all is well."""
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        if address and address[0] not in "/@":
+            self._address = ""
+            self.problem = f"NOTIFY_SOCKET={address}: only UNIX sockets are known"
+        self._watchdog = watchdog / 2
+        self._state: State | None = None
+        self._next_ping = 0.0
+        self._next_extension = 0.0
+        self._unsent: deque[bytes] = deque(maxlen=MOST_UNSENT)
+        self._retry_at = 0.0
+
+    @classmethod
+    def from_environment(cls, environ: MutableMapping[str, str], pid: int) -> Notifier:
+        """Take the variables out, since they aren't meant for children."""
+        address = environ.pop("NOTIFY_SOCKET", "")
+        interval = environ.pop("WATCHDOG_USEC", "")
+        meant_for = environ.pop("WATCHDOG_PID", "") or str(pid)
+        watchdog = int(interval) / 1e6 if interval.isdigit() and meant_for == str(pid) else 0.0
+        return cls(address, watchdog)
+
+    def send(self, *lines: str, fds: Sequence[int] = ()) -> bool:
+        """Send these assignments in one message, with descriptors; whether it was taken.
+
+        It never waits. A manager that is too busy to take it gets it later, unless there are
+        descriptors.
+        """
+        if not self._address:
+            return False
+        text = "\n".join(line.replace("\n", " ") for line in lines).encode()
+        if not self._unsent or fds:
+            try:
+                self._transmit(text, fds)
+                return True
+            except BlockingIOError:
+                pass
+            except OSError:
+                return False
+        if not fds:
+            self._unsent.append(text)
+        return False
+
+    def _transmit(self, text: bytes, fds: Sequence[int] = ()) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.connect(self._address)
+            socket.send_fds(sock, [text], list(fds))
+
+    def _send_rest(self, now: float) -> None:
+        """Send what the manager was too busy for."""
+        self._retry_at = now + RETRY_EVERY
+        try:
+            while self._unsent:
+                self._transmit(self._unsent[0])
+                self._unsent.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._unsent.clear()
+
+    def tell(self, state: State, status: str, *, anew: bool = False) -> None:
+        """Say that this is so now; `anew`: it has begun again."""
+        news = state != self._state or anew
+        usec = time.monotonic_ns() // 1000
+        self.send(*(messages(state, usec) if news else ()), f"STATUS={status}")
+        if state != self._state:
+            self._next_extension = 0.0
+        self._state = state
+
+    def turn(self, now: float) -> None:
+        """Send what is due at this time, in monotonic seconds; for each turn of the loop."""
+        if self._unsent and now >= self._retry_at:
+            self._send_rest(now)
+        if self._watchdog and now >= self._next_ping:
+            self._next_ping = now + self._watchdog
+            self.send("WATCHDOG=1")
+        if self._is_awaited and now >= self._next_extension:
+            self._next_extension = now + EXTEND_EVERY
+            self.send(f"EXTEND_TIMEOUT_USEC={int(EXTENSION * 1e6)}")
+
+    def next_deadline(self) -> float | None:
+        """When `turn` wants to be called, in monotonic seconds."""
+        deadlines = [self._next_ping] if self._watchdog and self._address else []
+        if self._is_awaited:
+            deadlines.append(self._next_extension)
+        if self._unsent:
+            deadlines.append(self._retry_at)
+        return min(deadlines, default=None)
+
+    @property
+    def _is_awaited(self) -> bool:
+        return bool(self._address) and self._state != SETTLED
+
+
+def messages(state: State, monotonic_usec: int) -> list[str]:
+    """What the service manager is told of a state that was entered. Pure.
+
+    A reload that failed, or was refused, ends as one that succeeded: there is no other message,
+    so STATUS= must say it.
+    """
+    match state:
+        case "serving":
+            return ["READY=1"]
+        case "reloading":
+            return ["RELOADING=1", f"MONOTONIC_USEC={monotonic_usec}"]
+        case "stopping":
+            return ["STOPPING=1"]
+        case "starting":
+            return []
+
+
+def handed_over(
+    environ: MutableMapping[str, str], pid: int, *, needed: bool
+) -> tuple[list[Handed], str]:
+    """The sockets that were handed to this process, and a warning if it isn't all as it should be.
+
+    The variables are taken out, since they aren't meant for children. Sockets that are another
+    process's are none of ours; if they are `needed`, since no setting says where to listen, it
+    raises ListenError.
+    """
+    count = environ.pop("LISTEN_FDS", "")
+    meant_for = environ.pop("LISTEN_PID", "")
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
+    if not count:
+        return [], ""
+    if not count.isdigit():
+        return [], f"LISTEN_FDS={count} is no number: ignored"
+    if meant_for != str(pid):
+        problem = (
+            f"LISTEN_FDS={count} is meant for process {meant_for or '?'} (LISTEN_PID), not for "
+            f"this one, {pid}"
+        )
+        if needed:
+            raise ListenError(f"{problem}; start esg with exec, or say where to listen")
+        return [], f"{problem}: ignored"
+    found = []
+    for number, fd in enumerate(range(FIRST_FD, FIRST_FD + int(count))):
+        name = names[number] if number < len(names) and names[number] else "unknown"
+        try:
+            os.set_inheritable(fd, False)
+        except OSError:
+            raise ListenError(f"LISTEN_FDS={count}, but descriptor {fd} isn't open") from None
+        found.append(Handed(fd, name))
+    return found, ""

@@ -1,0 +1,208 @@
+"""Workers without root's rights, the pid file, and a stop that load balancers can notice."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pwd
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.load import Load
+from tests.support.runner import Esg, run_to_its_end, session
+from tests.support.unprivileged import as_nobody
+from tests.support.waiting import eventually
+
+from .test_reload import open_files
+
+Start = Callable[..., Esg]
+
+NOBODY = pwd.getpwnam("nobody")
+
+IDENTITY = """
+import json, os
+
+def status():
+    with open("/proc/self/status") as file:
+        return dict(line.rstrip().split(":\\t", 1) for line in file)
+
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    with open(scope["path"][1:], "w"):
+        pass
+    try:
+        os.seteuid(0)
+        regained = True
+    except PermissionError:
+        regained = False
+    said = json.dumps({**status(), "regained": regained}).encode()
+    headers = [(b"content-length", b"%d" % len(said))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": said})
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that `nobody` may use, as pytest's aren't."""
+    path = Path(f"/tmp/esg-nobody-{os.getpid()}")
+    path.mkdir()
+    path.chmod(0o777)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_workers_run_as_who_they_should(open_folder: Path) -> None:
+    python, extra = as_nobody()
+    log, pid_file = open_folder / "secret.log", open_folder / "esg.pid"
+    esg = Esg(
+        open_folder,
+        *("--workers", "2", "--user", "nobody", "--group", "daemon", "--umask", "027"),
+        *("--error-logfile", str(log), "--pid", str(pid_file)),
+        source=IDENTITY,
+        python=python,
+        extra=extra,
+        log="secret.log",
+    )
+    try:
+        esg.wait_for_log("serving workers=2")
+        files = open_files(esg.arbiter)
+        for generation in (1, 2):
+            connection = esg.begin(f"/made-{generation}")
+            seen = json.loads(connection.getresponse().read())
+            connection.close()
+            assert seen["Uid"].split() == [str(NOBODY.pw_uid)] * 4
+            assert seen["Gid"].split() == ["1"] * 4
+            assert "0" not in seen["Groups"].split()
+            assert seen["regained"] is False
+            assert int(seen["CapEff"], 16) == 0
+            made = os.stat(open_folder / f"made-{generation}")
+            assert (made.st_uid, made.st_gid, made.st_mode & 0o777) == (NOBODY.pw_uid, 1, 0o640)
+            esg.reload()
+        assert esg.arbiter.uids().real == 0
+        assert os.stat(log).st_uid == os.stat(pid_file).st_uid == 0
+        esg.wait_for_workers(2)
+        assert open_files(esg.arbiter) == files
+        esg.stop()
+        assert not pid_file.exists()
+    finally:
+        esg.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--user", "nosuch"), "--user: this machine has no user 'nosuch'"),
+        (("--group", "nosuch"), "--group: this machine has no group 'nosuch'"),
+        (("--umask", "9"), "--umask: invalid value '9': expected permissions in octal"),
+        (("--uds-owner", "nosuch"), "--uds-owner: this machine has no user 'nosuch'"),
+    ],
+)
+def test_one_line_for_who_there_is_not(
+    tmp_path: Path, arguments: tuple[str, ...], reason: str
+) -> None:
+    finished = run_to_its_end(tmp_path, "example:app", "--port", "0", *arguments)
+    assert finished.code == 2
+    assert finished.log.startswith(f"esg: error: {reason}")
+    assert len(finished.log.splitlines()) == 1
+
+
+# -- the pid file ----------------------------------------------------------------------
+
+
+def test_the_pid_file_names_the_arbiter_and_is_removed(start: Start) -> None:
+    esg = start("--pid", "esg.pid")
+    path = esg.folder / "esg.pid"
+    assert path.read_text() == f"{esg.pid}\n"
+    esg.reload()
+    assert path.read_text() == f"{esg.pid}\n"
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == 0
+    assert not path.exists()
+
+
+def test_a_second_start_with_the_pid_file_of_a_running_one(start: Start, tmp_path: Path) -> None:
+    esg = start("--pid", "esg.pid")
+    path = str(esg.folder / "esg.pid")
+    finished = run_to_its_end(tmp_path, "example:app", "--port", "0", "--pid", path)
+    assert finished.code == 1
+    assert finished.log == (
+        f"esg: error: --pid: process {esg.pid} holds {path!r}, so it runs already; stop it, or "
+        "choose another file\n"
+    )
+    assert Path(path).read_text() == f"{esg.pid}\n"
+
+
+def test_a_pid_file_that_was_left_behind_blocks_nobody(start: Start) -> None:
+    """Though its number is that of a process, and workers of the one that crashed still drain."""
+    crashed = start("--pid", "esg.pid")
+    crashed.claim("the arbiter is gone")
+    crashed.exit_code = -signal.SIGKILL
+    path = crashed.folder / "esg.pid"
+    slow = crashed.in_flight("/slow/1.5")
+    crashed.process.kill()
+    crashed.process.wait()
+    esg = start("--pid", str(path))
+    assert path.read_text() == f"{esg.pid}\n"
+    assert slow.getresponse().status == 200
+    slow.close()
+    eventually(lambda: not session(crashed.process.pid), "its workers are gone")
+
+
+def test_a_boot_that_fails_leaves_no_pid_file(start: Start) -> None:
+    esg = start("--pid", "esg.pid", source="import no_such_module", wait=False)
+    esg.claim("can't boot")
+    esg.exit_code = 4
+    assert esg.wait() == 4
+    assert not (esg.folder / "esg.pid").exists()
+
+
+def test_programs_of_workers_do_not_hold_the_pid_file(start: Start) -> None:
+    esg = start("--pid", "esg.pid")
+    assert esg.whoami()["worker"] == 1
+    for pid in (*esg.workers(),):
+        assert not [file for file in psutil.Process(pid).open_files() if "esg.pid" in file.path]
+    with open(esg.folder / "esg.pid") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# -- containers ------------------------------------------------------------------------
+
+
+def test_a_folder_for_heartbeats_is_needless(start: Start) -> None:
+    esg = start("--worker-tmp-dir", "/dev/shm")
+    assert esg.logged("--worker-tmp-dir: needless, heartbeats are in shared memory")
+
+
+def test_load_balancers_have_time_to_notice(start: Start) -> None:
+    esg = start("--workers", "2", "--drain-delay", "1")
+    with Load(esg.port, fresh=2, keep_alive=2) as load:
+        begin = time.monotonic()
+        esg.signal(signal.SIGTERM)
+        esg.wait_for_log(r"stopping in 1 s \(--drain-delay\)")
+        load.wait_until_answered("fresh", 50)
+        assert not esg.logged("draining reason=shutdown")
+        load.shutdown_begins()
+        assert esg.wait() == 0
+        assert time.monotonic() - begin >= 1.0
+
+
+def test_who_is_in_a_hurry_does_not_wait_for_load_balancers(start: Start) -> None:
+    esg = start("--drain-delay", "60")
+    esg.signal(signal.SIGINT)
+    esg.wait_for_log("stopping in 60 s")
+    esg.signal(signal.SIGINT)
+    assert esg.wait(timeout=5.0) == 0
+
+
+def test_variables_of_platforms(start: Start, tmp_path: Path) -> None:
+    esg = start(listen=(), extra={"PORT": "0", "WEB_CONCURRENCY": "3"})
+    eventually(lambda: len(esg.workers()) == 3, "three workers")
+    assert esg.whoami()["worker"] in (1, 2, 3)

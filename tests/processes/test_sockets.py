@@ -1,0 +1,414 @@
+"""Where it listens: several binds, UNIX sockets, sockets handed over, and reloads of all that."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import signal
+import socket
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.load import Load
+from tests.support.runner import Esg, run_to_its_end
+from tests.support.unix import UnixConnection, ask
+from tests.support.waiting import eventually
+
+from .test_reload import open_files
+
+Start = Callable[..., Esg]
+
+SCOPES = """
+import json, os
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        said = json.dumps({"client": scope["client"], "server": scope["server"]}).encode()
+        headers = [(b"content-length", b"%d" % len(said))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": said})
+    else:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One with a short name, as the path of a UNIX socket must have."""
+    path = Path(f"/tmp/esg-test-{os.getpid()}")
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        for file in path.iterdir():
+            file.rmdir() if file.is_dir() else file.unlink()
+        path.rmdir()
+
+
+@contextlib.contextmanager
+def listening(family: int = socket.AF_INET, where: object = ("127.0.0.1", 0)) -> Iterator:
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.bind(where)
+        sock.listen(64)
+        sock.set_inheritable(True)
+        yield sock
+
+
+# -- UNIX sockets ----------------------------------------------------------------------
+
+
+def test_several_binds_at_once(start: Start, folder: Path) -> None:
+    path, name = f"{folder}/web", f"@esg-test-{os.getpid()}"
+    binds = ("--bind", "127.0.0.1:0", "--bind", f"unix:{path}", "--bind", f"unix:{name}")
+    esg = start("--workers", "2", listen=binds)
+    pids = {esg.whoami()["pid"], ask(path)["pid"], ask(name)["pid"]}
+    assert pids <= set(esg.workers())
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == 0
+    assert not os.path.lexists(path)
+    with pytest.raises(ConnectionRefusedError):
+        ask(name)
+
+
+def test_scope_and_access_log_of_a_unix_client(start: Start, folder: Path) -> None:
+    path, name = f"{folder}/web", f"@esg-test-{os.getpid()}"
+    esg = start(listen=("--bind", f"unix:{path}", "--bind", f"unix:{name}"), source=SCOPES)
+    assert ask(path) == {"client": None, "server": [path, None]}
+    assert ask(name) == {"client": None, "server": [name, None]}
+    lines = eventually(
+        lambda: (lines := (esg.folder / "stdout").read_text().splitlines())[1:] and lines,
+        "two lines in the access log",
+    )
+    assert set(lines) == {'INFO:      - "GET /whoami HTTP/1.1" 200 OK'}
+
+
+def test_forwarded_fields_of_a_unix_proxy_count_if_it_is_trusted(
+    start: Start, folder: Path
+) -> None:
+    path = f"{folder}/web"
+    esg = start("--forwarded-allow-ips", "unix:", listen=("--uds", path), source=SCOPES)
+    assert esg.logged(f"listening on unix:{re.escape(path)}$")
+    connection = UnixConnection(path)
+    connection.request("GET", "/", headers={"X-Forwarded-For": "203.0.113.9"})
+    assert b'"client": ["203.0.113.9", 0]' in connection.getresponse().read()
+    connection.close()
+
+
+@pytest.mark.parametrize(("mode", "bits"), [(None, 0o666), ("600", 0o600), ("0660", 0o660)])
+def test_the_mode_of_a_socket_is_what_was_asked_for(
+    start: Start, folder: Path, mode: str | None, bits: int
+) -> None:
+    path = f"{folder}/web"
+    arguments = () if mode is None else ("--uds-mode", mode)
+    esg = start(*arguments, listen=("--uds", path), prefix=("sh", "-c", 'umask 077; "$@"', "-"))
+    assert stat.S_IMODE(os.stat(path).st_mode) == bits
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_the_owner_of_a_socket_is_who_was_asked_for(start: Start, folder: Path) -> None:
+    path = f"{folder}/web"
+    start("--uds-owner", "nobody:daemon", "--uds-mode", "660", listen=("--uds", path))
+    status = os.stat(path)
+    assert (status.st_uid, status.st_gid) == (65534, 1)
+
+
+def test_a_socket_that_nobody_listens_on_is_replaced(start: Start, folder: Path) -> None:
+    path = f"{folder}/web"
+    esg = start(listen=("--uds", path))
+    esg.process.kill()
+    esg.claim("the arbiter is gone")
+    esg.exit_code = -signal.SIGKILL
+    eventually(lambda: not served(path), "its workers are gone too")
+    assert os.path.exists(path)
+    start(listen=("--uds", path))
+    assert ask(path)["generation"] == 1
+
+
+def served(path: str) -> bool:
+    try:
+        UnixConnection(path).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def test_a_socket_that_is_somebody_elses_by_now_is_left(start: Start, folder: Path) -> None:
+    path = f"{folder}/web"
+    esg = start(listen=("--uds", path))
+    os.unlink(path)
+    with listening(socket.AF_UNIX, path):
+        esg.signal(signal.SIGTERM)
+        assert esg.wait() == 0
+        assert served(path)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (lambda path: path.write_text("precious"), "which is no socket"),
+        (lambda path: path.mkdir(), "which is a folder"),
+        (lambda path: path.symlink_to("/nowhere"), "which is no socket"),
+    ],
+)
+def test_what_is_no_socket_stays(
+    folder: Path, tmp_path: Path, prepare: Callable[[Path], object], reason: str
+) -> None:
+    path = folder / "web"
+    prepare(path)
+    before = os.lstat(path)
+    finished = run_to_its_end(tmp_path, "example:app", "--uds", str(path))
+    assert finished.code == 1
+    assert finished.log.startswith(f"esg: error: can't listen on unix:{path} (--uds): ")
+    assert reason in finished.log
+    assert len(finished.log.splitlines()) == 1
+    assert os.lstat(path).st_ino == before.st_ino
+
+
+def test_a_socket_that_is_served_stays(folder: Path, tmp_path: Path) -> None:
+    path = f"{folder}/web"
+    with listening(socket.AF_UNIX, path):
+        finished = run_to_its_end(tmp_path, "example:app", "--uds", path)
+        assert finished.code == 1
+        assert "a program listens on it" in finished.log
+        assert served(path)
+
+
+def test_a_path_that_is_too_long(tmp_path: Path) -> None:
+    finished = run_to_its_end(tmp_path, "example:app", "--bind", "unix:/" + 120 * "x")
+    assert finished.code == 2
+    assert "has 121 bytes, and the path of a UNIX socket at most 107" in finished.log
+
+
+# -- sockets that are handed over ------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--fd {}", "--bind fd://{}"])
+def test_a_socket_of_another_program(start: Start, option: str) -> None:
+    with listening() as sock:
+        listen = option.format(sock.fileno()).split()
+        esg = start("--workers", "2", listen=listen, pass_fds=(sock.fileno(),))
+        assert esg.port == sock.getsockname()[1]
+        esg.reload()
+        with Load(esg.port, keep_alive=2, fresh=2) as load:
+            load.wait_until_answered("fresh", 20)
+        esg.signal(signal.SIGTERM)
+        assert esg.wait() == 0
+        # It is the other program's: still listening, and nothing keeps connections out.
+        with socket.create_connection(sock.getsockname(), timeout=5):
+            sock.accept()[0].close()
+
+
+@pytest.mark.parametrize(
+    ("family", "where"), [(socket.AF_INET6, ("::1", 0)), (socket.AF_UNIX, "{}/web")]
+)
+def test_sockets_of_other_families(start: Start, folder: Path, family: int, where: object) -> None:
+    where = where.format(folder) if isinstance(where, str) else where
+    with listening(family, where) as sock:
+        esg = start(listen=("--fd", str(sock.fileno())), pass_fds=(sock.fileno(),))
+        with socket.socket(family) as client:
+            client.settimeout(5)
+            client.connect(sock.getsockname())
+            client.sendall(b"GET /whoami HTTP/1.0\r\nHost: a\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 200 OK")
+        esg.signal(signal.SIGTERM)
+        assert esg.wait() == 0
+        assert family != socket.AF_UNIX or os.path.exists(f"{folder}/web")
+
+
+def test_programs_of_the_application_do_not_inherit_the_socket(start: Start) -> None:
+    with listening() as sock:
+        source = SCOPES.replace(
+            "said =", 'said = os.popen("ls -l /proc/self/fd").read().encode(); _ ='
+        )
+        esg = start(listen=("--fd", "0"), source=source, stdin=sock.fileno())
+        connection = esg.begin("/")
+        seen = connection.getresponse().read().decode()
+        connection.close()
+    assert "/dev/null" in seen
+    assert "socket:" not in seen
+
+
+BAD_DESCRIPTORS = {
+    "not open": (None, "isn't open"),
+    "a file": (tempfile.TemporaryFile, "no socket"),
+    "UDP": (lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM), "that socket is UDP"),
+    "not listening": (lambda: socket.socket(), "doesn't listen"),
+    "UNIX datagrams": (
+        lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+        "that socket is SOCK_DGRAM",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "reason"), BAD_DESCRIPTORS.values(), ids=BAD_DESCRIPTORS)
+def test_descriptors_that_cannot_be_listened_on(
+    tmp_path: Path, make: Callable[[], socket.socket] | None, reason: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        fd = 99 if make is None else stack.enter_context(make()).fileno()
+        passed = (fd,) if make else ()
+        finished = run_to_its_end(tmp_path, "example:app", "--fd", str(fd), pass_fds=passed)
+    assert finished.code == 1
+    assert finished.log.startswith(f"esg: error: can't listen on fd://{fd} (--fd): ")
+    assert reason in finished.log
+    assert len(finished.log.splitlines()) == 1
+
+
+# -- systemd's variables ---------------------------------------------------------------
+
+HAND_OVER = """
+import os, socket, sys
+names = sys.argv[1].split(":")
+for number, name in enumerate(names):
+    os.dup2(int(sys.argv[2 + number]), 3 + number)
+os.environ |= {"LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": sys.argv[1]}
+os.environ["LISTEN_PID"] = os.environ.get("FAKE_PID") or str(os.getpid())
+os.execv(sys.executable, [sys.executable, *sys.argv[2 + len(names):]])
+"""
+
+
+def activated(names: str, *socks: socket.socket) -> dict[str, object]:
+    """Options for a start as sd_listen_fds(3) describes it."""
+    fds = [str(sock.fileno()) for sock in socks]
+    return {
+        "wrapper": ("-c", HAND_OVER, names, *fds),
+        "pass_fds": tuple(sock.fileno() for sock in socks),
+    }
+
+
+def high(sock: socket.socket) -> socket.socket:
+    """The same socket at a number that is nobody's target."""
+    fd = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD, 100)
+    return socket.socket(fileno=fd)
+
+
+def test_all_sockets_of_a_unit_are_listened_on(start: Start) -> None:
+    with listening() as a, listening() as b, high(a) as c, high(b) as d:
+        esg = start(listen=(), **activated("web:admin", c, d))
+        for sock in (a, b):
+            esg._port = sock.getsockname()[1]
+            assert esg.whoami()["worker"] == 1
+        names = esg.arbiter.children()[0].environ()
+        seen = {name for name in names if name.startswith(("LISTEN_", "NOTIFY_", "WATCHDOG_"))}
+        assert seen <= {"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"}  # the exec's, not os.environ
+        esg.reload()
+        assert esg.whoami()["generation"] == 2
+
+
+def test_a_socket_of_a_unit_by_its_name(start: Start) -> None:
+    with listening() as a, listening() as b, high(a) as c, high(b) as d:
+        esg = start(listen=("--bind", "fd://admin"), **activated("web:admin", c, d))
+        assert esg.port == b.getsockname()[1]
+        assert esg.whoami()["worker"] == 1
+        assert esg.logged(r"web \(fd://3\) was handed over, and no --bind takes it")
+
+
+def test_a_name_that_was_not_handed_over(tmp_path: Path) -> None:
+    with listening() as a, high(a) as c:
+        finished = run_to_its_end(
+            tmp_path, "example:app", "--bind", "fd://admin", **activated("web", c)
+        )
+    assert finished.code == 1
+    assert "no socket of that name was handed over (LISTEN_FDNAMES: web)" in finished.log
+
+
+def test_an_address_that_a_unit_holds_is_taken_from_it(start: Start) -> None:
+    with listening() as a, high(a) as c:
+        port = a.getsockname()[1]
+        esg = start(listen=("--port", str(port)), **activated("web", c))
+        assert esg.whoami()["worker"] == 1
+        assert not esg.logged("no --bind takes it")
+
+
+def test_sockets_that_are_another_processs_are_refused(tmp_path: Path) -> None:
+    extra = {"FAKE_PID": "1"}
+    with listening() as a, high(a) as c:
+        options = activated("web", c)
+        finished = run_to_its_end(tmp_path, "example:app", extra=extra, **options)
+    assert finished.code == 1
+    assert "meant for process 1 (LISTEN_PID), not for this one" in finished.log
+    assert len(finished.log.splitlines()) == 1
+
+
+def test_sockets_that_are_another_processs_are_ignored_if_there_is_a_bind(start: Start) -> None:
+    with listening() as a, high(a) as c:
+        esg = start(extra={"FAKE_PID": "1"}, **activated("web", c))
+        assert esg.port != a.getsockname()[1]
+        assert esg.logged("meant for process 1 .*: ignored")
+
+
+# -- reloads that change where -----------------------------------------------------------
+
+
+def test_a_reload_adds_and_drops_binds_and_keeps_the_rest(start: Start, folder: Path) -> None:
+    keep, drop, add = (f"unix:{folder}/{name}" for name in ("keep", "drop", "add"))
+    text = 'bind = ["127.0.0.1:0", "{}", "{}"]\nworkers = 2\n'
+    esg = start("-c", "esg.toml", listen=(), files={"esg.toml": text.format(keep, drop)})
+    before, files = os.lstat(f"{folder}/keep"), open_files(esg.arbiter)
+    with Load(esg.port, keep_alive=2, fresh=2, slow=1):
+        esg.write(text.format(keep, add), "esg.toml")
+        esg.reload()
+        assert ask(f"{folder}/add")["generation"] == 2
+        assert ask(f"{folder}/keep")["generation"] == 2
+        eventually(lambda: not os.path.lexists(f"{folder}/drop"), "what was dropped is gone")
+        assert esg.logged(f"no longer listening on {drop}$")
+    assert os.lstat(f"{folder}/keep").st_ino == before.st_ino
+    esg.wait_for_workers(2)
+    assert open_files(esg.arbiter) == files
+
+
+def test_who_waits_on_a_bind_that_is_dropped_is_served(start: Start) -> None:
+    text = 'bind = ["127.0.0.1:0", "127.0.0.2:0"]\nworkers = 2\n'
+    esg = start("-c", "esg.toml", listen=(), files={"esg.toml": text})
+    port = esg.port
+    with Load(port, fresh=4, keep_alive=2) as load:
+        load.shutdown_begins()
+        esg.write('bind = ["127.0.0.2:0"]\nworkers = 2\n', "esg.toml")
+        esg.reload()
+        eventually(lambda: refuses(port), "nobody listens there any more")
+
+
+def refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except (ConnectionRefusedError, TimeoutError):
+        return True
+    return False
+
+
+def test_a_bind_that_fails_refuses_the_reload(start: Start, folder: Path) -> None:
+    esg = start("-c", "esg.toml", files={"esg.toml": ""}, listen=())
+    esg.claim("reload refused")
+    files = open_files(esg.arbiter)
+    with listening() as taken:
+        port = taken.getsockname()[1]
+        esg.write(f'bind = ["unix:{folder}/new", "127.0.0.1:{port}"]\n', "esg.toml")
+        esg.signal(signal.SIGHUP)
+        esg.wait_for_log(f"reload refused, gen=1 goes on serving: can't listen on .*:{port}")
+    assert not os.path.lexists(f"{folder}/new")
+    assert open_files(esg.arbiter) == files
+    assert esg.whoami()["generation"] == 1
+
+
+def test_a_generation_that_cannot_boot_leaves_no_socket(start: Start, folder: Path) -> None:
+    esg = start("-c", "esg.toml", listen=(), files={"esg.toml": 'bind = ["127.0.0.1:0"]'})
+    esg.claim("can't boot", "reload failed")
+    files = open_files(esg.arbiter)
+    esg.write(f'bind = ["127.0.0.1:0", "unix:{folder}/new"]', "esg.toml")
+    esg.write("import no_such_module")
+    esg.signal(signal.SIGHUP)
+    esg.wait_for_log("reload failed, gen=1 goes on serving")
+    eventually(lambda: not os.path.lexists(f"{folder}/new"), "its socket is gone")
+    eventually(lambda: open_files(esg.arbiter) == files, "its descriptors are closed")
+    assert esg.whoami()["generation"] == 1

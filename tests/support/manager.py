@@ -1,0 +1,63 @@
+"""A service manager, as sd_notify(3) has it: a socket that is told, and a store of descriptors."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from .waiting import eventually
+
+
+class Manager:
+    """Listens on NOTIFY_SOCKET; to be closed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.bind(f"{folder}/notify")
+        self._sock.setblocking(False)
+        self._messages: list[dict[str, str]] = []
+        self.store: dict[str, list[int]] = {}
+        """Descriptors by name, which would be handed over at a start."""
+        self.environment = {"NOTIFY_SOCKET": self._sock.getsockname()}
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """What was said so far, one dictionary a message."""
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self._sock, 4096, 8)
+            except BlockingIOError:
+                return self._messages
+            message = dict(line.split("=", 1) for line in data.decode().split("\n"))
+            if "FDSTORE" in message:
+                self.store.setdefault(message["FDNAME"], []).extend(fds)
+            else:
+                assert not fds
+            if "FDSTOREREMOVE" in message:
+                for fd in self.store.pop(message["FDNAME"], []):
+                    os.close(fd)
+            self._messages.append(message)
+
+    def said(self, name: str) -> list[str]:
+        """The values that a variable was given, in order."""
+        return [message[name] for message in self.messages if name in message]
+
+    def wait_for(self, name: str, value: str | None = None, count: int = 1) -> dict[str, str]:
+        """Wait for the `count`th message with this in it."""
+
+        def found() -> list[dict[str, str]]:
+            return [m for m in self.messages if name in m and value in (None, m[name])]
+
+        return eventually(lambda: found()[count - 1 :], f"{name}={value}, {count} times")[0]
+
+    def states(self) -> list[str]:
+        """READY, RELOADING and STOPPING as they came."""
+        names = ("READY", "RELOADING", "STOPPING")
+        return [name for message in self.messages for name in names if name in message]
+
+    def close(self) -> None:
+        for fds in self.store.values():
+            for fd in fds:
+                os.close(fd)
+        self._sock.close()

@@ -1,0 +1,306 @@
+"""The units of deploy/systemd under a real systemd: start, reload, crashes, watchdog, stop."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.app import application
+from tests.support.load import Load
+from tests.support.unprivileged import as_nobody
+from tests.support.waiting import eventually
+
+from .machine import CODE, PACKAGES, UNITS, Machine, Unavailable, deployed
+
+APP = "/srv/app"
+
+
+class Service:
+    """A machine with ESG's units, and an application in `/srv/app`."""
+
+    def __init__(self, machine: Machine, python: str) -> None:
+        self.machine = machine
+        self.python = python
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.port = sock.getsockname()[1]
+        self.machine.run("install", "-d", "-m", "777", APP)
+        self.deploy(application())
+
+    def deploy(self, source: str) -> None:
+        """Put a version of the application there."""
+        self.machine.write(f"{APP}/new", source)
+        self.machine.run("mv", f"{APP}/new", f"{APP}/example.py")
+
+    def install(self, *options: str, lines: str = "", with_socket: bool = False) -> None:
+        """Install esg.service, with more options and lines of its own."""
+        command = f"{self.python} -m esg"
+        text = deployed("esg.service", {"/srv/app/.venv/bin/esg": command, "auto": "2"})
+        if not with_socket:
+            options = (f"--bind=127.0.0.1:{self.port}", *options)
+        text = text.replace(
+            "example:app --workers 2", f"example:app --workers 2 {' '.join(options)}"
+        )
+        self.machine.write(UNITS / "esg.service", text)
+        if with_socket:
+            self.machine.write(
+                UNITS / "esg.socket",
+                deployed("esg.socket", {"127.0.0.1:8000": f"127.0.0.1:{self.port}"}),
+            )
+        self.drop_in("esg.service", lines)
+
+    def drop_in(self, unit: str, lines: str = "") -> None:
+        """What a test needs: this code, and that the application may write its notes."""
+        self.machine.write(
+            UNITS / f"{unit}.d/test.conf",
+            f"[Service]\nReadWritePaths={APP}\nEnvironment=PYTHONDONTWRITEBYTECODE=1 "
+            f"PYTHONPATH={CODE}:{PACKAGES}\n{lines}",
+        )
+        self.machine.systemctl("daemon-reload")
+
+    def start(self, *options: str, lines: str = "") -> None:
+        """Install and start; systemctl waits until it is ready."""
+        self.install(*options, lines=lines)
+        self.machine.systemctl("start", "esg.service")
+
+    def whoami(self) -> dict[str, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request("GET", "/whoami")
+            return json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+
+    def show(self, name: str) -> str:
+        return self.machine.show("esg.service", name)
+
+    @property
+    def main_pid(self) -> int:
+        return self.machine.main_pid("esg.service")
+
+    def kill(self, signum: int, who: str = "main") -> None:
+        self.machine.systemctl("kill", f"--kill-who={who}", f"--signal={signum}", "esg.service")
+
+    def wait_for_status(self, part: str) -> None:
+        eventually(lambda: part in self.show("StatusText"), f"{part!r} in the status")
+
+    def wait_for_restart(self, before: int) -> None:
+        eventually(lambda: self.main_pid not in (0, before), "it is started again")
+        eventually(lambda: self.show("ActiveState") == "active", "it is active again")
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    python, _ = as_nobody()
+    try:
+        machine = Machine()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    try:
+        yield Service(machine, python)
+        print(machine.journal("esg.service"))  # noqa: T201 - for a test that fails
+    finally:
+        machine.close()
+
+
+def test_it_serves_as_soon_as_it_is_started_and_stops_in_good_order(service: Service) -> None:
+    service.start()
+    assert service.whoami()["generation"] == 1
+    assert service.show("StatusText") == "gen 1: 2 of 2 workers ready"
+    assert service.machine.run("stat", "-c", "%u", f"/proc/{service.main_pid}").strip() != "0"
+    service.machine.systemctl("stop", "esg.service")
+    assert service.show("Result") == "success"
+    assert service.show("ExecMainStatus") == "0"
+    journal = service.machine.journal("esg.service")
+    for line in ("serving workers=2", "received SIGTERM", "stopped, exit status 0"):
+        assert line in journal
+    assert "ERROR" not in journal
+
+
+def test_a_start_that_fails_is_a_failure(service: Service) -> None:
+    service.deploy("import no_such_module")
+    service.install(lines="Restart=no\n")
+    assert "failed" in service.machine.try_run("systemctl", "start", "esg.service")
+    assert service.show("ExecMainStatus") == "4"
+    assert "No module named 'no_such_module'" in service.machine.journal("esg.service")
+
+
+def test_settings_that_cannot_be_used_are_not_tried_again(service: Service) -> None:
+    service.install("--umask=9")
+    service.machine.try_run("systemctl", "start", "esg.service")
+    eventually(lambda: service.show("ActiveState") == "failed", "it has failed for good")
+    assert (service.show("ExecMainStatus"), service.show("NRestarts")) == ("2", "0")
+
+
+def test_a_reload_loses_nothing(service: Service) -> None:
+    service.start()
+    pid, fds = service.main_pid, service.machine.fds(service.main_pid)
+    service.deploy(application("two"))
+    with Load(service.port, keep_alive=2, fresh=2, slow=1):
+        service.machine.systemctl("reload", "esg.service")
+        # It has waited for the end.
+        assert service.show("ActiveState") == "active"
+        assert service.show("StatusText").startswith("gen 2: 2 of 2 workers ready")
+        assert {service.whoami()["version"] for _ in range(10)} == {"two"}
+    assert service.main_pid == pid
+    eventually(lambda: service.machine.fds(pid) == fds, "no descriptor is left open")
+
+
+def test_a_reload_that_cannot_work_fails(service: Service) -> None:
+    service.start()
+    service.deploy("import no_such_module")
+    said = service.machine.try_run("systemctl", "reload", "esg.service")
+    assert "Job for esg.service failed" in said
+    assert "ModuleNotFoundError: No module named 'no_such_module'" in service.machine.journal(
+        "esg.service"
+    )
+    assert service.show("ActiveState") == "active"
+    assert service.show("StatusText") == "gen 1: 2 of 2 workers ready"
+    assert service.whoami()["version"] == "one"
+
+
+def test_a_reload_that_fails_later_shows_in_the_status(service: Service) -> None:
+    service.start("--lifespan", "on")
+    service.deploy(application("two", at_startup="raise RuntimeError('no database')"))
+    service.machine.systemctl("reload", "esg.service")
+    said = "gen 1: 2 of 2 workers ready; last reload failed: a worker could not boot"
+    assert said in service.show("StatusText")
+    assert service.show("ActiveState") == "active"
+    assert service.whoami()["version"] == "one"
+
+
+def test_a_worker_that_is_killed_is_replaced(service: Service) -> None:
+    service.start()
+    pid = service.main_pid
+    workers = service.machine.run("pgrep", "--parent", str(pid)).split()
+    service.machine.run("kill", "-KILL", workers[0])
+    eventually(
+        lambda: "died: killed by SIGKILL" in service.machine.journal("esg.service"), "it is noted"
+    )
+    service.wait_for_status("gen 1: 2 of 2 workers ready")
+    assert (service.main_pid, service.show("NRestarts")) == (pid, "0")
+
+
+def test_nobody_is_refused_when_the_arbiter_crashes(service: Service) -> None:
+    service.start()
+    pid = service.main_pid
+    eventually(lambda: service.show("NFileDescriptorStore") == "1", "systemd has the socket")
+    service.kill(signal.SIGKILL)
+    answers = []
+
+    def answered() -> bool:
+        """Whoever connects meanwhile waits; only who was at a worker that is killed too fails."""
+        try:
+            answers.append(service.whoami()["pid"])
+        except (ConnectionResetError, http.client.RemoteDisconnected):
+            return False
+        return service.main_pid not in (0, pid)
+
+    eventually(answered, "the next one answers")
+    eventually(lambda: service.show("ActiveState") == "active", "it is active again")
+    assert service.whoami()["generation"] == 1
+    service.machine.systemctl("stop", "esg.service")
+    assert service.show("NFileDescriptorStore") == "0"
+    with pytest.raises(ConnectionRefusedError):
+        service.whoami()
+
+
+def test_an_arbiter_that_stands_still_is_replaced(service: Service) -> None:
+    service.start(lines="WatchdogSec=1\nTimeoutAbortSec=1\n")
+    pid = service.main_pid
+    service.kill(signal.SIGSTOP)
+    service.wait_for_restart(pid)
+    assert "Watchdog timeout" in service.machine.journal("esg.service")
+    assert service.whoami()["generation"] == 1
+
+
+def test_a_restart_with_a_socket_unit_loses_nothing(service: Service) -> None:
+    service.install(with_socket=True)
+    service.machine.systemctl("start", "esg.socket")
+    assert service.whoami()["generation"] == 1  # the first connection starts it
+    eventually(lambda: service.show("ActiveState") == "active", "it is active")
+    pid, fds = service.main_pid, service.machine.fds(service.main_pid)
+    with Load(service.port, keep_alive=2, fresh=4, slow=1) as load:
+        for _ in range(2):
+            service.machine.systemctl("restart", "esg.service")
+            load.wait_until_answered("fresh", 20)
+    assert service.main_pid != pid
+    assert service.machine.fds(service.main_pid) == fds
+
+
+def test_a_socket_of_several_by_its_name(service: Service) -> None:
+    service.install("--bind=fd://web", with_socket=True)
+    admin = "[Socket]\nListenStream=/run/admin\nFileDescriptorName=admin\nService=esg.service\n"
+    service.machine.write(UNITS / "admin.socket", admin)
+    service.machine.systemctl("daemon-reload")
+    service.machine.systemctl("start", "esg.socket", "admin.socket", "esg.service")
+    assert service.whoami()["generation"] == 1
+    journal = service.machine.journal("esg.service")
+    assert journal.count("listening on") == 1
+    assert "admin (fd://" in journal
+    assert "was handed over, and no --bind takes it" in journal
+
+
+def test_the_template_serves_what_its_file_says(service: Service) -> None:
+    command = f"{service.python} -m esg"
+    text = deployed("esg@.service", {"/usr/local/bin/esg": command})
+    service.machine.write(UNITS / "esg@.service", text)
+    service.machine.write(
+        "/etc/esg/shop.toml",
+        f'app = "example:app"\napp_dir = "{APP}"\nbind = ["unix:/run/esg-shop/web"]\n',
+    )
+    service.drop_in("esg@.service", f"WorkingDirectory={APP}\n")
+    service.machine.systemctl("start", "esg@shop.service")
+    answer = service.machine.run(
+        "curl", "--silent", "--unix-socket", "/run/esg-shop/web", "http://localhost/whoami"
+    )
+    assert json.loads(answer)["generation"] == 1
+    service.machine.systemctl("stop", "esg@shop.service")
+    assert "ERROR" not in service.machine.journal("esg@shop.service")
+
+
+# -- the files themselves --------------------------------------------------------------
+
+
+needs_analyze = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="needs systemd-analyze"
+)
+EXECUTABLE = {"/srv/app/.venv/bin/esg": "/bin/true"}
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units, with a program that is there."""
+    (tmp_path / "esg.service").write_text(deployed("esg.service", EXECUTABLE))
+    (tmp_path / "esg.socket").write_text(deployed("esg.socket", {}))
+    template = deployed("esg@.service", {"/usr/local/bin/esg": "/bin/true"})
+    (tmp_path / "esg@.service").write_text(template)
+    return tmp_path
+
+
+@needs_analyze
+def test_the_units_are_without_fault(units: Path) -> None:
+    files = [str(file) for file in sorted(units.iterdir())]
+    done = subprocess.run(["systemd-analyze", "verify", *files], capture_output=True, text=True)
+    ours = [line for line in done.stderr.splitlines() if line.startswith(("esg", str(units)))]
+    assert (ours, done.returncode) == ([], 0)
+
+
+@needs_analyze
+@pytest.mark.parametrize("name", ["esg.service", "esg@.service"])
+def test_the_units_are_hardened(units: Path, name: str) -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(units / name)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-300:]

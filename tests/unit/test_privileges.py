@@ -1,0 +1,90 @@
+"""Who workers are to be."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+
+import pytest
+
+from esg.config import Raw, build
+from esg.errors import ConfigError
+from esg.supervisor.privileges import Identity, identity
+
+NOBODY = pwd.getpwnam("nobody")
+
+
+def made(**values):
+    raw = {name: Raw(value, f"--{name}") for name, value in values.items()}
+    return identity(build({"app": Raw("example:app", "APP")} | raw))
+
+
+@pytest.fixture
+def root(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+
+@pytest.fixture
+def unprivileged(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: NOBODY.pw_uid)
+    monkeypatch.setattr(os, "getegid", lambda: NOBODY.pw_gid)
+    monkeypatch.setattr(os, "getgroups", list)
+
+
+def test_nothing_is_changed_by_default():
+    assert made() == Identity()
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("user", ["nobody", str(NOBODY.pw_uid)])
+def test_a_user_comes_with_its_groups(user):
+    groups = tuple(os.getgrouplist("nobody", NOBODY.pw_gid))
+    assert made(user=user) == Identity(NOBODY.pw_uid, NOBODY.pw_gid, groups)
+
+
+@pytest.mark.usefixtures("root")
+def test_a_group_replaces_the_users_own():
+    found = made(user="nobody", group="daemon")
+    assert found.gid == grp.getgrnam("daemon").gr_gid
+    assert found.gid in found.groups
+    assert 0 not in found.groups
+
+
+@pytest.mark.usefixtures("root")
+def test_a_group_alone_leaves_the_others_behind():
+    daemon = grp.getgrnam("daemon").gr_gid
+    assert made(group="daemon") == Identity(None, daemon, (daemon,))
+
+
+@pytest.mark.usefixtures("root")
+def test_a_number_without_an_entry_needs_a_group():
+    with pytest.raises(ConfigError, match=r"--user: .*no group for 54321.*--group"):
+        made(user="54321")
+    assert made(user="54321", group="54321") == Identity(54321, 54321, (54321,))
+
+
+@pytest.mark.parametrize("name", ["user", "group"])
+def test_nobody_of_that_name(name):
+    with pytest.raises(ConfigError, match=f"--{name}: this machine has no {name} 'nosuch'"):
+        made(**{name: "nosuch"})
+
+
+@pytest.mark.usefixtures("unprivileged")
+def test_without_privileges_one_can_only_stay_who_one_is():
+    assert made(user="nobody", group=str(NOBODY.pw_gid), umask="027") == Identity(umask=0o027)
+    with pytest.raises(ConfigError, match="only root can run workers as root"):
+        made(user="root")
+    with pytest.raises(ConfigError, match="only root can run workers as group root"):
+        made(group="root")
+
+
+@pytest.mark.parametrize(("text", "mask"), [("22", 0o22), ("0o077", 0o77), (0o27, 0o27), ("0", 0)])
+def test_masks_are_octal(text, mask):
+    assert made(umask=text) == Identity(umask=mask)
+
+
+@pytest.mark.parametrize("text", ["8", "-1", "1000", "x", True])
+def test_no_masks(text):
+    with pytest.raises(ConfigError, match=r"--umask: .*in octal, from 000 to 777"):
+        made(umask=text)

@@ -1,0 +1,178 @@
+"""What the service manager is told, and what it hands over."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from esg.errors import ListenError
+from esg.supervisor.systemd import EXTEND_EVERY, Notifier, handed_over, messages
+
+
+@pytest.fixture
+def manager(tmp_path):
+    """The service manager's socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(f"/tmp/esg-notify-{os.getpid()}")
+        try:
+            yield Manager(sock)
+        finally:
+            os.unlink(sock.getsockname())
+
+
+class Manager:
+    def __init__(self, sock):
+        self._sock = sock
+        self.address = sock.getsockname()
+        sock.setblocking(False)
+
+    def messages(self):
+        found = []
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self._sock, 4096, 4)
+            except BlockingIOError:
+                return found
+            for fd in fds:
+                os.close(fd)
+            found.append((data.decode().split("\n"), len(fds)))
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("starting", []),
+        ("serving", ["READY=1"]),
+        ("reloading", ["RELOADING=1", "MONOTONIC_USEC=5"]),
+        ("stopping", ["STOPPING=1"]),
+    ],
+)
+def test_what_is_said_of_a_state(state, said):
+    assert messages(state, 5) == said
+
+
+def test_a_state_is_announced_once_with_its_status(manager):
+    notifier = Notifier(manager.address)
+    notifier.tell("serving", "all is well")
+    notifier.tell("serving", "all is\nbetter")
+    assert manager.messages() == [
+        (["READY=1", "STATUS=all is well"], 0),
+        (["STATUS=all is better"], 0),
+    ]
+
+
+def test_reloading_comes_with_the_time_in_one_message_and_again_if_it_begins_anew(manager):
+    notifier = Notifier(manager.address)
+    notifier.tell("reloading", "")
+    notifier.tell("reloading", "", anew=True)
+    (first, _), (second, _) = manager.messages()
+    assert first[0] == second[0] == "RELOADING=1"
+    assert int(second[1].removeprefix("MONOTONIC_USEC=")) >= int(
+        first[1].removeprefix("MONOTONIC_USEC=")
+    )
+
+
+def test_abstract_addresses_begin_with_an_at_sign():
+    name = f"esg-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind("\0" + name)
+        assert Notifier("@" + name).send("READY=1")
+        assert sock.recv(100) == b"READY=1"
+
+
+def test_an_address_of_another_kind_is_a_problem():
+    notifier = Notifier("vsock:2:1234")
+    assert "NOTIFY_SOCKET=vsock:2:1234" in notifier.problem
+    assert not notifier.send("READY=1")
+
+
+def test_nobody_there():
+    assert not Notifier("/nowhere/at/all").send("READY=1")
+    assert not Notifier().send("READY=1")
+    assert Notifier().next_deadline() is None
+
+
+def test_the_watchdog_is_answered_at_half_its_interval(manager):
+    notifier = Notifier(manager.address, 10.0)
+    notifier.tell("serving", "")
+    manager.messages()
+    for now in (100.0, 101.0, 104.9):
+        notifier.turn(now)
+        assert notifier.next_deadline() == 105.0
+    notifier.turn(105.0)
+    assert manager.messages() == [(["WATCHDOG=1"], 0)] * 2
+
+
+def test_a_start_and_a_stop_have_more_time_again_and_again(manager):
+    notifier = Notifier(manager.address)
+    notifier.tell("starting", "")
+    manager.messages()
+    notifier.turn(100.0)
+    assert notifier.next_deadline() == 100.0 + EXTEND_EVERY
+    notifier.turn(100.0 + EXTEND_EVERY)
+    assert [lines for lines, _ in manager.messages()] == [["EXTEND_TIMEOUT_USEC=15000000"]] * 2
+    notifier.tell("serving", "")
+    notifier.turn(200.0)
+    assert notifier.next_deadline() is None
+
+
+def test_a_manager_that_is_busy_is_told_later(manager):
+    notifier = Notifier(manager.address)
+    while notifier.send("STATUS=many"):
+        pass
+    notifier.tell("serving", "at last")
+    assert notifier.next_deadline() is not None
+    notifier.turn(100.0)
+    manager.messages()
+    notifier.turn(100.0)
+    assert manager.messages() == []
+    notifier.turn(notifier.next_deadline())
+    assert manager.messages() == [(["STATUS=many"], 0), (["READY=1", "STATUS=at last"], 0)]
+    assert notifier.next_deadline() is None
+
+
+def test_descriptors_go_with_a_message(manager):
+    with socket.socket() as sock:
+        assert Notifier(manager.address).send("FDSTORE=1", "FDNAME=a", fds=[sock.fileno()])
+    assert manager.messages() == [(["FDSTORE=1", "FDNAME=a"], 1)]
+
+
+@pytest.mark.parametrize(
+    ("pid", "interval"), [({}, 10.0), ({"WATCHDOG_PID": "7"}, 10.0), ({"WATCHDOG_PID": "8"}, None)]
+)
+def test_the_variables_are_taken_out(manager, pid, interval):
+    environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "20000000", "A": "b"} | pid
+    notifier = Notifier.from_environment(environ, 7)
+    assert environ == {"A": "b"}
+    notifier.tell("serving", "")
+    notifier.turn(50.0)
+    assert notifier.next_deadline() == (None if interval is None else 50.0 + interval)
+
+
+def test_nothing_handed_over():
+    assert handed_over({"LISTEN_PID": "7"}, 7, needed=True) == ([], "")
+
+
+def test_sockets_of_another_process():
+    environ = {"LISTEN_FDS": "1", "LISTEN_PID": "8", "LISTEN_FDNAMES": "a"}
+    found, warning = handed_over(dict(environ), 7, needed=False)
+    assert found == []
+    assert warning == (
+        "LISTEN_FDS=1 is meant for process 8 (LISTEN_PID), not for this one, 7: ignored"
+    )
+    with pytest.raises(ListenError, match="start esg with exec"):
+        handed_over(environ, 7, needed=True)
+    assert environ == {}
+
+
+def test_sockets_that_are_not_there():
+    environ = {"LISTEN_FDS": "2000000", "LISTEN_PID": "7"}
+    with pytest.raises(ListenError, match=r"LISTEN_FDS=2000000, but descriptor \d+ isn't open"):
+        handed_over(environ, 7, needed=False)
+
+
+def test_no_number_of_sockets():
+    environ = {"LISTEN_FDS": "many", "LISTEN_PID": "7"}
+    assert handed_over(environ, 7, needed=True) == ([], "LISTEN_FDS=many is no number: ignored")
