@@ -10,7 +10,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,30 @@ def _origin(declared: Setting) -> str:
     return "APP" if declared.name == "app" else declared.option
 
 
+_NO_BREAK_HYPHEN = "\N{NON-BREAKING HYPHEN}"
+
+
+class Formatter(click.HelpFormatter):
+    """Breaks lines at spaces only: a hyphen is most often in the name of an option."""
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], *args: Any, **kwargs: Any) -> None:
+        kept = [(term, text.replace("-", _NO_BREAK_HYPHEN)) for term, text in rows]
+        super().write_dl(kept, *args, **kwargs)
+
+    def write(self, string: str) -> None:
+        super().write(string.replace(_NO_BREAK_HYPHEN, "-"))
+
+
+class Context(click.Context):
+    """Of the command: how its help is formatted."""
+
+    formatter_class = Formatter
+
+
 class Command(click.Command):
     """The command, with its options in groups."""
+
+    context_class = Context
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}

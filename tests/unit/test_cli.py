@@ -306,6 +306,11 @@ def test_the_settings_are_printed_with_their_origins(tmp_path, monkeypatch, caps
     assert shown["host"] == "default"
 
 
+def test_a_password_is_not_printed(capsys):
+    assert cli.main(["example:app", "--ssl-keyfile-password", "hunter2", "--print-config"]) == 0
+    assert "hunter2" not in capsys.readouterr().out
+
+
 def test_settings_that_cannot_be_used_are_not_printed(capsys):
     assert cli.main(["example:app", "--port", "x", "--print-config"]) == 2
     assert capsys.readouterr().out == ""
@@ -328,6 +333,12 @@ def test_a_check_imports_the_application(tmp_path, capsys):
     assert capsys.readouterr().out == "esg: configuration OK: checked_1:app, workers=2\n"
     assert Spy.made is None
     assert "checked_1" in sys.modules
+
+
+@pytest.mark.usefixtures("modules")
+def test_what_can_be_imported_is_served_whatever_its_name(tmp_path, capsys):
+    (tmp_path / "checked-1.py").write_text("async def app(scope, receive, send): pass")
+    assert cli.main(["checked-1:app", "--check-config"]) == 0
 
 
 @pytest.mark.usefixtures("modules")
@@ -482,6 +493,12 @@ def test_help_fits_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.main(["--help"]) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
+def test_help_breaks_no_name_of_an_option(capsys):
+    assert cli.main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.endswith("-")] == []
 
 
 def test_help_shows_defaults_variables_and_what_is_not_built(capsys):
