@@ -18,11 +18,12 @@ import click
 from click.core import ParameterSource
 
 import esg
-from esg import api, logfiles, report, sources
+from esg import api, logfiles, logs, report, sources
 from esg.config import SETTINGS, Config, Raw, Setting
 from esg.errors import BootError, ESGError
 from esg.listeners import parse_bind
 from esg.loader import load_application
+from esg.server.http1.parser import parser_class
 from esg.server.loops import loop_factory
 from esg.server.prepare import prepare
 from esg.supervisor.signals import HANDLED
@@ -79,7 +80,9 @@ def _check(config: Config) -> int:
     for bind in config.binds:
         parse_bind(bind, config.binds_origin)
     loop_factory(config.loop)
+    parser_class(config.http)
     config = prepare(config)
+    logs.check(config)
     try:
         load_application(config)
     except BootError as error:

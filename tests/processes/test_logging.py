@@ -342,6 +342,19 @@ def test_a_bad_log_config_ends_the_start_with_one_line(tmp_path: Path) -> None:
     assert finished.code == 2
 
 
+# -- warnings --------------------------------------------------------------------------
+
+
+def test_python_warnings_are_records_that_forge_nothing(start: Start) -> None:
+    at_import = 'import warnings\nwarnings.warn("w\\nforged", UserWarning)\n'
+    esg = start("--port", "0", source=application(at_import=at_import))
+    warning = esg.wait_for_log("py.warnings")
+    assert (warning.level, warning.worker) == ("WARNING", 1)
+    esg.claim("py.warnings")
+    assert "  forged" in (esg.folder / "stderr").read_text().splitlines()
+    assert "forged" not in (esg.folder / "stderr").read_text().splitlines()
+
+
 # -- JSON ------------------------------------------------------------------------------
 
 TROUBLE = """
