@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -49,9 +50,10 @@ def open_logs(pid: int) -> set[str]:
     """The names of the regular files that a process has open for writing."""
     found = set()
     for name in os.listdir(f"/proc/{pid}/fd"):
-        target = os.readlink(f"/proc/{pid}/fd/{name}")
-        if ".log" in target:
-            found.add(os.path.basename(target))
+        with contextlib.suppress(FileNotFoundError):  # a connection that was closed meanwhile
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+            if ".log" in target:
+                found.add(os.path.basename(target))
     return found
 
 
