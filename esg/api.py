@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from esg import config as internal
-from esg import sources
+from esg import logs, sources
 from esg.config import PLURALS, Raw, build, setting_named
 from esg.errors import ConfigError
 from esg.server.prepare import prepare
@@ -30,7 +30,8 @@ def serve(read_config: Callable[[], internal.Config]) -> int:
     """
     config = read_config()
     enter_folder(config)
-    return Arbiter(prepare(config), run_worker, lambda: prepare(read_config())).run()
+    with logs.captured_warnings():
+        return Arbiter(prepare(config), run_worker, lambda: prepare(read_config())).run()
 
 
 def enter_folder(config: internal.Config) -> None:

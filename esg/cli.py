@@ -10,7 +10,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ import click
 from click.core import ParameterSource
 
 import esg
-from esg import api, logfiles, report, sources
+from esg import api, logfiles, logs, report, sources
 from esg.config import SETTINGS, Config, Raw, Setting
 from esg.errors import BootError, ESGError
 from esg.listeners import parse_bind
 from esg.loader import load_application
+from esg.server.http1.parser import parser_class
 from esg.server.loops import loop_factory
 from esg.server.prepare import prepare
 from esg.supervisor.privileges import identity
@@ -83,7 +84,9 @@ def _check(config: Config) -> int:
     access(config)
     identity(config)
     loop_factory(config.loop)
+    parser_class(config.http)
     config = prepare(config)
+    logs.check(config)
     try:
         load_application(config)
     except BootError as error:
@@ -109,8 +112,30 @@ def _origin(declared: Setting) -> str:
     return "APP" if declared.name == "app" else declared.option
 
 
+_NO_BREAK_HYPHEN = "\N{NON-BREAKING HYPHEN}"
+
+
+class Formatter(click.HelpFormatter):
+    """Breaks lines at spaces only: a hyphen is most often in the name of an option."""
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], *args: Any, **kwargs: Any) -> None:
+        kept = [(term, text.replace("-", _NO_BREAK_HYPHEN)) for term, text in rows]
+        super().write_dl(kept, *args, **kwargs)
+
+    def write(self, string: str) -> None:
+        super().write(string.replace(_NO_BREAK_HYPHEN, "-"))
+
+
+class Context(click.Context):
+    """Of the command: how its help is formatted."""
+
+    formatter_class = Formatter
+
+
 class Command(click.Command):
     """The command, with its options in groups."""
+
+    context_class = Context
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from esg import cpus, gunicorn, logformat
@@ -20,12 +20,57 @@ from esg.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kind:
-    """How one type of value is read: `parse` takes text or a TOML value, or raises ValueError."""
+    """How one type of value is read: `parse` takes text or a TOML value, or raises ValueError.
+
+    `types` are those that it may have in a file, which unlike the other sources has types; where
+    they are numbers, `words` may stand for one.
+    """
 
     metavar: str
     parse: Callable[[object], Any]
     is_flag: bool = False
     choices: tuple[str, ...] = ()
+    types: tuple[type, ...] = (str,)
+    words: tuple[str, ...] = ()
+
+
+_TYPES: Mapping[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "a table",
+}
+"""What TOML's types are called."""
+
+
+def _check_type(kind: Kind, value: object) -> None:
+    """Raise ValueError if a file's value has a type that this kind doesn't have there."""
+    given = type(value)
+    if given in kind.types or (given is int and float in kind.types) or value in kind.words:
+        return
+    wanted = [_TYPES[each] for each in kind.types] + [repr(word) for word in kind.words]
+    raise ValueError(f"expected {' or '.join(wanted)}, not {_TYPES.get(given, 'a date or time')}")
+
+
+class BadItemError(ValueError):
+    """What is wrong with one item of several; `item` is that one."""
+
+    def __init__(self, item: object, reason: str) -> None:
+        super().__init__(reason)
+        self.item = item
+
+
+def _each(parse: Callable[[object], str], items: Iterable[object]) -> tuple[str, ...]:
+    """Parse every item. Raises BadItemError for the first one that can't be."""
+    parsed = []
+    for item in items:
+        try:
+            parsed.append(parse(item))
+        except ValueError as error:
+            raise BadItemError(item, str(error)) from None
+    return tuple(parsed)
 
 
 def whole_number(least: int, most: int | None = None) -> Kind:
@@ -40,7 +85,7 @@ def whole_number(least: int, most: int | None = None) -> Kind:
             raise ValueError(f"expected {wanted}")
         return value
 
-    return Kind("INTEGER", parse)
+    return Kind("INTEGER", parse, types=(int,))
 
 
 def seconds(least: float = 0.0) -> Kind:
@@ -55,7 +100,7 @@ def seconds(least: float = 0.0) -> Kind:
             raise ValueError(f"expected a number of seconds >= {least:g}")
         return value
 
-    return Kind("SECONDS", parse)
+    return Kind("SECONDS", parse, types=(float,))
 
 
 def choice(*names: str) -> Kind:
@@ -124,7 +169,7 @@ def _parse_texts(raw: object) -> tuple[str, ...]:
     if isinstance(raw, str):
         return tuple(item.strip() for item in raw.split(",") if item.strip())
     if isinstance(raw, (list, tuple)):
-        return tuple(_parse_text(item) for item in raw)
+        return _each(_parse_text, raw)
     raise ValueError("expected a string or a list of strings")
 
 
@@ -141,8 +186,9 @@ def _parse_app(raw: object) -> str:
         raise ValueError(f"{wanted}; write {dotted}:{attribute or 'app'}, not a file name")
     if attribute.endswith("()"):
         raise ValueError(f"{wanted}; write {text.removesuffix('()')} --factory")
-    names = module.split(".") + (attribute.split(".") if attribute else [])
-    if not all(name.isidentifier() for name in names):
+    # What may name a module is up to the import; an empty part would make it a relative one.
+    attributes = attribute.split(".") if attribute else []
+    if not all(module.split(".")) or not all(name.isidentifier() for name in attributes):
         raise ValueError(wanted)
     return text
 
@@ -166,7 +212,7 @@ def _parse_headers(raw: object) -> tuple[str, ...]:
         raw = [line for line in raw.splitlines() if line.strip()]
     if not isinstance(raw, list | tuple):
         raise ValueError("expected NAME:VALUE, or a list of such")
-    return tuple(_parse_header(item) for item in raw)
+    return _each(_parse_header, raw)
 
 
 def _parse_header(raw: object) -> str:
@@ -209,7 +255,7 @@ def synonyms(metavar: str, wanted: str, names: Mapping[str, tuple[str, ...]]) ->
         except KeyError:
             raise ValueError(f"expected {wanted}") from None
 
-    return Kind(metavar, parse)
+    return Kind(metavar, parse, types=(str, float))
 
 
 # The numbers are those of the ssl module's constants, which uvicorn takes; the names are gunicorn's
@@ -234,18 +280,18 @@ CERT_REQS = synonyms(
         "required": ("CERT_REQUIRED", "2"),
     },
 )
-SWITCH = Kind("BOOLEAN", _parse_switch, is_flag=True)
-BOOLEAN = Kind("BOOLEAN", _parse_switch)
-WORKERS = Kind("INTEGER|auto", _parse_workers)
-HEADERS = Kind("NAME:VALUE", _parse_headers)
+SWITCH = Kind("BOOLEAN", _parse_switch, is_flag=True, types=(bool,))
+BOOLEAN = Kind("BOOLEAN", _parse_switch, types=(bool,))
+WORKERS = Kind("INTEGER|auto", _parse_workers, types=(int,), words=("auto",))
+HEADERS = Kind("NAME:VALUE", _parse_headers, types=(str, list))
 WORKER_CLASS = Kind("TEXT", _parse_worker_class)
 TEXT = Kind("TEXT", _parse_text)
 ACCOUNT = Kind("NAME|ID", _parse_account)
 OCTAL = Kind("OCTAL", _parse_octal)
 OPTIONAL_OCTAL = Kind("OCTAL", _parse_optional_octal)
 LOG_FORMAT = Kind("FORMAT", _parse_log_format)
-TEXTS = Kind("TEXT", _parse_texts)
-ITEMS = Kind("TEXT", _parse_items)
+TEXTS = Kind("TEXT", _parse_texts, types=(str, list))
+ITEMS = Kind("TEXT", _parse_items, types=(str, list))
 """As TEXTS, where an item can have no comma, so that commas separate within a list, too."""
 APP = Kind("APP", _parse_app)
 
@@ -257,6 +303,7 @@ class Setting:
     `flags` are the command line's names for it, `environment` those it has in the environment
     beside `ESG_<NAME>`. One that is `pending` is known, and refused until what it sets has been
     built, but for its default and the values that are `built`; `instead` is what a refusal advises.
+    The value of one that is `secret` is shown to nobody.
     """
 
     name: str
@@ -271,6 +318,7 @@ class Setting:
     many: bool
     built: tuple[Any, ...] = ()
     instead: str = ""
+    secret: bool = False
 
     @property
     def option(self) -> str:
@@ -289,11 +337,6 @@ class Setting:
         """The environment variables that give this setting, the strongest first."""
         return (*(f"ESG_{name.upper()}" for name in self.names), *self.environment)
 
-    @property
-    def secret(self) -> bool:
-        """Whether its value is shown to nobody."""
-        return self.name.endswith("password")
-
 
 def setting(
     default: Any,
@@ -307,6 +350,7 @@ def setting(
     pending: bool = False,
     built: tuple[Any, ...] = (),
     instead: str = "",
+    secret: bool = False,
 ) -> Any:
     """Declare a setting as a field of `Config`."""
     spec = {
@@ -319,8 +363,9 @@ def setting(
         "pending": pending,
         "built": built,
         "instead": instead,
+        "secret": secret,
     }
-    return dataclasses.field(default=default, metadata=spec)
+    return dataclasses.field(default=default, metadata=spec, repr=not secret)
 
 
 APPLICATION = "Application"
@@ -657,7 +702,7 @@ class Config:
         "Certificate with its chain, in PEM; turns TLS on.",
         flags=("--certfile", "--ssl-certfile"),
     )
-    ssl_keyfile_password: str = setting("", TEXT, TLS, "Password of the private key.")
+    ssl_keyfile_password: str = setting("", TEXT, TLS, "Password of the private key.", secret=True)
     ssl_version: str = setting(
         "1.2",
         TLS_VERSION,
@@ -754,6 +799,8 @@ class Config:
         default_factory=dict, compare=False, repr=False
     )
     """Environment variables that `env_file` adds; workers have them."""
+    strays: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    """What is wrong with variables that look like settings and are none, a line for each source."""
     target: Any = dataclasses.field(default=None, compare=False, repr=False)
     """The application itself, or its factory, where it was given as an object."""
 
@@ -803,6 +850,8 @@ class Config:
 
     def notices(self) -> Iterator[tuple[Literal["info", "warning"], str]]:
         """What the log should say at the start: level and text."""
+        for stray in self.strays:
+            yield "warning", stray
         if self.worker_class:
             meant = gunicorn.WORKER_CLASSES[self.worker_class].items()
             text = " and ".join(f"--{name} {value}" for name, value in meant)
@@ -846,6 +895,7 @@ def _declared(field: dataclasses.Field[Any]) -> Setting:
         many=isinstance(field.default, tuple),
         built=spec["built"],
         instead=spec["instead"],
+        secret=spec["secret"],
     )
 
 
@@ -880,28 +930,45 @@ def setting_named(name: str, where: str) -> Setting:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Raw:
-    """A value as its source gave it, and where that was (`--port`, `ESG_PORT`, a file's key)."""
+    """A value as its source gave it, and where that was (`--port`, `ESG_PORT`, a file's key).
+
+    It is `typed` where the source has types, so that a wrong one is a mistake.
+    """
 
     value: object
     origin: str
+    typed: bool = False
 
 
 def build(
-    raw: Mapping[str, Raw], *, variables: Mapping[str, str] | None = None, target: Any = None
+    raw: Mapping[str, Raw],
+    *,
+    variables: Mapping[str, str] | None = None,
+    strays: tuple[str, ...] = (),
+    target: Any = None,
 ) -> Config:
     """Check every value and make a Config of them; what is missing takes its default.
 
-    `variables` and `target` are the Config's. Raises ConfigError for the first value that can't
-    be used.
+    `variables`, `strays` and `target` are the Config's. Raises ConfigError for the first value that
+    can't be used.
     """
-    values = {name: _checked(SETTINGS[name], given) for name, given in raw.items()}
+    values = {name: _checked(SETTINGS[name], given) for name, given in _to_check(raw, target)}
+    if target is not None:
+        values["app"] = raw["app"].value
     origins = {name: given.origin for name, given in raw.items()}
     for name, given in _implied(values, origins):
         values[name] = _checked(SETTINGS[name], given)
         origins[name] = given.origin
-    config = Config(**values, origins=origins, variables=variables or {}, target=target)
+    config = Config(
+        **values, origins=origins, variables=variables or {}, strays=strays, target=target
+    )
     _check_together(config)
     return config
+
+
+def _to_check(raw: Mapping[str, Raw], target: Any) -> Iterator[tuple[str, Raw]]:
+    """All but the name of an application that is there as an object: it is only a label."""
+    return ((name, given) for name, given in raw.items() if target is None or name != "app")
 
 
 def _implied(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[tuple[str, Raw]]:
@@ -920,23 +987,23 @@ def _implied(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[
 
 def _checked(declared: Setting, given: Raw) -> Any:
     try:
+        if given.typed:
+            _check_type(declared.kind, given.value)
         value = declared.kind.parse(given.value)
+    except BadItemError as error:
+        raise ConfigError(_complaint(declared, given.origin, error.item, error)) from None
     except ValueError as error:
-        raise ConfigError(
-            f"{given.origin}: invalid value{_shown(declared, given)}: {error}"
-        ) from None
+        raise ConfigError(_complaint(declared, given.origin, given.value, error)) from None
     if declared.pending and value != declared.default and value not in declared.built:
         advice = declared.instead or "leave it out"
         raise ConfigError(f"{given.origin}: this version of ESG can't do that yet; {advice}")
     return value
 
 
-def _shown(declared: Setting, given: Raw) -> str:
-    """A value in a complaint: what is secret isn't repeated, a list of one is that one."""
-    if declared.secret:
-        return ""
-    value = given.value
-    return f" {(value[0] if isinstance(value, tuple) and len(value) == 1 else value)!r}"
+def _complaint(declared: Setting, origin: str, value: object, error: ValueError) -> str:
+    """What is wrong with a value; one that is secret isn't repeated."""
+    shown = "" if declared.secret else f" {value!r}"
+    return f"{origin}: invalid value{shown}: {error}"
 
 
 def _check_together(config: Config) -> None:

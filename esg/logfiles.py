@@ -8,7 +8,9 @@ that is full or a reader that has gone must not end a server.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -25,15 +27,42 @@ COMPLAINT_PAUSE = 60.0
 """Seconds between two complaints about one file that can't be written."""
 
 
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
+
+
 def open_log(path: str) -> int:
     """Open a file to append to; returns the descriptor. Raises OSError.
 
     It never waits: a named pipe that nobody reads is refused (open(2), ENXIO).
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
-    fd = os.open(path, flags | os.O_NONBLOCK, MODE)
+    fd = os.open(path, _FLAGS | os.O_CREAT | os.O_NONBLOCK, MODE)
     os.set_blocking(fd, True)
     return fd
+
+
+def probe(path: str) -> int:
+    """Raise the OSError that `open_log` would, but leave the file as it is, or not there.
+
+    Returns a descriptor of /dev/null. A named pipe isn't opened, since its reader would notice.
+    """
+    path = os.path.realpath(path)  # a link to nowhere would have its target created
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        _require(os.path.dirname(path), os.W_OK | os.X_OK, path)
+    else:
+        if stat.S_ISFIFO(mode):
+            _require(path, os.W_OK, path)
+        else:
+            os.close(os.open(path, _FLAGS | os.O_NONBLOCK))
+    return os.open(os.devnull, _FLAGS)
+
+
+def _require(place: str, access: int, path: str) -> None:
+    """Raise the OSError for `path` that comes of having no such access to `place`."""
+    if not os.access(place, access, effective_ids=True):
+        code = errno.EACCES if os.path.exists(place) else errno.ENOENT
+        raise OSError(code, os.strerror(code), path)
 
 
 class LogFile:
@@ -88,7 +117,9 @@ class LogFile:
 class LogFiles:
     """The log files a process has open, each path once."""
 
-    def __init__(self) -> None:
+    def __init__(self, opener: Callable[[str], int] = open_log) -> None:
+        """`opener` gives a descriptor for a path, or raises OSError."""
+        self._opener = opener
         self._files: dict[str, LogFile] = {}
 
     def open(self, path: str, stream: int, origin: str) -> LogFile:
@@ -101,7 +132,7 @@ class LogFiles:
         path = os.path.abspath(path)
         if path not in self._files:
             try:
-                self._files[path] = LogFile(open_log(path), path)
+                self._files[path] = LogFile(self._opener(path), path)
             except OSError as error:
                 raise LogFileError(
                     f"{origin}: can't open the log file {path!r}: {error.strerror}"

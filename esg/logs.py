@@ -8,15 +8,18 @@ or a client sends can begin a line otherwise, or hide in one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import os
 import time
-from typing import Any
+import warnings
+from collections.abc import Iterator
+from typing import Any, TextIO
 
-from esg import logconfig
+from esg import logconfig, logfiles
 from esg.config import Config
 from esg.errors import ConfigError
 from esg.logfiles import LogFile, LogFiles
@@ -267,6 +270,7 @@ class LogSetup:
         except ConfigError:
             self._apply_options(subject)
             raise
+        stay_enabled()
         logging.lastResort = _PYTHONS_LAST_RESORT
         if "log_level" in config.origins:
             logger.setLevel(config.log_level.upper())
@@ -274,7 +278,6 @@ class LogSetup:
     def _apply_options(self, subject: Subject) -> None:
         """What there is to do without a `--log-config`."""
         config = self.config
-        logging.captureWarnings(False)
         formatter: logging.Formatter
         if config.log_format == "json":
             formatter = JSONFormatter(subject)
@@ -290,15 +293,8 @@ class LogSetup:
         # For records that nobody else takes, as of "asyncio" where the application sets up no
         # logging of its own. The root logger is the application's, and left alone.
         logging.lastResort = LineHandler(self.error, formatter, logging.WARNING)
-        if config.log_format == "json":
-            self._take_warnings(formatter)
-
-    def _take_warnings(self, formatter: logging.Formatter) -> None:
-        """Log Python's warnings, which it would print, unless the application logs them itself."""
-        handler = LineHandler(self.error, formatter)
-        handler.addFilter(lambda record: not logging.root.handlers)
-        logging.getLogger("py.warnings").handlers[:] = [handler]
-        logging.captureWarnings(True)
+        if config.log_format == "json" or _captures_warnings:
+            _take_warnings(LineHandler(self.error, formatter))
 
     def keep_only(self) -> None:
         """Close the log files of other generations, in a process that writes to these alone."""
@@ -312,6 +308,80 @@ class LogSetup:
             self.apply(subject)
         finally:
             current.apply(subject)
+
+
+def check(config: Config) -> None:
+    """Find what would be wrong with logging as these settings say, and write to no file.
+
+    What `--log-config` says is applied to this process, without handlers that are files. Raises
+    LogFileError or ConfigError.
+    """
+    files = LogFiles(logfiles.probe)
+    try:
+        setup = LogSetup.open(config, files)
+        if setup.definition is not None:
+            with _without_files():
+                setup.apply(arbiter_subject(1, os.getpid()))
+    finally:
+        files.keep(())
+
+
+@contextlib.contextmanager
+def _without_files() -> Iterator[None]:
+    """Have handlers that are files only look whether they can be; then they are taken away."""
+    streams: list[TextIO] = []
+
+    def probe(handler: logging.FileHandler) -> TextIO:
+        streams.append(os.fdopen(logfiles.probe(handler.baseFilename), "w", encoding="utf-8"))
+        return streams[-1]
+
+    real = logging.FileHandler._open
+    logging.FileHandler._open = probe  # type: ignore[method-assign,assignment] # for both forms
+    try:
+        yield
+    finally:
+        logging.FileHandler._open = real  # type: ignore[method-assign]
+        for log, handler in _file_handlers():
+            log.removeHandler(handler)
+            handler.close()
+        for stream in streams:
+            stream.close()
+
+
+# -- Python's warnings -------------------------------------------------------------------
+
+_captures_warnings = False
+
+
+@contextlib.contextmanager
+def captured_warnings() -> Iterator[None]:
+    """Have Python's warnings logged, which it would print, in a process that is ESG's own."""
+    global _captures_warnings
+    log, printed = logging.getLogger("py.warnings"), warnings.showwarning
+    handlers = log.handlers[:]
+    _take_warnings(LineHandler(LogFile(2), TextFormatter()))  # until a LogSetup is applied
+    changed = warnings.showwarning is not printed
+    _captures_warnings = True
+    try:
+        yield
+    finally:
+        _captures_warnings = False
+        log.handlers[:] = handlers
+        if changed:
+            logging.captureWarnings(False)
+
+
+def _take_warnings(handler: LineHandler) -> None:
+    """Log Python's warnings, unless the root logger has handlers: then they are the application's.
+
+    Or those of `--log-config`.
+    """
+    handler.addFilter(lambda record: not logging.root.handlers)
+    log = logging.getLogger("py.warnings")
+    log.handlers[:] = [handler]
+    log.propagate, log.disabled = True, False
+    log.setLevel(logging.NOTSET)
+    logging.captureWarnings(True)
 
 
 _PYTHONS_LAST_RESORT = logging.lastResort
@@ -344,20 +414,30 @@ def _complain_in_log(line: str) -> None:
 
 
 def stay_enabled() -> None:
-    """Undo what an application did to ESG's loggers without meaning to.
+    """Undo what an application did to ESG's loggers, and that of warnings, without meaning to.
 
     `logging.config` disables every logger that it isn't told of, unless it is told not to.
     """
     logger.disabled = access_logger.disabled = False
+    logging.getLogger("py.warnings").disabled = False
 
 
 def reopen_handlers() -> None:
     """Reopen the files of handlers that `--log-config` or the application have made."""
+    for _, handler in _file_handlers():
+        _reopen(handler)
+
+
+def _file_handlers() -> list[tuple[logging.Logger, logging.FileHandler]]:
+    """Every handler that is a file, with its logger."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
-    for log in loggers:
-        for handler in log.handlers if isinstance(log, logging.Logger) else ():
-            if isinstance(handler, logging.FileHandler):
-                _reopen(handler)
+    return [
+        (log, handler)
+        for log in loggers
+        if isinstance(log, logging.Logger)
+        for handler in log.handlers
+        if isinstance(handler, logging.FileHandler)
+    ]
 
 
 def _reopen(handler: logging.FileHandler) -> None:

@@ -81,9 +81,10 @@ shows each setting's value and where it comes from, `esg --check-config` also im
 application.
 
 A switch is turned off with `--no-` in front of its name. An option that is repeatable is a list in
-a file, and in the environment a text with commas (`ESG_HEADER`: with ends of line). Times are in
-seconds, sizes in bytes. *Restart*: a reload can't change it. *Not yet*: known, and refused by this
-version.
+a file, and in the environment a text with commas (`ESG_HEADER`: with ends of line). In a file,
+numbers and `true` or `false` stand without quotes. A variable `ESG_*` that is no setting is warned
+of at the start. Times are in seconds, sizes in bytes. *Restart*: a reload can't change it.
+*Not yet*: known, and refused by this version.
 """
 
 

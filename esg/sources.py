@@ -5,9 +5,10 @@ The environment is that of the process, and below it the variables of `--env-fil
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from esg.errors import ConfigError
 
 DEFAULT_FILE = "esg.toml"
 PROJECT_FILE = "pyproject.toml"
+
+PREFIX = "ESG_"
 
 
 def load(
@@ -45,7 +48,8 @@ def load(
         command_line,
     ):
         raw = _over(raw, stronger)
-    return build(raw, variables=added, target=target)
+    strays = (*strays_in(environment), *strays_in(added, "env file"))
+    return build(raw, variables=added, strays=strays, target=target)
 
 
 def _current_folder() -> Path:
@@ -108,15 +112,41 @@ def from_environment(environment: Mapping[str, str], where: str = "environment")
     return found
 
 
+def strays_in(environment: Mapping[str, str], where: str = "environment") -> Iterator[str]:
+    """A line on the variables that begin as ESG's do and are no settings, if there are any.
+
+    No error, since the environment is everybody's.
+    """
+    known = {variable for declared in SETTINGS.values() for variable in declared.variables}
+    strays = sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
+    if strays:
+        names = ", ".join(name + _meant(name) for name in strays)
+        yield f"{where}: no setting is called {names}"
+
+
+def _meant(variable: str) -> str:
+    """The setting that a misspelt variable may have meant; without the prefix that all have."""
+    close = difflib.get_close_matches(variable.removeprefix(PREFIX).lower(), list(NAMES), 1)
+    return f" (did you mean {PREFIX}{close[0].upper()}?)" if close else ""
+
+
 def from_file(file: str | None, folder: Path) -> dict[str, Raw]:
     """The settings of the configuration file, or none if there is no file."""
     if file is not None:
         return _settings_of(folder / file, shown=file)
-    return _settings_of(folder / DEFAULT_FILE) or _settings_of(folder / PROJECT_FILE)
+    for name in (DEFAULT_FILE, PROJECT_FILE):
+        try:
+            return _settings_of(folder / name)
+        except FileNotFoundError:
+            continue
+    return {}
 
 
 def _settings_of(path: Path, shown: str = "") -> dict[str, Raw]:
-    """The settings of one file; one that was named, as `shown`, must be there."""
+    """The settings of one file, which messages call `shown` if it was named.
+
+    Raises FileNotFoundError if it isn't there and wasn't named, else ConfigError.
+    """
     if shown.startswith("python:") or path.suffix == ".py":
         raise ConfigError(f"--config: {_translation(path, shown)}")
     where = shown or path.name
@@ -124,7 +154,7 @@ def _settings_of(path: Path, shown: str = "") -> dict[str, Raw]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if not shown:
-            return {}
+            raise
         raise ConfigError(f"--config: there is no file {shown!r}") from None
     except OSError as error:
         raise ConfigError(f"{where}: can't be read: {error.strerror}") from None
@@ -149,7 +179,7 @@ def _known(where: str, document: Mapping[str, object]) -> dict[str, Raw]:
         name = setting_named(key, where).name
         if name in found:
             raise ConfigError(f"{where}: {found[name].origin.split()[-1]} and {key} are the same")
-        found[name] = Raw(value, f"{where}: {key}")
+        found[name] = Raw(value, f"{where}: {key}", typed=True)
     return found
 
 

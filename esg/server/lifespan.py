@@ -11,6 +11,7 @@ from typing import Any
 
 from esg.errors import BootError
 from esg.loader import application_traceback
+from esg.logs import Subject
 from esg.server.asgi import LIFESPAN_SPEC_VERSION, VERSION, Application, Message
 
 logger = logging.getLogger("esg")
@@ -19,11 +20,12 @@ logger = logging.getLogger("esg")
 class Lifespan:
     """One run of an application's lifespan. `state` is what it leaves for its requests."""
 
-    def __init__(self, app: Application, mode: str) -> None:
-        """`mode` is `auto`, `on` or `off`, as `--lifespan`."""
+    def __init__(self, app: Application, mode: str, subject: Subject) -> None:
+        """`mode` is `auto`, `on` or `off`, as `--lifespan`; `subject` is how the log names us."""
         self.state: dict[str, Any] = {}
         self._app = app
         self._mode = mode
+        self._subject = subject
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._started = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -55,7 +57,9 @@ class Lifespan:
             async with asyncio.timeout(limit):
                 await self._stopped.wait()
         except TimeoutError:
-            logger.error("lifespan shutdown took longer than %.1f s, cancelled", limit)
+            logger.error(
+                "%s lifespan shutdown took longer than %.1f s, cancelled", self._subject, limit
+            )
         await self.cancel()
 
     async def cancel(self) -> None:
@@ -85,7 +89,7 @@ class Lifespan:
         if not self._started.is_set():
             self._ended_early(error)
         elif self._failure is None and isinstance(error, Exception):
-            logger.error("lifespan ended with an exception", exc_info=error)
+            logger.error("%s lifespan ended with an exception", self._subject, exc_info=error)
         self._started.set()
         self._stopped.set()
 
@@ -102,11 +106,12 @@ class Lifespan:
             level = logging.DEBUG if expected else logging.WARNING
             logger.log(
                 level,
-                "the application seems not to support lifespan: %s: %s",
+                "%s the application seems not to support lifespan: %s: %s",
+                self._subject,
                 type(error).__name__,
                 error,
             )
-            logger.debug("how lifespan ended", exc_info=error)
+            logger.debug("%s how lifespan ended", self._subject, exc_info=error)
 
     async def _send(self, message: Message) -> None:
         kind = message["type"]
@@ -123,7 +128,9 @@ class Lifespan:
         elif kind == "lifespan.shutdown.complete":
             self._stopped.set()
         elif kind == "lifespan.shutdown.failed":
-            logger.error("lifespan shutdown failed: %s", message.get("message", ""))
+            logger.error(
+                "%s lifespan shutdown failed: %s", self._subject, message.get("message", "")
+            )
             self._stopped.set()
         else:
             raise RuntimeError(f"lifespan has no message {kind!r}")

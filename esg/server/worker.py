@@ -82,11 +82,11 @@ class Worker:
         self._config = assignment.config
         self._row = assignment.row
         self._mailbox = assignment.mailbox
-        self._lifespan = Lifespan(app, assignment.config.lifespan)
         self._app = app
         self._subject = subject or logs.worker_subject(
             assignment.number, assignment.generation, os.getpid()
         )
+        self._lifespan = Lifespan(app, assignment.config.lifespan, self._subject)
         self._stopping = asyncio.Event()
         self._order = mailbox.Drain("", 0.0, final=False)
         self._quick = asyncio.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -49,9 +50,10 @@ def open_logs(pid: int) -> set[str]:
     """The names of the regular files that a process has open for writing."""
     found = set()
     for name in os.listdir(f"/proc/{pid}/fd"):
-        target = os.readlink(f"/proc/{pid}/fd/{name}")
-        if ".log" in target:
-            found.add(os.path.basename(target))
+        with contextlib.suppress(FileNotFoundError):  # a connection that was closed meanwhile
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+            if ".log" in target:
+                found.add(os.path.basename(target))
     return found
 
 
@@ -340,6 +342,19 @@ def test_a_bad_log_config_ends_the_start_with_one_line(tmp_path: Path) -> None:
     (line,) = finished.log.splitlines()
     assert line.startswith("esg: error: --log-config: log.json: can't configure logging: ")
     assert finished.code == 2
+
+
+# -- warnings --------------------------------------------------------------------------
+
+
+def test_python_warnings_are_records_that_forge_nothing(start: Start) -> None:
+    at_import = 'import warnings\nwarnings.warn("w\\nforged", UserWarning)\n'
+    esg = start("--port", "0", source=application(at_import=at_import))
+    warning = esg.wait_for_log("py.warnings")
+    assert (warning.level, warning.worker) == ("WARNING", 1)
+    esg.claim("py.warnings")
+    assert "  forged" in (esg.folder / "stderr").read_text().splitlines()
+    assert "forged" not in (esg.folder / "stderr").read_text().splitlines()
 
 
 # -- JSON ------------------------------------------------------------------------------

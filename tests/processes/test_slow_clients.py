@@ -78,7 +78,7 @@ def test_slow_clients_are_cut_and_others_served(
             stdout=file,
         )
     try:
-        eventually(lambda: held(esg) > CONNECTIONS / 2, "the attack has begun")
+        eventually(lambda: held(esg) > CONNECTIONS / 10, "the attack has begun", LASTS)
         with futures.ThreadPoolExecutor(1) as pool:
             cut = pool.submit(eventually, lambda: held(esg) == 0, "no connection is left", LASTS)
             served = serve_others(esg, cut.done)

@@ -303,7 +303,7 @@ def test_all_sockets_of_a_unit_are_listened_on(start: Start) -> None:
         seen = {name for name in names if name.startswith(("LISTEN_", "NOTIFY_", "WATCHDOG_"))}
         assert seen <= {"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"}  # the exec's, not os.environ
         esg.reload()
-        assert esg.whoami()["generation"] == 2
+        eventually(lambda: esg.whoami()["generation"] == 2, "the new generation answers")
 
 
 def test_a_socket_of_a_unit_by_its_name(start: Start) -> None:

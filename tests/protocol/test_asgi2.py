@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from esg.config import Config
+from esg.logs import worker_subject
 from esg.server.interfaces import adapt
 from esg.server.lifespan import Lifespan
 
@@ -69,7 +70,7 @@ async def test_lifespan(log):
                 heard.append(message["type"])
                 await send({"type": message["type"] + ".complete"})
 
-    lifespan = Lifespan(adapt(App, Config(app="test:app")), "on")
+    lifespan = Lifespan(adapt(App, Config(app="test:app")), "on", worker_subject(1, 1, 1))
     await lifespan.startup()
     assert lifespan.state == {"made": True}
     await lifespan.shutdown(5)
@@ -77,7 +78,7 @@ async def test_lifespan(log):
 
 
 async def test_an_application_without_lifespan(log):
-    lifespan = Lifespan(adapt(Echo, Config(app="test:app")), "auto")
+    lifespan = Lifespan(adapt(Echo, Config(app="test:app")), "auto", worker_subject(1, 1, 1))
     await lifespan.startup()
     await lifespan.shutdown(5)
     assert log.errors == []

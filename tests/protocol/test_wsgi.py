@@ -1089,9 +1089,10 @@ async def test_a_websocket_is_refused():
 
 
 async def test_a_request_that_takes_too_long_shows_where_its_thread_is(serve_wsgi, log):
-    gate = threading.Event()
+    entered, gate = threading.Event(), threading.Event()
 
     def app(environ, start_response):
+        entered.set()
         gate.wait()  # here it stands
         start_response("200 OK", [])
         return []
@@ -1099,7 +1100,7 @@ async def test_a_request_that_takes_too_long_shows_where_its_thread_is(serve_wsg
     server = serve_wsgi(app, threads=1, request_timeout=5)
     first, second = server.connect(), server.connect()
     await first.send(get())
-    await until(lambda: len(server.service.running) == 1)
+    await until(entered.is_set)
     await second.send(get())
     await until(lambda: len(server.service.running) == 2)
     server.advance(7)

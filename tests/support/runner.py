@@ -142,8 +142,12 @@ class Esg:
         return sorted(child.pid for child in self.arbiter.children())
 
     def zombies(self) -> list[int]:
-        children = self.arbiter.children()
-        return [child.pid for child in children if child.status() == psutil.STATUS_ZOMBIE]
+        found = []
+        for child in self.arbiter.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.status() == psutil.STATUS_ZOMBIE:
+                    found.append(child.pid)
+        return found
 
     def signal(self, signum: int) -> None:
         """Send a signal to the arbiter."""

@@ -80,6 +80,15 @@ def test_an_object_has_a_name_in_titles(app, name):
     assert run(app).title == name
 
 
+def test_the_name_of_an_object_is_not_checked():
+    odd = type("1 class", (Instance,), {"__module__": "my-app"})
+    assert run(odd()).title == "my-app:1 class"
+
+
+def test_a_password_is_not_in_a_repr():
+    assert "hunter2" not in repr(esg.Config(application, ssl_keyfile_password="hunter2"))
+
+
 def test_a_class_in_a_function_has_a_name_too():
     class Inner:
         pass

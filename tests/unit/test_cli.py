@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+import re
 import sys
 
 import pytest
@@ -12,6 +14,7 @@ from uvicorn.main import main as uvicorn_command
 import esg
 from esg import api, cli, config
 from esg.config import SETTINGS, choice
+from esg.server.http1 import parser
 
 
 class Spy:
@@ -307,6 +310,11 @@ def test_the_settings_are_printed_with_their_origins(tmp_path, monkeypatch, caps
     assert shown["host"] == "default"
 
 
+def test_a_password_is_not_printed(capsys):
+    assert cli.main(["example:app", "--ssl-keyfile-password", "hunter2", "--print-config"]) == 0
+    assert "hunter2" not in capsys.readouterr().out
+
+
 def test_settings_that_cannot_be_used_are_not_printed(capsys):
     assert cli.main(["example:app", "--port", "x", "--print-config"]) == 2
     assert capsys.readouterr().out == ""
@@ -329,6 +337,12 @@ def test_a_check_imports_the_application(tmp_path, capsys):
     assert capsys.readouterr().out == "esg: configuration OK: checked_1:app, workers=2\n"
     assert Spy.made is None
     assert "checked_1" in sys.modules
+
+
+@pytest.mark.usefixtures("modules")
+def test_what_can_be_imported_is_served_whatever_its_name(tmp_path, capsys):
+    (tmp_path / "checked-1.py").write_text("async def app(scope, receive, send): pass")
+    assert cli.main(["checked-1:app", "--check-config"]) == 0
 
 
 @pytest.mark.usefixtures("modules")
@@ -361,6 +375,72 @@ def test_a_check_is_made_where_the_server_would_run(tmp_path, capsys):
 def test_a_check_finds_settings_that_cannot_be_used(capsys, arguments, told):
     assert cli.main(["example:app", "--check-config", *arguments]) == 2
     assert told in capsys.readouterr().err
+
+
+HANDLERS = """
+[loggers]
+keys=root
+[handlers]
+keys=h
+[formatters]
+keys=
+[logger_root]
+handlers=h
+[handler_h]
+class=FileHandler
+args=('%s', 'w')
+"""
+
+
+@pytest.fixture
+def logging_as_it_was():
+    root, log = logging.getLogger(), logging.getLogger("esg")
+    before = [(each, each.handlers[:], each.level, each.propagate) for each in (root, log)]
+    last_resort = logging.lastResort
+    yield
+    for each, handlers, level, propagate in before:
+        each.handlers[:], each.propagate = handlers, propagate
+        each.setLevel(level)
+    logging.lastResort = last_resort
+
+
+@pytest.mark.usefixtures("logging_as_it_was")
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--log-config", "missing.ini"], 2, "--log-config: missing.ini: can't be read: No such"),
+        (["--log-config", "bad.json"], 2, "--log-config: bad.json: can't configure logging: "),
+        (["--log-config", "nowhere.ini"], 2, "can't configure logging: .*missing/log"),
+        (["--error-logfile", "missing/x"], 1, "--error-logfile: can't open the log file '.*/x'"),
+        (["--access-logfile", "."], 1, "--access-logfile: can't open the log file .*directory"),
+        (["--http", "httptools"], 3, "--http httptools: httptools is not installed"),
+    ],
+)
+def test_a_check_finds_what_would_stop_the_start(
+    tmp_path, capsys, monkeypatch, arguments, code, told
+):
+    monkeypatch.setattr(parser.importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "bad.json").write_text('{"version": 1, "handlers": {"h": {"class": "nope"}}}')
+    (tmp_path / "nowhere.ini").write_text(HANDLERS % "missing/log")
+    assert cli.main(["example:app", "--check-config", *arguments]) == code
+    assert re.search(told, capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("modules", "logging_as_it_was")
+def test_a_check_makes_no_log_files_and_empties_none(tmp_path, capsys):
+    (tmp_path / "checked_4.py").write_text(
+        "import logging\nlogging.getLogger().error('one')\n"
+        "async def app(scope, receive, send): pass"
+    )
+    (tmp_path / "old.log").write_text("lines\n")
+    (tmp_path / "old.ini").write_text(HANDLERS % "old.log")
+    (tmp_path / "new.ini").write_text(HANDLERS % "new.log")
+    check = ["checked_4:app", "--check-config"]
+    assert cli.main([*check, "--log-config", "old.ini"]) == 0
+    assert cli.main([*check, "--log-config", "new.ini"]) == 0
+    assert cli.main([*check, "--error-logfile", "a.log", "--access-logfile", "b.log"]) == 0
+    assert (tmp_path / "old.log").read_text() == "lines\n"
+    assert [path.name for path in tmp_path.glob("*.log")] == ["old.log"]
 
 
 # -- other sources ---------------------------------------------------------------------
@@ -483,6 +563,12 @@ def test_help_fits_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.main(["--help"]) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
+def test_help_breaks_no_name_of_an_option(capsys):
+    assert cli.main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.endswith("-")] == []
 
 
 def test_help_shows_defaults_variables_and_what_is_not_built(capsys):

@@ -149,14 +149,23 @@ def test_no_texts(raw):
 
 @pytest.mark.parametrize(
     "app",
-    ["example", "example:app", "pkg.mod:app", "pkg.mod:make.inner", "_x1:_y2", "caf\u00e9:app"],
+    [
+        "example",
+        "example:app",
+        "pkg.mod:app",
+        "pkg.mod:make.inner",
+        "_x1:_y2",
+        "caf\u00e9:app",
+        "my-app:app",
+        "2fa.wsgi:app",
+    ],
 )
 def test_names_of_applications(app):
     assert APP.parse(f" {app} ") == app
 
 
 @pytest.mark.parametrize(
-    "app", ["", ":app", "a b:app", "a-b:app", "a:b-c", "a..b:c", "a:b:c", "1:a"]
+    "app", ["", ":app", ".:app", ".a:b", "a.:b", "a:b-c", "a:b..c", "a..b:c", "a:b:c", "a:1"]
 )
 def test_no_names_of_applications(app):
     with pytest.raises(ValueError, match="MODULE:ATTRIBUTE"):
@@ -170,11 +179,17 @@ def test_no_names_of_applications(app):
         ("./example.py:main", "example:main"),
         ("pkg/mod.py:app", "pkg.mod:app"),
         ("pkg/mod", "pkg.mod:app"),
+        ("./my-app.py", "my-app:app"),
     ],
 )
 def test_a_file_name_is_told_the_module_name(app, better):
     with pytest.raises(ValueError, match=re.escape(f"write {better},")):
         APP.parse(app)
+
+
+def test_the_name_of_an_object_is_only_a_label():
+    label = "my module.<locals>:1 2"
+    assert build({"app": Raw(label, "argument app")}, target=object()).app == label
 
 
 def test_a_call_of_a_factory_is_told_the_option():
@@ -295,7 +310,7 @@ def test_an_unknown_name_gets_a_hint(name, hint):
 
 def test_every_field_of_a_config_but_what_is_made_of_them_is_declared():
     names = {field.name for field in dataclasses.fields(Config)}
-    assert names - set(SETTINGS) == {"origins", "ssl_context", "target", "variables"}
+    assert names - set(SETTINGS) == {"origins", "ssl_context", "strays", "target", "variables"}
 
 
 def test_documented_defaults():
@@ -428,6 +443,32 @@ def test_what_a_worker_class_stands_for_is_blamed_on_it(monkeypatch):
     monkeypatch.setattr(config_module, "SETTINGS", SETTINGS | {"interface": interface})
     with pytest.raises(ConfigError, match=r"^--worker_class sync: invalid value 'wsgi'"):
         made(worker_class="sync")
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if "password" in name])
+def test_what_is_secret_is_not_in_a_repr(name):
+    config = made(**{name: "hunter2"})
+    assert getattr(config, name) == "hunter2"
+    assert "hunter2" not in repr(config)
+    assert SETTINGS[name].secret
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "told"),
+    [
+        (
+            "header",
+            ("Set-Cookie: a=1", "X-\u00dc: x"),
+            "invalid value 'X-\u00dc: x': 'X-\u00dc' is no",
+        ),
+        ("header", "X-A: 1\nX-B", "invalid value 'X-B': expected NAME:VALUE"),
+        ("bind", ("a:1", "b:\0"), "invalid value 'b:\\x00': expected one line"),
+        ("forwarded_allow_ips", ("::1", "a\n"), "invalid value 'a\\n': expected one line"),
+    ],
+)
+def test_of_several_values_the_bad_one_is_named(name, values, told):
+    with pytest.raises(ConfigError, match=rf"^--{name}: {re.escape(told)}"):
+        made(**{name: values})
 
 
 def test_debug_is_warned_of():

@@ -8,14 +8,19 @@ import logging
 import pytest
 
 from esg.errors import BootError
+from esg.logs import worker_subject
 from esg.server.lifespan import Lifespan
+
+SUBJECT = worker_subject(3, 2, 4711)
 
 
 @pytest.fixture
 def log(caplog, monkeypatch):
+    """The log's records, of which each is to name its worker."""
     monkeypatch.setattr(logging.getLogger("esg"), "propagate", True)
     caplog.set_level(logging.DEBUG, "esg")
-    return caplog
+    yield caplog
+    assert [record for record in caplog.records if record.args[:1] != (SUBJECT,)] == []
 
 
 def levels(log):
@@ -26,7 +31,7 @@ def run(app, mode="auto", limit=5.0):
     """Start and shut down an application; gives its lifespan."""
 
     async def both():
-        lifespan = Lifespan(app, mode)
+        lifespan = Lifespan(app, mode, SUBJECT)
         await lifespan.startup()
         await lifespan.shutdown(limit)
         return lifespan
@@ -38,7 +43,7 @@ def started(app, mode="auto"):
     """Start an application and forget it."""
 
     async def start():
-        lifespan = Lifespan(app, mode)
+        lifespan = Lifespan(app, mode, SUBJECT)
         try:
             await lifespan.startup()
         finally:
@@ -108,7 +113,7 @@ def test_start_waits_for_the_application():
             await release.wait()
             await App()(scope, receive, send)
 
-        lifespan = Lifespan(app, "auto")
+        lifespan = Lifespan(app, "auto", SUBJECT)
         starting = asyncio.ensure_future(lifespan.startup())
         for _ in range(10):
             await asyncio.sleep(0)
@@ -132,7 +137,7 @@ def test_shutdown_waits_for_the_application():
             heard.append("done")
             await send({"type": "lifespan.shutdown.complete"})
 
-        lifespan = Lifespan(app, "auto")
+        lifespan = Lifespan(app, "auto", SUBJECT)
         await lifespan.startup()
         stopping = asyncio.ensure_future(lifespan.shutdown(5))
         for _ in range(10):
@@ -147,7 +152,7 @@ def test_shutdown_waits_for_the_application():
 
 def test_nothing_is_left_running():
     async def check():
-        lifespan = Lifespan(App(), "auto")
+        lifespan = Lifespan(App(), "auto", SUBJECT)
         await lifespan.startup()
         await lifespan.shutdown(5)
         return asyncio.all_tasks() - {asyncio.current_task()}
@@ -248,7 +253,7 @@ def test_an_exception_while_serving_is_an_error(log):
         raise ValueError("later")
 
     async def check():
-        lifespan = Lifespan(app, "auto")
+        lifespan = Lifespan(app, "auto", SUBJECT)
         await lifespan.startup()
         for _ in range(5):
             await asyncio.sleep(0)
@@ -344,7 +349,7 @@ def test_a_start_can_be_given_up():
             cancelled.append(True)
 
     async def check():
-        lifespan = Lifespan(app, "on")
+        lifespan = Lifespan(app, "on", SUBJECT)
         starting = asyncio.ensure_future(lifespan.startup())
         for _ in range(5):
             await asyncio.sleep(0)
@@ -357,7 +362,7 @@ def test_a_start_can_be_given_up():
 
 
 def test_shutdown_without_a_start_does_nothing():
-    asyncio.run(Lifespan(App(), "auto").shutdown(5))
+    asyncio.run(Lifespan(App(), "auto", SUBJECT).shutdown(5))
 
 
 # -- an application that ends the interpreter ------------------------------------------
@@ -378,7 +383,7 @@ def test_a_start_that_is_cancelled_from_outside_is_none():
         async def app(scope, receive, send):
             await asyncio.Event().wait()
 
-        lifespan = Lifespan(app, "auto")
+        lifespan = Lifespan(app, "auto", SUBJECT)
         starting = asyncio.ensure_future(lifespan.startup())
         for _ in range(3):
             await asyncio.sleep(0)

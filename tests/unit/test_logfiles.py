@@ -68,6 +68,36 @@ def test_a_named_pipe_that_nobody_reads_is_refused_and_not_waited_for(files, tmp
         files.open(str(tmp_path / "pipe"), 1, "test")
 
 
+@pytest.mark.parametrize("path", ["missing/log", ".", "file/log", "x" * 300])
+def test_a_probe_fails_as_opening_does(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError) as real:  # noqa: PT011 - which one is what is compared
+        logfiles.open_log(path)
+    with pytest.raises(OSError) as probed:  # noqa: PT011
+        logfiles.probe(path)
+    assert probed.value.errno == real.value.errno
+
+
+def test_a_probe_needs_a_folder_that_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode, **how: path != str(tmp_path))
+    with pytest.raises(PermissionError):
+        logfiles.probe(str(tmp_path / "log"))
+
+
+def test_a_probe_leaves_files_alone(tmp_path):
+    (tmp_path / "old").write_text("lines\n")
+    (tmp_path / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.iterdir())
+    for name in ("old", "new", "link", "pipe"):
+        fd = logfiles.probe(str(tmp_path / name))
+        os.write(fd, b"lost")
+        os.close(fd)
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "old").read_text() == "lines\n"
+
+
 def test_reopening_keeps_the_descriptor(file, files, tmp_path):
     fd = file.fd
     file.write(b"old\n")

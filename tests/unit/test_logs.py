@@ -275,6 +275,63 @@ def test_python_warnings_are_json_in_a_log_that_is(configured, capfd, bare_root)
     assert "DeprecationWarning: old" in fields["message"]
 
 
+@pytest.fixture
+def warn(bare_root):
+    """Has Python print or log a warning that would forge a record, and leaves it as it was."""
+
+    def warn_now():
+        bare_root()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            with logs.captured_warnings():
+                setup().apply(SUBJECT)
+                logging.config.dictConfig({"version": 1})  # disables every logger there is
+                logs.stay_enabled()
+                warnings.warn(FORGERY, UserWarning, stacklevel=1)
+
+    return warn_now
+
+
+def test_python_warnings_forge_no_line(configured, capfd, warn):
+    warn()
+    (record,) = records(capfd.readouterr().err)
+    assert record.level == "WARNING"
+    assert record.message.startswith(f"{SUBJECT} py.warnings: ")
+    assert "UserWarning: " in record.message
+
+
+def test_python_warnings_are_the_applications_where_it_has_a_log(configured, capfd, bare_root):
+    handler = logging.StreamHandler(io.StringIO())
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with logs.captured_warnings():
+            setup().apply(SUBJECT)
+            bare_root().addHandler(handler)
+            warnings.warn("mine", UserWarning, stacklevel=1)
+    assert "UserWarning: mine" in handler.stream.getvalue()
+    assert capfd.readouterr().err == ""
+
+
+def test_python_prints_warnings_again_in_the_end(configured, capfd, bare_root):
+    bare_root()
+    before = logging.getLogger("py.warnings").handlers[:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        printing = warnings.showwarning
+        with logs.captured_warnings():
+            setup().apply(SUBJECT)
+            assert warnings.showwarning is not printing
+        assert warnings.showwarning is printing
+    assert logging.getLogger("py.warnings").handlers == before
+
+
+def test_a_server_in_another_program_leaves_warnings_to_it(configured):
+    with warnings.catch_warnings():
+        printing = warnings.showwarning
+        setup().apply(SUBJECT)
+        assert warnings.showwarning is printing
+
+
 def test_a_message_that_cannot_be_formatted_is_reported_and_not_raised(configured, capfd):
     setup().apply(SUBJECT)
     configured.info("%d of them", "many")

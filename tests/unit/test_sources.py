@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from esg import sources
-from esg.config import Raw
+from esg.config import SETTINGS, WORKERS, Raw, build
 from esg.errors import ConfigError
-from esg.sources import from_environment, from_file, load
+from esg.sources import from_environment, from_file, load, strays_in
 
 APP = {"app": Raw("example:app", "APP")}
 
@@ -58,6 +58,12 @@ def test_the_application_may_come_from_anywhere(tmp_path):
     assert load({}, {"ESG_APP": "from_env:app"}, folder=tmp_path).app == "from_env:app"
 
 
+def test_a_file_without_settings_is_the_file_all_the_same(tmp_path):
+    write(tmp_path, "esg.toml", "# port = 1\n")
+    write(tmp_path, "pyproject.toml", "[tool.esg]\nport = 2")
+    assert loaded(tmp_path).port == 8000
+
+
 # -- environment -----------------------------------------------------------------------
 
 
@@ -67,6 +73,30 @@ def test_an_empty_variable_counts_as_unset():
 
 def test_other_variables_are_not_looked_at():
     assert from_environment({"ESG": "x", "PATH": "/bin", "ESG_UNKNOWN": "x", "esg_port": "1"}) == {}
+
+
+def warnings_of(config):
+    return [text for level, text in config.notices() if level == "warning"]
+
+
+def test_a_misspelt_variable_is_warned_of(tmp_path):
+    environment = {"ESG_WROKERS": "s3cret", "ESG_SEAGULL": "x", "ESG_PORT": "1", "ESGISH": "1"}
+    assert warnings_of(loaded(tmp_path, environment)) == [
+        "environment: no setting is called ESG_SEAGULL, ESG_WROKERS (did you mean ESG_WORKERS?)"
+    ]
+
+
+def test_a_misspelt_variable_of_an_env_file_is_warned_of(tmp_path):
+    write(tmp_path, "env", "ESG_TIME_OUT=3\nCOLOR=red")
+    config = loaded(tmp_path, {}, {"env_file": Raw("env", "--env-file")})
+    assert warnings_of(config) == [
+        "env file: no setting is called ESG_TIME_OUT (did you mean ESG_TIMEOUT?)"
+    ]
+
+
+def test_no_variable_of_a_setting_is_warned_of():
+    known = {variable: "" for each in SETTINGS.values() for variable in each.variables}
+    assert list(strays_in(known)) == []
 
 
 def test_web_concurrency_is_a_name_for_workers():
@@ -219,9 +249,18 @@ def test_a_setting_stands_in_a_file_once(tmp_path, text):
         ("access_log = 'maybe'", r"access_log: invalid value 'maybe': expected true or false"),
         ("access_log = [true]", r"access_log: invalid value \[True\]"),
         ("root_path = 5", r"root_path: invalid value 5: expected a string"),
-        ("bind = [1]", r"bind: invalid value \[1\]: expected a string"),
+        ("bind = [1]", r"bind: invalid value 1: expected a string"),
         ("bind = [['a:1']]", r"bind: invalid value"),
         ("log_level = 'infos'", r"log_level: invalid value 'infos': .*did you mean 'info'"),
+        ("bind = 1", r"bind: invalid value 1: expected a string or a list, not a whole number"),
+        ("port = '8000'", r"port: invalid value '8000': expected a whole number, not a string"),
+        ("workers = '4'", r"workers: invalid value '4': expected a whole number or 'auto'"),
+        ("timeout = '5'", r"timeout: invalid value '5': expected a number, not a string"),
+        ("access_log = 1", r"access_log: invalid value 1: expected true or false, not a whole"),
+        ("access_log = 'on'", r"access_log: invalid value 'on': expected true or false"),
+        ("name = 2026-01-01", r"name: invalid value .*: expected a string, not a date or time"),
+        ("ssl_version = true", r"ssl_version: invalid value True: expected a string or a number"),
+        ("ssl_keyfile_password = 5", r"ssl_keyfile_password: invalid value: expected a string"),
         ("env_file = 5", r"env_file: invalid value 5: expected a string"),
         ("[workers]\ncount = 1", r"workers: invalid value \{'count': 1\}"),
         ("[[bind]]\na = 1", r"bind: invalid value"),
@@ -235,6 +274,40 @@ def test_a_bad_file_names_file_key_and_what_would_work(tmp_path, text, pattern):
     with pytest.raises(ConfigError, match=rf"^esg\.toml: {pattern}") as caught:
         loaded(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("timeout = 5", "timeout", 5.0),
+        ("timeout = 0.5", "timeout", 0.5),
+        ("workers = 'auto'", "workers", WORKERS.parse("auto")),
+        ("access_log = false", "access_log", False),
+        ("ssl_version = 1.3", "ssl_version", "1.3"),
+        ("ssl_version = 17", "ssl_version", "1.2"),
+        ("ssl_cert_reqs = 2", "ssl_cert_reqs", "required"),
+        ("bind = 'a:1'", "bind", ("a:1",)),
+        ("bind = ['a:1', 'b:2']", "bind", ("a:1", "b:2")),
+        ("header = 'X-A: 1'", "header", ("X-A: 1",)),
+        ("header = ['X-A: 1', ['X-B', '2']]", "header", ("X-A: 1", "X-B: 2")),
+        (
+            "forwarded_allow_ips = ['::1', '10.0.0.0/8']",
+            "forwarded_allow_ips",
+            ("::1", "10.0.0.0/8"),
+        ),
+    ],
+)
+def test_types_of_a_file(tmp_path, text, name, value):
+    write(tmp_path, "esg.toml", text)
+    assert getattr(loaded(tmp_path), name) == value
+
+
+@pytest.mark.parametrize("name", sorted(set(SETTINGS) - {"app"}))
+def test_every_default_has_a_type_that_a_file_may_have(name):
+    declared = SETTINGS[name]
+    default = list(declared.default) if declared.many else declared.default
+    if default is not None:
+        build(APP | {name: Raw(default, name, typed=True)})
 
 
 def test_a_table_within_the_one_of_pyproject_is_told_so(tmp_path):
