@@ -26,6 +26,7 @@ from esg.loader import load_application
 from esg.server.loops import loop_factory
 from esg.server.prepare import prepare
 from esg.supervisor.signals import HANDLED
+from esg.supervisor.watcher import check
 
 WIDTH = 80
 """Columns that `--help` takes at most."""
@@ -79,6 +80,7 @@ def _check(config: Config) -> int:
     for bind in config.binds:
         parse_bind(bind, config.binds_origin)
     loop_factory(config.loop)
+    check(config)
     config = prepare(config)
     try:
         load_application(config)

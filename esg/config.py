@@ -695,21 +695,25 @@ class Config:
         False,
         SWITCH,
         DEVELOPMENT,
-        "Reload when a file changes.",
-        pending=True,
-        instead="send SIGHUP to the arbiter to reload",
+        "Reload when a file changes; needs watchfiles.",
     )
     reload_dir: tuple[str, ...] = setting(
-        (), TEXTS, DEVELOPMENT, "Folder to watch; repeatable; by default this one.", pending=True
+        (),
+        TEXTS,
+        DEVELOPMENT,
+        "Folder to watch; repeatable; by default this one, and that of --app-dir.",
     )
     reload_include: tuple[str, ...] = setting(
-        (), TEXTS, DEVELOPMENT, "Pattern of files to watch; repeatable.", pending=True
+        (), TEXTS, DEVELOPMENT, "Pattern of files to watch beside *.py; repeatable."
     )
     reload_exclude: tuple[str, ...] = setting(
-        (), TEXTS, DEVELOPMENT, "Pattern of files not to watch; repeatable.", pending=True
+        (),
+        TEXTS,
+        DEVELOPMENT,
+        "Pattern of files, or folder, not to watch; repeatable.",
     )
     reload_delay: float = setting(
-        0.25, seconds(), DEVELOPMENT, "Time between two looks at the files.", pending=True
+        0.25, seconds(), DEVELOPMENT, "Time between two looks at the files."
     )
 
     ssl_context: Any = dataclasses.field(default=None, compare=False, repr=False)
@@ -719,6 +723,8 @@ class Config:
         default_factory=dict, compare=False, repr=False
     )
     """Environment variables that `env_file` adds; workers have them."""
+    files: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    """The files that settings were read from, or would be if they were there; absolute paths."""
     target: Any = dataclasses.field(default=None, compare=False, repr=False)
     """The application itself, or its factory, where it was given as an object."""
 
@@ -765,6 +771,10 @@ class Config:
                 f"{self.origin('ssl_ca_certs')}: no client is asked for a certificate; "
                 "--ssl-cert-reqs required (or optional) does that",
             )
+        if not self.reload:
+            for name in ("reload_dir", "reload_include", "reload_exclude"):
+                if getattr(self, name):
+                    yield "warning", f"{self.origin(name)} does nothing without --reload"
         if self.debug:
             yield (
                 "warning",
@@ -830,19 +840,25 @@ class Raw:
 
 
 def build(
-    raw: Mapping[str, Raw], *, variables: Mapping[str, str] | None = None, target: Any = None
+    raw: Mapping[str, Raw],
+    *,
+    variables: Mapping[str, str] | None = None,
+    files: tuple[str, ...] = (),
+    target: Any = None,
 ) -> Config:
     """Check every value and make a Config of them; what is missing takes its default.
 
-    `variables` and `target` are the Config's. Raises ConfigError for the first value that can't
-    be used.
+    `variables`, `files` and `target` are the Config's. Raises ConfigError for the first value that
+    can't be used.
     """
     values = {name: _checked(SETTINGS[name], given) for name, given in raw.items()}
     origins = {name: given.origin for name, given in raw.items()}
     for name, given in _implied(values, origins):
         values[name] = _checked(SETTINGS[name], given)
         origins[name] = given.origin
-    config = Config(**values, origins=origins, variables=variables or {}, target=target)
+    config = Config(
+        **values, origins=origins, variables=variables or {}, files=files, target=target
+    )
     _check_together(config)
     return config
 

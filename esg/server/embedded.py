@@ -46,7 +46,9 @@ class Server:
         """Raises ConfigError for settings that need an arbiter, as `workers` does."""
         for name, declared in SETTINGS.items():
             foreign = declared.group == PROCESSES and name not in _MEANT_HERE
-            if (foreign or name == "chdir") and getattr(config, name) != declared.default:
+            if (foreign or name in ("chdir", "reload")) and getattr(
+                config, name
+            ) != declared.default:
                 raise ConfigError(
                     f"{config.origin(name)}: esg.Server runs in a process that isn't its own; "
                     "use esg.run()"

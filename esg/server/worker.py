@@ -15,7 +15,7 @@ from esg.errors import BootError
 from esg.loader import load_application
 from esg.payload import DUMP_SIGNAL, Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Cell, RowState
-from esg.server import lifeline
+from esg.server import debug_page, lifeline
 from esg.server.acceptor import Acceptor
 from esg.server.access_log import access_log
 from esg.server.asgi import Application
@@ -26,6 +26,9 @@ from esg.server.service import TICK, Service
 
 SHUTDOWN_MINIMUM = 3.0
 """Seconds the lifespan's shutdown has at least, however late the drain ended."""
+
+IDLE_TIME = 1.0
+"""Seconds after which the end of an idle connection meets no request on its way, in development."""
 
 CANCEL_LIMIT = 1.0
 """Seconds that cancelled requests have to come to their end."""
@@ -175,6 +178,11 @@ class Worker:
         for message in messages:
             if isinstance(message, mailbox.Drain):
                 self._stop(message)
+            elif isinstance(message, mailbox.ReloadFailed):
+                if self._config.debug:
+                    self._service.app = debug_page.in_front_of(
+                        self._app, message.reason, message.detail
+                    )
             elif isinstance(message, mailbox.NewLogFiles):
                 self._assignment.logs.files.take_over(message.paths, message.fds)
                 logs.reopen_handlers()
@@ -230,12 +238,24 @@ class Worker:
             await self._acceptor.stop_last()
         else:
             self._acceptor.stop()
+        if self._config.reload:
+            self._close_idle()
         await self._wait_until_idle(deadline)
         await self._cancel_rest()
         left = deadline - self._loop.time()
         await self._lifespan.shutdown(max(left, SHUTDOWN_MINIMUM))
         if self._service.access_log is not None:
             self._service.access_log.flush()
+
+    def _close_idle(self) -> None:
+        """Close connections that have been idle for a second, as browsers have them.
+
+        Elsewhere their next request is served here, by the old code, which is what nobody wants
+        who has just written new code.
+        """
+        limit = self._loop.time() - IDLE_TIME - TICK  # the clock is up to a tick behind
+        for connection in list(self._service.connections):
+            connection.close_if_idle(limit + self._config.timeout_keep_alive + TICK)
 
     async def _wait_until_idle(self, deadline: float) -> None:
         """Wait until nothing is left to finish, the grace is over, or the arbiter says quick."""

@@ -29,6 +29,7 @@ from esg.supervisor import events as on
 from esg.supervisor import signals
 from esg.supervisor.fleet import Fleet
 from esg.supervisor.processes import WorkerHandle, fork, reap
+from esg.supervisor.reloader import Reloader
 
 
 class Arbiter:
@@ -49,6 +50,9 @@ class Arbiter:
         self._exit_code: int | None = None
         self._log_files = LogFiles()
         self._log_setups: list[LogSetup] = []
+        self._reloader = Reloader(
+            self._selector, self._log, lambda: self._dispatch(self._reload_event())
+        )
 
     # -- the loop ----------------------------------------------------------------------
 
@@ -63,17 +67,20 @@ class Arbiter:
         self._log_notices(self._config)
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self._dispatch(on.Started())
+        self._reloader.follow(self._config)
         while self._exit_code is None:
             for key, _ in self._selector.select(self._time_left()):
                 key.data()
             if self._time_left() == 0:
                 self._dispatch(self._beats())
                 self._dispatch(on.Tick())
+                self._reloader.tick(time.monotonic())
         self._close()
         return self._exit_code
 
     def _time_left(self) -> float | None:
-        deadline = self._fleet.next_deadline()
+        deadlines = self._fleet.next_deadline(), self._reloader.next_deadline()
+        deadline = min((d for d in deadlines if d is not None), default=None)
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     def _dispatch(self, event: on.Event) -> None:
@@ -96,6 +103,7 @@ class Arbiter:
             self._log_action(do.Log(level, text))
 
     def _close(self) -> None:
+        self._reloader.close()
         self._signals.close()
         self._selector.close()
         for listener in self._listeners:
@@ -167,6 +175,7 @@ class Arbiter:
             for handle in [h for h in self._handles.values() if h.pid == pid]:
                 handle.reaped = True
                 self._on_exit(handle, status)
+            self._reloader.reaped(pid, status)
 
     def _on_exit(self, handle: WorkerHandle, status: int) -> None:
         self._on_mail(handle)  # its last words, if it left any
@@ -202,8 +211,8 @@ class Arbiter:
                 return on.WorkerDue(number, message.reason)
             case mailbox.Draining():
                 return on.WorkerRetiring(number, message.reason)
-            case mailbox.Drain() | mailbox.NewLogFiles():
-                raise AssertionError("only the arbiter sends this")
+            case _:
+                raise AssertionError(f"no worker sends {type(message).__name__}")
 
     def _beats(self) -> on.BeatsRead:
         now = time.monotonic_ns()
@@ -253,6 +262,7 @@ class Arbiter:
         own.mailbox.close()
         for handle in self._handles.values():
             handle.close()
+        self._reloader.let_go()
         self._selector.close()
         self._signals.close()
         config = assignment.config
@@ -311,6 +321,11 @@ class Arbiter:
                 handle.signal(signal.SIGUSR1)  # it has more mail than it reads: a last resort
         self._log(logging.INFO, "log files reopened")
 
+    def _show_failure(self, action: do.ShowFailure) -> None:
+        message = mailbox.ReloadFailed(action.reason, action.detail)
+        for handle in [self._handles[n] for n in action.numbers if n in self._handles]:
+            handle.mailbox.send(message)
+
     def _log_action(self, action: do.Log) -> None:
         level = logging.getLevelNamesMapping()[action.level.upper()]
         handle = self._handles.get(action.number or 0)
@@ -329,6 +344,9 @@ class Arbiter:
             self._change_log()
         if is_new:
             self._log_notices(config)
+            self._reloader.follow(config)
+        if action.state == "stopping":
+            self._reloader.stop()
         if action.state == "serving":
             self._forget_log_setups()
         setproctitle(f"esg: arbiter [{config.title}] gen {action.generation}")
@@ -348,6 +366,7 @@ class Arbiter:
         do.Kill: _kill,
         do.CloseListeners: _close_listeners,
         do.ReopenLogs: _reopen_logs,
+        do.ShowFailure: _show_failure,
         do.Log: _log_action,
         do.Tell: _tell,
         do.Exit: _exit,
