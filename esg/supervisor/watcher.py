@@ -12,7 +12,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from esg import mailbox
@@ -83,11 +83,10 @@ class Selection:
         return sorted(f for f in folders if not folders & set(f.parents))
 
     def has(self, path: Path) -> bool:
-        """Whether a change of `path` counts."""
-        for pattern in self.includes:
-            if path.match(pattern):
-                return str(path).endswith(pattern) or not self._is_excluded(path)
-        return False
+        """Whether a change of `path` counts. One that is included by its name always does."""
+        matching = [pattern for pattern in self.includes if path.match(pattern)]
+        named = any(str(path).endswith(pattern) for pattern in matching)
+        return named or (bool(matching) and not self._is_excluded(path))
 
     def _is_excluded(self, path: Path) -> bool:
         return any(folder in path.parents for folder in self.excluded_folders) or any(
@@ -185,16 +184,19 @@ def _end_with_arbiter(fd: int) -> None:
 def _watch(config: Config, post: mailbox.Mailbox) -> None:
     while True:
         selection = Selection(config)
-        for _ in _watched(selection, config, post):
-            pass
-        # A folder was replaced as a whole, so that events are of one that is gone.
-        while not all(folder.is_dir() for folder in selection.folders):
+        roots = {folder: _inode(folder) for folder in selection.folders}
+        _tell_of_changes(selection, config, post)
+        while not all(folder.is_dir() for folder in roots):
             time.sleep(GLANCE / 1000)
-        post.send(mailbox.Changed(shown(selection.folders)))
+        if _differ(roots):
+            post.send(mailbox.Changed(shown(roots)))
 
 
-def _watched(selection: Selection, config: Config, post: mailbox.Mailbox) -> Iterator[None]:
-    """Tell of changes for as long as the folders are those that they were."""
+def _tell_of_changes(selection: Selection, config: Config, post: mailbox.Mailbox) -> None:
+    """Watch for as long as there is nothing else to watch.
+
+    A folder that was replaced has no events any more, and one behind a new link has none yet.
+    """
     from watchfiles import watch  # not in the arbiter: it takes a tenth of a second
 
     roots = {folder: _inode(folder) for folder in selection.folders}
@@ -213,18 +215,21 @@ def _watched(selection: Selection, config: Config, post: mailbox.Mailbox) -> Ite
         for first, changes in enumerate(events):
             if not first:
                 post.send(mailbox.Watching(", ".join(map(str, selection.folders))))
-            paths = set(_counting(selection, (Path(path) for _, path in changes)))
-            links = any(path.is_symlink() for path in paths)
-            paths |= glances.changed()
+            raw = [Path(path) for _, path in changes]
+            paths = set(_counting(selection, raw)) | glances.changed()
             if paths:
                 forget_bytecode(paths)
                 post.send(mailbox.Changed(shown(paths)))
-                if links:
-                    glances.look_for_links()
                 time.sleep(config.reload_delay)
-            if any(_inode(folder) != inode for folder, inode in roots.items()):
+            links = [path for path in raw if path.is_symlink()]
+            if _differ(roots) or any(link.is_dir() for link in links):
                 return
-            yield
+            if any(selection.has(link) for link in links):
+                glances.look_for_links()
+
+
+def _differ(folders: Mapping[Path, object]) -> bool:
+    return any(_inode(folder) != inode for folder, inode in folders.items())
 
 
 def _inode(folder: Path) -> tuple[int, int] | None:

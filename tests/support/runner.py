@@ -123,7 +123,11 @@ class Esg:
 
     def workers(self) -> list[int]:
         """The pids of the workers, the zombies among them too."""
-        return sorted(child.pid for child in self.arbiter.children())
+        return sorted(c.pid for c in self.arbiter.children() if not _is_watcher(c))
+
+    def watchers(self) -> list[int]:
+        """The pids of the processes that watch for changes of files."""
+        return [child.pid for child in self.arbiter.children() if _is_watcher(child)]
 
     def zombies(self) -> list[int]:
         children = self.arbiter.children()
@@ -271,6 +275,13 @@ class Esg:
 
     def _claimed(self, record: Record) -> bool:
         return any(re.search(pattern, record.text) for pattern in self._claims)
+
+
+def _is_watcher(process: psutil.Process) -> bool:
+    try:
+        return process.cmdline()[:1] != [] and process.cmdline()[0].startswith("esg: watcher")
+    except (psutil.ZombieProcess, psutil.NoSuchProcess):
+        return False
 
 
 def answer(connection: http.client.HTTPConnection) -> dict[str, Any]:

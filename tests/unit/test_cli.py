@@ -122,6 +122,7 @@ def everything_built(monkeypatch):
     built["interface"] = dataclasses.replace(built["interface"], kind=kind)
     monkeypatch.setattr(config, "SETTINGS", built)
     monkeypatch.setattr(api, "prepare", lambda made: made)  # the files aren't there
+    monkeypatch.setattr(api, "check", lambda made: None)
 
 
 PROGRAMS = {
@@ -220,13 +221,13 @@ PROGRAMS = {
         "max_requests_jitter": 50,
         "preload": True,
     },
-    "gunicorn example:app -n shop -p /run/x.pid -u www -g www -m 022 --chdir /srv -D": {
+    "gunicorn example:app -n shop -p /run/x.pid -u www -g www -m 022 --chdir /usr -D": {
         "name": "shop",
         "pid": "/run/x.pid",
         "user": "www",
         "group": "www",
         "umask": "022",
-        "chdir": "/srv",
+        "chdir": "/usr",
         "daemon": True,
     },
     "gunicorn example:app --name shop --pid x --user www --group www --umask 7 --daemon": {

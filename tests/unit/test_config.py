@@ -295,7 +295,13 @@ def test_an_unknown_name_gets_a_hint(name, hint):
 
 def test_every_field_of_a_config_but_what_is_made_of_them_is_declared():
     names = {field.name for field in dataclasses.fields(Config)}
-    assert names - set(SETTINGS) == {"origins", "ssl_context", "target", "variables"}
+    assert names - set(SETTINGS) == {
+        "files",
+        "origins",
+        "ssl_context",
+        "target",
+        "variables",
+    }
 
 
 def test_documented_defaults():
@@ -370,7 +376,6 @@ def test_a_default_that_is_spelt_out_is_fine(declared):
         ("uds", "/run/x", "--bind HOST:PORT"),
         ("fd", "3", "--bind HOST:PORT"),
         ("ws", "websockets", "leave it out"),
-        ("reload", "on", "SIGHUP"),
         ("daemon", "on", "service manager"),
         ("worker_tmp_dir", "/dev/shm", "shared memory"),
         ("preload", "on", "leave it out"),
