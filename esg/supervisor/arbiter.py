@@ -98,9 +98,12 @@ class Arbiter:
         for listener in self._listeners:
             self._log(logging.INFO, f"listening on {listener.url(config.scheme)}")
 
-    def _log_notices(self, config: Config) -> None:
+    def _log_notices(self, config: Config, before: Config | None = None) -> None:
+        """Log what there is to say about the settings, and wasn't of those `before`."""
+        said = list(before.notices()) if before is not None else []
         for level, text in config.notices():
-            self._log_action(do.Log(level, text))
+            if (level, text) not in said:
+                self._log_action(do.Log(level, text))
 
     def _close(self) -> None:
         self._reloader.close()
@@ -339,11 +342,12 @@ class Arbiter:
         config = action.config
         is_new = config is not self._config
         changed = is_new or action.generation != self._generation
+        before = self._config
         self._config, self._generation = config, action.generation
         if changed:
             self._change_log()
         if is_new:
-            self._log_notices(config)
+            self._log_notices(config, before)
             self._reloader.follow(config)
         if action.state == "stopping":
             self._reloader.stop()

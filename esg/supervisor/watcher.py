@@ -119,18 +119,17 @@ class Glances:
     beyond being replaced by another.
     """
 
-    def __init__(self, selection: Selection, files: Sequence[str]) -> None:
-        self._selection = selection
+    def __init__(self, files: Sequence[str]) -> None:
+        """`files` are looked at beside the links."""
         self._files = [Path(file) for file in files]
         self._seen: dict[Path, object] = {}
-        self.look_for_links()
 
-    def look_for_links(self) -> None:
-        """Find the links anew; what is known of the others stays."""
+    def look_for_links(self, selection: Selection) -> None:
+        """Find the links among what is selected; what is known of files stays known."""
         found = [
             path
-            for folder in self._selection.folders
-            for path in self._selection.files_below(folder)
+            for folder in selection.folders
+            for path in selection.files_below(folder)
             if path.is_symlink()
         ]
         self._seen = {p: self._seen.get(p, _identity(p)) for p in (*self._files, *found)}
@@ -182,17 +181,21 @@ def _end_with_arbiter(fd: int) -> None:
 
 
 def _watch(config: Config, post: mailbox.Mailbox) -> None:
+    glances = Glances(config.files)
     while True:
         selection = Selection(config)
+        glances.look_for_links(selection)
         roots = {folder: _inode(folder) for folder in selection.folders}
-        _tell_of_changes(selection, config, post)
+        _tell_of_changes(selection, glances, config.reload_delay, post)
         while not all(folder.is_dir() for folder in roots):
             time.sleep(GLANCE / 1000)
         if _differ(roots):
             post.send(mailbox.Changed(shown(roots)))
 
 
-def _tell_of_changes(selection: Selection, config: Config, post: mailbox.Mailbox) -> None:
+def _tell_of_changes(
+    selection: Selection, glances: Glances, delay: float, post: mailbox.Mailbox
+) -> None:
     """Watch for as long as there is nothing else to watch.
 
     A folder that was replaced has no events any more, and one behind a new link has none yet.
@@ -200,7 +203,6 @@ def _tell_of_changes(selection: Selection, config: Config, post: mailbox.Mailbox
     from watchfiles import watch  # not in the arbiter: it takes a tenth of a second
 
     roots = {folder: _inode(folder) for folder in selection.folders}
-    glances = Glances(selection, config.files)
     events = watch(
         *selection.folders,
         watch_filter=None,
@@ -220,12 +222,13 @@ def _tell_of_changes(selection: Selection, config: Config, post: mailbox.Mailbox
             if paths:
                 forget_bytecode(paths)
                 post.send(mailbox.Changed(shown(paths)))
-                time.sleep(config.reload_delay)
             links = [path for path in raw if path.is_symlink()]
             if _differ(roots) or any(link.is_dir() for link in links):
                 return
             if any(selection.has(link) for link in links):
-                glances.look_for_links()
+                glances.look_for_links(selection)
+            if paths:
+                time.sleep(delay)
 
 
 def _differ(folders: Mapping[Path, object]) -> bool:

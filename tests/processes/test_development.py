@@ -211,7 +211,7 @@ def test_with_debug_a_browser_is_shown_why_a_reload_failed(watching: Start) -> N
     assert b"def app(:" in text
     assert esg.whoami()["version"] == "one"
     esg.write(application("two"))
-    eventually(lambda: page(esg)[0] == 200, "the application is back")
+    esg.wait_for_log(" reloaded workers=2")
     assert b'"two"' in page(esg)[1]
 
 

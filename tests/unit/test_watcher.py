@@ -120,7 +120,8 @@ def test_what_a_link_leads_to_is_looked_at(folder, tmp_path_factory):
     target.write_text("1")
     link = folder / "pkg" / "link.py"
     link.symlink_to(target)
-    glances = Glances(Selection(made()), [])
+    glances = Glances([])
+    glances.look_for_links(Selection(made()))
     assert glances.changed() == set()
     target.write_text("22")
     assert glances.changed() == {link}
@@ -136,7 +137,8 @@ def test_what_a_link_leads_to_is_looked_at(folder, tmp_path_factory):
 
 def test_files_of_settings_are_looked_at_whether_or_not_they_are_there(folder):
     file = folder / "esg.toml"
-    glances = Glances(Selection(made()), [str(file)])
+    glances = Glances([str(file)])
+    glances.look_for_links(Selection(made()))
     file.write_text("workers = 2")
     assert glances.changed() == {file}
 
