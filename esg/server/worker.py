@@ -17,7 +17,7 @@ from esg.payload import DUMP_SIGNAL, Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Cell, RowState
 from esg.server import debug_page, lifeline
 from esg.server.acceptor import Acceptor
-from esg.server.access_log import access_log
+from esg.server.access_log import AccessLog, LoggedAccess, access_log
 from esg.server.asgi import Application
 from esg.server.interfaces import adapt
 from esg.server.lifespan import Lifespan
@@ -116,10 +116,13 @@ class Worker:
             loop,
             self._row,
             subject=self._subject,
-            access_log=access_log(self._assignment.logs, loop, self._subject),
+            access_log=self._make_access_log(loop),
             due_at=_due_at(self._config),
             on_due=lambda: self._report_due("max-requests"),
         )
+
+    def _make_access_log(self, loop: asyncio.AbstractEventLoop) -> AccessLog | LoggedAccess | None:
+        return access_log(self._assignment.logs, loop, self._subject)
 
     def _take_over_process(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.set_exception_handler(self._on_loop_error)
