@@ -29,7 +29,7 @@ from esg.config import Config, Raw, build, setting_named
 from esg.errors import BootError, ESGError
 from esg.listeners import Listener
 from esg.logfiles import LogFiles
-from esg.payload import Assignment
+from esg.payload import Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Scoreboard
 from esg.server.access_log import AccessLog, LoggedAccess, printable, shown
 from esg.server.interfaces import adapt
@@ -194,6 +194,7 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
         self._has_sockets_to_itself = not _environment_names(self.ppid) & {
             b"LISTEN_FDS", b"GUNICORN_FD", b"GUNICORN_PID"
         }  # fmt: skip
+        set_current_worker(WorkerInfo(self.age, 1, os.getpid()))
         super().init_process()
 
     def is_upgraded(self) -> bool:
