@@ -184,26 +184,20 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
         """
         if self.cfg.reuse_port:
             return True
-        if any(str(bind).startswith("fd://") for bind in self.cfg.bind):
+        if _FROM_SYSTEMD or any(str(bind).startswith("fd://") for bind in self.cfg.bind):
             return False
         ours = {f"socket:[{os.fstat(sock.fileno()).st_ino}]" for sock in self.sockets}
-        return self._has_sockets_to_itself and not ours & _sockets_of(self.ppid)
+        try:
+            return not ours & _sockets_of(self.ppid) and all(
+                _is_sibling(pid) for pid in _processes() if ours & _sockets_of(pid, hidden=True)
+            )
+        except PermissionError:
+            return False
 
     def init_process(self) -> None:
-        """As gunicorn does; its environment at the start tells where it has the sockets from."""
-        self._has_sockets_to_itself = not _environment_names(self.ppid) & {
-            b"LISTEN_FDS", b"GUNICORN_FD", b"GUNICORN_PID"
-        }  # fmt: skip
+        """As gunicorn does, and be what `esg.current_worker` tells of."""
         set_current_worker(WorkerInfo(self.age, 1, os.getpid()))
         super().init_process()
-
-    def is_upgraded(self) -> bool:
-        """Whether gunicorn has started another one, which has the same sockets (SIGUSR2)."""
-        return any(
-            b"GUNICORN_PID" in _environment_names(pid)
-            for pid in _children_of(self.ppid)
-            if pid != os.getpid()
-        )
 
 
 class ESGH11Worker(ESGWorker):
@@ -214,33 +208,46 @@ class ESGH11Worker(ESGWorker):
 
 # -- what /proc tells, see proc(5) -------------------------------------------------------
 
-
-def _environment_names(pid: int) -> set[bytes]:
-    """The names in a process's environment when it was started; the worst if it can't be read."""
-    try:
-        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return {b"LISTEN_FDS", b"GUNICORN_FD", b"GUNICORN_PID"}
-    return {entry.partition(b"=")[0] for entry in entries}
+_FROM_SYSTEMD = "LISTEN_FDS" in os.environ
+"""Whether gunicorn was given its sockets: it imports this before it removes the variable."""
 
 
-def _children_of(pid: int) -> Iterator[int]:
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                stat = Path(f"/proc/{entry}/stat").read_text(errors="replace")
-                if int(stat.rpartition(")")[2].split()[1]) == pid:
-                    yield int(entry)
+def _processes() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
 
 
-def _sockets_of(pid: int) -> set[str]:
-    """Every socket that a process holds; empty if the process is gone."""
+def _sockets_of(pid: int, *, hidden: bool = False) -> set[str]:
+    """Every socket that a process holds; none if it is gone.
+
+    Raises PermissionError for a process of another user, unless such may stay `hidden`.
+    """
     folder, found = f"/proc/{pid}/fd", set()
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+    try:
         for name in os.listdir(folder):
             with contextlib.suppress(FileNotFoundError):
                 found.add(os.readlink(f"{folder}/{name}"))
+    except (FileNotFoundError, ProcessLookupError):
+        return found
+    except PermissionError:
+        if not hidden:
+            raise
     return found
+
+
+def _is_sibling(pid: int) -> bool:
+    """Whether a process was forked by the same gunicorn, and isn't another one that it started.
+
+    A fork has its stack at the same place; a program that was started has it anywhere.
+    """
+    try:
+        theirs, ours = (
+            Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            for process in (pid, os.getpid())
+        )
+    except OSError:  # it has ended
+        return True
+    parent, stack = 1, 25
+    return (theirs[parent], theirs[stack]) == (ours[parent], ours[stack])
 
 
 def _as_list(value: Any) -> Any:
@@ -299,7 +306,9 @@ class _Serving(Worker):
     def _leave(self, reason: str) -> None:
         """Finish what is in flight, and what nobody else will take from the queue, then end."""
         self._owner.alive = False
-        final = self._owner.listens_last() and not self._owner.is_upgraded()
+        if self._stopping.is_set():
+            return
+        final = self._owner.listens_last()
         self._stop(mailbox.Drain(reason, self._config.graceful_timeout, final))
 
     def _leave_quickly(self, reason: str) -> None:
