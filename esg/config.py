@@ -311,6 +311,12 @@ TLS = "TLS"
 LOGGING = "Logging"
 DEVELOPMENT = "Development"
 
+NOTHING_TO_DO = {
+    "worker_tmp_dir": "heartbeats are in shared memory",
+    "timeout_notify": "workers give a sign of life every second (--timeout)",
+}
+"""Settings of others' command lines that are taken, and what makes them needless."""
+
 TCP_ONLY = "give a TCP address with --bind HOST:PORT"
 
 
@@ -490,9 +496,13 @@ class Config:
         "",
         TEXT,
         PROCESSES,
-        "Folder for heartbeat files.",
-        pending=True,
-        instead="leave it out: heartbeats are in shared memory here",
+        "Folder for gunicorn's heartbeat files; heartbeats are in shared memory here.",
+    )
+    timeout_notify: float = setting(
+        30.0,
+        seconds(),
+        PROCESSES,
+        "Time between uvicorn's signs of life; workers give one a second here.",
     )
 
     loop: str = setting(
@@ -765,6 +775,9 @@ class Config:
                 f"{self.origin('worker_class')}: {self.worker_class} means "
                 f"{text or 'what ESG does anyway'}",
             )
+        for name, instead in NOTHING_TO_DO.items():
+            if getattr(self, name) != SETTINGS[name].default:
+                yield "info", f"{self.origin(name)} has nothing to do here: {instead}"
         if self.ssl_ca_certs and self.ssl_cert_reqs == "none":
             yield (
                 "warning",

@@ -31,7 +31,14 @@ from esg.server.worker import Worker
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-_MEANT_HERE = ("graceful_timeout", "max_requests", "max_requests_jitter", "name", "worker_class")
+_MEANT_HERE = (
+    "graceful_timeout",
+    "max_requests",
+    "max_requests_jitter",
+    "name",
+    "timeout_notify",
+    "worker_class",
+)
 """Settings about processes that mean something without an arbiter."""
 
 

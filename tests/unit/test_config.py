@@ -377,7 +377,6 @@ def test_a_default_that_is_spelt_out_is_fine(declared):
         ("fd", "3", "--bind HOST:PORT"),
         ("ws", "websockets", "leave it out"),
         ("daemon", "on", "service manager"),
-        ("worker_tmp_dir", "/dev/shm", "shared memory"),
         ("preload", "on", "leave it out"),
         ("ws_ping_timeout", "5", "leave it out"),
     ],
