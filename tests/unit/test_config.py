@@ -557,3 +557,17 @@ def test_a_reload_that_changes_nothing():
 def test_nearest():
     assert nearest("worker", ["workers", "port"]).endswith("did you mean workers?")
     assert nearest("zzz", ["workers", "port"]) == ""
+
+
+@pytest.mark.parametrize("name", ["reload_dir", "reload_include", "reload_exclude"])
+def test_what_to_watch_without_a_reload_is_warned_of(name):
+    ((level, text),) = made(**{name: "src"}).notices()
+    assert (level, text) == ("warning", f"--{name} does nothing without --reload")
+    assert list(made(reload="on", **{name: "src"}).notices()) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("worker_tmp_dir", "/dev/shm"), ("timeout_notify", 5)])
+def test_what_has_nothing_to_do_here_says_so(name, value):
+    ((level, text),) = made(**{name: value}).notices()
+    assert level == "info"
+    assert text.startswith(f"--{name} has nothing to do here: ")
