@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import os
 import select
+import signal
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -157,8 +158,11 @@ def run(config: Config, post: mailbox.Mailbox) -> int:
     """In the child: watch until the arbiter is gone; returns the exit status.
 
     Every descriptor but the mailbox and the standard streams is closed, so that nothing the
-    arbiter has open outlives it here.
+    arbiter has open outlives it here. Signals that are sent to a whole group of processes have it
+    end no sooner than the arbiter wants.
     """
+    for signum in (signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(signum, signal.SIG_IGN)
     _close_all_but(post.fileno())
     threading.Thread(target=_end_with_arbiter, args=(post.fileno(),), daemon=True).start()
     try:

@@ -323,17 +323,10 @@ def test_a_watcher_that_dies_is_started_again_and_ends_nothing(watching: Start) 
     wait_for_version(esg, "two")
 
 
-def test_a_watcher_that_is_told_to_end_is_started_again(watching: Start) -> None:
-    esg = watching()
-    esg.claim("the watcher of --reload ended, next start at once: exit status 0")
-    os.kill(esg.watchers()[0], signal.SIGTERM)
-    esg.wait_for_log(" watching /", count=2)
-
-
-def test_the_watcher_takes_no_notice_of_the_terminals_signals(watching: Start) -> None:
+def test_the_watcher_takes_no_notice_of_signals_to_the_whole_group(watching: Start) -> None:
     esg = watching()
     (watcher,) = esg.watchers()
-    for signum in (signal.SIGHUP, signal.SIGUSR1, signal.SIGINT):
+    for signum in (signal.SIGHUP, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
         os.kill(watcher, signum)
     esg.write(application("two"))
     wait_for_version(esg, "two")

@@ -462,7 +462,8 @@ def test_the_workers_hear_why_a_reload_was_refused() -> None:
 
 def test_a_worker_that_dies_while_nothing_reloads_is_no_failed_reload() -> None:
     world = serving(2)
-    number = next(iter(world.processes))
+    number, _ = world.processes.popitem()
+    world.may_dip = True
     assert failures(world.tell(on.WorkerExited(number, "killed by SIGKILL"))) == []
 
 
