@@ -557,24 +557,34 @@ class Config:
         "auto",
         choice("auto", "none", "websockets", "websockets-sansio", "wsproto"),
         WEBSOCKET,
-        "WebSocket implementation; so far there is none.",
-        pending=True,
-        built=("none",),
+        "Library for WebSockets; auto is websockets if that is installed, none leaves them out.",
     )
     ws_max_size: int = setting(
-        16777216, whole_number(0), WEBSOCKET, "Largest message, in bytes.", pending=True
+        16777216,
+        whole_number(0),
+        WEBSOCKET,
+        "Largest message from a client, in bytes (1009 beyond); 0 for no limit.",
     )
     ws_max_queue: int = setting(
-        32, whole_number(0), WEBSOCKET, "Most messages that wait for APP.", pending=True
+        32,
+        whole_number(0),
+        WEBSOCKET,
+        "Most messages of a client that wait for APP; 0 for a limit in bytes only.",
     )
     ws_ping_interval: float = setting(
-        20.0, seconds(), WEBSOCKET, "Time between two pings.", pending=True
+        20.0, seconds(), WEBSOCKET, "Time between two pings; 0 for none."
     )
     ws_ping_timeout: float = setting(
-        20.0, seconds(), WEBSOCKET, "Time a client may take to answer a ping.", pending=True
+        20.0,
+        seconds(),
+        WEBSOCKET,
+        "Time a client may take to answer a ping, else it counts as gone; 0 for no limit.",
     )
     ws_per_message_deflate: bool = setting(
-        True, BOOLEAN, WEBSOCKET, "Compress messages.", pending=True
+        True, BOOLEAN, WEBSOCKET, "Compress messages, with clients that can."
+    )
+    ws_handshake_timeout: float = setting(
+        20.0, seconds(0.1), WEBSOCKET, "Time APP may take to accept or refuse a WebSocket (503)."
     )
 
     limit_request_line: int = setting(

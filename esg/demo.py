@@ -50,15 +50,22 @@ ECHO_PAGE = """<!doctype html>
 <script>
   const log = (line) => document.getElementById("log").append(line + "\\n");
   const socket = new WebSocket(location.href.replace(/^http/, "ws"));
-  socket.onopen = () => log("open");
-  socket.onmessage = (event) => log("< " + event.data);
-  socket.onclose = (event) => log("closed " + event.code);
-  socket.onerror = () => log("error: is this version of ESG serving WebSockets?");
+  const say = (text) => { socket.send(text); log("> " + text); };
+  const once = new URLSearchParams(location.search).get("say");
+  socket.onopen = () => {
+    log("open " + socket.extensions.split(";")[0]);
+    if (once !== null) say(once);
+  };
+  socket.onmessage = (event) => {
+    log("< " + event.data);
+    if (once !== null) socket.close(1000);
+  };
+  socket.onclose = (event) => log("closed " + event.code + " " + event.wasClean);
+  socket.onerror = () => log("error: does this server have --ws none?");
   document.forms[0].onsubmit = (event) => {
     event.preventDefault();
     const input = document.querySelector("input");
-    socket.send(input.value);
-    log("> " + input.value);
+    say(input.value);
     input.value = "";
   };
 </script>

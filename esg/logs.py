@@ -317,6 +317,28 @@ class LogSetup:
 _PYTHONS_LAST_RESORT = logging.lastResort
 
 
+class State:
+    """What a LogSetup changes in this process, to be put back."""
+
+    def __init__(self) -> None:
+        loggers = logger, access_logger, logging.getLogger("py.warnings")
+        self._loggers = [
+            (log, log.handlers[:], log.level, log.propagate, log.disabled, log.parent)
+            for log in loggers
+        ]
+        self._last_resort = logging.lastResort
+        self._captures_warnings = getattr(logging, "_warnings_showwarning", None) is not None
+
+    def restore(self) -> None:
+        """Log as at the time this was made; what a `--log-config` set up elsewhere stays."""
+        for log, handlers, level, propagate, disabled, parent in self._loggers:
+            log.handlers[:] = handlers
+            log.setLevel(level)
+            log.propagate, log.disabled, log.parent = propagate, disabled, parent
+        logging.lastResort = self._last_resort
+        logging.captureWarnings(self._captures_warnings)
+
+
 def _complain_in_log(line: str) -> None:
     logger.error("access log: %s", line)
 

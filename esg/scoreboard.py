@@ -33,6 +33,7 @@ class Cell(IntEnum):
     STATUS_3XX = 10
     STATUS_4XX = 11
     STATUS_5XX = 12
+    WEBSOCKETS = 13
 
 
 class RowState(IntEnum):

@@ -309,6 +309,7 @@ class _Serving(Worker):
         if self._stopping.is_set():
             return
         final = self._owner.listens_last()
+        reason = "shutdown" if final else reason  # after which nobody is there to connect to
         self._stop(mailbox.Drain(reason, self._config.graceful_timeout, final))
 
     def _leave_quickly(self, reason: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from esg.server.asgi import Endpoint
 from esg.server.http1.traced import connection_type
 from esg.server.proxy_headers import trusted_proxies
 from esg.server.proxy_receiver import ProxyReceiver
+from esg.server.seldom import Seldom
 from esg.server.service import Service
 from esg.server.tls import server_context
 from esg.server.tls_transport import TLSTransport
@@ -47,30 +47,6 @@ FULL_PAUSE = 0.05
 
 OUT_OF_FILES_PAUSE = 0.5
 """Seconds to wait after an accept that failed for lack of descriptors or memory."""
-
-
-COMPLAINT_INTERVAL = 60.0
-"""Seconds between two lines in the log about the same kind of failure."""
-
-
-class Seldom:
-    """How often something may be said that others can cause at will. Pure."""
-
-    __slots__ = ("_interval", "_last", "_suppressed")
-
-    def __init__(self, interval: float) -> None:
-        """`interval` is that between two times, in seconds."""
-        self._interval = interval
-        self._last = -math.inf
-        self._suppressed = 0
-
-    def now(self, time: float) -> int | None:
-        """None if it shan't be said at this time; else how often it wasn't since it last was."""
-        if time - self._last < self._interval:
-            self._suppressed += 1
-            return None
-        self._last, suppressed, self._suppressed = time, self._suppressed, 0
-        return suppressed
 
 
 class Balance:
@@ -126,8 +102,8 @@ class Acceptor:
         # Settings that nobody has prepared must not come to plain text where TLS was meant.
         self._context = config.ssl_context or server_context(config)
         self._begin = self._begin_plain if self._context is None else self._begin_tls
-        self._failures = Seldom(COMPLAINT_INTERVAL)
-        self._refusals = Seldom(COMPLAINT_INTERVAL)
+        self._failures = Seldom()
+        self._refusals = Seldom()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[Listener, asyncio.TimerHandle] = {}
 

@@ -12,6 +12,7 @@ import asyncio
 import base64
 import binascii
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -41,14 +42,70 @@ Line = Callable[[Any], str]
 """Makes the line of a finished exchange, without its end."""
 
 
+class SocketRecord:
+    """A WebSocket as the access log has it: like an exchange, when accepted and when closed.
+
+    Accepted it is the request with the status 101; closed, the method is WEBSOCKET and the status
+    the close code.
+    """
+
+    __slots__ = (
+        "_began",
+        "event",
+        "response_headers",
+        "round_trip",
+        "scope",
+        "seconds",
+        "sent",
+        "status",
+        "target",
+    )
+
+    def __init__(self, scope: Mapping[str, Any], target: bytes) -> None:
+        """`scope` and `target` are those of the request."""
+        self.scope = scope
+        self.target = target
+        self._began = time.perf_counter()
+
+    def accepted(self, seconds: float, headers: Headers) -> None:
+        """It is open, `seconds` after the request, with these fields from the application."""
+        self.event = "accepted"
+        self.status = 101
+        self.seconds = seconds
+        self.sent = 0
+        self.response_headers = headers
+        self.round_trip = math.nan
+
+    def closed(self, code: int, sent: int, round_trip: float) -> None:
+        """It was closed with `code`; `sent` bytes of messages were sent.
+
+        `round_trip` is the last ping's, in seconds, or not a number.
+        """
+        self.event = "closed"
+        self.scope = {**self.scope, "method": "WEBSOCKET"}
+        self.status = code
+        self.seconds = time.perf_counter() - self._began
+        self.sent = sent
+        self.round_trip = round_trip
+
+
 class AccessLog:
     """Notes finished exchanges and writes their lines to a file."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, file: LogFile, line: Line, observes: bool = False
+        self,
+        loop: asyncio.AbstractEventLoop,
+        file: LogFile,
+        line: Line,
+        observes: bool = False,
+        socket_line: Line | None = None,
     ) -> None:
-        """`observes`: lines are made of exchanges that are `Observed`."""
+        """`observes`: lines are made of exchanges that are `Observed`.
+
+        `socket_line` makes the lines about WebSockets, of `SocketRecord`s; by default `line` does.
+        """
         self.observes = observes
+        self._socket_line = socket_line or line
         self._loop = loop
         self._file = file
         self._line = line
@@ -57,10 +114,17 @@ class AccessLog:
 
     def record(self, exchange: Exchange) -> None:
         """Note a finished exchange; its line is written when the loop's turn ends."""
+        self._note(self._line, exchange)
+
+    def record_socket(self, record: SocketRecord) -> None:
+        """Note that a WebSocket was accepted, or is closed."""
+        self._note(self._socket_line, record)
+
+    def _note(self, line: Line, subject: Exchange | SocketRecord) -> None:
         if not self._pending:
             self._loop.call_soon(self.flush)
         try:
-            self._pending.append(self._line(exchange))
+            self._pending.append(line(subject))
         except Exception as error:  # noqa: BLE001 - the application may have altered its scope
             if not self._failed:
                 self._failed = True
@@ -81,7 +145,7 @@ class LoggedAccess:
         self.observes = observes
         self._line = line
 
-    def record(self, exchange: Exchange) -> None:
+    def record(self, exchange: Exchange | SocketRecord) -> None:
         """Log a finished exchange."""
         if not logs.access_logger.isEnabledFor(logging.INFO):
             return
@@ -98,6 +162,10 @@ class LoggedAccess:
             exchange.status,
         )
 
+    def record_socket(self, record: SocketRecord) -> None:
+        """Log that a WebSocket was accepted, or is closed: as requests, whose form is known."""
+        self.record(record)
+
     def flush(self) -> None:
         """Nothing waits here."""
 
@@ -110,14 +178,17 @@ def access_log(
     if not config.access_log:
         return None
     line = formatted(config.access_logformat) if config.access_logformat else None
+    socket_line = None
     observes = line is not None
     if setup.definition is not None:
         return LoggedAccess(line, observes)
     if config.log_format == "json":
+        socket_line = socket_json_line(subject, line or _socket_message)
         line, observes = json_line(subject, line or _message), True
     elif line is None:
-        line = uvicorn_line(logs.wants_colors(config.use_colors, setup.access.fd))
-    return AccessLog(loop, setup.access, line, observes)
+        colors = logs.wants_colors(config.use_colors, setup.access.fd)
+        line, socket_line = uvicorn_line(colors), uvicorn_socket_line(colors)
+    return AccessLog(loop, setup.access, line, observes, socket_line)
 
 
 # -- uvicorn's line ----------------------------------------------------------------------
@@ -146,6 +217,17 @@ def uvicorn_line(colors: bool) -> Line:
         )
 
     return line
+
+
+def uvicorn_socket_line(colors: bool) -> Line:
+    """`INFO:     127.0.0.1:52034 - "WebSocket /ws" [accepted]`, and one like it at the end."""
+    prefix = f"{_GREEN}INFO{_RESET}:     " if colors else "INFO:     "
+    return lambda record: prefix + _socket_message(record)
+
+
+def _socket_message(record: SocketRecord) -> str:
+    text = f'{_peer(record.scope)} - "WebSocket {printable(record.target)}" [{record.event}]'
+    return text if record.event == "accepted" else f"{text} {record.status} {record.seconds:.3f}s"
 
 
 def _message(exchange: Exchange) -> str:
@@ -343,8 +425,29 @@ _VARIABLES: dict[str, Callable[[Any], Any]] = {
 
 def json_line(subject: Subject, message: Line) -> Line:
     """One JSON object a request. `message` makes its message; see docs/logging.md for the rest."""
+    fields_of = _json_fields(subject, message)
+    return lambda exchange: logs.as_json(fields_of(exchange))
 
-    def line(exchange: Any) -> str:
+
+def socket_json_line(subject: Subject, message: Line) -> Line:
+    """The same for WebSockets, which have an `event`, and a `code` for a status at the end."""
+    fields_of = _json_fields(subject, message)
+
+    def line(record: SocketRecord) -> str:
+        fields = fields_of(record)
+        fields["event"] = record.event
+        if record.event == "closed":
+            fields["method"] = "GET"
+            fields["code"] = fields.pop("status")
+        if math.isfinite(record.round_trip):
+            fields["round_trip"] = round(record.round_trip, 6)
+        return logs.as_json(fields)
+
+    return line
+
+
+def _json_fields(subject: Subject, message: Line) -> Callable[[Any], dict[str, Any]]:
+    def fields_of(exchange: Any) -> dict[str, Any]:
         target: bytes = exchange.target
         path, _, query = target.partition(b"?")
         fields: dict[str, Any] = {
@@ -367,9 +470,9 @@ def json_line(subject: Subject, message: Line) -> Line:
         for name, value in exchange.scope["headers"]:
             if name == b"x-request-id":
                 fields["request_id"] = value.decode("latin-1")
-        return logs.as_json(fields)
+        return fields
 
-    return line
+    return fields_of
 
 
 def _batches(lines: list[str]) -> list[bytes]:

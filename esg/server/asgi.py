@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import unquote
@@ -20,8 +22,12 @@ VERSION = "3.0"
 HTTP_SPEC_VERSION = "2.4"
 LIFESPAN_SPEC_VERSION = "2.0"
 
-_AUTHORITY_BYTES = (
-    b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=%:[]"
+HIGHEST_PORT = 65535
+
+# uri-host [ ":" port ] (RFC 9110, section 7.2; RFC 3986, section 3.2; zones are RFC 6874's)
+_AUTHORITY = re.compile(
+    rb"(?:\[([0-9A-Fa-f:.]+)(?:%25[\w.~-]+)?\]|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)"
+    rb"(?::([0-9]{0,5}))?"
 )
 
 EXTENSIONS: dict[str, dict[str, Any]] = {
@@ -126,4 +132,15 @@ def _origin_form(method: str, target: bytes, headers: Headers) -> tuple[bytes, H
 
 def is_authority(value: bytes) -> bool:
     """Whether a value is a host and perhaps a port, without user information (RFC 9110, 4.2.4)."""
-    return not value.translate(None, _AUTHORITY_BYTES)
+    parts = _AUTHORITY.fullmatch(value)
+    if parts is None or int(parts[2] or 0) > HIGHEST_PORT:
+        return False
+    return parts[1] is None or _is_ipv6(parts[1])
+
+
+def _is_ipv6(text: bytes) -> bool:
+    try:
+        ipaddress.IPv6Address(text.decode("ascii"))
+    except ValueError:
+        return False
+    return True

@@ -91,8 +91,13 @@ class Server:
         """
         if self._worker is not None:
             raise RuntimeError("this server serves already; make another one")
-        setup = logs.LogSetup.open(self.config, LogFiles())
-        setup.apply(self._subject)
+        with _logging(self.config, self._subject) as setup:
+            await self._serve(sockets, setup)
+        captured, self._captured = self._captured, []
+        for signum in reversed(captured):
+            signal.raise_signal(signum)
+
+    async def _serve(self, sockets: Sequence[socket.socket] | None, setup: logs.LogSetup) -> None:
         app = adapt(load_application(self.config), self.config)
         config = prepare(self.config)
         self._loop = asyncio.get_running_loop()
@@ -122,9 +127,6 @@ class Server:
             workers_end.close()
             for listener in listeners:
                 listener.close()
-        captured, self._captured = self._captured, []
-        for signum in reversed(captured):
-            signal.raise_signal(signum)
 
     async def _attended(self, worker: Worker) -> None:
         """Let the worker run to its end, in good order even if this task is cancelled."""
@@ -218,6 +220,37 @@ class Server:
     def _log(self, event: str, level: str = "info") -> None:
         number = logging.getLevelNamesMapping()[level.upper()]
         logs.logger.log(number, "%s %s", self._subject, event)
+
+
+_in_force: list[tuple[logs.LogSetup, logs.Subject]] = []
+"""How the servers of this process log: the newest decides on what they share."""
+
+_before: list[logs.State] = []
+"""What logging was like when there was no server; one item at most."""
+
+
+@contextlib.contextmanager
+def _logging(config: Config, subject: logs.Subject) -> Iterator[logs.LogSetup]:
+    """Log as configured for as long as this lasts; then as before, with no file left open.
+
+    Raises LogFileError or ConfigError.
+    """
+    setup = logs.LogSetup.open(config, LogFiles())
+    if not _in_force:
+        _before[:] = [logs.State()]
+    entry = setup, subject
+    _in_force.append(entry)
+    try:
+        setup.apply(subject)
+        yield setup
+    finally:
+        _in_force.remove(entry)
+        if _in_force:
+            newest, its_subject = _in_force[-1]
+            newest.apply(its_subject)
+        else:
+            _before.pop().restore()
+        setup.files.keep(())
 
 
 def _adopted(sock: socket.socket, backlog: int) -> Listener:

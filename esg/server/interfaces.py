@@ -22,7 +22,7 @@ def adapt(app: Any, config: Config) -> Application:
     interface = interface_of(app, config)
     if interface == "wsgi":
         threads = config.threads or default_threads(cpus.usable())
-        return WSGIAdapter(app, threads=threads, multiprocess=config.workers > 1)
+        return WSGIAdapter(app, threads=threads, multiprocess=True)
     if interface == "asgi2":
         return from_asgi2(app)
     asgi3: Application = app

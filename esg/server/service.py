@@ -13,17 +13,22 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from esg.config import Config
+from esg.errors import HTTPError
 from esg.scoreboard import NOT_ACCEPTING, Cell, Row
-from esg.server.access_log import AccessLog, LoggedAccess
-from esg.server.asgi import Application, Receive, Scope, Send
+from esg.server.access_log import AccessLog, LoggedAccess, SocketRecord
+from esg.server.asgi import Application, Endpoint, Receive, Scope, Send
 from esg.server.http1.exchange import BODY, Exchange
 from esg.server.http1.observed import Observed
 from esg.server.http1.parser import parser_class
 from esg.server.http1.response import Heads
 from esg.server.proxy_headers import trusted_proxies
+from esg.server.seldom import Seldom
+from esg.server.websocket.codec import library as websocket_library
 
 if TYPE_CHECKING:
     from esg.server.http1.connection import Connection
+    from esg.server.websocket.handshake import Handshake
+    from esg.server.websocket.session import Session
 
 logger = logging.getLogger("esg")
 
@@ -35,6 +40,7 @@ class Service:
     """One application being served on one event loop."""
 
     __slots__ = (
+        "_refusals",
         "_row",
         "accepting",
         "access_log",
@@ -46,6 +52,7 @@ class Service:
         "draining",
         "due_at",
         "exchange",
+        "handshakes",
         "heads",
         "held",
         "idle_deadline",
@@ -59,10 +66,12 @@ class Service:
         "root_path",
         "running",
         "small_head",
+        "sockets",
         "start",
         "state",
         "statuses",
         "subject",
+        "websockets",
     )
 
     def __init__(
@@ -79,8 +88,8 @@ class Service:
     ) -> None:
         """`on_due` is called once, when the request number `due_at` begins; 0 is never.
 
-        `subject` is how the log names this worker. Raises BootError if `--http` names a parser
-        that isn't installed.
+        `subject` is how the log names this worker. Raises BootError if `--http` or `--ws` names
+        a library that isn't installed.
         """
         self.app = app
         self.config = config
@@ -92,12 +101,19 @@ class Service:
         self.exchange = Observed if access_log is not None and access_log.observes else Exchange
         """What a request on a connection is made."""
         self.parser = parser_class(config.http)
+        self.websockets = websocket_library(config)
+        """What makes WebSockets of upgrades; None if nothing does."""
+        self.sockets: set[Session] = set()
+        """The WebSockets that are open, or on their way out."""
+        self.handshakes: set[Handshake] = set()
+        """Those that wait for the application's answer."""
         self.root_path = config.root_path
+        self._refusals = Seldom()
         self.proxies = trusted_proxies(config) if config.proxy_headers else None
         """Whose word on a request's client is taken."""
         self.state: dict[str, Any] = {}
         self.heads = Heads(config.server_header, config.date_header, config.header)
-        self.connections: set[Connection] = set()
+        self.connections: set[Connection | Session] = set()
         self.load = 0
         """Connections, with those that were accepted but have no transport yet."""
         self.running: set[Exchange] = set()
@@ -133,6 +149,26 @@ class Service:
         self.connections.discard(connection)
         self.change_load(-1)
 
+    def socket_opened(self, session: Session, handshake: Handshake) -> None:
+        """A connection has become a WebSocket."""
+        self.connections.add(session)
+        self.sockets.add(session)
+        self.statuses[1] += 1
+        if self.access_log is not None:
+            session.record = SocketRecord(handshake.scope, handshake.target)
+            session.record.accepted(handshake.seconds, handshake.response_headers)
+            self.access_log.record_socket(session.record)
+
+    def socket_lost(self, session: Session) -> None:
+        """A WebSocket's connection is over."""
+        self.connections.discard(session)
+        self.sockets.discard(session)
+        self.change_load(-1)
+        record = session.record
+        if self.access_log is not None and record is not None:
+            record.closed(session.code, session.sent, session.round_trip)
+            self.access_log.record_socket(record)
+
     def change_load(self, by: int) -> None:
         """Count connections taken or gone, and let the other workers see how many there are."""
         self.load += by
@@ -148,6 +184,15 @@ class Service:
     def log_error(self, event: str) -> None:
         """Log something that went wrong in this worker."""
         logger.error("%s %s", self.subject, event)
+
+    def log_refusal(self, client: Endpoint | None, error: HTTPError) -> None:
+        """Log why a client's request is refused; its next such requests at level DEBUG alone."""
+        before = self._refusals.now(self.loop.time())
+        level = logging.DEBUG if before is None else logging.INFO
+        more = f" ({before} more refused before)" if before else ""
+        peer = client[0] if client else "a UNIX socket"
+        text = "%s refused a request from %s: %s (%d)%s"
+        logger.log(level, text, self.subject, peer, error, error.status, more)
 
     def attend(self, exchange: Exchange) -> Application:
         """Look at a request that begins, where there is something to look for.
@@ -170,6 +215,8 @@ class Service:
         self._publish()
         for connection in [c for c in self.connections if c.deadline < now]:
             connection.expire(now)
+        for handshake in [h for h in self.handshakes if h.deadline < now]:
+            handshake.expire()
         if self.config.request_timeout:
             begun = now - self.config.request_timeout
             for exchange in [e for e in self.running if e.started <= begun]:
@@ -181,6 +228,7 @@ class Service:
         row[Cell.CONNECTIONS] = len(self.connections)
         row[Cell.IN_FLIGHT] = len(self.running)
         row[Cell.REQUESTS] = self.requests
+        row[Cell.WEBSOCKETS] = len(self.sockets)
         for hundreds in range(1, 6):
             row[Cell(Cell.STATUS_1XX + hundreds - 1)] = self.statuses[hundreds]
 

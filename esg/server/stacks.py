@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import sys
 import traceback
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
+
+
+class Helper(Protocol):
+    """What a task has given its work to."""
+
+    thread: int
+    """The identifier of the thread that is at it, or 0."""
+
+
+helpers: dict[asyncio.Task[Any] | None, Helper] = {}
+"""Tasks whose work is done by a thread."""
+
+_OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 def task_stack(task: asyncio.Task[Any]) -> str:
     """The frames from the coroutine that `task` runs to the innermost it awaits.
 
     `Task.get_stack` gives the first of them only. A task that waits for another is followed into
-    it. The first frame, which is this server's own, is left out.
+    it, one whose work a thread does into that thread. The first frame, which is this server's
+    own, is left out.
     """
+    helper = helpers.get(task)
+    if helper is not None:
+        return _thread_stack(helper.thread)
     frames: list[FrameType] = []
     waiting: Any = task
     while isinstance(waiting, asyncio.Task):
@@ -22,6 +41,17 @@ def task_stack(task: asyncio.Task[Any]) -> str:
         waiting = getattr(waiting, "_fut_waiter", None)
     summary = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames[1:])
     return "".join(summary.format()).rstrip()
+
+
+def _thread_stack(thread: int) -> str:
+    """Where a thread is, from the application's first frame on."""
+    frame = sys._current_frames().get(thread)
+    if frame is None:
+        return "  (it waits for a thread)"
+    entries = traceback.extract_stack(frame)
+    own = [at for at, entry in enumerate(entries) if entry.filename.startswith(_OWN)]
+    first = next((at for at in own if at + 1 not in own), -1)
+    return "".join(traceback.StackSummary.from_list(entries[first + 1 :]).format()).rstrip()
 
 
 def _frames(awaited: Any) -> list[FrameType]:

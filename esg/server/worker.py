@@ -19,16 +19,24 @@ from esg.server import debug_page, lifeline
 from esg.server.acceptor import Acceptor
 from esg.server.access_log import AccessLog, LoggedAccess, access_log
 from esg.server.asgi import Application
+from esg.server.http1.connection import Connection
 from esg.server.interfaces import adapt
 from esg.server.lifespan import Lifespan
 from esg.server.loops import loop_factory
 from esg.server.service import TICK, Service
+from esg.server.websocket.frames import GOING_AWAY, SERVICE_RESTART
 
 SHUTDOWN_MINIMUM = 3.0
 """Seconds the lifespan's shutdown has at least, however late the drain ended."""
 
 IDLE_TIME = 1.0
 """Seconds after which the end of an idle connection meets no request on its way, in development."""
+
+ENDS = ("shutdown", "should_exit")
+"""Reasons to drain a worker after which there is none to connect to."""
+
+LONGEST_PAUSE = 0.02
+"""Seconds between the ends of two WebSockets, at most, when a worker drains."""
 
 CANCEL_LIMIT = 1.0
 """Seconds that cancelled requests have to come to their end."""
@@ -237,6 +245,7 @@ class Worker:
         self._deadline = deadline = self._loop.time() + self._order.grace
         self._row[Cell.STATE] = RowState.DRAINING
         self._service.draining = True
+        self._farewell = self._loop.create_task(self._close_sockets(self._order))
         if self._order.final and not self._quick.is_set():
             await self._acceptor.stop_last()
         else:
@@ -258,7 +267,8 @@ class Worker:
         """
         limit = self._loop.time() - IDLE_TIME - TICK  # the clock is up to a tick behind
         for connection in list(self._service.connections):
-            connection.close_if_idle(limit + self._config.timeout_keep_alive + TICK)
+            if isinstance(connection, Connection):
+                connection.close_if_idle(limit + self._config.timeout_keep_alive + TICK)
 
     async def _wait_until_idle(self, deadline: float) -> None:
         """Wait until nothing is left to finish, the grace is over, or the arbiter says quick."""
@@ -267,7 +277,22 @@ class Worker:
                 return
             await asyncio.sleep(0.02)
 
+    async def _close_sockets(self, order: mailbox.Drain) -> None:
+        """Close WebSockets, spread over the first half of the grace: their clients come back."""
+        ends = order.final or order.reason in ENDS or self._quick.is_set()
+        code = GOING_AWAY if ends else SERVICE_RESTART
+        sockets = list(self._service.sockets)
+        random.shuffle(sockets)
+        begun = self._loop.time()
+        pause = min(order.grace / 2 / max(1, len(sockets)), LONGEST_PAUSE)
+        for number, session in enumerate(sockets):
+            late = begun + number * pause - self._loop.time()
+            if late > 0 and not self._quick.is_set():
+                await asyncio.sleep(late)
+            session.close_with(code, "")
+
     async def _cancel_rest(self) -> None:
+        await self._farewell
         tasks = [exchange.task for exchange in self._service.running]
         if tasks:
             logs.logger.warning(

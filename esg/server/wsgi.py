@@ -27,6 +27,7 @@ from urllib.parse import unquote_to_bytes
 
 from esg import logs
 from esg.payload import current_worker
+from esg.server import stacks
 from esg.server.asgi import Headers, Message, Receive, Scope, Send
 from esg.server.http1.exchange import ClientDisconnected
 
@@ -66,9 +67,9 @@ class WSGIAdapter:
         `multiprocess`: whether other processes serve the same application.
         """
         worker = current_worker()
-        subject = (
-            logs.worker_subject(worker.number, worker.generation, worker.pid) if worker else ""
-        )
+        subject = None
+        if worker is not None:
+            subject = logs.worker_subject(worker.number, worker.generation, worker.pid)
         self.app = app
         self._subject = subject
         self._threads = Threads(threads)
@@ -77,7 +78,7 @@ class WSGIAdapter:
             "SERVER_SOFTWARE": "esg",
             "wsgi.version": (1, 0),
             "wsgi.errors": ErrorStream(subject),
-            "wsgi.multithread": True,
+            "wsgi.multithread": threads > 1,
             "wsgi.multiprocess": multiprocess,
             "wsgi.run_once": False,
             "wsgi.input_terminated": True,
@@ -112,7 +113,12 @@ class WSGIAdapter:
         if _may_have_body(environ):
             await call.look_at_body()
         self._threads.submit(call.run)
-        await call.serve()
+        task = asyncio.current_task()
+        stacks.helpers[task] = call
+        try:
+            await call.serve()
+        finally:
+            del stacks.helpers[task]
 
 
 def _may_have_body(environ: Environ) -> bool:
@@ -216,7 +222,7 @@ class ErrorStream(threading.local):
 
     _begun = ""
 
-    def __init__(self, subject: str) -> None:
+    def __init__(self, subject: logs.Subject | None) -> None:
         """`subject` is how the log names this worker."""
         self._subject = subject
 
@@ -240,7 +246,14 @@ class ErrorStream(threading.local):
 
     def _log(self, line: str) -> None:
         if line.strip():
-            logger.error("%s", f"{self._subject} wsgi.errors: {line.rstrip()}".lstrip())
+            _log(self._subject, f"wsgi.errors: {line.rstrip()}")
+
+
+def _log(subject: logs.Subject | None, event: str, error: BaseException | None = None) -> None:
+    if subject is None:
+        logger.error("%s", event, exc_info=error)
+    else:
+        logger.error("%s %s", subject, event, exc_info=error)
 
 
 class FileWrapper(wsgiref.util.FileWrapper):
@@ -281,11 +294,19 @@ class _Call:
         "_sent",
         "_subject",
         "_waiter",
+        "thread",
     )
 
     def __init__(
-        self, app: WSGIApplication, environ: Environ, receive: Receive, send: Send, subject: str
+        self,
+        app: WSGIApplication,
+        environ: Environ,
+        receive: Receive,
+        send: Send,
+        subject: logs.Subject | None,
     ) -> None:
+        self.thread = 0
+        """The thread that is at it: its identifier, or 0 for none."""
         self._app = app
         self._environ = environ
         # The environ is the application's to change.
@@ -392,9 +413,9 @@ class _Call:
 
     def _log_late(self, error: BaseException) -> None:
         if not isinstance(error, ClientDisconnected):
-            what = f"{self._subject} exception in the application after the end of its request"
+            what = "exception in the application after the end of its request"
             method, path = self._request
-            logger.error("%s: %s %s", what.lstrip(), method, ascii(path), exc_info=error)
+            _log(self._subject, f"{what}: {method} {path!a}", error)
 
     # -- in the thread: orders ---------------------------------------------------------
 
@@ -434,9 +455,11 @@ class _Call:
         """Call the application and send its response; raises nothing."""
         try:
             if not self._over:  # while it waited for a thread
+                self.thread = threading.get_ident()
                 self._context.run(self._respond)
         except BaseException as error:  # noqa: BLE001 - applications may raise anything
             self._error = error
+        self.thread = 0
         self._errors.flush()
         self._input.close()
         try:

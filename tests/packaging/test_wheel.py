@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
     reason="needs pip and hatchling",
 )
 
-REQUIRED = ("click", "h11", "setproctitle")
+REQUIRED = ("click", "h11", "setproctitle", "websockets")
 """What can't be left out; uvloop and httptools can."""
 
 OPTIONAL = ("httptools", "uvloop")

@@ -88,7 +88,7 @@ def test_what_cannot_be_served_is_refused(
 def test_a_factory_may_make_a_wsgi_application(start: Start) -> None:
     source = WSGI.replace("def app(", "def served(") + "\n\ndef app():\n    return served\n"
     esg = start("--factory", source=source)
-    assert esg.whoami()["multiprocess"] is False
+    assert esg.whoami()["multiprocess"] is True
 
 
 # -- threads ---------------------------------------------------------------------------

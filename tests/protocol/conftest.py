@@ -171,12 +171,13 @@ class Server:
         await until(lambda: len(self.service.connections) == count)
 
     async def stop(self) -> None:
-        """Hang up every client; every connection must be over then."""
+        """Hang up every client; every connection must be over then, and every application call."""
         self._acceptor.stop()
         for client in self._clients:
             client.close()
         await until(lambda: not self._acceptor.busy)
         await self.connections(0)
+        await until(lambda: self.service.idle)
 
 
 @pytest.fixture(params=[AsyncioLoop, UvloopLoop], ids=["asyncio", "uvloop"], autouse=True)

@@ -362,3 +362,34 @@ async def test_a_stream_to_a_client_that_is_gone_lets_the_others_be_served(serve
     leaver.reset()
     await until(lambda: ended)
     assert (await server.connect().request(get(b"/"))).status == 200
+
+
+# -- applications that end when they hear of it ----------------------------------------------
+
+
+async def wait_for_disconnect(scope, receive, send):
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def stream_until_disconnect(scope, receive, send):
+    await start(send)
+    await piece(send, b"first")
+    await wait_for_disconnect(scope, receive, send)
+
+
+@pytest.mark.parametrize("app", [wait_for_disconnect, stream_until_disconnect])
+@pytest.mark.parametrize("how", ["close", "reset", "half"])
+async def test_an_application_may_end_when_it_hears_that_the_client_left(serve, app, how):
+    server = serve(app)
+    client = server.connect()
+    await client.send(get())
+    await until(lambda: server.service.running)
+    await turns(3)
+    if how == "half":
+        client.shutdown()
+    else:
+        gone(client, how)
+    await until(lambda: server.service.idle)
+    # The log has no error (its fixture looks), and no request is made a 500 for it.
+    assert server.service.statuses[5] == 0

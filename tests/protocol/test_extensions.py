@@ -388,3 +388,16 @@ async def test_a_client_that_does_not_read_is_cut_off_in_the_end(serve, large):
     await until(lambda: sender.failure)
     assert isinstance(sender.failure, ClientDisconnected)
     await until(lambda: server.service.idle)
+
+
+async def test_a_path_that_is_no_regular_file_is_refused(serve, tmp_path, log):
+    os.mkfifo(tmp_path / "fifo")
+
+    async def app(scope, receive, send):
+        await start(send)
+        await send(path_of(tmp_path / "fifo"))
+
+    client = serve(app).connect()
+    await client.send(get())
+    assert (await client.response()).status == 500
+    assert "regular files only" in log.claim("exception in the application")

@@ -236,7 +236,7 @@ async def test_draining_http10(serve):
 @pytest.mark.parametrize("option", [b"Upgrade", b"keep-alive, upgrade", b"Upgrade, HTTP2-Settings"])
 async def test_an_upgrade_nobody_takes_up_is_plain_http(serve, protocol, option):
     record = Recorder()
-    client = serve(record).connect()
+    client = serve(record, ws="none").connect()
     offer = (b"Connection: " + option, b"Upgrade: " + protocol)
     for _ in range(3):
         response = await client.request(get(b"/a", *offer))

@@ -41,9 +41,11 @@ def written():
 
 async def sizes(serve, written, app, *requests):
     """What `%(b)s` is for each of these requests."""
-    client = serve(app, log_fd=written.fd, access_logformat="%(b)s").connect()
+    server = serve(app, log_fd=written.fd, access_logformat="%(b)s")
+    client = server.connect()
     for data in requests:
         await client.request(data)
+    await until(lambda: sum(server.service.statuses) == len(requests))
     return await written()
 
 
@@ -119,6 +121,17 @@ async def test_a_body_that_is_longer_than_announced_counts_as_far_as_it_was_sent
 
     assert await sizes(serve, written, app, get()) == ["3"]
     log.claim("longer than its Content-Length")
+
+
+async def test_a_page_with_a_traceback_counts(serve, written, log):
+    async def app(scope, receive, send):
+        raise ValueError
+
+    client = serve(app, debug=True, log_fd=written.fd, access_logformat="%(b)s").connect()
+    await client.send(get())
+    response = await client.response()
+    assert await written() == [str(len(response.body))]
+    log.claim("exception in the application")
 
 
 async def test_a_file_counts(serve, written, tmp_path):

@@ -10,7 +10,7 @@ import asyncio
 
 import pytest
 
-from .apps import Gate, Recorder, respond, start
+from .apps import Gate, Recorder, hello, respond, start
 from .wire import chunked, get, post, post_chunked, request, turns, until
 
 
@@ -414,3 +414,20 @@ def test_refusals_do_not_depend_on_what_the_caller_is_doing(runner, serve, name)
     except KeyError:
         response = runner.run(server.connect().request(BAD_REQUEST[name]))
     assert response.status == 400
+
+
+async def test_a_refusal_is_explained_in_the_log(serve, log):
+    server = serve(hello)
+    for _ in range(3):
+        client = server.connect()
+        await client.send(b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n")
+        assert (await client.response()).status == 400
+        await client.closed()
+    told = [record for record in log.records if "refused a request" in record.getMessage()]
+    assert [record.levelname for record in told] == ["INFO", "DEBUG", "DEBUG"]
+    assert told[0].getMessage().endswith("from 127.0.0.1: malformed Host (400)")
+    server.advance(61)
+    client = server.connect()
+    await client.send(b"GET / HTTP/1.1\r\n\r\n")
+    await client.response()
+    assert "(400) (2 more refused before)" in log.messages[-1]

@@ -1086,3 +1086,27 @@ async def test_a_websocket_is_refused():
     adapter = WSGIAdapter(echo, threads=1, multiprocess=False)
     await adapter({"type": "websocket"}, receive, send)
     assert sent == [{"type": "websocket.close"}]
+
+
+async def test_a_request_that_takes_too_long_shows_where_its_thread_is(serve_wsgi, log):
+    gate = threading.Event()
+
+    def app(environ, start_response):
+        gate.wait()  # here it stands
+        start_response("200 OK", [])
+        return []
+
+    server = serve_wsgi(app, threads=1, request_timeout=5)
+    first, second = server.connect(), server.connect()
+    await first.send(get())
+    await until(lambda: len(server.service.running) == 1)
+    await second.send(get())
+    await until(lambda: len(server.service.running) == 2)
+    server.advance(7)
+    assert (await first.response()).status == 503
+    assert (await second.response()).status == 503
+    told = log.claim("request timed out"), log.claim("request timed out")
+    gate.set()
+    assert sum("gate.wait()  # here it stands" in record for record in told) == 1
+    assert sum("it waits for a thread" in record for record in told) == 1
+    assert not any("wsgi.py" in record and "test_wsgi.py" not in record for record in told)

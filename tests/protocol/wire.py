@@ -144,6 +144,15 @@ class Client:
         async with asyncio.timeout(DEADLINE):
             return parse_head(await self._read_until(b"\r\n\r\n"))
 
+    async def head_of(self, status: int) -> Response:
+        """Read the head of a response that must have this status, which may be a 101."""
+        async with asyncio.timeout(DEADLINE):
+            head = await self._read_until(b"\r\n\r\n")
+        response = parse_head(head.replace(b" 101 ", b" 201 ", 1))
+        response.status = int(head[9:12])
+        assert response.status == status, head
+        return response
+
     async def exactly(self, expected: bytes) -> None:
         """Read precisely these bytes."""
         async with asyncio.timeout(DEADLINE):

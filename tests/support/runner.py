@@ -130,8 +130,7 @@ class Esg:
         return [child.pid for child in self.arbiter.children() if _is_watcher(child)]
 
     def zombies(self) -> list[int]:
-        children = self.arbiter.children()
-        return [child.pid for child in children if child.status() == psutil.STATUS_ZOMBIE]
+        return [child.pid for child in self.arbiter.children() if _is_zombie(child)]
 
     def signal(self, signum: int) -> None:
         """Send a signal to the arbiter."""
@@ -275,6 +274,13 @@ class Esg:
 
     def _claimed(self, record: Record) -> bool:
         return any(re.search(pattern, record.text) for pattern in self._claims)
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # reaped meanwhile
+        return False
 
 
 def _is_watcher(process: psutil.Process) -> bool:

@@ -121,7 +121,8 @@ def everything_built(monkeypatch):
     kind = choice("auto", "asgi3", "asgi2", "wsgi")
     built["interface"] = dataclasses.replace(built["interface"], kind=kind)
     monkeypatch.setattr(config, "SETTINGS", built)
-    monkeypatch.setattr(api, "prepare", lambda made: made)  # the files aren't there
+    for name in ("prepare", "enter_folder"):  # the files and folders aren't there
+        monkeypatch.setattr(api, name, lambda made: made)
     monkeypatch.setattr(api, "check", lambda made: None)
 
 

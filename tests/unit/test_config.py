@@ -375,10 +375,8 @@ def test_a_default_that_is_spelt_out_is_fine(declared):
     [
         ("uds", "/run/x", "--bind HOST:PORT"),
         ("fd", "3", "--bind HOST:PORT"),
-        ("ws", "websockets", "leave it out"),
         ("daemon", "on", "service manager"),
         ("preload", "on", "leave it out"),
-        ("ws_ping_timeout", "5", "leave it out"),
     ],
 )
 def test_what_is_not_built_is_refused(name, value, advice):

@@ -372,3 +372,24 @@ def test_settings_that_need_an_arbiter(settings, told):
 
 def test_settings_that_mean_something_without_an_arbiter():
     make(App(), graceful_timeout=1, max_requests=5, name="shop", workers=1)
+
+
+def test_servers_that_have_ended_leave_logging_and_files_as_they_were(tmp_path):
+    async def main():
+        files = set(os.listdir("/proc/self/fd"))
+        names = {"access_logfile": str(tmp_path / "a"), "error_logfile": str(tmp_path / "e")}
+        servers = [make(App(), access_log=True, log_level="info", **names) for _ in range(2)]
+        tasks = [asyncio.ensure_future(server.serve()) for server in servers]
+        while not all(server.started for server in servers):
+            await asyncio.sleep(0.001)
+        for server, task in zip(servers, tasks, strict=True):
+            logger.error("%s", "still written")
+            server.should_exit = True
+            await task
+        assert set(os.listdir("/proc/self/fd")) == files
+
+    logger = logging.getLogger("esg")
+    before = logger.handlers[:], logger.level, logger.propagate, logging.lastResort
+    asyncio.run(main())
+    assert (logger.handlers, logger.level, logger.propagate, logging.lastResort) == before
+    assert (tmp_path / "e").read_text().count("still written") == 2

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esg.logs import worker_subject
 from esg.server.asgi import http_scope, http_template
 from esg.server.http1.exchange import ClientDisconnected
 from esg.server.wsgi import (
@@ -274,22 +275,22 @@ def lines(caplog, monkeypatch):
 
 
 def test_each_line_is_a_line_of_the_log(lines):
-    stream = ErrorStream("worker=1")
+    stream = ErrorStream(worker_subject(1, 1, 1))
     stream.write("a\nb\n\n")
     stream.writelines(["c", "\n", "d"])
-    assert lines() == [f"worker=1 wsgi.errors: {text}" for text in "abc"]
+    assert lines() == [f"worker=1 gen=1 pid=1 wsgi.errors: {text}" for text in "abc"]
     stream.flush()
     stream.flush()
-    assert lines()[3:] == ["worker=1 wsgi.errors: d"]
+    assert lines()[3:] == ["worker=1 gen=1 pid=1 wsgi.errors: d"]
 
 
 def test_print_can_be_used(lines):
-    print("a", "b", file=ErrorStream(""))
+    print("a", "b", file=ErrorStream(None))
     assert lines() == ["wsgi.errors: a b"]
 
 
 def test_lines_of_threads_do_not_mix(lines):
-    stream = ErrorStream("")
+    stream = ErrorStream(None)
     stream.write("be")
     thread = threading.Thread(target=lambda: stream.write("other\n"))
     thread.start()
@@ -299,7 +300,7 @@ def test_lines_of_threads_do_not_mix(lines):
 
 
 def test_a_percent_sign_is_no_format(lines):
-    ErrorStream("").write("100%s\n")
+    ErrorStream(None).write("100%s\n")
     assert lines() == ["wsgi.errors: 100%s"]
 
 

@@ -15,7 +15,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from esg.errors import (
     ContentTooLarge,
@@ -38,10 +38,13 @@ from esg.server.http1.framing import (
     check_trailers,
     examine,
 )
-from esg.server.http1.parser import Parser
+from esg.server.http1.parser import Held, Parser
 from esg.server.http1.response import Content, plain_response
 from esg.server.http1.sendfile import copy_part, send_part
 from esg.server.service import TICK, Service
+
+if TYPE_CHECKING:
+    from esg.server.websocket.session import Session
 
 FEED_SLICE = 16384
 """Bytes given to the parser at once, so that a bound on what it may find can be kept."""
@@ -353,7 +356,45 @@ class Connection(asyncio.Protocol):
             except HTTPError as refusal:
                 self._refuse_incoming(refusal)
                 return
+            if self.service.websockets is not None and self._take_up():
+                self.parser = Held()
             stopped = self._try_to_parse(data)
+
+    def _take_up(self) -> bool:
+        """Whether the request that has just offered to change the protocol wants a WebSocket.
+
+        It is made a handshake then; what comes behind it is held until it has been answered.
+        """
+        from esg.server.websocket.handshake import Handshake, is_handshake
+
+        offered = self._queue[-1] if self._queue else self._start
+        if offered is None or offered.framing.length or not is_handshake(offered.scope):
+            return False
+        handshake = Handshake(self, offered.scope, offered.framing, offered.target)
+        if self._queue:
+            self._queue[-1] = handshake
+        else:
+            self._exchange = self._start = handshake
+        return True
+
+    @property
+    def refuses(self) -> bool:
+        """Whether what came behind the request being answered can't be served."""
+        return self._refusal is not None
+
+    def hand_over(self, session: Session) -> bytes:
+        """Give the transport away; returns what the client has sent behind the handshake."""
+        held = self.parser.held if isinstance(self.parser, Held) else b""
+        rest, self._pending = held + self._pending, b""
+        self._exchange = None
+        self._wait = END
+        self.deadline = math.inf
+        self.write = _write_nothing
+        self.service.connections.discard(self)
+        session.take_transport(self._transport, self.write_paused)
+        if self._paused:
+            self._transport.resume_reading()
+        return rest
 
     def _try_to_parse(self, data: bytes | memoryview) -> Exception | None:
         receiving = self._incoming
@@ -405,6 +446,8 @@ class Connection(asyncio.Protocol):
 
     def _regulate(self) -> None:
         """Read as long as what was read finds a taker."""
+        if self._wait is END:
+            return  # what comes is dropped, by reading it
         full = self.buffered > BODY_BUFFER or len(self._queue) >= PIPELINE_LIMIT
         if full and not self._paused:
             self._pause_reading()
@@ -516,6 +559,7 @@ class Connection(asyncio.Protocol):
         if incoming is not None and incoming in self._queue:
             self._queue.remove(incoming)
         self._refusal = error.status
+        self.service.log_refusal(self._template["client"], error)
         if self._exchange is None:
             self._answer_refusal()
         elif self._exchange is incoming:

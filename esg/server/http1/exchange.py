@@ -35,14 +35,19 @@ from esg.server.http1.response import (
     NO_CONTENT,
     TRAILING,
     USUAL,
+    Content,
     check_fields,
 )
+from esg.server.http1.sendfile import open_file
 from esg.server.stacks import task_stack
 
 if TYPE_CHECKING:
     from esg.server.http1.connection import Connection
 
 logger = logging.getLogger("esg")
+
+NOTHING, BODY_END, DISCONNECT = range(3)
+"""What `receive` has told the application of the request's end."""
 
 START = "http.response.start"
 BODY = "http.response.body"
@@ -80,7 +85,7 @@ class Exchange:
         "_length",
         "_lines",
         "_pieces",
-        "_told_end",
+        "_told",
         "_trailers",
         "_waiters",
         "complete",
@@ -109,7 +114,7 @@ class Exchange:
         self.complete = framing.length == 0
         self.received = 0
         self._pieces: list[bytes] | None = None
-        self._told_end = False
+        self._told = NOTHING
         self._awaiting_continue = framing.expects_continue
         self._waiters: tuple[asyncio.Future[None], ...] = ()
         # the response; what has no value yet is set together with _lines
@@ -149,9 +154,10 @@ class Exchange:
                 return {"type": "http.disconnect"}
             if self._pieces:
                 return self._request_message(self._take_body())
-            if self.complete and not self._told_end:
+            if self.complete and not self._told:
                 return self._request_message(b"")
             if self._connection.ends_soon:
+                self._told = DISCONNECT
                 return {"type": "http.disconnect"}
             if self._awaiting_continue and not self.complete:
                 self._awaiting_continue = False
@@ -365,7 +371,7 @@ class Exchange:
         loop = self._connection.service.loop
         self.state = FILE
         try:
-            file = await loop.run_in_executor(None, open, message["path"], "rb")
+            file = await loop.run_in_executor(None, open_file, message["path"])
         finally:
             if self.state is FILE:
                 self.state = BODY
@@ -414,13 +420,20 @@ class Exchange:
     # -- what may go wrong -------------------------------------------------------------
 
     def _failed(self, error: BaseException) -> None:
-        if self.state is GONE and _is_disconnect(error):
+        if self.state is GONE and is_disconnect(error):
             logger.debug("the client left before its response", exc_info=error)
             return
         self._log_error("exception in the application", error)
         self._end_badly(error=error)
 
     def _unfinished(self) -> None:
+        if self._told == DISCONNECT:
+            logger.debug("the application ended when it heard that the client had gone")
+            if self.head_sent:
+                self._connection.record(self)
+            self.disconnect()
+            self._connection.cut()
+            return
         what = "without a response" if self.state is START else "before its response was complete"
         self._log_error(f"the application returned {what}")
         self._end_badly()
@@ -450,10 +463,14 @@ class Exchange:
             content = None
             if error is not None and self._connection.service.config.debug:
                 content = debug_page.content(error, self.scope["headers"])
-            self.status = status
-            self._connection.answer_error(status, self.framing.head_only, content)
+            self._answer(status, content)
         self._connection.record(self)
         self.wake()
+
+    def _answer(self, status: int, content: Content | None) -> None:
+        """Answer in the application's place, and close."""
+        self.status = status
+        self._connection.answer_error(status, self.framing.head_only, content)
 
     def _log_error(self, what: str, error: BaseException | None = None, stack: str = "") -> None:
         logger.error(
@@ -504,7 +521,7 @@ class Exchange:
         return body
 
     def _request_message(self, body: bytes) -> Message:
-        self._told_end = self.complete
+        self._told = BODY_END if self.complete else NOTHING
         return {"type": "http.request", "body": body, "more_body": not self.complete}
 
     @property
@@ -538,14 +555,14 @@ def _as_bytes(body: object) -> bytes:
     return bytes(body)
 
 
-def _is_disconnect(error: BaseException) -> bool:
+def is_disconnect(error: BaseException) -> bool:
     """Whether an error says only that the client has gone, perhaps inside a group.
 
     Starlette turns ClientDisconnected, and an `http.disconnect` it didn't wait for, into an
     exception of its own.
     """
     if isinstance(error, BaseExceptionGroup):
-        return all(_is_disconnect(inner) for inner in error.exceptions)
+        return all(is_disconnect(inner) for inner in error.exceptions)
     causes = (error, error.__cause__, error.__context__)
     if any(isinstance(cause, ClientDisconnected) for cause in causes):
         return True

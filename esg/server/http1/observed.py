@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from esg.server.asgi import Headers, Message, Scope
 from esg.server.http1.exchange import BODY, NO_BODY, START, Exchange
 from esg.server.http1.framing import Framing
-from esg.server.http1.response import REASONS
+from esg.server.http1.response import REASONS, Content
 
 if TYPE_CHECKING:
     from esg.server.http1.connection import Connection
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Observed(Exchange):
     """An exchange that knows how long it took and how much it sent."""
 
-    __slots__ = ("_began", "_sent", "response_headers")
+    __slots__ = ("_began", "_page", "_sent", "response_headers")
 
     def __init__(
         self, connection: Connection, scope: Scope, framing: Framing, target: bytes
@@ -28,6 +28,8 @@ class Observed(Exchange):
         super().__init__(connection, scope, framing, target)
         self._began = time.perf_counter()
         self._sent = 0
+        self._page: Content | None = None
+        """What was sent in the application's place, if that isn't the usual."""
         self.response_headers: Headers = []
         """The fields that the application gave, which aren't all that were sent."""
 
@@ -43,10 +45,16 @@ class Observed(Exchange):
             left = self._left
         except AttributeError:
             # The application's head never went out, so the response was the server's own.
-            return 0 if self.framing.head_only else len(REASONS.get(self.status, "Error"))
+            if self.framing.head_only:
+                return 0
+            return len(self._page[1] if self._page else REASONS.get(self.status, "Error"))
         if left == NO_BODY:
             return 0
         return self._sent if self._length < 0 else min(self._sent, self._length)
+
+    def _answer(self, status: int, content: Content | None) -> None:
+        self._page = content
+        super()._answer(status, content)
 
     async def send(self, message: Message) -> None:
         """As `Exchange.send`; what is noted must be so before the last piece ends the exchange."""

@@ -74,6 +74,41 @@ class Parser(Protocol):
         """
 
 
+class Held:
+    """A parser that parses nothing: behind a handshake it isn't known what bytes are."""
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held = b""
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Keep some bytes."""
+        self.held += data
+
+    def method(self) -> bytes:
+        """See `Parser`; nothing is parsed that could have one."""
+        raise NotImplementedError
+
+    def http_version(self) -> str:
+        """See `method`."""
+        raise NotImplementedError
+
+    def persists(self) -> bool:
+        """See `method`."""
+        raise NotImplementedError
+
+    def upgrades(self) -> bool:
+        """See `method`."""
+        raise NotImplementedError
+
+    def recover(
+        self, error: Exception, data: bytes | memoryview, body_length: int
+    ) -> bytes | memoryview:
+        """See `Parser`."""
+        raise error
+
+
 def parser_class(name: str) -> Callable[[Sink], Parser]:
     """The parser that `--http` names; `auto` is httptools where it is installed.
 

@@ -51,7 +51,13 @@ NO_FIELDS = object()
 _lines: dict[object, Line] = {}
 """Header lines that were checked before: applications send the same few over and over."""
 
-REASONS = {status.value: status.phrase for status in HTTPStatus}
+REASONS = {status.value: status.phrase for status in HTTPStatus} | {
+    # as RFC 9110 has them: Python's depend on its version
+    413: "Content Too Large",
+    414: "URI Too Long",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
 SERVER_NAME = b"esg"
 
 

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from collections.abc import Awaitable, Callable
+from typing import BinaryIO
 
 PIECE = 262144
 """Bytes read at once where the kernel can't send the file itself."""
 
 MOST_AT_ONCE = 1 << 24
 """Bytes asked of one sendfile(2): few enough that a thread is soon free for others."""
+
+
+def open_file(path: str) -> BinaryIO:
+    """Open a regular file. Raises OSError, and ValueError for what might block, as a FIFO does."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return os.fdopen(fd, "rb")
+    os.close(fd)
+    raise ValueError(f"http.response.pathsend sends regular files only, not {path!r}")
 
 
 async def send_part(

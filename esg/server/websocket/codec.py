@@ -1,0 +1,94 @@
+"""What a library has to do for a WebSocket, and which one a worker uses.
+
+Handshakes and frames that are a whole, uncompressed message are the server's own business; all
+else (control frames, fragments, compression) goes through a codec.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Protocol
+
+from esg.config import Config
+from esg.errors import BootError
+
+
+class Sink(Protocol):
+    """What a codec calls while it is fed."""
+
+    def on_message(self, message: str | bytes) -> None:
+        """A message is whole."""
+
+    def on_pong(self, content: bytes) -> None:
+        """A pong has come."""
+
+    def on_close(self, code: int, reason: str) -> None:
+        """The client closes; 1005 is what it is when it gives no code."""
+
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """Send an answer, to a ping for example."""
+
+
+class Codec(Protocol):
+    """One connection's frames; a thin adapter on somebody else's library, without policy."""
+
+    def feed(self, frame: bytes, sink: Sink) -> None:
+        """Take in a whole frame whose header is sound. Raises Failure."""
+
+    def message(self, first: int, content: bytes) -> bytes:
+        """The frame of a message, compressed if that was agreed on.
+
+        `first` is the first byte it would have if it weren't compressed.
+        """
+
+    def close(self, code: int, reason: str) -> bytes:
+        """The frame that begins the closing handshake."""
+
+
+Deflate = object
+"""What a library needs to know of the compression that was agreed on, for one connection."""
+
+
+class Library(Protocol):
+    """What makes codecs."""
+
+    @property
+    def name(self) -> str:
+        """The library's."""
+
+    def agree(self, offers: str) -> tuple[str, Deflate] | None:
+        """Choose among the offered extensions (RFC 7692, section 5).
+
+        Gives the field's value for the response and what a codec has to know; None for none.
+        """
+
+    def codec(self, most_bytes: int, deflate: Deflate | None) -> Codec:
+        """A codec that fails at messages of more bytes; 0 for no limit."""
+
+
+def library(config: Config) -> Library | None:
+    """What `--ws` names: None for no WebSockets. Raises BootError if it isn't installed."""
+    name = config.ws
+    if name == "none":
+        return None
+    if name == "wsproto":
+        _require("wsproto", config)
+        from esg.server.websocket.wsproto_codec import Wsproto
+
+        return Wsproto()
+    if name == "auto" and importlib.util.find_spec("websockets") is None:
+        return None
+    _require("websockets", config)
+    from esg.server.websocket.websockets_codec import Websockets
+
+    return Websockets()
+
+
+def _require(module: str, config: Config) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise BootError(
+            f"{config.origin('ws')}: {module} is not installed; try: pip install {module}, "
+            "or --ws none"
+        )

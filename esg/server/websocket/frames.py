@@ -1,0 +1,115 @@
+"""Frames as bytes: the few that a server makes itself, and what is wrong with a frame's header.
+
+RFC 6455, section 5.2. What has to be decoded is the codec's business.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+TEXT = 0x81
+BINARY = 0x82
+"""First bytes of frames that are whole messages, and not compressed."""
+
+CONTINUATION, CLOSE, PING = 0x0, 0x8, 0x9
+"""Opcodes."""
+
+PING_FRAME = 0x89
+
+MASKED_HEADER = 6
+"""Bytes of the smallest header of a frame from a client: the mask is a part of it."""
+
+LONGEST_CONTROL = 125
+"""Bytes of the largest control frame's content (section 5.5)."""
+
+LONGEST_REASON = LONGEST_CONTROL - 2
+
+NORMAL = 1000
+GOING_AWAY = 1001
+PROTOCOL_ERROR = 1002
+NO_CODE = 1005
+ABNORMAL = 1006
+INVALID_DATA = 1007
+TOO_BIG = 1009
+INTERNAL_ERROR = 1011
+SERVICE_RESTART = 1012
+"""Close codes (section 7.4.1; 1012 is of IANA's registry)."""
+
+_OPCODES = frozenset((0x0, 0x1, 0x2, 0x8, 0x9, 0xA))
+_SENDABLE = frozenset((1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014))
+
+_SHORT_HEADS = {
+    first: [bytes((first, size)) for size in range(126)] for first in (TEXT, BINARY, PING_FRAME)
+}
+
+
+def _unmask(content: bytes | memoryview, mask: bytes) -> bytes:
+    """Content as it was before the client masked it (section 5.3)."""
+    size = len(content)
+    key = int.from_bytes((mask * (size // 4 + 1))[:size], "big")
+    return (int.from_bytes(content, "big") ^ key).to_bytes(size, "big")
+
+
+unmask: Callable[[bytes | memoryview, bytes], bytes]
+try:
+    from websockets.speedups import apply_mask as unmask
+except ImportError:
+    unmask = _unmask
+
+
+class Failure(Exception):
+    """A client has broken the protocol; the connection ends with `code` and `reason`."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+def pack(first: int, content: bytes) -> bytes:
+    """A whole frame, unmasked, as servers send them."""
+    size = len(content)
+    if size < 126:
+        return _SHORT_HEADS[first][size] + content
+    return frame_head(first, size) + content
+
+
+def frame_head(first: int, size: int) -> bytes:
+    """What goes before the content of a frame with more than 125 bytes of it."""
+    if size < 65536:
+        return struct.pack("!BBH", first, 126, size)
+    return struct.pack("!BBQ", first, 127, size)
+
+
+def cut_reason(reason: str) -> str:
+    """As much of a close frame's reason as has room (section 5.5)."""
+    return reason.encode("utf-8", "replace")[:LONGEST_REASON].decode("utf-8", "ignore")
+
+
+def check_close_code(code: object) -> int:
+    """A close code that an application may send (sections 7.4.1 and 7.4.2), else ValueError."""
+    number = int(code)  # type: ignore[call-overload]
+    if number not in _SENDABLE and not 3000 <= number <= 4999:
+        raise ValueError(f"{code!r} is no close code that can be sent")
+    return int(number)
+
+
+def check_header(first: int, masked: bool, length: int, compressed: bool) -> None:
+    """Raise Failure for a frame that can't be one of a client's, whatever it contains.
+
+    `compressed`: permessage-deflate (RFC 7692) was agreed on, which uses the first reserved bit.
+    """
+    opcode = first & 0x0F
+    reserved = first & 0x70
+    if reserved and not (compressed and reserved == 0x40 and opcode in (1, 2)):
+        raise Failure(PROTOCOL_ERROR, "reserved bits must be 0")
+    if opcode not in _OPCODES:
+        raise Failure(PROTOCOL_ERROR, "invalid opcode")
+    if not masked:
+        raise Failure(PROTOCOL_ERROR, "frames from a client are masked")
+    if opcode >= CLOSE:
+        if not first & 0x80:
+            raise Failure(PROTOCOL_ERROR, "fragmented control frame")
+        if length > LONGEST_CONTROL:
+            raise Failure(PROTOCOL_ERROR, "control frame too long")

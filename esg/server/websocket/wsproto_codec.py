@@ -1,0 +1,140 @@
+"""The `wsproto` library as a codec."""
+
+from __future__ import annotations
+
+import io
+from typing import cast
+
+from wsproto.connection import SERVER, Connection, ConnectionState
+from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
+from wsproto.extensions import PerMessageDeflate
+from wsproto.utilities import RemoteProtocolError
+
+from esg.server.websocket.codec import Deflate, Sink
+from esg.server.websocket.frames import CLOSE, PROTOCOL_ERROR, TEXT, TOO_BIG, Failure
+
+SLICE = 4096
+"""Bytes decoded at once: deflate makes up to a thousand times as many of them."""
+
+
+class Wsproto:
+    """See `Library`."""
+
+    name = "wsproto"
+
+    def agree(self, offers: str) -> tuple[str, Deflate] | None:
+        """See `Library`."""
+        for offer in offers.split(","):
+            name, _, parameters = offer.strip().partition(";")
+            if name.strip() != PerMessageDeflate.name or not _understood(parameters):
+                continue
+            deflate = PerMessageDeflate()
+            try:
+                answer = deflate.accept(offer)
+            except ValueError:
+                continue
+            if answer is not None and answer is not False:
+                return "; ".join(filter(None, (deflate.name, str(answer)))), deflate
+        return None
+
+    def codec(self, most_bytes: int, deflate: Deflate | None) -> WsprotoCodec:
+        """See `Library`."""
+        return WsprotoCodec(most_bytes, cast(PerMessageDeflate | None, deflate))
+
+
+_FLAGS = ("client_no_context_takeover", "server_no_context_takeover")
+_BITS = ("client_max_window_bits", "server_max_window_bits")
+
+
+def _understood(parameters: str) -> bool:
+    """Whether parameters are those of RFC 7692 (section 7.1); wsproto lets others pass."""
+    names = []
+    for parameter in filter(None, (text.strip() for text in parameters.split(";"))):
+        name, equals, value = (part.strip() for part in parameter.partition("="))
+        value = value.strip('"')
+        bits = value.isascii() and value.isdigit() and 9 <= int(value) <= 15
+        if name in _FLAGS:
+            sound = not equals
+        else:
+            sound = name in _BITS and (bits if equals else name == _BITS[0])
+        if not sound:
+            return False
+        names.append(name)
+    return len(set(names)) == len(names)
+
+
+class WsprotoCodec:
+    """See `Codec`."""
+
+    __slots__ = ("_bytes", "_connection", "_most", "_pings", "_size", "_text")
+
+    def __init__(self, most_bytes: int, deflate: PerMessageDeflate | None) -> None:
+        self._connection = Connection(SERVER, [deflate] if deflate else [])
+        # A ping within a compressed message has wsproto forget that it is compressed.
+        self._pings = Connection(SERVER) if deflate else self._connection
+        self._most = most_bytes
+        # the message that is coming in
+        self._size = 0
+        self._text = io.StringIO()
+        self._bytes = io.BytesIO()
+
+    def feed(self, frame: bytes, sink: Sink) -> None:
+        """See `Codec`."""
+        connection = self._pings if frame[0] & 0x0F > CLOSE else self._connection
+        try:
+            for at in range(0, len(frame), SLICE):
+                connection.receive_data(frame[at : at + SLICE])
+                for event in connection.events():
+                    self._take(event, sink)
+        except RemoteProtocolError as error:
+            hint = error.event_hint
+            code = hint.code if isinstance(hint, CloseConnection) else PROTOCOL_ERROR
+            raise Failure(int(code), str(error)) from None
+
+    def _take(self, event: Event, sink: Sink) -> None:
+        if isinstance(event, TextMessage | BytesMessage):
+            self._take_piece(event, sink)
+        elif isinstance(event, Ping):
+            sink.write(bytes(self._pings.send(event.response())))
+        elif isinstance(event, Pong):
+            sink.on_pong(bytes(event.payload))
+        elif isinstance(event, CloseConnection):
+            self._take_close(event, sink)
+
+    def _take_close(self, event: CloseConnection, sink: Sink) -> None:
+        """The client closes; or, if that has changed no state, what it sent can't be parsed."""
+        state = self._connection.state
+        if state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING):
+            raise Failure(int(event.code), event.reason or "")
+        if state is ConnectionState.REMOTE_CLOSING:
+            sink.write(bytes(self._connection.send(event.response())))
+        sink.on_close(int(event.code), event.reason or "")
+
+    def _take_piece(self, event: TextMessage | BytesMessage, sink: Sink) -> None:
+        message: str | bytes
+        if isinstance(event, TextMessage):
+            self._text.write(event.data)
+            self._size += len(event.data) if event.data.isascii() else len(event.data.encode())
+        else:
+            self._bytes.write(event.data)
+            self._size += len(event.data)
+        if self._most and self._size > self._most:
+            raise Failure(TOO_BIG, f"over size limit ({self._size} > {self._most} bytes)")
+        if not event.message_finished:
+            return
+        self._size = 0
+        if isinstance(event, TextMessage):
+            message, self._text = self._text.getvalue(), io.StringIO()
+        else:
+            message, self._bytes = self._bytes.getvalue(), io.BytesIO()
+        sink.on_message(message)
+
+    def message(self, first: int, content: bytes) -> bytes:
+        """See `Codec`."""
+        text = first == TEXT
+        event = TextMessage(content.decode()) if text else BytesMessage(bytearray(content))
+        return bytes(self._connection.send(event))
+
+    def close(self, code: int, reason: str) -> bytes:
+        """See `Codec`."""
+        return bytes(self._connection.send(CloseConnection(code, reason)))

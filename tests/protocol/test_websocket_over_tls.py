@@ -1,0 +1,64 @@
+"""What holds for WebSockets over TCP holds over TLS: some of the tests, run over it."""
+
+from __future__ import annotations
+
+import pytest
+
+from .test_websocket import (
+    Echo,
+    test_a_client_that_answers_no_ping_is_gone,
+    test_a_client_that_is_just_gone,
+    test_a_client_that_never_answers_the_close,
+    test_a_client_that_takes_nothing_is_reset,
+    test_a_denial_response,
+    test_a_message_that_is_too_big,
+    test_a_send_that_waits_ends_with_the_connection,
+    test_a_slow_client_stops_the_application,
+    test_compression_is_agreed_on,
+    test_frames_right_behind_the_handshake,
+    test_messages_go_both_ways,
+    test_sizes_of_frames,
+    test_the_application_closes,
+    test_the_client_closes,
+    test_the_queue_has_so_many_messages,
+)
+from .ws_client import WebSocket
+
+__all__ = [
+    "test_a_client_that_answers_no_ping_is_gone",
+    "test_a_client_that_is_just_gone",
+    "test_a_client_that_never_answers_the_close",
+    "test_a_client_that_takes_nothing_is_reset",
+    "test_a_denial_response",
+    "test_a_message_that_is_too_big",
+    "test_a_send_that_waits_ends_with_the_connection",
+    "test_a_slow_client_stops_the_application",
+    "test_compression_is_agreed_on",
+    "test_frames_right_behind_the_handshake",
+    "test_messages_go_both_ways",
+    "test_sizes_of_frames",
+    "test_the_application_closes",
+    "test_the_client_closes",
+    "test_the_queue_has_so_many_messages",
+]
+
+
+@pytest.fixture
+def tls(authority, certificate):
+    """Over TLS."""
+    certfile, keyfile = certificate
+    settings = {"ssl_certfile": certfile, "ssl_keyfile": keyfile}
+    return settings, authority.client_context()
+
+
+@pytest.fixture
+def parser_settings():
+    """The parser and the library don't matter to what is below them."""
+    return {}
+
+
+async def test_the_scope(serve):
+    echo = Echo()
+    await WebSocket.open(serve(echo))
+    assert echo.scope["scheme"] == "wss"
+    assert echo.scope["extensions"]["tls"]["tls_version"] in (0x0303, 0x0304)
