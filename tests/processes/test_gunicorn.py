@@ -484,3 +484,32 @@ def test_an_orphan_drains_and_ends(gunicorn: Start) -> None:
     )
     assert server.process.wait() == -signal.SIGKILL
     server.process.returncode = 0
+
+
+ECHO = """
+async def app(scope, receive, send):
+    assert scope["type"] == "websocket"
+    await receive()
+    await send({"type": "websocket.accept"})
+    message = await receive()
+    await send({"type": "websocket.send", "text": message["text"]})
+    await receive()
+"""
+
+
+@pytest.mark.parametrize("worker", CLASSES)
+def test_a_websocket_is_served_and_logged(gunicorn: Start, worker: str) -> None:
+    client = pytest.importorskip("websockets.sync.client")
+    from websockets.exceptions import ConnectionClosed
+
+    server = gunicorn("--access-logfile", "-", source=ECHO, worker=worker, wait=False)
+    with client.connect(f"ws://127.0.0.1:{server.port}/chat", proxy=None) as connection:
+        connection.send("hello")
+        assert connection.recv(DEADLINE) == "hello"
+        server.signal(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed) as closed:
+            connection.recv(DEADLINE)
+    assert closed.value.rcvd.code == 1001
+    assert server.process.wait(DEADLINE) == 0
+    assert re.search(r'"GET /chat HTTP/1\.1" 101 ', server.out)
+    assert re.search(r'"WEBSOCKET /chat HTTP/1\.1" 1001 ', server.out)
