@@ -5,21 +5,28 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from esg.payload import WorkerInfo, current_worker
-
 if TYPE_CHECKING:
     from esg.api import Config, run
+    from esg.payload import WorkerInfo, current_worker
     from esg.server.embedded import Server
 
 __version__ = "0.1.0"
 
 __all__ = ["Config", "Server", "WorkerInfo", "__version__", "current_worker", "run"]
 
-_HOMES = {"Config": "esg.api", "Server": "esg.server.embedded", "run": "esg.api"}
+_HOMES = {
+    "Config": "esg.api",
+    "Server": "esg.server.embedded",
+    "WorkerInfo": "esg.payload",
+    "current_worker": "esg.payload",
+    "run": "esg.api",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import what an application that is merely served doesn't need when it is asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module 'esg' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    import_module("esg.platforms").check()
+    found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return found

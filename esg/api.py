@@ -21,6 +21,7 @@ from esg.server.prepare import prepare
 from esg.server.worker import run_worker
 from esg.supervisor.arbiter import Arbiter
 from esg.supervisor.signals import HANDLED
+from esg.supervisor.watcher import check
 
 
 def serve(read_config: Callable[[], internal.Config]) -> int:
@@ -31,7 +32,13 @@ def serve(read_config: Callable[[], internal.Config]) -> int:
     config = read_config()
     enter_folder(config)
     with logs.captured_warnings():
-        return Arbiter(prepare(config), run_worker, lambda: prepare(read_config())).run()
+        return Arbiter(_ready(config), run_worker, lambda: _ready(read_config())).run()
+
+
+def _ready(config: internal.Config) -> internal.Config:
+    """The same settings, checked against what is installed and on the disk. Raises ConfigError."""
+    check(config)
+    return prepare(config)
 
 
 def enter_folder(config: internal.Config) -> None:

@@ -28,6 +28,7 @@ from esg.server.loops import loop_factory
 from esg.server.prepare import prepare
 from esg.supervisor.privileges import identity
 from esg.supervisor.signals import HANDLED
+from esg.supervisor.watcher import check
 from esg.unixsocket import access
 
 WIDTH = 80
@@ -85,6 +86,7 @@ def _check(config: Config) -> int:
     identity(config)
     loop_factory(config.loop)
     parser_class(config.http)
+    check(config)
     config = prepare(config)
     logs.check(config)
     try:

@@ -382,6 +382,12 @@ DEVELOPMENT = "Development"
 WHERE = ("bind", "uds", "fd")
 """Settings that say where to listen as host and port do."""
 
+NOTHING_TO_DO = {
+    "worker_tmp_dir": "heartbeats are in shared memory",
+    "timeout_notify": "workers give a sign of life every second (--timeout)",
+}
+"""Settings of others' command lines that are taken, and what makes them needless."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -562,7 +568,13 @@ class Config:
         "",
         TEXT,
         PROCESSES,
-        "Taken and needless: heartbeats are in shared memory here, not in files.",
+        "Folder for gunicorn's heartbeat files; heartbeats are in shared memory here.",
+    )
+    timeout_notify: float = setting(
+        30.0,
+        seconds(),
+        PROCESSES,
+        "Time between uvicorn's signs of life; workers give one a second here.",
     )
 
     loop: str = setting(
@@ -775,21 +787,25 @@ class Config:
         False,
         SWITCH,
         DEVELOPMENT,
-        "Reload when a file changes.",
-        pending=True,
-        instead="send SIGHUP to the arbiter to reload",
+        "Reload when a file changes; needs watchfiles.",
     )
     reload_dir: tuple[str, ...] = setting(
-        (), TEXTS, DEVELOPMENT, "Folder to watch; repeatable; by default this one.", pending=True
+        (),
+        TEXTS,
+        DEVELOPMENT,
+        "Folder to watch; repeatable; by default this one, and that of --app-dir.",
     )
     reload_include: tuple[str, ...] = setting(
-        (), TEXTS, DEVELOPMENT, "Pattern of files to watch; repeatable.", pending=True
+        (), TEXTS, DEVELOPMENT, "Pattern of files to watch beside *.py; repeatable."
     )
     reload_exclude: tuple[str, ...] = setting(
-        (), TEXTS, DEVELOPMENT, "Pattern of files not to watch; repeatable.", pending=True
+        (),
+        TEXTS,
+        DEVELOPMENT,
+        "Pattern of files, or folder, not to watch; repeatable.",
     )
     reload_delay: float = setting(
-        0.25, seconds(), DEVELOPMENT, "Time between two looks at the files.", pending=True
+        0.25, seconds(), DEVELOPMENT, "Time between two looks at the files."
     )
 
     ssl_context: Any = dataclasses.field(default=None, compare=False, repr=False)
@@ -801,6 +817,8 @@ class Config:
     """Environment variables that `env_file` adds; workers have them."""
     strays: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
     """What is wrong with variables that look like settings and are none, a line for each source."""
+    files: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    """The files that settings were read from, or would be if they were there; absolute paths."""
     target: Any = dataclasses.field(default=None, compare=False, repr=False)
     """The application itself, or its factory, where it was given as an object."""
 
@@ -860,17 +878,19 @@ class Config:
                 f"{self.origin('worker_class')}: {self.worker_class} means "
                 f"{text or 'what ESG does anyway'}",
             )
-        if self.worker_tmp_dir:
-            yield (
-                "info",
-                f"{self.origin('worker_tmp_dir')}: needless, heartbeats are in shared memory",
-            )
+        for name, instead in NOTHING_TO_DO.items():
+            if getattr(self, name) != SETTINGS[name].default:
+                yield "info", f"{self.origin(name)} has nothing to do here: {instead}"
         if self.ssl_ca_certs and self.ssl_cert_reqs == "none":
             yield (
                 "warning",
                 f"{self.origin('ssl_ca_certs')}: no client is asked for a certificate; "
                 "--ssl-cert-reqs required (or optional) does that",
             )
+        if not self.reload:
+            for name in ("reload_dir", "reload_include", "reload_exclude"):
+                if getattr(self, name):
+                    yield "warning", f"{self.origin(name)} does nothing without --reload"
         if self.debug:
             yield (
                 "warning",
@@ -945,11 +965,13 @@ def build(
     *,
     variables: Mapping[str, str] | None = None,
     strays: tuple[str, ...] = (),
+    files: tuple[str, ...] = (),
     target: Any = None,
 ) -> Config:
     """Check every value and make a Config of them; what is missing takes its default.
 
-    `variables`, `strays` and `target` are the Config's. Raises ConfigError for the first value that
+    `variables`, `strays`, `files` and `target` are the Config's. Raises ConfigError for the first
+    value that
     can't be used.
     """
     values = {name: _checked(SETTINGS[name], given) for name, given in _to_check(raw, target)}
@@ -960,7 +982,12 @@ def build(
         values[name] = _checked(SETTINGS[name], given)
         origins[name] = given.origin
     config = Config(
-        **values, origins=origins, variables=variables or {}, strays=strays, target=target
+        **values,
+        origins=origins,
+        variables=variables or {},
+        strays=strays,
+        files=files,
+        target=target,
     )
     _check_together(config)
     return config

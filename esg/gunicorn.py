@@ -10,6 +10,7 @@ WORKER_CLASSES: Mapping[str, Mapping[str, str]] = {
     "uvicorn.workers.UvicornWorker": {},
     "uvicorn_worker.UvicornWorker": {},
     "esg.workers.ESGWorker": {},
+    "esg.workers.ESGH11Worker": {"http": "h11", "loop": "asyncio"},
     "uvicorn.workers.UvicornH11Worker": {"http": "h11"},
     "uvicorn_worker.UvicornH11Worker": {"http": "h11"},
     "sync": {"interface": "wsgi"},

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+from typing import get_args
 
 logger = logging.getLogger("esg")
 
@@ -74,14 +75,52 @@ class NewLogFiles:
     fds: list[int] = dataclasses.field(default_factory=list, compare=False)
 
 
-Message = Ready | BootFailed | Due | Draining | Drain | NewLogFiles
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReloadFailed:
+    """Arbiter to worker: code or settings that should have taken over could not, and why."""
+
+    reason: str
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Watching:
+    """Watcher to arbiter: changes in these folders are told of from now on."""
+
+    what: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Changed:
+    """Watcher to arbiter: these files have changed."""
+
+    what: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CantWatch:
+    """Watcher to arbiter: it can't go on."""
+
+    reason: str
+
+
+Message = (
+    Ready
+    | BootFailed
+    | Due
+    | Draining
+    | Drain
+    | NewLogFiles
+    | ReloadFailed
+    | Watching
+    | Changed
+    | CantWatch
+)
 
 _FDS_SPACE = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 """Room for the descriptors that one message may bring: eight."""
 
-_TYPES: dict[str, type[Message]] = {
-    kind.__name__: kind for kind in (Ready, BootFailed, Due, Draining, Drain, NewLogFiles)
-}
+_TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def encode(message: Message) -> bytes:

@@ -49,7 +49,16 @@ def load(
     ):
         raw = _over(raw, stronger)
     strays = (*strays_in(environment), *strays_in(added, "env file"))
-    return build(raw, variables=added, strays=strays, target=target)
+    files = _files(file, named.get("env_file"))
+    paths = tuple(str(folder.absolute() / name) for name in files)
+    return build(raw, variables=added, strays=strays, files=paths, target=target)
+
+
+def _files(file: str | None, env_file: Raw | None) -> list[str]:
+    """The files that are read, or would be."""
+    files = [file] if file is not None else [DEFAULT_FILE, PROJECT_FILE]
+    named = env_file is not None and isinstance(env_file.value, str) and env_file.value
+    return [*files, named] if named else files
 
 
 def _current_folder() -> Path:

@@ -32,7 +32,14 @@ from esg.unixsocket import access
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-_MEANT_HERE = ("graceful_timeout", "max_requests", "max_requests_jitter", "name", "worker_class")
+_MEANT_HERE = (
+    "graceful_timeout",
+    "max_requests",
+    "max_requests_jitter",
+    "name",
+    "timeout_notify",
+    "worker_class",
+)
 """Settings about processes that mean something without an arbiter."""
 
 
@@ -47,7 +54,9 @@ class Server:
         """Raises ConfigError for settings that need an arbiter, as `workers` does."""
         for name, declared in SETTINGS.items():
             foreign = declared.group == PROCESSES and name not in _MEANT_HERE
-            if (foreign or name == "chdir") and getattr(config, name) != declared.default:
+            if (foreign or name in ("chdir", "reload")) and getattr(
+                config, name
+            ) != declared.default:
                 raise ConfigError(
                     f"{config.origin(name)}: esg.Server runs in a process that isn't its own; "
                     "use esg.run()"

@@ -16,10 +16,11 @@ from esg.listeners import Listener
 from esg.loader import load_application
 from esg.payload import DUMP_SIGNAL, Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Cell, RowState
-from esg.server import lifeline
+from esg.server import debug_page, lifeline
 from esg.server.acceptor import Acceptor
-from esg.server.access_log import access_log
+from esg.server.access_log import AccessLog, LoggedAccess, access_log
 from esg.server.asgi import Application
+from esg.server.http1.connection import Connection
 from esg.server.interfaces import adapt
 from esg.server.lifespan import Lifespan
 from esg.server.loops import loop_factory
@@ -28,6 +29,9 @@ from esg.server.websocket.frames import GOING_AWAY, SERVICE_RESTART
 
 SHUTDOWN_MINIMUM = 3.0
 """Seconds the lifespan's shutdown has at least, however late the drain ended."""
+
+IDLE_TIME = 1.0
+"""Seconds after which the end of an idle connection meets no request on its way, in development."""
 
 ENDS = ("shutdown", "should_exit")
 """Reasons to drain a worker after which there is none to connect to."""
@@ -125,10 +129,13 @@ class Worker:
             loop,
             self._row,
             subject=self._subject,
-            access_log=access_log(self._assignment.logs, loop, self._subject),
+            access_log=self._make_access_log(loop),
             due_at=_due_at(self._config),
             on_due=lambda: self._report_due("max-requests"),
         )
+
+    def _make_access_log(self, loop: asyncio.AbstractEventLoop) -> AccessLog | LoggedAccess | None:
+        return access_log(self._assignment.logs, loop, self._subject)
 
     def _take_over_process(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.set_exception_handler(self._on_loop_error)
@@ -187,6 +194,11 @@ class Worker:
         for message in messages:
             if isinstance(message, mailbox.Drain):
                 self._stop(message)
+            elif isinstance(message, mailbox.ReloadFailed):
+                if self._config.debug:
+                    self._service.app = debug_page.in_front_of(
+                        self._app, message.reason, message.detail
+                    )
             elif isinstance(message, mailbox.NewLogFiles):
                 self._assignment.logs.files.take_over(message.paths, message.fds)
                 logs.reopen_handlers()
@@ -243,6 +255,8 @@ class Worker:
             self._acceptor.stop()
         else:
             await self._acceptor.stop_last(self._ends)
+        if self._config.reload:
+            self._close_idle()
         await self._wait_until_idle(deadline)
         await self._cancel_rest()
         left = deadline - self._loop.time()
@@ -255,6 +269,17 @@ class Worker:
         if self._order.reason == ORPHANED and listener.stored:
             return False  # the next arbiter has it from the service manager
         return self._order.final or str(listener.bind) in self._order.dropped
+
+    def _close_idle(self) -> None:
+        """Close connections that have been idle for a second, as browsers have them.
+
+        Elsewhere their next request is served here, by the old code, which is what nobody wants
+        who has just written new code.
+        """
+        limit = self._loop.time() - IDLE_TIME - TICK  # the clock is up to a tick behind
+        for connection in list(self._service.connections):
+            if isinstance(connection, Connection):
+                connection.close_if_idle(limit + self._config.timeout_keep_alive + TICK)
 
     async def _wait_until_idle(self, deadline: float) -> None:
         """Wait until nothing is left to finish, the grace is over, or the arbiter says quick."""

@@ -83,6 +83,15 @@ class ReopenLogs:
 
 
 @dataclass(frozen=True, slots=True)
+class ShowFailure:
+    """Have these workers tell browsers why a reload failed, where `--debug` is on."""
+
+    numbers: tuple[int, ...]
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Write a line about a worker, or about the arbiter where `number` is None.
 
@@ -127,6 +136,7 @@ Action = (
     | Kill
     | CloseListeners
     | ReopenLogs
+    | ShowFailure
     | Log
     | Tell
     | Exit

@@ -30,6 +30,7 @@ from esg.supervisor import privileges, signals
 from esg.supervisor.fleet import Fleet
 from esg.supervisor.pidfile import PidFile
 from esg.supervisor.processes import WorkerHandle, fork, reap
+from esg.supervisor.reloader import Reloader
 from esg.supervisor.sockets import Sockets, only_in
 from esg.supervisor.systemd import Notifier, handed_over
 
@@ -54,6 +55,9 @@ class Arbiter:
         self._exit_code: int | None = None
         self._log_files = LogFiles()
         self._log_setups: list[LogSetup] = []
+        self._reloader = Reloader(
+            self._selector, self._log, lambda: self._dispatch(self._reload_event())
+        )
 
     # -- the loop ----------------------------------------------------------------------
 
@@ -77,24 +81,29 @@ class Arbiter:
         self._log_notices(self._config)
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self._dispatch(on.Started())
+        self._reloader.follow(self._config)
         while self._exit_code is None:
             for key, _ in self._selector.select(self._time_to_wait()):
                 key.data()
             if self._time_left() == 0:
                 self._dispatch(self._beats())
                 self._dispatch(on.Tick())
+                self._reloader.tick(time.monotonic())
             self._notifier.turn(time.monotonic())
         return self._exit_code
 
     def _time_left(self) -> float | None:
-        deadline = self._fleet.next_deadline()
+        deadlines = self._fleet.next_deadline(), self._reloader.next_deadline()
+        deadline = min((d for d in deadlines if d is not None), default=None)
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     def _time_to_wait(self) -> float | None:
-        """Until the fleet or the service manager wants to hear."""
-        times = (self._fleet.next_deadline(), self._notifier.next_deadline())
-        deadline = min((time for time in times if time is not None), default=None)
-        return None if deadline is None else max(0.0, deadline - time.monotonic())
+        """Until the fleet, the reloader or the service manager wants to hear."""
+        left, deadline = self._time_left(), self._notifier.next_deadline()
+        if deadline is None:
+            return left
+        until_then = max(0.0, deadline - time.monotonic())
+        return until_then if left is None else min(left, until_then)
 
     def _dispatch(self, event: on.Event) -> None:
         """Hand an event to the fleet and perform what it wants, then what that brought about."""
@@ -116,11 +125,15 @@ class Arbiter:
         for text in filter(None, warnings):
             self._log(logging.WARNING, text)
 
-    def _log_notices(self, config: Config) -> None:
+    def _log_notices(self, config: Config, before: Config | None = None) -> None:
+        """Log what there is to say about the settings, and wasn't of those `before`."""
+        said = list(before.notices()) if before is not None else []
         for level, text in config.notices():
-            self._log_action(do.Log(level, text))
+            if (level, text) not in said:
+                self._log_action(do.Log(level, text))
 
     def _close(self) -> None:
+        self._reloader.close()
         self._signals.close()
         self._selector.close()
         self._sockets.close()
@@ -195,6 +208,7 @@ class Arbiter:
             for handle in [h for h in self._handles.values() if h.pid == pid]:
                 handle.reaped = True
                 self._on_exit(handle, status)
+            self._reloader.reaped(pid, status)
 
     def _on_exit(self, handle: WorkerHandle, status: int) -> None:
         self._on_mail(handle)  # its last words, if it left any
@@ -230,8 +244,8 @@ class Arbiter:
                 return on.WorkerDue(number, message.reason)
             case mailbox.Draining():
                 return on.WorkerRetiring(number, message.reason)
-            case mailbox.Drain() | mailbox.NewLogFiles():
-                raise AssertionError("only the arbiter sends this")
+            case _:
+                raise AssertionError(f"no worker sends {type(message).__name__}")
 
     def _beats(self) -> on.BeatsRead:
         now = time.monotonic_ns()
@@ -283,6 +297,7 @@ class Arbiter:
         own.mailbox.close()
         for handle in self._handles.values():
             handle.close()
+        self._reloader.let_go()
         self._selector.close()
         self._signals.close()
         self._sockets.let_go(assignment.listeners)
@@ -349,6 +364,11 @@ class Arbiter:
                 handle.signal(signal.SIGUSR1)  # it has more mail than it reads: a last resort
         self._log(logging.INFO, "log files reopened")
 
+    def _show_failure(self, action: do.ShowFailure) -> None:
+        message = mailbox.ReloadFailed(action.reason, action.detail)
+        for handle in [self._handles[n] for n in action.numbers if n in self._handles]:
+            handle.mailbox.send(message)
+
     def _log_action(self, action: do.Log) -> None:
         level = logging.getLevelNamesMapping()[action.level.upper()]
         handle = self._handles.get(action.number or 0)
@@ -362,11 +382,15 @@ class Arbiter:
         config = action.config
         is_new = config is not self._config
         changed = is_new or action.generation != self._generation
+        before = self._config
         self._config, self._generation = config, action.generation
         if changed:
             self._change_log()
         if is_new:
-            self._log_notices(config)
+            self._log_notices(config, before)
+            self._reloader.follow(config)
+        if action.state == "stopping":
+            self._reloader.stop()
         if action.state == "serving":
             self._forget_log_setups()
             self._sockets.keep_only(config)
@@ -388,6 +412,7 @@ class Arbiter:
         do.Kill: _kill,
         do.CloseListeners: _close_listeners,
         do.ReopenLogs: _reopen_logs,
+        do.ShowFailure: _show_failure,
         do.Log: _log_action,
         do.Tell: _tell,
         do.Exit: _exit,

@@ -245,6 +245,7 @@ class Fleet:
             "error", f"reload refused, gen={self.current.number} goes on serving: {event.reason}"
         )
         self._trouble = f"last reload refused: {event.reason}"
+        self._show_failure(event.reason)
         self._tell_reload()
 
     def _on_resize(self, event: on.Resize, now: float) -> None:
@@ -348,18 +349,21 @@ class Fleet:
             self._log("info", "giving up: nothing has served yet")
             self._shut_down(exit_code, True, now)
         else:
-            self._failed(member, "a worker could not boot", now)
+            self._failed(member, "a worker could not boot", now, detail or message)
 
-    def _failed(self, member: Member, reason: str, now: float) -> None:
-        """A worker was lost by its own doing: undo its reload, or back off."""
+    def _failed(self, member: Member, reason: str, now: float, detail: str = "") -> None:
+        """A worker was lost by its own doing: undo its reload, or back off.
+
+        `detail` is what tells more of the reason, such as a traceback.
+        """
         if self.stopping:
             return
         if member.generation is self._candidate:
             self._candidate = None
-            self._report_failed_reload(member.generation, reason)
+            self._report_failed_reload(member.generation, reason, detail)
             return
         if self._roll is not None and member.generation is self.current:
-            self._roll_back(reason)
+            self._roll_back(reason, detail)
         delay = self._backoff.failed(now)
         if delay:
             self._log("warning", f"workers keep failing; next start in {delay:.1f} s")
@@ -384,20 +388,24 @@ class Fleet:
             self.target = new.workers
         self.current, self._candidate = self._candidate, None
 
-    def _roll_back(self, reason: str) -> None:
+    def _roll_back(self, reason: str, detail: str) -> None:
         assert self._roll is not None
         failed = self.current
         self.current, self.target = self._roll.previous, self._roll.previous_target
         self._roll = None
-        self._report_failed_reload(failed, reason)
+        self._report_failed_reload(failed, reason, detail)
 
-    def _report_failed_reload(self, failed: Generation, reason: str) -> None:
+    def _report_failed_reload(self, failed: Generation, reason: str, detail: str) -> None:
         self._trouble = f"last reload failed: {reason}"
         self._log(
             "error",
             f"reload failed, gen={self.current.number} goes on serving: "
             f"gen={failed.number}: {reason}",
         )
+        self._show_failure(reason, detail)
+
+    def _show_failure(self, reason: str, detail: str = "") -> None:
+        self._out.append(do.ShowFailure(tuple(self.members), reason, detail))
 
     def _finish_roll(self) -> None:
         fresh = [m for m in self._fresh() if m.state is WorkerState.READY]

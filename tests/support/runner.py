@@ -139,15 +139,14 @@ class Esg:
 
     def workers(self) -> list[int]:
         """The pids of the workers, the zombies among them too."""
-        return sorted(child.pid for child in self.arbiter.children())
+        return sorted(c.pid for c in self.arbiter.children() if not _is_watcher(c))
+
+    def watchers(self) -> list[int]:
+        """The pids of the processes that watch for changes of files."""
+        return [child.pid for child in self.arbiter.children() if _is_watcher(child)]
 
     def zombies(self) -> list[int]:
-        found = []
-        for child in self.arbiter.children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if child.status() == psutil.STATUS_ZOMBIE:
-                    found.append(child.pid)
-        return found
+        return [child.pid for child in self.arbiter.children() if _is_zombie(child)]
 
     def signal(self, signum: int) -> None:
         """Send a signal to the arbiter."""
@@ -291,6 +290,20 @@ class Esg:
 
     def _claimed(self, record: Record) -> bool:
         return any(re.search(pattern, record.text) for pattern in self._claims)
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # reaped meanwhile
+        return False
+
+
+def _is_watcher(process: psutil.Process) -> bool:
+    try:
+        return process.cmdline()[:1] != [] and process.cmdline()[0].startswith("esg: watcher")
+    except (psutil.ZombieProcess, psutil.NoSuchProcess):
+        return False
 
 
 def answer(connection: http.client.HTTPConnection) -> dict[str, Any]:

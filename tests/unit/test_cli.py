@@ -126,6 +126,7 @@ def everything_built(monkeypatch):
     monkeypatch.setattr(config, "SETTINGS", built)
     for name in ("prepare", "enter_folder"):  # the files and folders aren't there
         monkeypatch.setattr(api, name, lambda made: made)
+    monkeypatch.setattr(api, "check", lambda made: None)
 
 
 PROGRAMS = {
@@ -224,13 +225,13 @@ PROGRAMS = {
         "max_requests_jitter": 50,
         "preload": True,
     },
-    "gunicorn example:app -n shop -p /run/x.pid -u www -g www -m 022 --chdir /srv -D": {
+    "gunicorn example:app -n shop -p /run/x.pid -u www -g www -m 022 --chdir /usr -D": {
         "name": "shop",
         "pid": "/run/x.pid",
         "user": "www",
         "group": "www",
         "umask": "022",
-        "chdir": "/srv",
+        "chdir": "/usr",
         "daemon": True,
     },
     "gunicorn example:app --name shop --pid x --user www --group www --umask 7 --daemon": {

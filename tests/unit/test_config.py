@@ -310,7 +310,14 @@ def test_an_unknown_name_gets_a_hint(name, hint):
 
 def test_every_field_of_a_config_but_what_is_made_of_them_is_declared():
     names = {field.name for field in dataclasses.fields(Config)}
-    assert names - set(SETTINGS) == {"origins", "ssl_context", "strays", "target", "variables"}
+    assert names - set(SETTINGS) == {
+        "files",
+        "origins",
+        "ssl_context",
+        "strays",
+        "target",
+        "variables",
+    }
 
 
 def test_documented_defaults():
@@ -382,7 +389,6 @@ def test_a_default_that_is_spelt_out_is_fine(declared):
 @pytest.mark.parametrize(
     ("name", "value", "advice"),
     [
-        ("reload", "on", "SIGHUP"),
         ("daemon", "on", "service manager"),
         ("preload", "on", "leave it out"),
     ],
@@ -625,3 +631,17 @@ def test_only_one_way_to_say_where(given):
     first, second = given
     with pytest.raises(ConfigError, match=f"--{first} and --{second} both say where to listen"):
         made(**given)
+
+
+@pytest.mark.parametrize("name", ["reload_dir", "reload_include", "reload_exclude"])
+def test_what_to_watch_without_a_reload_is_warned_of(name):
+    ((level, text),) = made(**{name: "src"}).notices()
+    assert (level, text) == ("warning", f"--{name} does nothing without --reload")
+    assert list(made(reload="on", **{name: "src"}).notices()) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("worker_tmp_dir", "/dev/shm"), ("timeout_notify", 5)])
+def test_what_has_nothing_to_do_here_says_so(name, value):
+    ((level, text),) = made(**{name: value}).notices()
+    assert level == "info"
+    assert text.startswith(f"--{name} has nothing to do here: ")

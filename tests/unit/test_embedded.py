@@ -371,6 +371,7 @@ def test_a_bound_socket_is_listened_on():
         ({"workers": 2}, "argument workers: "),
         ({"chdir": "/"}, "argument chdir: "),
         ({"timeout_boot": 5}, "argument timeout_boot: "),
+        ({"reload": True}, "argument reload: "),
     ],
 )
 def test_settings_that_need_an_arbiter(settings, told):

@@ -455,6 +455,34 @@ def test_a_canary_that_fails_leaves_exactly_the_old_generation() -> None:
     assert generations(world) == [3, 3, 3]
 
 
+def failures(actions: list[do.Action]) -> list[do.ShowFailure]:
+    return [action for action in actions if isinstance(action, do.ShowFailure)]
+
+
+def test_the_workers_hear_why_a_reload_failed() -> None:
+    world = serving(2)
+    old = tuple(world.processes)
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    (canary,) = (p for p in world.processes.values() if p.generation == 2)
+    canary.leaving_since = world.now
+    (told,) = failures(world.tell(on.WorkerBootFailed(canary.number, "no module", "Traceback", 4)))
+    assert set(old) <= set(told.numbers)
+    assert told.detail == "Traceback"
+
+
+def test_the_workers_hear_why_a_reload_was_refused() -> None:
+    world = serving(2)
+    (told,) = failures(world.tell(on.ReloadRefused("unknown key")))
+    assert told == do.ShowFailure(tuple(world.processes), "unknown key", "")
+
+
+def test_a_worker_that_dies_while_nothing_reloads_is_no_failed_reload() -> None:
+    world = serving(2)
+    number, _ = world.processes.popitem()
+    world.may_dip = True
+    assert failures(world.tell(on.WorkerExited(number, "killed by SIGKILL"))) == []
+
+
 def test_a_canary_that_hangs_is_dumped_aborted_and_given_up() -> None:
     world = serving(2)
     world.tell(on.ReloadRequested(config_of(2, 1)))

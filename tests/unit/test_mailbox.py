@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 
 from esg.mailbox import (
     BootFailed,
+    CantWatch,
+    Changed,
     Drain,
     Draining,
     Due,
     NewLogFiles,
     Ready,
+    ReloadFailed,
+    Watching,
     decode,
     encode,
     pair,
@@ -29,6 +33,10 @@ MESSAGES = st.one_of(
     st.builds(Due, TEXT),
     st.builds(Draining, TEXT),
     st.builds(NewLogFiles, st.lists(TEXT)),
+    st.builds(ReloadFailed, TEXT, TEXT),
+    st.builds(Watching, TEXT),
+    st.builds(Changed, TEXT),
+    st.builds(CantWatch, TEXT),
     st.builds(Drain, TEXT, st.floats(0, 1e9), st.booleans()),
 )
 

@@ -435,3 +435,23 @@ def test_an_env_file_needs_its_library(tmp_path, monkeypatch):
     monkeypatch.setattr(sources.importlib, "import_module", missing)
     with pytest.raises(ConfigError, match=r"^--env-file: .*pip install python-dotenv"):
         with_env_file(tmp_path, "A=1")
+
+
+@pytest.mark.parametrize(
+    ("named", "files"),
+    [
+        ({}, ["esg.toml", "pyproject.toml"]),
+        ({"file": "other.toml"}, ["other.toml"]),
+    ],
+)
+def test_a_config_knows_the_files_that_it_came_from(tmp_path, named, files):
+    (tmp_path / "other.toml").write_text("")
+    config = sources.load({"app": Raw("a:b", "APP")}, {}, folder=tmp_path, **named)
+    assert config.files == tuple(str(tmp_path / name) for name in files)
+
+
+def test_the_file_of_variables_is_one_of_them(tmp_path):
+    pytest.importorskip("dotenv")
+    (tmp_path / "env").write_text("")
+    given = {"app": Raw("a:b", "APP"), "env_file": Raw("env", "--env-file")}
+    assert sources.load(given, {}, folder=tmp_path).files[-1] == str(tmp_path / "env")

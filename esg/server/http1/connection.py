@@ -722,6 +722,11 @@ class Connection(asyncio.Protocol):
         elif self._wait is not HEAD and self._head_size:
             self._await(HEAD, self.service.config.timeout_request_header)
 
+    def close_if_idle(self, deadline: float) -> None:
+        """Close if no request is under way, and one was last early enough for this deadline."""
+        if self._wait is REQUEST and self._exchange is None and self.deadline <= deadline:
+            self.close()
+
     def expire(self, now: float) -> None:
         """The deadline has passed: do what it was for, if it is still what we wait for."""
         wait = self._wait

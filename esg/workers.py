@@ -1,0 +1,411 @@
+"""Worker classes for gunicorn: `gunicorn -k esg.workers.ESGWorker example:app`.
+
+gunicorn is the arbiter then: it owns the sockets, forks and watches. A worker serves as ESG's own
+do, told what gunicorn's settings say. See docs/gunicorn.md for what each of them means here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import faulthandler
+import os
+import re
+import signal
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from gunicorn.arbiter import Arbiter
+from gunicorn.config import Config as Settings
+from gunicorn.glogging import Logger
+from gunicorn.workers.base import Worker as Base
+
+from esg import logs, mailbox
+from esg.config import Config, Raw, build, setting_named
+from esg.errors import BootError, ESGError
+from esg.listeners import Listener
+from esg.logfiles import LogFiles
+from esg.payload import Assignment, WorkerInfo, set_current_worker
+from esg.scoreboard import Scoreboard
+from esg.server.access_log import AccessLog, LoggedAccess, printable, shown
+from esg.server.interfaces import adapt
+from esg.server.loops import loop_factory
+from esg.server.prepare import prepare
+from esg.server.worker import Worker
+
+SAME: Mapping[str, str] = {
+    "keepalive": "timeout_keep_alive",
+    "forwarded_allow_ips": "forwarded_allow_ips",
+    "limit_request_line": "limit_request_line",
+    "limit_request_fields": "limit_request_fields",
+    "certfile": "ssl_certfile",
+    "keyfile": "ssl_keyfile",
+    "ca_certs": "ssl_ca_certs",
+    "ciphers": "ssl_ciphers",
+    "asgi_lifespan": "lifespan",
+    "root_path": "root_path",
+}
+"""Settings of gunicorn's that mean what one of ESG's does."""
+
+WHERE_GIVEN: Mapping[str, str] = {
+    "worker_connections": "limit_connections",
+    "threads": "threads",
+    "asgi_loop": "loop",
+}
+"""Those of which only another value than gunicorn's default counts."""
+
+WITHOUT_MEANING = (
+    "pre_request", "post_request", "secure_scheme_headers", "forwarder_headers", "header_map",
+    "proxy_allow_ips", "protocol", "http_protocols", "http2_cleartext", "permit_obsolete_folding",
+    "strip_header_spaces", "permit_unconventional_http_method",
+    "permit_unconventional_http_version", "casefold_http_method", "http_parser", "ssl_version",
+)  # fmt: skip
+"""Settings about HTTP that have no counterpart; using one is warned of."""
+
+BEAT = 1.0
+"""Seconds between two beats, at most."""
+
+EXIT_SHARE = 0.25, 2.0
+"""How much of gunicorn's graceful timeout is kept for what follows a drain: a share, and seconds.
+
+When it is over gunicorn kills, and what is cancelled then has had no time to say so.
+"""
+
+
+class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
+    """Serves with uvloop and httptools, where they are installed."""
+
+    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {"loop": "auto", "http": "auto"}
+    """Settings of ESG's, by name, for subclasses; they are stronger than gunicorn's."""
+
+    def init_signals(self) -> None:
+        """As gunicorn does, and have the stacks of a worker that is aborted or crashes written.
+
+        gunicorn's handler of SIGABRT runs when that is done, unless the loop is blocked in C.
+        """
+        super().init_signals()
+        faulthandler.enable(self._error_stream())
+
+    def _error_stream(self) -> int:
+        for handler in self.log.error_log.handlers:
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                return int(handler.stream.fileno())
+        return 2
+
+    def run(self) -> None:
+        """Serve until told to stop. Ends the process with gunicorn's code if it can't begin."""
+        self._use_gunicorns_log()
+        if not self.alive:  # told to go while the application was imported
+            return
+        try:
+            config = prepare(self._settings())
+            context = config.ssl_context
+            if context is not None:
+                context = self.cfg.ssl_context(self.cfg, lambda: context)
+            config = Config(**(vars(config) | {"ssl_context": context}))
+            app = adapt(self.wsgi, config)
+            # Not closed: what that does is done with a limit, by a worker that beats meanwhile.
+            runner = asyncio.Runner(loop_factory=loop_factory(config.loop))
+            runner.run(_Serving(self, config, app).serve())
+        except ESGError as error:
+            detail = error.detail if isinstance(error, BootError) else ""
+            logs.logger.error("%s%s", error, f"\n{detail}" if detail else "")
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+
+    def _use_gunicorns_log(self) -> None:
+        theirs = self.log.error_log
+        logs.logger.handlers[:] = theirs.handlers
+        logs.logger.setLevel(theirs.level)
+        logs.logger.propagate = theirs.propagate
+
+    # -- settings ----------------------------------------------------------------------
+
+    def _settings(self) -> Config:
+        """What gunicorn's settings and `CONFIG_KWARGS` come to. Raises ConfigError."""
+        raw = dict(self._mapped())
+        for name, value in self.CONFIG_KWARGS.items():
+            where = f"CONFIG_KWARGS of {type(self).__name__}"
+            declared = setting_named(name, where)
+            if declared.name not in raw or value != declared.default:
+                raw[declared.name] = Raw(value, f"{where}: {name}")
+        self._warn()
+        return build(raw, target=self.wsgi)
+
+    def _mapped(self) -> Iterator[tuple[str, Raw]]:
+        cfg = self.cfg
+        uri = str(getattr(self.app, "app_uri", None) or "")
+        name = re.match(r"[A-Za-z_][\w.]*(:[A-Za-z_][\w.]*)?$", uri.partition("(")[0])
+        yield "app", Raw(name[0] if name else "application", "gunicorn's wsgi_app")
+        for theirs, ours in {**SAME, **WHERE_GIVEN}.items():
+            value = getattr(cfg, theirs, None)
+            if value not in (None, "") and (theirs in SAME or self._is_given(theirs)):
+                yield ours, Raw(_as_list(value), f"gunicorn's {theirs}")
+        if self._is_given("cert_reqs"):
+            yield "ssl_cert_reqs", Raw(str(int(cfg.cert_reqs)), "gunicorn's cert_reqs")
+        if self._is_given("limit_request_field_size"):
+            size = max(256, cfg.limit_request_fields * (cfg.limit_request_field_size + 4))
+            yield "limit_request_header_size", Raw(size, "gunicorn's limit_request_field_size")
+        if cfg.proxy_protocol not in (False, "off"):
+            yield "proxy_protocol", Raw(True, "gunicorn's proxy_protocol")
+        if self.max_requests != sys.maxsize:  # with its jitter
+            yield "max_requests", Raw(self.max_requests, "gunicorn's max_requests")
+        share, most = EXIT_SHARE
+        grace = cfg.graceful_timeout - min(cfg.graceful_timeout * share, most)
+        yield "graceful_timeout", Raw(grace, "gunicorn's graceful_timeout")
+        yield "access_log", Raw(self._logs_access(), "gunicorn's accesslog")
+
+    def _is_given(self, name: str) -> bool:
+        """Whether a setting has another value than by default."""
+        default = Settings().settings.get(name)
+        return default is not None and self.cfg.settings[name].get() != default.get()
+
+    def _logs_access(self) -> bool:
+        custom = getattr(type(self.log), "access", None) is not Logger.access
+        return custom or bool(getattr(self.log, "access_log_enabled", True))
+
+    def _warn(self) -> None:
+        names = [name for name in WITHOUT_MEANING if self._is_given(name)]
+        if names:
+            self.log.warning("ESG's workers take no notice of: %s", ", ".join(names))
+
+    # -- who else listens --------------------------------------------------------------
+
+    def listens_last(self) -> bool:
+        """Whether nobody accepts from gunicorn's sockets but workers that are told to go, too.
+
+        Then what is queued on them must be served before they close. It is so when gunicorn has
+        closed its own descriptors and had the sockets to itself, rather than from systemd, or
+        shared with a gunicorn that it was upgraded from or to. Where that can't be seen, as with
+        a worker that runs as another user, the answer is no.
+        """
+        if self.cfg.reuse_port:
+            return True
+        if _FROM_SYSTEMD or any(str(bind).startswith("fd://") for bind in self.cfg.bind):
+            return False
+        ours = {f"socket:[{os.fstat(sock.fileno()).st_ino}]" for sock in self.sockets}
+        try:
+            return not ours & _sockets_of(self.ppid) and all(
+                _is_sibling(pid) for pid in _processes() if ours & _sockets_of(pid, hidden=True)
+            )
+        except PermissionError:
+            return False
+
+    def init_process(self) -> None:
+        """As gunicorn does, and be what `esg.current_worker` tells of."""
+        set_current_worker(WorkerInfo(self.age, 1, os.getpid()))
+        super().init_process()
+
+
+class ESGH11Worker(ESGWorker):
+    """Serves with asyncio's own loop and h11: pure Python."""
+
+    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {"loop": "asyncio", "http": "h11"}
+
+
+# -- what /proc tells, see proc(5) -------------------------------------------------------
+
+_FROM_SYSTEMD = "LISTEN_FDS" in os.environ
+"""Whether gunicorn was given its sockets: it imports this before it removes the variable."""
+
+
+def _processes() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def _sockets_of(pid: int, *, hidden: bool = False) -> set[str]:
+    """Every socket that a process holds; none if it is gone.
+
+    Raises PermissionError for a process of another user, unless such may stay `hidden`.
+    """
+    folder, found = f"/proc/{pid}/fd", set()
+    try:
+        for name in os.listdir(folder):
+            with contextlib.suppress(FileNotFoundError):
+                found.add(os.readlink(f"{folder}/{name}"))
+    except (FileNotFoundError, ProcessLookupError):
+        return found
+    except PermissionError:
+        if not hidden:
+            raise
+    return found
+
+
+def _is_sibling(pid: int) -> bool:
+    """Whether a process was forked by the same gunicorn, and isn't another one that it started.
+
+    A fork has its stack at the same place; a program that was started has it anywhere.
+    """
+    try:
+        theirs, ours = (
+            Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            for process in (pid, os.getpid())
+        )
+    except OSError:  # it has ended
+        return True
+    parent, stack = 1, 25
+    return (theirs[parent], theirs[stack]) == (ours[parent], ours[stack])
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool) else [str(item) for item in value]
+
+
+# -- serving -----------------------------------------------------------------------------
+
+
+class _Serving(Worker):
+    """ESG's worker under gunicorn: its own arbiter's end of the mailbox is here, too."""
+
+    def __init__(self, owner: ESGWorker, config: Config, app: Any) -> None:
+        self._owner = owner
+        self._ours, theirs = mailbox.pair()
+        self._beating: asyncio.TimerHandle | None = None
+        pid = os.getpid()
+        assignment = Assignment(
+            number=1,
+            generation=1,
+            config=config,
+            listeners=[Listener(_own(sock.sock)) for sock in owner.sockets],
+            mailbox=theirs,
+            row=Scoreboard(1).row(1),
+            stack_fd=-1,
+            logs=logs.LogSetup.open(_quiet(config), LogFiles()),
+        )
+        super().__init__(assignment, app, logs.Subject(1, 1, pid, text=f"worker pid={pid}"))
+
+    async def serve(self) -> None:
+        """Boot, serve, drain. Raises BootError if the application doesn't start."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._ours.fileno(), self._on_news)
+        loop.add_reader(self._owner.PIPE[0], self._look)
+        try:
+            await self.run(own_process=True)
+        finally:
+            if self._beating is not None:
+                self._beating.cancel()
+            loop.remove_reader(self._owner.PIPE[0])
+            loop.remove_reader(self._ours.fileno())
+
+    def _make_access_log(self, loop: asyncio.AbstractEventLoop) -> AccessLog | LoggedAccess | None:
+        return _GunicornAccess(self._owner.log) if self._config.access_log else None
+
+    def _take_over_process(self, loop: asyncio.AbstractEventLoop) -> None:
+        """gunicorn's signals for workers. SIGABRT stays with it: see `init_signals`."""
+        loop.set_exception_handler(self._on_loop_error)
+        loop.add_signal_handler(signal.SIGTERM, self._leave, "SIGTERM")
+        loop.add_signal_handler(signal.SIGQUIT, self._leave_quickly, "SIGQUIT")
+        loop.add_signal_handler(signal.SIGINT, self._leave_quickly, "SIGINT")
+        loop.add_signal_handler(signal.SIGUSR1, self._owner.log.reopen_files)
+        for signum in (signal.SIGHUP, signal.SIGUSR2, signal.SIGWINCH):  # gunicorn's own
+            loop.add_signal_handler(signum, lambda: None)
+
+    def _leave(self, reason: str) -> None:
+        """Finish what is in flight, and what nobody else will take from the queue, then end."""
+        self._owner.alive = False
+        if self._stopping.is_set():
+            return
+        final = self._owner.listens_last()
+        reason = "shutdown" if final else reason  # after which nobody is there to connect to
+        self._stop(mailbox.Drain(reason, self._config.graceful_timeout, final))
+
+    def _leave_quickly(self, reason: str) -> None:
+        self._owner.alive = False
+        self._owner.cfg.worker_int(self._owner)
+        self.hurry(reason)
+
+    def _on_news(self) -> None:
+        for message in self._ours.receive()[0]:
+            if isinstance(message, mailbox.Ready):
+                self._beat()
+            elif isinstance(message, mailbox.Due):
+                self._owner.log.info("Autorestarting worker after current request.")
+                self._leave(message.reason)
+
+    def _beat(self) -> None:
+        """Tell gunicorn that the loop turns; from the first moment of serving to the last."""
+        pause = min(BEAT, self._owner.timeout / 2) if self._owner.timeout else BEAT
+        self._beating = self._loop.call_later(pause, self._beat)
+        self._owner.notify()
+        self._look()
+
+    def _look(self) -> None:
+        """Go if gunicorn is gone, or its --reload has seen a change."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._owner.PIPE[0], 4096)
+        if self._stopping.is_set():
+            return
+        if self._owner.ppid != os.getppid():
+            self._owner.log.info("Parent changed, shutting down: %s", self._owner)
+            self._leave("orphaned")
+        elif not self._owner.alive:
+            self._leave("reload")
+
+
+def _own(sock: Any) -> Any:
+    """The socket, which gunicorn has set up, without its waiting."""
+    sock.setblocking(False)
+    return sock
+
+
+def _quiet(config: Config) -> Config:
+    """The same, for a log that has no files: gunicorn's is written to instead."""
+    return Config(**(vars(config) | {"access_log": False}))
+
+
+class _GunicornAccess(LoggedAccess):
+    """Gives finished exchanges to gunicorn's logger, of whatever class that is."""
+
+    def __init__(self, log: Any) -> None:
+        super().__init__(observes=True)
+        self._log = log
+
+    def record(self, exchange: Any) -> None:
+        """Log a finished exchange."""
+        try:
+            self._log.access(
+                types.SimpleNamespace(
+                    status=str(exchange.status),
+                    headers=[_text(field) for field in exchange.response_headers],
+                    sent=exchange.sent,
+                ),
+                types.SimpleNamespace(headers=[_text(f) for f in exchange.scope["headers"]]),
+                _environ(exchange),
+                datetime.timedelta(seconds=exchange.seconds),
+            )
+        except Exception:  # noqa: BLE001 - a logger may be anybody's
+            logs.logger.exception("access log: no line for a request")
+
+
+def _text(field: tuple[bytes, bytes]) -> tuple[str, str]:
+    return field[0].decode("latin-1"), shown(field[1])
+
+
+def _environ(exchange: Any) -> dict[str, Any]:
+    """A request as CGI names its parts, for `--access-logformat` (RFC 3875, section 4.1)."""
+    scope, target = exchange.scope, exchange.target
+    client, server = scope["client"] or ("", ""), scope["server"] or ("", "")
+    path, _, query = target.partition(b"?")
+    environ = {
+        "REQUEST_METHOD": scope["method"],
+        "RAW_URI": printable(target),
+        "PATH_INFO": printable(path),
+        "QUERY_STRING": printable(query),
+        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "SERVER_NAME": str(server[0]),
+        "SERVER_PORT": str(server[1] or ""),
+        "SCRIPT_NAME": shown(scope["root_path"]),
+        "REMOTE_ADDR": str(client[0]) or "-",
+        "REMOTE_PORT": str(client[1] or ""),
+        "wsgi.url_scheme": scope["scheme"],
+    }
+    for name, value in scope["headers"]:
+        key = name.decode("latin-1").upper().replace("-", "_")
+        environ[key if key in _WITHOUT_PREFIX else f"HTTP_{key}"] = shown(value)
+    return environ
+
+
+_WITHOUT_PREFIX = ("CONTENT_TYPE", "CONTENT_LENGTH")

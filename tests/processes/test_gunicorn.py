@@ -1,0 +1,515 @@
+"""ESG's worker classes under the real gunicorn."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from esg.errors import ConfigError
+from esg.listeners import parse_bind
+from tests.support.app import application
+from tests.support.certificates import Authority
+from tests.support.load import Load
+from tests.support.runner import answer, environment, kill_session, session
+from tests.support.waiting import DEADLINE, all_along, eventually
+
+gunicorn_config = pytest.importorskip("gunicorn.config")
+
+PROGRAM = str(Path(sys.executable).with_name("gunicorn"))
+"""Not `-m gunicorn`: an upgrade starts `sys.argv` again, and then `gunicorn.http` hides `http`."""
+
+CLASSES = ["esg.workers.ESGWorker", "esg.workers.ESGH11Worker"]
+TROUBLE = re.compile(r"\[(ERROR|CRITICAL)\]|Traceback|Warning:")
+
+
+class Gunicorn:
+    """A running gunicorn with `example:app` in its folder."""
+
+    def __init__(
+        self, folder: Path, *arguments: str, worker: str, source: str, bind: str = "127.0.0.1:0"
+    ) -> None:
+        self.folder = folder
+        self.claims: list[str] = []
+        (folder / "example.py").write_text(source)
+        command = [sys.executable, PROGRAM, "example:app", "-k", worker, "-b", bind]
+        if "control_socket_disable" in gunicorn_config.Config().settings:
+            command.append("--no-control-socket")
+        with (folder / "log").open("wb") as log, (folder / "out").open("wb") as out:
+            self.process = subprocess.Popen(
+                [*command, *arguments],
+                cwd=folder,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    @property
+    def out(self) -> str:
+        return (self.folder / "out").read_text()
+
+    @property
+    def port(self) -> int:
+        return int(self.wait_for_log(r"Listening at: https?://127\.0\.0\.1:(\d+)")[1])
+
+    def wait_for_log(self, pattern: str) -> re.Match[str]:
+        return eventually(lambda: re.search(pattern, self.log), f"{pattern!r} in the log")
+
+    def workers(self) -> set[int]:
+        return {child.pid for child in psutil.Process(self.process.pid).children()}
+
+    def signal(self, signum: int) -> None:
+        os.kill(self.process.pid, signum)
+
+    def notes(self, what: str) -> list[int]:
+        file = self.folder / "notes"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [int(line.split()[1]) for line in lines if line.split()[0] == what]
+
+    def begin(self, path: str, **headers: str) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        connection.request("GET", path, headers=headers)
+        return connection
+
+    def whoami(self) -> dict[str, object]:
+        connection = self.begin("/whoami")
+        try:
+            return answer(connection)
+        finally:
+            connection.close()
+
+    def stop(self, code: int = 0) -> None:
+        """It ends when told to, leaves nothing behind, and no error that isn't claimed."""
+        try:
+            if self.process.poll() is None:
+                self.signal(signal.SIGTERM)
+            assert self.process.wait(DEADLINE) == code
+            assert session(self.process.pid) == []
+            lines = [line for line in self.log.splitlines() if TROUBLE.search(line)]
+            assert [li for li in lines if not any(re.search(c, li) for c in self.claims)] == []
+        finally:
+            kill_session(self.process)
+
+
+Start = Callable[..., Gunicorn]
+
+
+@pytest.fixture
+def gunicorn(tmp_path: Path) -> Iterator[Start]:
+    """Starts one gunicorn and waits until all its workers serve."""
+    started: list[Gunicorn] = []
+
+    def start(
+        *arguments: str,
+        worker: str = CLASSES[0],
+        source: str | None = None,
+        bind: str = "127.0.0.1:0",
+        workers: int = 1,
+        wait: bool = True,
+    ) -> Gunicorn:
+        made = Gunicorn(
+            tmp_path,
+            *arguments,
+            "-w",
+            str(workers),
+            worker=worker,
+            source=source or application(),
+            bind=bind,
+        )
+        started.append(made)
+        if wait:
+            eventually(lambda: len(made.notes("startup")) == workers, "the workers have started")
+        return made
+
+    try:
+        yield start
+        for made in started:
+            made.stop()
+    finally:
+        for made in started:
+            kill_session(made.process)
+            print(f"--- its log:\n{made.log}")  # noqa: T201 - for a test that fails
+
+
+@pytest.mark.parametrize("worker", CLASSES)
+def test_requests_are_served(gunicorn: Start, worker: str) -> None:
+    server = gunicorn(worker=worker, workers=2)
+    with Load(server.port, keep_alive=3, fresh=3) as load:
+        load.wait_until_answered("fresh", 100)
+        load.wait_until_answered("keep-alive", 100)
+    assert server.whoami()["pid"] in server.workers()
+
+
+def test_each_class_has_its_loop_and_parser(gunicorn: Start) -> None:
+    source = application(at_startup="note(type(asyncio.get_running_loop()).__module__)")
+    server = gunicorn(source=source, worker="esg.workers.ESGH11Worker")
+    assert server.notes("asyncio.unix_events")
+
+
+def test_the_faster_class_runs_uvloop(gunicorn: Start) -> None:
+    pytest.importorskip("uvloop")
+    server = gunicorn(
+        source=application(at_startup="note(type(asyncio.get_running_loop()).__module__)")
+    )
+    assert server.notes("uvloop")
+
+
+SUBCLASS = """
+from esg.workers import ESGWorker
+
+class Mine(ESGWorker):
+    CONFIG_KWARGS = {"loop": "asyncio", "server_header": False, "headers": [("x-mine", "yes")]}
+"""
+
+
+def test_a_subclass_chooses_settings(gunicorn: Start, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SUBCLASS.replace('"headers"', '"header"'))
+    connection = gunicorn(worker="mine.Mine").begin("/whoami")
+    response = connection.getresponse()
+    assert (response.headers["x-mine"], response.headers["server"]) == ("yes", None)
+    connection.close()
+
+
+def test_a_subclass_with_an_unknown_setting_is_told_so(gunicorn: Start, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SUBCLASS.replace("server_header", "serve_header"))
+    server = gunicorn(worker="mine.Mine", wait=False)
+    server.claims += ["."]
+    server.wait_for_log(
+        r"CONFIG_KWARGS of Mine: unknown key 'serve_header'; did you mean server_header\?"
+    )
+    assert server.process.wait(DEADLINE) == 3
+    server.process.returncode = 0
+
+
+def test_tls(gunicorn: Start, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue()
+    server = gunicorn("--certfile", certificate, "--keyfile", key, workers=2)
+    with Load(server.port, keep_alive=2, fresh=2, tls=authority.client_context()) as load:
+        load.wait_until_answered("fresh", 20)
+
+
+def test_the_hook_that_makes_the_tls_context_is_called(gunicorn: Start, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue()
+    (tmp_path / "conf.py").write_text(
+        "import ssl\n"
+        "def ssl_context(config, default):\n"
+        "    context = default()\n"
+        "    context.minimum_version = ssl.TLSVersion.TLSv1_3\n"
+        "    return context\n"
+    )
+    server = gunicorn("-c", "conf.py", "--certfile", certificate, "--keyfile", key)
+    context = authority.client_context()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        socket.create_connection(("127.0.0.1", server.port), DEADLINE) as plain,
+        pytest.raises(ssl.SSLError),
+    ):
+        context.wrap_socket(plain, server_hostname="localhost")
+
+
+def test_a_certificate_that_is_none_stops_the_boot(gunicorn: Start, tmp_path: Path) -> None:
+    (tmp_path / "bad.pem").write_text("nonsense")
+    server = gunicorn("--certfile", "bad.pem", "--keyfile", "bad.pem", wait=False)
+    server.claims += ["."]
+    server.wait_for_log(r"gunicorn's certfile: .*bad\.pem")
+    assert server.process.wait(DEADLINE) == 3
+    server.process.returncode = 0
+
+
+def test_max_requests_with_jitter_loses_nothing(gunicorn: Start) -> None:
+    server = gunicorn("--max-requests", "80", "--max-requests-jitter", "40", workers=2)
+    first = server.workers()
+    with Load(server.port, keep_alive=3, fresh=3, slow=1) as load:
+        eventually(lambda: not server.workers() & first, "both workers were replaced")
+        eventually(lambda: len(server.notes("startup")) >= 5, "and one of those, too")
+        load.wait_until_answered("fresh", 20)
+    assert server.log.count("Autorestarting worker") >= 3
+
+
+def test_a_reload_loses_nothing_and_serves_the_new_code(gunicorn: Start) -> None:
+    server = gunicorn(workers=2)
+    first = server.workers()
+    with Load(server.port, keep_alive=4, fresh=4, slow=2, downloads=1) as load:
+        load.wait_until_answered("fresh", 50)
+        (server.folder / "example.py").write_text(application("two"))
+        server.signal(signal.SIGHUP)
+        eventually(lambda: not server.workers() & first, "the old workers are gone")
+        load.wait_until_answered("fresh", 50)
+    assert server.whoami()["version"] == "two"
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_a_shutdown_loses_nothing(gunicorn: Start, round_: int) -> None:
+    server = gunicorn(workers=1 + round_)
+    with Load(server.port, keep_alive=4, fresh=24, slow=2) as load:
+        load.wait_until_answered("fresh", 100)
+        load.shutdown_begins()
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(DEADLINE) == 0
+    assert len(server.notes("shutdown")) == 1 + round_
+
+
+def test_a_quick_shutdown_waits_for_nothing(gunicorn: Start) -> None:
+    server = gunicorn()
+    connection = server.begin("/slow/30")
+    eventually(lambda: server.notes("slow"), "the request is there")
+    server.signal(signal.SIGQUIT)
+    assert server.process.wait(5) == 0
+    assert server.notes("shutdown")
+    connection.close()
+
+
+def test_a_request_may_take_longer_than_the_timeout(gunicorn: Start) -> None:
+    server = gunicorn("--timeout", "1")
+    connection = server.begin("/slow/3.5")
+    assert answer(connection)["pid"] in server.workers()
+    connection.close()
+
+
+def test_a_drain_may_take_longer_than_the_timeout(gunicorn: Start) -> None:
+    server = gunicorn("--timeout", "1")
+    connection = server.begin("/slow/3.5")
+    eventually(lambda: server.notes("slow"), "the request is there")
+    server.signal(signal.SIGTERM)
+    assert answer(connection)["path"] == "/slow/3.5"
+    assert server.process.wait(DEADLINE) == 0
+    connection.close()
+
+
+def test_a_worker_whose_loop_is_blocked_is_replaced_and_its_stack_logged(gunicorn: Start) -> None:
+    server = gunicorn("--timeout", "1")
+    server.claims += ["WORKER TIMEOUT", "exited with code 1", "in the application: GET", "^Trace"]
+    before = server.workers()
+    connection = server.begin("/block/60")
+    server.wait_for_log("WORKER TIMEOUT")
+    server.wait_for_log("report_of_the_month")
+    eventually(lambda: server.workers() and not server.workers() & before, "another is there")
+    eventually(lambda: len(server.notes("startup")) == 2, "and has started")
+    assert server.whoami()["pid"] in server.workers()
+    connection.close()
+
+
+def test_the_access_log_is_gunicorns(gunicorn: Start) -> None:
+    form = "%(h)s %(m)s %(U)s?%(q)s %(s)s %(B)s %({x-tag}i)s %({content-length}o)s %(p)s"
+    server = gunicorn("--access-logfile", "access", "--access-logformat", form)
+    connection = server.begin("/whoami/a?b=1%0a", **{"X-Tag": 'one"two'})
+    size = len(connection.getresponse().read())
+    connection.close()
+    (worker,) = server.workers()
+    line = f"127.0.0.1 GET /whoami/a?b=1%0a 200 {size} one\\x22two {size} <{worker}>\n"
+    file = server.folder / "access"
+    eventually(lambda: file.read_text() == line, "the line is there")
+    file.rename(server.folder / "rotated")
+    server.signal(signal.SIGUSR1)
+    eventually(file.exists, "the file is opened anew")
+    eventually(lambda: server.whoami() and file.read_text(), "the worker writes to it")
+
+
+LOGGER = """
+from gunicorn.glogging import Logger
+
+class Mine(Logger):
+    def access(self, resp, req, environ, request_time):
+        self.info("mine %s %s %s", resp.status, environ["RAW_URI"], request_time.seconds)
+"""
+
+
+def test_a_logger_of_ones_own_has_the_requests(gunicorn: Start, tmp_path: Path) -> None:
+    (tmp_path / "mylog.py").write_text(LOGGER)
+    server = gunicorn("--logger-class", "mylog.Mine")
+    server.whoami()
+    server.wait_for_log("mine 200 /whoami 0")
+
+
+def test_without_an_access_log_there_is_none(gunicorn: Start) -> None:
+    server = gunicorn()
+    server.whoami()
+    server.stop()
+    assert server.out == ""
+    assert "whoami" not in server.log
+
+
+SCOPE = """
+import json
+
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    body = json.dumps([scope["client"][0], scope["scheme"], scope["root_path"]]).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+"""
+
+
+@pytest.mark.parametrize(
+    ("trusted", "seen"),
+    [("127.0.0.1", '["9.9.9.9", "https", ""]'), ("10.0.0.1", '["127.0.0.1", "http", ""]')],
+)
+def test_the_proxies_that_gunicorn_trusts_are_trusted(
+    gunicorn: Start, trusted: str, seen: str
+) -> None:
+    server = gunicorn("--forwarded-allow-ips", trusted, source=SCOPE, wait=False)
+    headers = {"X-Forwarded-For": "9.9.9.9", "X-Forwarded-Proto": "https"}
+    connection = server.begin("/", **headers)
+    assert connection.getresponse().read().decode() == seen
+    connection.close()
+
+
+def test_keep_alive_lasts_as_long_as_gunicorn_says(gunicorn: Start) -> None:
+    server = gunicorn("--keep-alive", "1")
+    connection = server.begin("/whoami")
+    answer(connection)
+    connection.sock.settimeout(8)
+    assert connection.sock.recv(1) == b"", "the server closes it"
+    connection.close()
+    server.signal(signal.SIGTERM)
+    assert server.process.wait(DEADLINE) == 0
+
+
+def test_keep_alive_is_kept(gunicorn: Start) -> None:
+    server = gunicorn("--keep-alive", "30")
+    connection = server.begin("/whoami")
+    answer(connection)
+    sock = connection.sock
+    sock.setblocking(False)
+
+    def is_open() -> bool:
+        try:
+            return sock.recv(1) != b""
+        except BlockingIOError:
+            return True
+
+    all_along(3.0, is_open, "the connection is open")
+    connection.close()
+
+
+def test_limits_are_gunicorns(gunicorn: Start) -> None:
+    server = gunicorn("--limit-request-line", "100")
+    connection = server.begin("/whoami/" + "x" * 200)
+    assert connection.getresponse().status == 414
+    connection.close()
+
+
+def test_a_lifespan_that_fails_stops_the_boot(gunicorn: Start) -> None:
+    source = application(at_startup="raise RuntimeError('no such bucket')")
+    server = gunicorn("--asgi-lifespan", "on", source=source, wait=False)
+    server.claims += ["."]
+    server.wait_for_log("RuntimeError: no such bucket")
+    assert server.process.wait(DEADLINE) == 3
+    server.process.returncode = 0
+
+
+def test_a_wsgi_application_is_served(gunicorn: Start) -> None:
+    source = """
+def app(environ, start_response):
+    start_response("200 OK", [("content-length", "5")])
+    return [b"hello"]
+"""
+    connection = gunicorn(source=source, wait=False).begin("/")
+    assert connection.getresponse().read() == b"hello"
+    connection.close()
+
+
+def listens_on_unix_sockets() -> bool:
+    try:
+        return bool(parse_bind("unix:socket", "--bind"))
+    except ConfigError:
+        return False
+
+
+@pytest.mark.skipif(not listens_on_unix_sockets(), reason="this version listens on TCP only")
+def test_a_unix_socket_is_served(gunicorn: Start, tmp_path: Path) -> None:
+    path = str(tmp_path / "sock")
+    server = gunicorn(bind=f"unix:{path}")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(DEADLINE)
+        client.connect(path)
+        client.sendall(b"GET /whoami HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        received = b"".join(iter(lambda: client.recv(4096), b""))
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert f'"pid": {server.workers().pop()}'.encode() in received
+
+
+def test_an_upgrade_of_gunicorn_keeps_the_sockets_working(gunicorn: Start) -> None:
+    server = gunicorn("--pid", "pid", workers=2)
+    port, first = server.port, server.workers()
+    server.signal(signal.SIGUSR2)
+    file = server.folder / "pid.2"
+    eventually(file.exists, "the new gunicorn has begun")
+    other = psutil.Process(int(file.read_text()))
+    try:
+        eventually(lambda: len(server.notes("startup")) == 4, "its workers have started")
+        with Load(port, fresh=4) as load:
+            server.signal(signal.SIGTERM)
+            assert server.process.wait(DEADLINE) == 0
+            load.wait_until_answered("fresh", 50)
+            assert not first & {child.pid for child in other.children()}
+    finally:
+        other.terminate()
+        eventually(lambda: session(server.process.pid) == [], "all have ended")
+
+
+def test_settings_without_meaning_are_warned_of(gunicorn: Start, tmp_path: Path) -> None:
+    (tmp_path / "conf.py").write_text("def pre_request(worker, req):\n    pass\n")
+    server = gunicorn("-c", "conf.py", "--strip-header-spaces")
+    server.wait_for_log(
+        r"\[WARNING\] ESG's workers take no notice of: pre_request, strip_header_spaces\n"
+    )
+
+
+def test_an_orphan_drains_and_ends(gunicorn: Start) -> None:
+    server = gunicorn(workers=2)
+    workers = [psutil.Process(pid) for pid in server.workers()]
+    server.signal(signal.SIGKILL)
+    gone = {psutil.STATUS_ZOMBIE}
+    eventually(
+        lambda: all(not w.is_running() or w.status() in gone for w in workers), "they have ended"
+    )
+    assert server.process.wait() == -signal.SIGKILL
+    server.process.returncode = 0
+
+
+ECHO = """
+async def app(scope, receive, send):
+    assert scope["type"] == "websocket"
+    await receive()
+    await send({"type": "websocket.accept"})
+    message = await receive()
+    await send({"type": "websocket.send", "text": message["text"]})
+    await receive()
+"""
+
+
+@pytest.mark.parametrize("worker", CLASSES)
+def test_a_websocket_is_served_and_logged(gunicorn: Start, worker: str) -> None:
+    client = pytest.importorskip("websockets.sync.client")
+    from websockets.exceptions import ConnectionClosed
+
+    server = gunicorn("--access-logfile", "-", source=ECHO, worker=worker, wait=False)
+    with client.connect(f"ws://127.0.0.1:{server.port}/chat", proxy=None) as connection:
+        connection.send("hello")
+        assert connection.recv(DEADLINE) == "hello"
+        server.signal(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed) as closed:
+            connection.recv(DEADLINE)
+    assert closed.value.rcvd.code == 1001
+    assert server.process.wait(DEADLINE) == 0
+    assert re.search(r'"GET /chat HTTP/1\.1" 101 ', server.out)
+    assert re.search(r'"WEBSOCKET /chat HTTP/1\.1" 1001 ', server.out)

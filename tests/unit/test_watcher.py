@@ -1,0 +1,222 @@
+"""Which changes of files count, and what is done about Python's cache of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import py_compile
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import uvicorn
+from uvicorn.supervisors.watchfilesreload import FileFilter
+
+from esg.config import Config
+from esg.errors import ConfigError
+from esg.supervisor import watcher
+from esg.supervisor.watcher import Glances, Selection, check, forget_bytecode, shown
+
+NAMES = [
+    "app.py", "app.pyc", "app.pyo", "app.txt", ".app.py", "~app.py", "app.py~", ".app.py.swp",
+    ".env", "page.html", "pkg/app.py", "pkg/.hidden.py", ".hidden/app.py", "migrations/0001.py",
+    "migrations/deep/0002.py", "test_app.py", "logs/app.log",
+]  # fmt: skip
+
+PATTERNS = [
+    (), ("*.html",), ("*.py",), (".env",), (".*",), ("app.*",), ("test_*",), ("~*", "*.txt"),
+    ("app.py",), (".hidden.py",), ("pkg/*.py",), ("*.log", "*.html"),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def made(**settings):
+    return Config(app="example:app", reload=True, **settings)
+
+
+def selected(folder, **settings):
+    selection = Selection(made(**settings))
+    return {name for name in NAMES if selection.has(folder / name)}
+
+
+@pytest.mark.parametrize(("include", "exclude"), [*itertools.product(PATTERNS, PATTERNS)])
+def test_patterns_mean_what_they_mean_to_uvicorn(folder, include, exclude):
+    theirs = FileFilter(
+        uvicorn.Config(
+            "example:app",
+            reload=True,
+            reload_includes=list(include),
+            reload_excludes=list(exclude),
+        )
+    )
+    theirs.includes.sort(key=lambda pattern: "*" in pattern)  # it was a set: of any order
+    assert selected(folder, reload_include=include, reload_exclude=exclude) == {
+        name for name in NAMES if theirs(folder / name)
+    }
+
+
+def test_by_default_python_files_count_that_are_not_hidden(folder):
+    assert selected(folder) == {
+        "app.py", "pkg/app.py", ".hidden/app.py", "migrations/0001.py", "migrations/deep/0002.py",
+        "test_app.py",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_folder_can_be_left_out(folder, absolute):
+    name = str(folder / "migrations") if absolute else "migrations"
+    assert not {n for n in selected(folder, reload_exclude=(name,)) if n.startswith("migrations")}
+
+
+def folders(**settings):
+    return [str(f.relative_to(Path.cwd())) for f in Selection(made(**settings)).folders]
+
+
+def test_by_default_the_current_folder_is_watched():
+    assert folders() == ["."]
+
+
+@pytest.mark.parametrize(
+    ("settings", "watched"),
+    [
+        ({"reload_dir": ("pkg", "logs")}, ["logs", "pkg"]),
+        ({"reload_dir": ("migrations", "migrations/deep")}, ["migrations"]),
+        ({"reload_include": ("pkg",)}, ["pkg"]),
+        ({"reload_include": ("mig*",)}, ["migrations"]),
+        ({"reload_dir": ("pkg", "logs"), "reload_exclude": ("logs",)}, ["pkg"]),
+        ({"reload_include": ("*.html",)}, ["."]),
+        ({"app_dir": "pkg"}, ["."]),
+    ],
+)
+def test_folders_can_be_named(settings, watched):
+    assert folders(**settings) == watched
+
+
+def test_the_folder_of_the_application_is_watched_too(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("elsewhere")
+    assert set(Selection(made(app_dir=str(other))).folders) == {folder, other}
+
+
+def test_a_folder_behind_a_link_is_watched_where_it_is(folder):
+    (folder / "link").symlink_to("pkg")
+    assert folders(reload_dir=("link",)) == ["pkg"]
+
+
+# -- links -----------------------------------------------------------------------------
+
+
+def test_what_a_link_leads_to_is_looked_at(folder, tmp_path_factory):
+    target = tmp_path_factory.mktemp("elsewhere") / "target.py"
+    target.write_text("1")
+    link = folder / "pkg" / "link.py"
+    link.symlink_to(target)
+    glances = Glances([])
+    glances.look_for_links(Selection(made()))
+    assert glances.changed() == set()
+    target.write_text("22")
+    assert glances.changed() == {link}
+    assert glances.changed() == set()
+    replacement = target.with_name("new")
+    replacement.write_text("33")
+    os.utime(replacement, ns=(target.stat().st_atime_ns, target.stat().st_mtime_ns))
+    replacement.replace(target)
+    assert glances.changed() == {link}
+    target.unlink()
+    assert glances.changed() == {link}
+
+
+def test_files_of_settings_are_looked_at_whether_or_not_they_are_there(folder):
+    file = folder / "esg.toml"
+    glances = Glances([str(file)])
+    glances.look_for_links(Selection(made()))
+    file.write_text("workers = 2")
+    assert glances.changed() == {file}
+
+
+# -- bytecode --------------------------------------------------------------------------
+
+
+def value_of(module):
+    command = [sys.executable, "-c", f"import {module}; print({module}.VALUE)"]
+    return int(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def test_a_second_save_within_a_second_is_what_is_imported(folder):
+    file = folder / "module.py"
+    file.write_text("VALUE = 1")
+    os.utime(file, (1e9, 1e9))
+    py_compile.compile(str(file))
+    file.write_text("VALUE = 2")
+    os.utime(file, (1e9, 1e9))
+    assert value_of("module") == 1, "this is the trouble"
+    forget_bytecode([file])
+    assert value_of("module") == 2
+
+
+def test_a_cache_that_python_would_not_use_is_left_alone(folder):
+    file = folder / "module.py"
+    file.write_text("VALUE = 1")
+    cached = Path(py_compile.compile(str(file)))
+    os.utime(file, (1e9, 1e9))
+    forget_bytecode([file])
+    assert cached.exists()
+
+
+def test_bytecode_that_is_checked_by_its_hash_is_left_alone(folder):
+    file = folder / "module.py"
+    file.write_text("VALUE = 1")
+    mode = py_compile.PycInvalidationMode.CHECKED_HASH
+    cached = Path(py_compile.compile(str(file), invalidation_mode=mode))
+    forget_bytecode([file])
+    assert cached.exists()
+
+
+def test_what_has_no_bytecode_does_no_harm(folder):
+    forget_bytecode([folder / "page.html", folder / "app.py", folder / "gone.py", folder])
+
+
+# -- words -----------------------------------------------------------------------------
+
+
+def test_few_names_are_shown_and_from_here(folder):
+    assert shown([folder / "b.py", folder / "pkg" / "a.py"]) == "b.py, pkg/a.py"
+    many = [folder / f"{number}.py" for number in range(9)]
+    assert shown(many) == "0.py, 1.py, 2.py and 6 more"
+    assert shown([Path("/elsewhere/a.py")]) == "/elsewhere/a.py"
+
+
+def test_without_watchfiles_it_is_said_what_to_do(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^--reload: .* try: pip install watchfiles$"):
+        check(Config(app="example:app", reload=True, origins={"reload": "--reload"}))
+
+
+def test_a_folder_that_is_not_there_is_named(folder):
+    with pytest.raises(ConfigError, match=r"^ESG_RELOAD_DIR: there is no folder 'app\.py'"):
+        check(made(reload_dir=("app.py",), origins={"reload_dir": "ESG_RELOAD_DIR"}))
+
+
+def test_an_application_that_is_an_object_cannot_be_reloaded():
+    with pytest.raises(ConfigError, match=r"given as an object.*MODULE:ATTRIBUTE"):
+        check(made(target=object()))
+
+
+def test_nothing_is_checked_where_nothing_is_watched():
+    check(Config(app="example:app", reload_dir=("no such folder",)))
+
+
+def test_watchfiles_stays_out_of_the_arbiter():
+    assert watcher.__name__ in sys.modules
+    command = "import sys, esg.cli; print('watchfiles' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", command], capture_output=True, check=True).stdout
+    assert out.strip() == b"False"
