@@ -93,17 +93,16 @@ class Arbiter:
         return self._exit_code
 
     def _time_left(self) -> float | None:
-        deadlines = self._fleet.next_deadline(), self._reloader.next_deadline()
-        deadline = min((d for d in deadlines if d is not None), default=None)
-        return None if deadline is None else max(0.0, deadline - time.monotonic())
+        """Until the fleet or the reloader has something to decide."""
+        return _time_until(self._fleet.next_deadline(), self._reloader.next_deadline())
 
     def _time_to_wait(self) -> float | None:
-        """Until the fleet, the reloader or the service manager wants to hear."""
-        left, deadline = self._time_left(), self._notifier.next_deadline()
-        if deadline is None:
-            return left
-        until_then = max(0.0, deadline - time.monotonic())
-        return until_then if left is None else min(left, until_then)
+        """The same, or until the service manager wants to hear."""
+        return _time_until(
+            self._fleet.next_deadline(),
+            self._reloader.next_deadline(),
+            self._notifier.next_deadline(),
+        )
 
     def _dispatch(self, event: on.Event) -> None:
         """Hand an event to the fleet and perform what it wants, then what that brought about."""
@@ -417,3 +416,9 @@ class Arbiter:
         do.Tell: _tell,
         do.Exit: _exit,
     }
+
+
+def _time_until(*deadlines: float | None) -> float | None:
+    """Seconds until the first of these; None if there is none."""
+    deadline = min((d for d in deadlines if d is not None), default=None)
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
