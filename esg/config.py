@@ -537,6 +537,13 @@ class Config:
         flags=("-p", "--pid"),
         reloadable=False,
     )
+    control_socket: str = setting(
+        "",
+        TEXT,
+        PROCESSES,
+        "UNIX socket on which the arbiter takes commands from esgctl; by default there is none.",
+        reloadable=False,
+    )
     user: str = setting(
         "",
         ACCOUNT,

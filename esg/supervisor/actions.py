@@ -120,6 +120,16 @@ class Tell:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """Tell who asked for this job how it ended. `detail` is, for instance, a traceback."""
+
+    job: int
+    ok: bool
+    text: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Exit:
     """Everything is done; end the arbiter with this code."""
 
@@ -139,5 +149,6 @@ Action = (
     | ShowFailure
     | Log
     | Tell
+    | Answer
     | Exit
 )

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from setproctitle import setproctitle
 
-from esg import logs, mailbox, scoreboard
+from esg import commands, logs, mailbox, scoreboard
 from esg.config import Config, check_reload
 from esg.errors import ESGError
 from esg.logfiles import LogFiles
@@ -27,6 +27,7 @@ from esg.payload import DUMP_SIGNAL, Assignment, Payload
 from esg.supervisor import actions as do
 from esg.supervisor import events as on
 from esg.supervisor import privileges, signals
+from esg.supervisor.control import Control
 from esg.supervisor.fleet import Fleet
 from esg.supervisor.pidfile import PidFile
 from esg.supervisor.processes import WorkerHandle, fork, reap
@@ -58,6 +59,7 @@ class Arbiter:
         self._reloader = Reloader(
             self._selector, self._log, lambda: self._dispatch(self._reload_event())
         )
+        self._control = Control(self._selector, self._on_command)
 
     # -- the loop ----------------------------------------------------------------------
 
@@ -72,6 +74,9 @@ class Arbiter:
         if self._config.pid:
             self._pid_file = PidFile.acquire(self._config.pid, self._config.origin("pid"))
         try:
+            if self._config.control_socket:
+                origin = self._config.origin("control_socket")
+                self._control.open(self._config.control_socket, origin)
             return self._serve()
         finally:
             self._close()
@@ -133,6 +138,7 @@ class Arbiter:
 
     def _close(self) -> None:
         self._reloader.close()
+        self._control.close()
         self._signals.close()
         self._selector.close()
         self._sockets.close()
@@ -183,7 +189,11 @@ class Arbiter:
             elif signum in signals.UNAVAILABLE:
                 self._log(logging.WARNING, f"{signum.name} does nothing in this version")
 
-    def _reload_event(self) -> on.Event:
+    def _on_command(self, command: str, job: int, peer: str) -> None:
+        self._log(logging.INFO, f"received {command} from {peer}")
+        self._dispatch(self._reload_event(job))
+
+    def _reload_event(self, job: int | None = None) -> on.Event:
         try:
             config = self._read_config()
             check_reload(self._config, config)
@@ -191,16 +201,16 @@ class Arbiter:
             self._log_setup(config).check(self._subject(), self._log_setup(self._config))
             self._sockets.of(config)
         except ESGError as error:
-            return on.ReloadRefused(str(error))
+            return on.ReloadRefused(str(error), job)
         except Exception as error:  # noqa: BLE001 - whatever it is, what serves goes on serving
-            return on.ReloadRefused(f"{type(error).__name__}: {error}")
+            return on.ReloadRefused(f"{type(error).__name__}: {error}", job)
         if config.target is not None:
             self._log(
                 logging.WARNING,
                 "the application was given as an object, so its code stays as it is; "
                 "give MODULE:ATTRIBUTE to have it loaded anew",
             )
-        return on.ReloadRequested(config)
+        return on.ReloadRequested(config, job)
 
     def _on_children(self) -> None:
         for pid, status in reap():
@@ -297,6 +307,7 @@ class Arbiter:
         for handle in self._handles.values():
             handle.close()
         self._reloader.let_go()
+        self._control.let_go()
         self._selector.close()
         self._signals.close()
         self._sockets.let_go(assignment.listeners)
@@ -397,6 +408,10 @@ class Arbiter:
         setproctitle(f"esg: arbiter [{config.title}] gen {action.generation}")
         self._log(logging.DEBUG, f"{action.state}: {action.status}")
 
+    def _answer(self, action: do.Answer) -> None:
+        answer = commands.Answer(action.ok, action.text, action.detail)
+        self._control.answer(action.job, answer)
+
     def _exit(self, action: do.Exit) -> None:
         self._log(logging.INFO, f"stopped, exit status {action.code}")
         self._exit_code = action.code
@@ -414,6 +429,7 @@ class Arbiter:
         do.ShowFailure: _show_failure,
         do.Log: _log_action,
         do.Tell: _tell,
+        do.Answer: _answer,
         do.Exit: _exit,
     }
 

@@ -80,9 +80,10 @@ class BeatsRead:
 
 @dataclass(frozen=True, slots=True)
 class ReloadRequested:
-    """A new, valid configuration is to be served."""
+    """A new, valid configuration is to be served. `job` is whose answer is due at its end."""
 
     config: Config
+    job: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class ReloadRefused:
     """A reload was asked for, and its configuration is bad."""
 
     reason: str
+    job: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

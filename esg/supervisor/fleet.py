@@ -101,6 +101,8 @@ class Fleet:
         self._candidate: Generation | None = None
         self._roll: Roll | None = None
         self._pending: Config | None = None
+        self._pending_jobs: list[int] = []
+        self._jobs: list[int] = []
         self._started = False
         self._served = False
         self._complete = False
@@ -113,6 +115,7 @@ class Fleet:
         self._next_check = now + CHECK_INTERVAL
         self._told: do.Tell | None = None
         self._out: list[Action] = []
+        self._answers: list[do.Answer] = []
 
     # -- the interface -----------------------------------------------------------------
 
@@ -124,7 +127,8 @@ class Fleet:
         self._close_in_time(now)
         self._reconcile(now)
         self._tell()
-        out, self._out = self._out, []
+        # Who waits for an answer finds what was told when it comes.
+        out, self._out, self._answers = [*self._out, *self._answers], [], []
         return out
 
     def next_deadline(self) -> float | None:
@@ -232,18 +236,21 @@ class Fleet:
     def _on_reload(self, event: on.ReloadRequested, now: float) -> None:
         if self.stopping:
             self._log("warning", "reload ignored: stopping")
+            self._answer(event.job, False, "reload ignored: stopping")
             return
         if self._roll is not None or not self._served:
             self._log("info", "reload queued until the running one is over")
         self._pending = event.config
+        if event.job is not None:
+            self._pending_jobs.append(event.job)
         self._trouble = ""
         self._begin_reload()
         self._tell_reload()
 
     def _on_reload_refused(self, event: on.ReloadRefused, now: float) -> None:
-        self._log(
-            "error", f"reload refused, gen={self.current.number} goes on serving: {event.reason}"
-        )
+        text = f"reload refused, gen={self.current.number} goes on serving: {event.reason}"
+        self._log("error", text)
+        self._answer(event.job, False, text)
         self._trouble = f"last reload refused: {event.reason}"
         self._show_failure(event.reason)
         self._tell_reload()
@@ -377,6 +384,9 @@ class Fleet:
         self._generations += 1
         self._candidate = Generation(self._generations, self._pending)
         self._pending = None
+        # Who asked for a canary that is overtaken hears of the one that takes its place.
+        self._jobs += self._pending_jobs
+        self._pending_jobs = []
         self._log("info", f"reloading: gen={self._candidate.number} boots its first worker")
 
     def _promote(self) -> None:
@@ -397,11 +407,10 @@ class Fleet:
 
     def _report_failed_reload(self, failed: Generation, reason: str, detail: str) -> None:
         self._trouble = f"last reload failed: {reason}"
-        self._log(
-            "error",
-            f"reload failed, gen={self.current.number} goes on serving: "
-            f"gen={failed.number}: {reason}",
-        )
+        text = f"reload failed, gen={self.current.number} goes on serving: gen={failed.number}: "
+        text += reason
+        self._log("error", text)
+        self._answer_jobs(False, text, detail)
         self._show_failure(reason, detail)
 
     def _show_failure(self, reason: str, detail: str = "") -> None:
@@ -413,8 +422,19 @@ class Fleet:
         if self._roll is not None and not stale and len(fresh) >= self.target:
             self._roll = None
             self._log("info", f"reloaded workers={self.target}")
+            self._answer_jobs(True, f"reloaded gen={self.current.number} workers={self.target}")
         if self._roll is None and self._candidate is None:
             self._begin_reload()
+
+    def _answer_jobs(self, ok: bool, text: str, detail: str = "") -> None:
+        """Answer all that wait for the reload that is over now."""
+        for job in self._jobs:
+            self._answer(job, ok, text, detail)
+        self._jobs = []
+
+    def _answer(self, job: int | None, ok: bool, text: str, detail: str = "") -> None:
+        if job is not None:
+            self._answers.append(do.Answer(job, ok, text, detail))
 
     # -- shutdown ----------------------------------------------------------------------
 
@@ -422,6 +442,8 @@ class Fleet:
         if not self.stopping:
             self._exit_code = code
             self._candidate = self._roll = self._pending = None
+            self._jobs += self._pending_jobs
+            self._answer_jobs(False, "reload given up: stopping")
             delay = 0.0 if quick else self.current.config.drain_delay
             self._log("info", f"stopping in {delay:g} s (--drain-delay)" if delay else "stopping")
             self._closes_at = now + delay

@@ -58,6 +58,8 @@ class World:
         self.processes: dict[int, Process] = {}
         self.log: list[do.Log] = []
         self.exits: list[int] = []
+        self.jobs = 0
+        self.answers: dict[int, do.Answer] = {}
         self.told: list[do.Tell] = []
         self.listening = True
         self.spawns = 0
@@ -99,8 +101,18 @@ class World:
                 self.log.append(action)
             case do.Tell():
                 self.told.append(action)
+            case do.Answer(job):
+                assert 0 < job <= self.jobs, "nobody has asked"
+                assert job not in self.answers, "a job is answered twice"
+                self.answers[job] = action
             case do.Exit(code):
                 self.exits.append(code)
+
+    def ask_for_reload(self, config: Config) -> int:
+        """A reload, of which somebody waits for the outcome; gives the number of the job."""
+        self.jobs += 1
+        self.tell(on.ReloadRequested(config, self.jobs))
+        return self.jobs
 
     def ready_count(self) -> int:
         return sum(p.ready and p.leaving_since is None for p in self.processes.values())
@@ -260,9 +272,13 @@ class FleetHistories(RuleBasedStateMachine):
     # -- what the operator does ------------------------------------------------------------
 
     @alive
-    @rule(workers=st.integers(1, 5))
-    def reload(self, workers: int) -> None:
-        self.world.tell(on.ReloadRequested(config_of(workers, self.surge)))
+    @rule(workers=st.integers(1, 5), is_awaited=st.booleans())
+    def reload(self, workers: int, is_awaited: bool) -> None:
+        config = config_of(workers, self.surge)
+        if is_awaited:
+            self.world.ask_for_reload(config)
+        else:
+            self.world.tell(on.ReloadRequested(config))
 
     @alive
     @rule()
@@ -270,6 +286,13 @@ class FleetHistories(RuleBasedStateMachine):
         before = set(self.world.processes)
         self.world.tell(on.ReloadRefused("unknown key"))
         assert set(self.world.processes) == before
+
+    @alive
+    @rule()
+    def awaited_reload_is_refused(self) -> None:
+        self.world.jobs += 1
+        self.world.tell(on.ReloadRefused("unknown key", self.world.jobs))
+        assert not self.world.answers[self.world.jobs].ok
 
     @alive
     @rule(by=st.sampled_from((-1, 1)))
@@ -337,6 +360,17 @@ class FleetHistories(RuleBasedStateMachine):
             assert told.state != after.state or told.status != after.status or after.anew
 
     @invariant()
+    def a_good_answer_is_only_given_when_the_new_generation_serves_alone(self) -> None:
+        if any(answer.ok for answer in self.world.answers.values()):
+            assert any("reloaded workers=" in line.event for line in self.world.log)
+
+    @invariant()
+    def nobody_waits_without_a_reload(self) -> None:
+        fleet = self.world.fleet
+        if self.world.jobs > len(self.world.answers):
+            assert fleet.reloading or not self.served
+
+    @invariant()
     def exit_leaves_no_worker(self) -> None:
         if self.world.exits:
             assert not self.world.processes
@@ -368,6 +402,7 @@ class FleetHistories(RuleBasedStateMachine):
         assert all(m.state is WorkerState.READY and not m.due for m in members)
         assert {m.generation for m in members} == {world.fleet.current}
         assert not world.fleet.reloading
+        assert set(world.answers) == set(range(1, world.jobs + 1))
 
     def _ends(self) -> None:
         world = self.world
@@ -376,6 +411,7 @@ class FleetHistories(RuleBasedStateMachine):
             world.pass_time(GRACE + EXIT_MARGIN + QUIT_GRACE + ESCALATION_TIME + 10)
         assert world.exits
         assert not world.processes
+        assert set(world.answers) == set(range(1, world.jobs + 1))
 
 
 HISTORIES = int(os.environ.get("ESG_TEST_HISTORIES", "1000"))
@@ -753,6 +789,62 @@ def test_a_reload_asked_for_before_anything_serves_is_not_told() -> None:
     world.tell(on.Started())
     world.tell(on.ReloadRefused("unknown key"))
     assert states(world) == ["starting"]
+
+
+def test_who_waits_for_a_reload_hears_of_its_end() -> None:
+    world = serving(2)
+    job = world.ask_for_reload(config_of(2, 1))
+    boot_all(world)
+    assert world.answers == {}
+    boot_all(world)
+    assert world.answers == {job: do.Answer(job, True, "reloaded gen=2 workers=2")}
+    assert world.told[-1].state == "serving"
+
+
+def test_who_waits_for_a_reload_hears_why_it_failed() -> None:
+    world = serving(1)
+    job = world.ask_for_reload(config_of(1, 1))
+    actions = world.tell(on.WorkerBootFailed(2, "no module", "Traceback", 4))
+    text = "reload failed, gen=1 goes on serving: gen=2: a worker could not boot"
+    assert actions[-1] == do.Answer(job, False, text, "Traceback")
+    assert isinstance(actions[-2], do.Tell)  # so that the status is there when it comes
+
+
+def test_who_asked_for_a_reload_that_is_overtaken_hears_of_the_one_in_its_place() -> None:
+    world = serving(1)
+    jobs = [world.ask_for_reload(config_of(1, 1)) for _ in range(2)]
+    (overtaken,) = [p for p in world.processes.values() if p.generation == 2]
+    world.exit(overtaken)
+    boot_all(world)
+    assert {job: world.answers[job].text for job in jobs} == dict.fromkeys(
+        jobs, "reloaded gen=3 workers=1"
+    )
+
+
+def test_a_reload_that_fails_says_nothing_of_the_one_behind_it() -> None:
+    world = serving(2)
+    first = world.ask_for_reload(config_of(2, 1))
+    boot_all(world)
+    second = world.ask_for_reload(config_of(2, 1))
+    fresh = next(p for p in world.processes.values() if p.generation == 2 and p.ready)
+    world.exit(fresh)
+    assert not world.answers[first].ok
+    for _ in range(6):
+        for process in [p for p in world.processes.values() if p.leaving_since is not None]:
+            world.exit(process, clean=True)
+        boot_all(world)
+        world.pass_time(1)
+    assert world.answers[second].ok
+
+
+def test_who_waits_for_a_reload_hears_of_a_shutdown() -> None:
+    world = serving(2)
+    jobs = [world.ask_for_reload(config_of(2, 1))]
+    boot_all(world)
+    jobs.append(world.ask_for_reload(config_of(2, 1)))
+    world.tell(on.ShutdownRequested())
+    jobs.append(world.ask_for_reload(config_of(2, 1)))
+    assert [(job, world.answers[job].ok) for job in jobs] == [(job, False) for job in jobs]
 
 
 def test_a_shutdown_in_the_middle_of_a_reload_ends() -> None:

@@ -1,0 +1,133 @@
+"""The `esgctl` command: gives the arbiter a command over its control socket; exit codes.
+
+0 where the arbiter has done it, 1 where it couldn't or can't be reached, 2 for bad usage.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from esg import commands, logfiles, platforms, sources
+from esg.commands import Answer
+from esg.config import SETTINGS
+from esg.errors import ConfigError, ESGError
+
+ANSWER_LIMIT = 1024 * 1024
+
+
+class ControlError(ESGError):
+    """The arbiter can't be reached, or gave no answer."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `esgctl` with these arguments (by default the process's own); returns the exit code."""
+    logfiles.secure_standard_streams()
+    try:
+        platforms.check()
+        code = group.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="esgctl",
+            standalone_mode=False,
+        )
+    except click.ClickException as error:
+        return _complain(error.format_message() + " (see esgctl --help)", 2)
+    except click.Abort:
+        return 1
+    except ESGError as error:
+        return _complain(str(error), error.exit_code)
+    return int(code or 0)
+
+
+def _complain(message: str, code: int) -> int:
+    click.echo(f"esgctl: error: {' '.join(message.split())}", err=True)
+    return code
+
+
+@click.group(
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 80},
+    help="Tell a running arbiter what to do. It is found by its control socket: esg "
+    "--control-socket PATH.",
+)
+@click.option(
+    "control_socket",
+    "--control-socket",
+    metavar="PATH",
+    help="The arbiter's control socket [ESG_CONTROL_SOCKET, else control_socket in the "
+    "configuration file].",
+)
+@click.option(
+    "config",
+    "-c",
+    "--config",
+    metavar="FILE",
+    help="The arbiter's configuration file [default ./esg.toml, then ./pyproject.toml].",
+)
+@click.pass_context
+def group(context: click.Context, control_socket: str | None, config: str | None) -> None:
+    """Find out which arbiter is meant."""
+    context.obj = lambda: control_socket or _configured_path(config)
+
+
+@group.command(
+    help="Load code and settings anew, and wait until the new workers serve alone. Where that "
+    "fails, what served before goes on serving; the reason is printed, and the exit code is 1."
+)
+@click.pass_context
+def reload(context: click.Context) -> int:
+    """Ask for a reload; returns the exit code."""
+    answer = ask(context.obj(), "reload")
+    if answer.ok:
+        click.echo(answer.text)
+        return 0
+    if answer.detail:
+        click.echo(answer.detail.rstrip("\n"), err=True)
+    return _complain(answer.text, 1)
+
+
+def ask(path: str, command: str) -> Answer:
+    """Give the arbiter at `path` a command and wait for its outcome. Raises ControlError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            sock.connect(path)
+            sock.sendall(commands.encode_request(command))
+            line = sock.makefile("rb").readline(ANSWER_LIMIT)
+        except OSError as error:
+            raise ControlError(
+                f"can't reach an arbiter at {path!r}: {error.strerror or error}; "
+                "does it run, with this --control-socket?"
+            ) from None
+    if not line.endswith(b"\n"):
+        raise ControlError(f"the arbiter at {path!r} ended before {command} did; see its log")
+    try:
+        return commands.decode_answer(line)
+    except ValueError as error:
+        raise ControlError(str(error)) from None
+
+
+def _configured_path(config: str | None) -> str:
+    """The path that the arbiter's own settings give it. Raises ConfigError."""
+    raw = sources.from_file(config, Path.cwd()) | sources.from_environment(os.environ)
+    given = raw.get("control_socket")
+    if given is None or not isinstance(given.value, str) or not given.value:
+        option = SETTINGS["control_socket"].option
+        raise ConfigError(
+            f"which arbiter? give {option} PATH, or set ESG_CONTROL_SOCKET, or control_socket in "
+            "the configuration file"
+        )
+    chdir = raw.get("chdir")
+    return os.path.join(str(chdir.value) if chdir else "", given.value)
+
+
+def run() -> None:
+    """Run `esgctl` as this process's command; ends with its exit code."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

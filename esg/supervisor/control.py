@@ -1,0 +1,149 @@
+"""The control socket: takes commands from `esgctl`, and answers when their outcome is known.
+
+Who may open its file may give commands: the user that the arbiter runs as, and root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import selectors
+import socket
+import struct
+from collections.abc import Callable
+
+from esg import commands, unixsocket
+from esg.commands import Answer
+from esg.errors import ListenError
+from esg.unixsocket import Access, SocketFile
+
+MODE = 0o600
+
+MOST_CLIENTS = 32
+"""Connections at once. For a further one, the first that has not asked for anything goes."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Client:
+    """One connection, and what it has sent so far."""
+
+    sock: socket.socket
+    job: int
+    received: bytes = b""
+    asked: bool = False
+
+    def peer(self) -> str:
+        """Who is at the other end (unix(7), SO_PEERCRED), for the log."""
+        size = struct.calcsize("3i")
+        data = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        pid, uid, _ = struct.unpack("3i", data)
+        return f"pid={pid} uid={uid}"
+
+
+class Control:
+    """The arbiter's end. Never waits; a client that stands still hurts nobody but itself."""
+
+    def __init__(
+        self, selector: selectors.BaseSelector, on_command: Callable[[str, int, str], None]
+    ) -> None:
+        """`on_command` takes a command, the number of its job, and who has given it.
+
+        For each, `answer` is to be called once.
+        """
+        self._selector = selector
+        self._on_command = on_command
+        self._numbers = itertools.count(1)
+        self._clients: dict[int, Client] = {}
+        self._sock: socket.socket | None = None
+        self._file: SocketFile | None = None
+
+    def open(self, path: str, origin: str) -> None:
+        """Listen at `path`. Raises ListenError, with nothing left behind.
+
+        A socket there that nobody listens on is replaced; no other file is.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._file = unixsocket.bind(sock, path, Access(MODE))
+            sock.listen(MOST_CLIENTS)
+            sock.setblocking(False)
+        except (OSError, ListenError) as error:
+            sock.close()
+            reason = getattr(error, "strerror", None) or error
+            raise ListenError(
+                f"can't open the control socket {path!r} ({origin}): {reason}"
+            ) from None
+        self._sock = sock
+        self._selector.register(sock, selectors.EVENT_READ, self._accept)
+
+    def answer(self, job: int, answer: Answer) -> None:
+        """Answer a command, unless whoever gave it has gone."""
+        client = self._clients.get(job)
+        if client is not None:
+            with contextlib.suppress(OSError):  # it has gone, or doesn't read
+                client.sock.send(commands.encode_answer(answer))
+            self._drop(client)
+
+    def let_go(self) -> None:
+        """In a child: close what is the arbiter's."""
+        for client in self._clients.values():
+            client.sock.close()
+        if self._sock is not None:
+            self._sock.close()
+
+    def close(self) -> None:
+        """Close for good; who still waits learns that there will be no answer."""
+        for client in list(self._clients.values()):
+            self._drop(client)
+        if self._file is not None:
+            self._file.remove()
+        if self._sock is not None:
+            self._selector.unregister(self._sock)
+            self._sock.close()
+            self._sock = None
+
+    def _accept(self) -> None:
+        assert self._sock is not None
+        try:
+            sock, _ = self._sock.accept()
+        except OSError:  # it has gone again, or there are no descriptors: then it waits
+            return
+        sock.setblocking(False)
+        client = Client(sock, next(self._numbers))
+        self._clients[client.job] = client
+        self._selector.register(sock, selectors.EVENT_READ, lambda: self._read(client))
+        if len(self._clients) > MOST_CLIENTS:
+            silent = next(c for c in self._clients.values() if not c.asked)
+            self.answer(silent.job, Answer(False, "too many wait for an answer; try again"))
+
+    def _read(self, client: Client) -> None:
+        if client.job not in self._clients:  # it was answered in this same turn of the loop
+            return
+        try:
+            data = client.sock.recv(commands.REQUEST_LIMIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data or client.asked:  # it has gone, or says more than there is to say
+            self._drop(client)
+            return
+        client.received += data
+        line, end, _ = client.received.partition(b"\n")
+        if not end and len(line) <= commands.REQUEST_LIMIT:
+            return
+        client.asked = True
+        try:
+            command = commands.decode_request(line)
+        except ValueError as error:
+            self.answer(client.job, Answer(False, str(error)))
+            return
+        self._on_command(command, client.job, client.peer())
+
+    def _drop(self, client: Client) -> None:
+        del self._clients[client.job]
+        self._selector.unregister(client.sock)
+        with contextlib.suppress(OSError):  # a child of this moment may have a copy
+            client.sock.shutdown(socket.SHUT_RDWR)
+        client.sock.close()
