@@ -43,8 +43,7 @@ class Service:
 
     def install(self, *options: str, lines: str = "", with_socket: bool = False) -> None:
         """Install esg.service, with more options and lines of its own."""
-        command = f"{self.python} -m esg"
-        text = deployed("esg.service", {"/srv/app/.venv/bin/esg": command, "auto": "2"})
+        text = deployed("esg.service", {**self.commands("/srv/app/.venv/bin"), "auto": "2"})
         if not with_socket:
             options = (f"--bind=127.0.0.1:{self.port}", *options)
         text = text.replace(
@@ -57,6 +56,12 @@ class Service:
                 deployed("esg.socket", {"127.0.0.1:8000": f"127.0.0.1:{self.port}"}),
             )
         self.drop_in("esg.service", lines)
+
+    def commands(self, folder: str) -> dict[str, str]:
+        """The programs that a unit names, and how they are run here."""
+        return {f"{folder}/esgctl": f"{self.python} -m esg.ctl"} | {
+            f"{folder}/esg": f"{self.python} -m esg"
+        }
 
     def drop_in(self, unit: str, lines: str = "") -> None:
         """What a test needs: this code, and that the application may write its notes."""
@@ -164,14 +169,21 @@ def test_a_reload_that_cannot_work_fails(service: Service) -> None:
         "esg.service"
     )
     assert service.show("ActiveState") == "active"
-    assert service.show("StatusText") == "gen 1: 2 of 2 workers ready"
+    said = "gen 1: 2 of 2 workers ready; last reload failed: a worker could not boot"
+    assert service.show("StatusText") == said
     assert service.whoami()["version"] == "one"
+    service.deploy(application("two"))
+    service.machine.systemctl("reload", "esg.service")
+    assert service.show("StatusText").startswith("gen 3: 2 of 2 workers ready")
+    assert service.whoami()["version"] == "two"
 
 
-def test_a_reload_that_fails_later_shows_in_the_status(service: Service) -> None:
+def test_a_reload_that_fails_late_fails_too(service: Service) -> None:
     service.start("--lifespan", "on")
     service.deploy(application("two", at_startup="raise RuntimeError('no database')"))
-    service.machine.systemctl("reload", "esg.service")
+    said = service.machine.try_run("systemctl", "reload", "esg.service")
+    assert "Job for esg.service failed" in said
+    assert "RuntimeError: no database" in service.machine.journal("esg.service")
     said = "gen 1: 2 of 2 workers ready; last reload failed: a worker could not boot"
     assert said in service.show("StatusText")
     assert service.show("ActiveState") == "active"
@@ -251,8 +263,7 @@ def test_a_socket_of_several_by_its_name(service: Service) -> None:
 
 
 def test_the_template_serves_what_its_file_says(service: Service) -> None:
-    command = f"{service.python} -m esg"
-    text = deployed("esg@.service", {"/usr/local/bin/esg": command})
+    text = deployed("esg@.service", service.commands("/usr/local/bin"))
     service.machine.write(UNITS / "esg@.service", text)
     service.machine.write(
         "/etc/esg/shop.toml",
@@ -264,6 +275,7 @@ def test_the_template_serves_what_its_file_says(service: Service) -> None:
         "curl", "--silent", "--unix-socket", "/run/esg-shop/web", "http://localhost/whoami"
     )
     assert json.loads(answer)["generation"] == 1
+    service.machine.systemctl("reload", "esg@shop.service")
     service.machine.systemctl("stop", "esg@shop.service")
     assert "ERROR" not in service.machine.journal("esg@shop.service")
 
@@ -274,7 +286,7 @@ def test_the_template_serves_what_its_file_says(service: Service) -> None:
 needs_analyze = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="needs systemd-analyze"
 )
-EXECUTABLE = {"/srv/app/.venv/bin/esg": "/bin/true"}
+EXECUTABLE = {"/srv/app/.venv/bin/esgctl": "/bin/true", "/srv/app/.venv/bin/esg": "/bin/true"}
 
 
 @pytest.fixture
@@ -282,7 +294,9 @@ def units(tmp_path: Path) -> Path:
     """The units, with a program that is there."""
     (tmp_path / "esg.service").write_text(deployed("esg.service", EXECUTABLE))
     (tmp_path / "esg.socket").write_text(deployed("esg.socket", {}))
-    template = deployed("esg@.service", {"/usr/local/bin/esg": "/bin/true"})
+    template = deployed(
+        "esg@.service", {"/usr/local/bin/esgctl": "/bin/true", "/usr/local/bin/esg": "/bin/true"}
+    )
     (tmp_path / "esg@.service").write_text(template)
     return tmp_path
 
