@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
 
@@ -41,6 +41,7 @@ from esg.server.http1.framing import (
 from esg.server.http1.parser import Held, Parser
 from esg.server.http1.response import Content, plain_response
 from esg.server.http1.sendfile import copy_part, send_part
+from esg.server.loops import lines_writer
 from esg.server.service import TICK, Service
 
 if TYPE_CHECKING:
@@ -653,6 +654,11 @@ class Connection(asyncio.Protocol):
             waiter = self.service.loop.create_future()
             self._write_waiters.append(waiter)
             await waiter
+
+    def write_lines(self, pieces: Iterable[bytes]) -> None:
+        """Send several pieces at once, in order."""
+        if self.write is not _write_nothing:
+            lines_writer(self._transport)(pieces)
 
     async def send_file(self, fd: int, offset: int, count: int) -> int:
         """Send a part of a file; returns the number of bytes sent. Raises OSError.

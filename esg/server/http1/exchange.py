@@ -67,7 +67,7 @@ NO_BODY = -3
 LAST_CHUNK = b"0\r\n\r\n"
 
 JOIN_LIMIT = 65536
-"""Largest body, in bytes, that is copied behind its head to go out in one write."""
+"""Largest body, in bytes, that is copied behind its head."""
 
 
 class ClientDisconnected(OSError):
@@ -189,11 +189,12 @@ class Exchange:
         if more or self._left != size:
             body = self._framed(body, more)
         if lines is not None:
-            if size <= JOIN_LIMIT:
+            if size <= JOIN_LIMIT or not body:
                 lines.append(body)
-                body = b""
-            connection.write(b"".join(lines))
-        if body:
+                connection.write(b"".join(lines))
+            else:
+                connection.write_lines((b"".join(lines), body))
+        elif body:
             connection.write(body)
         if not more:
             self._finish()

@@ -21,11 +21,12 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from esg.server.asgi import Message, Scope
 from esg.server.http1.exchange import ClientDisconnected, is_disconnect
+from esg.server.loops import lines_writer
 from esg.server.service import TICK, Service
 from esg.server.websocket.codec import Codec
 from esg.server.websocket.frames import (
@@ -77,7 +78,7 @@ MOST_PIECES = 100
 """Pieces of a frame that are kept as they came."""
 
 LARGE = 16384
-"""Bytes of a message that are worth a second write, or view, to save a copy."""
+"""Bytes of a message that are worth a second piece, or a view, to save a copy."""
 
 CLOSE_LIMIT = 10.0
 """Seconds that a client has to answer a close frame."""
@@ -128,12 +129,15 @@ class Session(asyncio.Protocol):
         "service",
         "state",
         "write",
+        "write_lines",
         "write_paused",
     )
 
     _transport: asyncio.Transport
     write: Callable[[bytes], None]
     """Send bytes, in order: the transport's own method."""
+    write_lines: Callable[[Iterable[bytes]], None]
+    """Send several pieces, in order, at once where the transport can."""
     is_closing: Callable[[], bool]
     """Whether nothing that is written goes anywhere any more: the transport's own method."""
 
@@ -232,14 +236,12 @@ class Session(asyncio.Protocol):
             first, content = TEXT, text.encode()
         size = len(content)
         if self._compresses:
-            frame = self._codec_now().message(first, content)
+            self.write(self._codec_now().message(first, content))
         elif size < LARGE:
-            frame = pack(first, content)
+            self.write(pack(first, content))
         else:
-            frame = content
-            self.write(frame_head(first, size))
+            self.write_lines((frame_head(first, size), content))
         self.sent += size
-        self.write(frame)
         if self.write_paused or self.is_closing():
             await self._writable()
 
@@ -318,7 +320,7 @@ class Session(asyncio.Protocol):
     def take_transport(self, transport: asyncio.Transport, write_paused: bool) -> None:
         """Become the protocol of a transport that an HTTP connection had."""
         self._transport = transport
-        self.write = transport.write
+        self.write, self.write_lines = transport.write, lines_writer(transport)
         self.is_closing = transport.is_closing
         transport.set_protocol(self)
         if write_paused:
@@ -349,7 +351,7 @@ class Session(asyncio.Protocol):
         self.deadline = math.inf
         self.state = CLOSED
         self._special = True
-        self.write = _write_nothing
+        self.write = self.write_lines = _write_nothing
         self._resume_writers()
         self._wake()
         self.service.socket_lost(self)
@@ -648,5 +650,5 @@ def _as_bytes(content: Any) -> bytes:
     return bytes(content)
 
 
-def _write_nothing(data: bytes) -> None:
+def _write_nothing(data: object) -> None:
     """What a connection that is lost does with a message."""

@@ -1,0 +1,45 @@
+"""Event loops, and how to send several pieces at once on the transports of each."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from esg.server.loops import lines_writer, loop_factory
+
+
+class Peer(asyncio.Protocol):
+    """Notes whether it is asked to write no more."""
+
+    paused = False
+
+    def pause_writing(self):
+        self.paused = True
+
+
+def run(name, main):
+    with asyncio.Runner(loop_factory=loop_factory(name)) as runner:
+        return runner.run(main)
+
+
+@pytest.mark.parametrize("name", ["asyncio", "uvloop"])
+def test_pieces_are_sent_in_order_and_who_is_slow_is_waited_for(name):
+    pieces = [bytes([number]) * 200_000 for number in range(10)]
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        with theirs:
+            transport, protocol = await loop.create_connection(Peer, sock=ours)
+            lines_writer(transport)(pieces)
+            assert protocol.paused
+            transport.close()  # what was written is sent all the same
+            received = b""
+            while data := await loop.sock_recv(theirs, 1 << 20):
+                received += data
+        assert received == b"".join(pieces)
+
+    run(name, main())
