@@ -137,7 +137,7 @@ def _row(line: str) -> Row:
     theirs, ours, told = (cell.strip() for cell in line.strip("|").split(" | "))
     return Row(
         names=tuple(re.findall(r"`([^`]+)`", theirs)),
-        ours=ours.strip("`").replace("–", ""),
+        ours=ours.strip("`") if ours != "none" else "",
         told=told,
         gone=bool(re.search(r"\(before [\d.]+\)$", theirs)),
     )
@@ -243,7 +243,7 @@ def plain(value: Any) -> str:
 def test_a_default_that_differs_is_said(peer: str, row: Row) -> None:
     declared = SETTINGS.get(str(OURS[row.flag].name))
     if declared is None or declared.pending or not set(row.names) & set(declared.flags):
-        return  # no setting, or one that isn't there, or has another name, which says that it differs
+        return  # no setting, or one that isn't there, or has another name, which is told
     ours = "" if declared.default == 0 else plain(declared.default)
     for theirs in options_of(peer, row):
         if default_of(peer, theirs) != ours:
