@@ -212,7 +212,7 @@ EFFECTIVE = {
     ("uvicorn", "--ssl-version"): "1.2",  # what Python's default context speaks
     ("uvicorn", "--workers"): "1",
     ("uvicorn", "--log-level"): "info",
-    ("uvicorn", "--h11-max-incomplete-event-size"): "65536",  # h11's own
+    ("uvicorn", "--h11-max-incomplete-event-size"): "16384",  # h11's own
     ("granian", "--log-config"): "",
     ("gunicorn", "--log-file"): "-",
 }
