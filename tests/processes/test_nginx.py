@@ -1,0 +1,183 @@
+"""deploy/nginx in a real nginx, in front of real servers."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import websockets.sync.client
+
+from tests.support.front import (
+    CLIENT,
+    FILES,
+    SOURCE,
+    Front,
+    certified,
+    deployed,
+    free_port,
+    program,
+    running,
+)
+from tests.support.load import Load
+from tests.support.runner import Esg
+from tests.support.waiting import DEADLINE
+
+Start = Callable[..., Esg]
+
+MAIN = """\
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log stderr notice;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    include {folder}/esg.conf;
+}}
+"""
+
+
+@contextlib.contextmanager
+def nginx(folder: Path, upstream: dict[str, str]) -> Iterator[tuple[Front, int]]:
+    """The site with another upstream; gives nginx, and the port without TLS."""
+    command = program("nginx")
+    certificate, key, tls = certified(folder)
+    plain, encrypted = free_port(), free_port()
+    values = {
+        "listen 80;": f"listen 127.0.0.1:{plain};",
+        "listen [::]:80;": f"listen 127.0.0.2:{plain};",
+        "listen 443 ": f"listen 127.0.0.1:{encrypted} ",
+        "listen [::]:443 ": f"listen 127.0.0.2:{encrypted} ",
+        "/etc/ssl/example.org/chain.pem": certificate,
+        "/etc/ssl/example.org/key.pem": key,
+    }
+    (folder / "esg.conf").write_text(deployed("nginx/esg.conf", values | upstream))
+    user = "user root;\n" if os.geteuid() == 0 else ""
+    (folder / "nginx.conf").write_text(user + MAIN.format(folder=folder))
+    words = [command, "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    with running(folder, words, encrypted, tls, signal.SIGQUIT) as front:
+        yield front, plain
+    for level in ("[error]", "[crit]", "[alert]", "[emerg]"):
+        assert level not in front.log
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def behind(
+    request: pytest.FixtureRequest, start: Start, tmp_path: Path
+) -> Iterator[tuple[Esg, Front, int]]:
+    """A server, the nginx in front of it, and nginx's port without TLS."""
+    path = tmp_path / "web.sock"
+    if request.param == "tcp":
+        esg = start(source=SOURCE, files=FILES)
+        upstream = {"127.0.0.1:8000;": f"127.0.0.1:{esg.port};"}
+    else:
+        listen = ("--bind", f"unix:{path}", "--forwarded-allow-ips", "unix:")
+        esg = start(listen=listen, source=SOURCE, files=FILES)
+        upstream = {
+            "server 127.0.0.1:8000;": "",
+            "#server unix:/run/esg/web.sock;": f"server unix:{path};",
+        }
+    with nginx(tmp_path, upstream) as (front, plain):
+        yield esg, front, plain
+
+
+def test_the_site_does_what_it_says(behind: tuple[Esg, Front, int]) -> None:
+    """One nginx for all of it: starting one for each would take longer than the questions."""
+    _, front, plain = behind
+    it_says_who_the_client_is(front)
+    it_takes_no_clients_word(front)
+    it_upgrades_websockets(front)
+    it_upgrades_nothing_else(front)
+    front.streams("/pieces?unbuffered")
+    front.streams("/stream/pieces")
+    it_leads_to_tls(plain)
+
+
+def it_says_who_the_client_is(front: Front) -> None:
+    told = front.get("/tell")
+    assert (told["client"], told["scheme"]) == ([CLIENT, 0], "https")
+    assert told["server"][1] in (front.port, None)
+    assert told["headers"]["host"] == "127.0.0.1"
+    assert "connection" not in told["headers"]
+
+
+def it_takes_no_clients_word(front: Front) -> None:
+    forged = {
+        "X-Forwarded-For": "6.6.6.6, 127.0.0.1",
+        "X-Forwarded-Proto": "http",
+        "X-Forwarded-Host": "evil.example",
+        "X-Forwarded-Port": "666",
+        "X-Real-IP": "6.6.6.6",
+        "Forwarded": "for=6.6.6.6;proto=http;host=evil.example",
+    }
+    told = front.get("/tell", forged)
+    assert (told["client"], told["scheme"]) == ([CLIENT, 0], "https")
+    assert not {"6.6.6.6", "evil.example", "666"} & set(told["headers"].values())
+    assert "6.6.6.6" not in json.dumps(told)
+
+
+def it_upgrades_websockets(front: Front) -> None:
+    with contextlib.closing(
+        socket.create_connection(("127.0.0.1", front.port), DEADLINE, (CLIENT, 0))
+    ) as sock:
+        url = f"wss://127.0.0.1:{front.port}/"
+        with websockets.sync.client.connect(url, sock=sock, ssl=front.tls) as client:
+            assert json.loads(client.recv(DEADLINE)) == ["wss", [CLIENT, 0]]
+            client.send("through nginx")
+            assert client.recv(DEADLINE) == "through nginx"
+
+
+def it_upgrades_nothing_else(front: Front) -> None:
+    told = front.get("/tell", {"Connection": "Upgrade", "Upgrade": "h2c"})
+    assert not {"connection", "upgrade"} & told["headers"].keys()
+
+
+def it_leads_to_tls(plain: int) -> None:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", plain)) as connection:
+        connection.request("POST", "/order?n=1", headers={"Host": "example.org"})
+        response = connection.getresponse()
+    assert response.status == 308
+    assert response.headers["location"] == "https://example.org/order?n=1"
+
+
+def test_its_connections_are_kept(start: Start, tmp_path: Path) -> None:
+    esg = start(source=SOURCE, files=FILES)
+    (worker,) = esg.workers()
+
+    def connections() -> set[Any]:
+        found = psutil.Process(worker).net_connections("tcp")
+        return {c.raddr for c in found if c.status == psutil.CONN_ESTABLISHED}
+
+    with nginx(tmp_path, {"127.0.0.1:8000;": f"127.0.0.1:{esg.port};"}) as (front, _):
+        front.get("/tell")
+        before = connections()
+        assert len(before) == 1
+        for _ in range(3):
+            front.get("/tell")
+        assert connections() == before
+
+
+def test_a_reload_behind_it_loses_nothing(start: Start, tmp_path: Path) -> None:
+    esg = start("--workers", "2", source=SOURCE, files=FILES)
+    options: Any = {"keep_alive": 4, "fresh": 2, "slow": 2}
+    with (
+        nginx(tmp_path, {"127.0.0.1:8000;": f"127.0.0.1:{esg.port};"}) as (front, _),
+        Load(front.port, tls=front.tls, **options) as load,
+    ):
+        esg.reload()
+        load.wait_until_answered("keep-alive", 50)
+        load.wait_until_answered("slow", 2)
