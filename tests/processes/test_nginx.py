@@ -173,11 +173,11 @@ def test_its_connections_are_kept(start: Start, tmp_path: Path) -> None:
 
 def test_a_reload_behind_it_loses_nothing(start: Start, tmp_path: Path) -> None:
     esg = start("--workers", "2", source=SOURCE, files=FILES)
-    options: Any = {"keep_alive": 4, "fresh": 2, "slow": 2}
+    options: Any = {"keep_alive": 4, "fresh": 2, "slow": 1}
     with (
         nginx(tmp_path, {"127.0.0.1:8000;": f"127.0.0.1:{esg.port};"}) as (front, _),
         Load(front.port, tls=front.tls, **options) as load,
     ):
         esg.reload()
         load.wait_until_answered("keep-alive", 50)
-        load.wait_until_answered("slow", 2)
+        load.wait_until_answered("slow", 1)

@@ -1,4 +1,4 @@
-"""Real proxies in front of real servers: their files from deploy/, and what is asked through them."""
+"""Real proxies in front of real servers: their files from deploy/, and what is asked of them."""
 
 from __future__ import annotations
 
