@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Builder, I
 
 
 @contextlib.contextmanager
-def started(built: tuple[Builder, Image], folder: Path) -> Iterator[Container]:
-    """A container of the image that serves."""
+def started(
+    built: tuple[Builder, Image], folder: Path, arguments: Sequence[str] = ()
+) -> Iterator[Container]:
+    """A container of the image that serves; `arguments` are others than the image's."""
     builder, image = built
-    container = Container(builder, image, [*image.entrypoint, *image.command], folder / "log")
+    command = [*image.entrypoint, *(arguments or image.command)]
+    container = Container(builder, image, command, folder / "log")
     try:
         container.wait_for_log("serving workers=")
         yield container
@@ -191,3 +194,18 @@ def test_compose_says_what_the_dockerfile_says(built: tuple[Builder, Image]) -> 
     assert service["tmpfs"] == ["/tmp"]
     assert service["cap_drop"] == ["ALL"]
     assert int(service["stop_grace_period"].rstrip("s")) > SETTINGS["graceful_timeout"].default
+
+
+def test_the_arguments_for_kubernetes_serve_what_its_probe_asks_for(
+    built: tuple[Builder, Image], tmp_path: Path
+) -> None:
+    manifest = (CHECKOUT / "deploy/kubernetes/deployment.yaml").read_text()
+    deployment, *_ = yaml.safe_load_all(manifest)
+    (pod,) = deployment["spec"]["template"]["spec"]["containers"]
+    with started(built, tmp_path, pod["args"]) as container:
+        assert get(container, pod["readinessProbe"]["httpGet"]["path"]) == "10001 1"
+        os.kill(container.init.pid, signal.SIGTERM)
+        container.wait_for_log("(--drain-delay)")
+        assert get(container, pod["readinessProbe"]["httpGet"]["path"]) == "10001 1"
+        os.kill(container.init.pid, signal.SIGQUIT)
+        assert container.wait() == 0
