@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,63 +14,12 @@ import psutil
 import pytest
 import websockets.sync.client
 
-from tests.support.front import (
-    CLIENT,
-    FILES,
-    SOURCE,
-    Front,
-    certified,
-    deployed,
-    free_port,
-    program,
-    running,
-)
+from tests.support.front import CLIENT, FILES, SOURCE, Front, nginx
 from tests.support.load import Load
 from tests.support.runner import Esg
 from tests.support.waiting import DEADLINE
 
 Start = Callable[..., Esg]
-
-MAIN = """\
-daemon off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log stderr notice;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    include {folder}/esg.conf;
-}}
-"""
-
-
-@contextlib.contextmanager
-def nginx(folder: Path, upstream: dict[str, str]) -> Iterator[tuple[Front, int]]:
-    """The site with another upstream; gives nginx, and the port without TLS."""
-    command = program("nginx")
-    certificate, key, tls = certified(folder)
-    plain, encrypted = free_port(), free_port()
-    values = {
-        "listen 80;": f"listen 127.0.0.1:{plain};",
-        "listen [::]:80;": f"listen 127.0.0.2:{plain};",
-        "listen 443 ": f"listen 127.0.0.1:{encrypted} ",
-        "listen [::]:443 ": f"listen 127.0.0.2:{encrypted} ",
-        "/etc/ssl/example.org/chain.pem": certificate,
-        "/etc/ssl/example.org/key.pem": key,
-    }
-    (folder / "esg.conf").write_text(deployed("nginx/esg.conf", values | upstream))
-    user = "user root;\n" if os.geteuid() == 0 else ""
-    (folder / "nginx.conf").write_text(user + MAIN.format(folder=folder))
-    words = [command, "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
-    with running(folder, words, encrypted, tls, signal.SIGQUIT) as front:
-        yield front, plain
-    for level in ("[error]", "[crit]", "[alert]", "[emerg]"):
-        assert level not in front.log
 
 
 @pytest.fixture(params=["tcp", "unix"])

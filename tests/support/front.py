@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import shutil
 import signal
 import socket
@@ -79,6 +80,24 @@ async def app(scope, receive, send):
 """An application for `start(source=SOURCE, files=FILES)`."""
 
 FILES = {"usual.py": application()}
+
+NGINX = """\
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log stderr notice;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    include {folder}/esg.conf;
+}}
+"""
+"""What a site is included in."""
 
 
 class Front:
@@ -180,3 +199,33 @@ def certified(folder: Path) -> tuple[str, str, ssl.SSLContext]:
     """A certificate, its key, and what a client needs to trust it."""
     authority = Authority(folder)
     return *authority.issue(), authority.client_context()
+
+
+@contextlib.contextmanager
+def nginx(folder: Path, upstream: dict[str, str]) -> Iterator[tuple[Front, int]]:
+    """The site with another upstream; gives nginx, and the port without TLS."""
+    command = program("nginx")
+    certificate, key, tls = certified(folder)
+    plain, encrypted = free_port(), free_port()
+    values = {
+        "listen 80;": f"listen 127.0.0.1:{plain};",
+        "listen [::]:80;": f"listen 127.0.0.2:{plain};",
+        "listen 443 ": f"listen 127.0.0.1:{encrypted} ",
+        "listen [::]:443 ": f"listen 127.0.0.2:{encrypted} ",
+        "/etc/ssl/example.org/chain.pem": certificate,
+        "/etc/ssl/example.org/key.pem": key,
+    }
+    (folder / "esg.conf").write_text(deployed("nginx/esg.conf", values | upstream))
+    user = "user root;\n" if os.geteuid() == 0 else ""
+    (folder / "nginx.conf").write_text(user + NGINX.format(folder=folder))
+    with running(
+        folder, [command, *nginx_options(folder)], encrypted, tls, signal.SIGQUIT
+    ) as front:
+        yield front, plain
+    for level in ("[error]", "[crit]", "[alert]", "[emerg]"):
+        assert level not in front.log
+
+
+def nginx_options(folder: Path) -> list[str]:
+    """Which nginx a command is for."""
+    return ["-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
