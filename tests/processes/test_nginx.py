@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import websockets.sync.client
 
 from tests.support.front import CLIENT, FILES, SOURCE, Front, nginx
 from tests.support.load import Load
-from tests.support.runner import Esg
+from tests.support.runner import CHECKOUT, Esg
 from tests.support.waiting import DEADLINE
 
 Start = Callable[..., Esg]
@@ -116,6 +117,22 @@ def test_its_connections_are_kept(start: Start, tmp_path: Path) -> None:
         for _ in range(3):
             front.get("/tell")
         assert connections() == before
+
+
+def test_behind_a_cdn_it_finds_the_client(start: Start, tmp_path: Path) -> None:
+    page = (CHECKOUT / "docs/howto/cdn.md").read_text()
+    (lines,) = re.findall(r"```nginx\n(.*?)```", page, re.DOTALL)
+    assert "set_real_ip_from 192.0.2.0/24;" in lines
+    lines = lines.replace("192.0.2.0/24", f"{CLIENT}/32")
+    esg = start(source=SOURCE, files=FILES)
+    values = {
+        "127.0.0.1:8000;": f"127.0.0.1:{esg.port};",
+        "    ssl_protocols": f"{lines}\n    ssl_protocols",
+    }
+    with nginx(tmp_path, values) as (front, _):
+        told = front.get("/tell", {"X-Forwarded-For": "6.6.6.6, 203.0.113.7"})
+    assert told["client"] == ["203.0.113.7", 0]
+    assert told["headers"]["x-forwarded-for"] == "203.0.113.7"
 
 
 def test_a_reload_behind_it_loses_nothing(start: Start, tmp_path: Path) -> None:
