@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -138,6 +139,14 @@ def test_it_serves_without_rights(container: Container, built: tuple[Builder, Im
     assert "Dockerfile" not in listed
     assert listed.split()[-2:] == ["0", "0"]
     assert container.run("python", "-m", "pip", "--version")[0] == 1
+
+
+def test_its_bytecode_is_used(container: Container) -> None:
+    code, output = container.run("python", "-v", "-c", "import esg.server.worker, example")
+    assert code == 0
+    loaded = re.findall(r"^# code object from '(/(?:opt/venv|srv/app)/.*)'$", output, re.MULTILINE)
+    assert len(loaded) > 10
+    assert [path for path in loaded if not path.endswith(".pyc")] == []
 
 
 def test_the_health_check_tells(container: Container, built: tuple[Builder, Image]) -> None:

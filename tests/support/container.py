@@ -164,18 +164,20 @@ class Builder:
         return Image(root)
 
     def _copy(self, image: Image, context: Path, *words: str) -> None:
-        """COPY, as far as Dockerfiles here use it: a file, the context, a folder of a stage."""
+        """COPY, as far as Dockerfiles here use it: a file, the context, a folder of a stage.
+
+        Files get another time than they had, as with some engines.
+        """
+        copy = ("cp", "-r", "--no-dereference", "--preserve=mode,ownership")
         if words[0].startswith("--from="):
             origin = dict(self._stages)[words[0].removeprefix("--from=")].root
             assert words[1] == words[2]
-            self._run(
-                "cp", "-a", f"{origin}{words[1]}", str(Path(f"{image.root}{words[2]}").parent)
-            )
+            self._run(*copy, f"{origin}{words[1]}", str(Path(f"{image.root}{words[2]}").parent))
             return
         source, target = words
         assert target == "./"
         folder = f"{image.root}{image.folder}/"
-        self._run("cp", "-a", f"{context}/{source}", folder)
+        self._run(*copy, f"{context}/{source}", folder)
         if source == ".":
             for pattern in (context / ".dockerignore").read_text().split():
                 for path in context.glob(pattern):
