@@ -14,6 +14,7 @@ from tests.support.app import application
 from tests.support.front import nginx, nginx_options, program
 from tests.support.load import Load
 from tests.support.runner import CHECKOUT, Esg
+from tests.support.waiting import eventually
 
 Start = Callable[..., Esg]
 
@@ -50,6 +51,7 @@ def test_a_release_is_a_link_that_changes(tmp_path: Path) -> None:
         assert esg.whoami()["version"] == "1"
         shell(blocks("sh")[0], folder)
         esg.wait_for_log(" reloaded workers=")
+        eventually(lambda: esg.whoami()["generation"] == 2, "the new generation answers")
         assert esg.whoami()["version"] == "2"
     finally:
         esg.stop()

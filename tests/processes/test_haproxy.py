@@ -77,7 +77,7 @@ def haproxy(folder: Path, *servers: int) -> Iterator[HAProxy]:
     file = folder / "haproxy.cfg"
     file.write_text(deployed("haproxy/haproxy.cfg", values))
     words = [command, "-W", "-f", str(file)]
-    with running(folder, words, encrypted, tls, signal.SIGUSR1) as front:
+    with running(folder, words, encrypted, tls) as front:
         assert "[WARNING]" not in front.log
         yield HAProxy(front, plain, admin)
     assert "[ALERT]" not in front.log
