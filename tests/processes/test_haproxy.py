@@ -80,7 +80,7 @@ def haproxy(folder: Path, *servers: int) -> Iterator[HAProxy]:
     with running(folder, words, encrypted, tls) as front:
         assert "[WARNING]" not in front.log
         yield HAProxy(front, plain, admin)
-    assert "[ALERT]" not in front.log
+        assert "[ALERT]" not in front.log
 
 
 @pytest.fixture
