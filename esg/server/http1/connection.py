@@ -130,11 +130,16 @@ class Connection(asyncio.Protocol):
         client: Endpoint | None,
         server: Endpoint | None,
         tls: dict[str, Any] | None = None,
+        *,
+        scheme: str = "http",
     ) -> None:
-        """`tls` is the scopes' extension of that name, for a connection over TLS."""
+        """`tls` is the scopes' extension of that name, for a connection over TLS.
+
+        `scheme` is that of one that isn't: what its client speaks with the proxy.
+        """
         self.service = service
         self.parser: Parser = service.parser(self)
-        self._template = http_template(client, server, service.root_path, tls)
+        self._template = http_template(client, server, service.root_path, tls, scheme=scheme)
         self._make_scope = http_scope if tls is None else tls_scope
         trusted = service.proxies is not None and service.proxies.trusts(client and client[0])
         self._deciding = DECIDING_FROM_PROXY if trusted else DECIDING
