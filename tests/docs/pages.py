@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,17 +24,23 @@ PAGES = [
 _FENCE = re.compile(r"(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<info>.*)")
 _TITLE = re.compile(r'title="([^"]+)"')
 _MARK = re.compile(r"<!-- not run: *(.*?) *-->")
+_AFRESH = "<!-- run afresh -->"
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A fenced block of a page. `excuse` is the page's reason why no test looks into it."""
+    """A fenced block of a page.
+
+    `excuse` is the page's reason why no test looks into it. `afresh`: what blocks before it have
+    left running is stopped first.
+    """
 
     page: Path
     line: int
     language: str
     title: str
     excuse: str | None
+    afresh: bool
     lines: tuple[str, ...]
 
     @property
@@ -74,6 +81,7 @@ def _blocks(page: Path, lines: list[str]) -> Iterator[Block]:
             (opening["info"].split() or [""])[0],
             title[1] if title else "",
             mark[1] if mark else None,
+            above == _AFRESH,
             tuple(inside),
         )
         above = ""
@@ -104,7 +112,7 @@ class Interrupt:
 Step = Command | Meanwhile | Interrupt
 
 PROMPT = "$ "
-_HEREDOC = re.compile(r"<<-?\s*['\"]?(\w+)['\"]?")
+_INCOMPLETE = re.compile(r"unexpected (EOF|end of file)|delimited by end-of-file")
 
 
 def steps(block: Block) -> list[Step]:
@@ -125,15 +133,16 @@ def steps(block: Block) -> list[Step]:
 
 
 def _whole(text: str, lines: list[str]) -> str:
-    """A command with the lines that it goes on in: after a backslash, or to the heredoc's end."""
-    while text.endswith("\\") and lines:
+    """A command with the lines that it goes on in, such as those of a heredoc."""
+    while lines and _goes_on(text):
         text += "\n" + lines.pop(0)
-    heredoc = _HEREDOC.search(text)
-    while heredoc and lines:
-        text += "\n" + lines.pop(0)
-        if text.endswith(f"\n{heredoc[1]}"):
-            break
     return text
+
+
+def _goes_on(text: str) -> bool:
+    """Whether bash would want another line."""
+    check = subprocess.run(["bash", "-nc", text], stderr=subprocess.PIPE, text=True)
+    return text.endswith("\\") or bool(_INCOMPLETE.search(check.stderr))
 
 
 def _shown(lines: list[str]) -> tuple[str, ...]:

@@ -21,9 +21,9 @@ from pathlib import Path
 import psutil
 
 from tests.support.runner import CHECKOUT, environment, kill_session, session
-from tests.support.waiting import DEADLINE, eventually
+from tests.support.waiting import eventually
 
-from .pages import Block, Command, Interrupt, Meanwhile, steps
+from .pages import Block, Command, Interrupt, steps
 
 PROGRAM = """\
 #!{python}
@@ -229,6 +229,8 @@ class Terminal:
 
     def play(self, block: Block) -> None:
         """Do what a block says."""
+        if block.afresh:
+            self.finish()
         for step in steps(block):
             if isinstance(step, Command):
                 self._run(step, block)
@@ -244,6 +246,7 @@ class Terminal:
             job.stop()
             codes = (0, -signal.SIGINT) if job.interrupted else (0,)
             assert job.process.returncode in codes, f"{job.command.text!r}: {job.raw}"
+        self._left_running.clear()
 
     def close(self) -> None:
         for job in self._jobs:

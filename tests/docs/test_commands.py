@@ -1,7 +1,7 @@
 """Every block of every page: commands run and write what is shown, files can be read.
 
-A page is played from its top in a folder of its own, in which the README's `example.py` is. What was
-typed and written is in `build/transcripts` afterwards.
+A page is played from its top in a folder of its own, in which the README's `example.py` is. What
+was typed and written is in `build/transcripts` afterwards.
 """
 
 from __future__ import annotations
@@ -31,9 +31,14 @@ from .terminal import Terminal
 TRANSCRIPTS = CHECKOUT / "build" / "transcripts"
 
 NOT_HERE = frozenset(
-    """apt apt-get certbot circusd circusctl docker docker-compose git haproxy helm
-    journalctl killall kubectl logrotate nginx pgrep pip pip3 pipx pkill podman reboot service ssh
-    sudo supervisorctl supervisord systemctl systemd-notify uv useradd""".split()
+    (
+        *("apt", "apt-get", "pip", "pip3", "pipx", "uv", "git", "ssh"),
+        *("docker", "docker-compose", "helm", "kubectl", "podman"),
+        *("certbot", "haproxy", "logrotate", "nginx", "sudo", "useradd"),
+        *("circusctl", "circusd", "journalctl", "reboot", "service", "supervisorctl"),
+        *("supervisord", "systemctl", "systemd-notify"),
+        *("killall", "pgrep", "pkill"),
+    )
 )
 """Commands that a test must not run: they install, need root, or reach other processes."""
 
