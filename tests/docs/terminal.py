@@ -1,8 +1,9 @@
 """A terminal that runs the commands of one page, in order, and compares what they write.
 
 Each command is a bash of its own in a session of its own, which has the folder, the exported
-variables and the exit status that the one before it has left. One that serves (it tells a service
-manager `READY=1`, sd_notify(3)) goes on running, and the page goes on beside it.
+variables and the exit status that the one before it has left. One that serves goes on running, and
+the page goes on beside it: ESG tells a service manager `READY=1` (sd_notify(3)), and of others one
+that listens has written what the page shows.
 """
 
 from __future__ import annotations
@@ -160,11 +161,21 @@ class Job:
             text += "\n"
         return normal(text[: text.rfind("\n") + 1])
 
-    def shows(self, shown: Sequence[str], *, first: bool = False) -> bool:
+    @property
+    def listens(self) -> bool:
+        """Whether it listens, and isn't ESG, which says when it serves."""
+        if " arbiter gen=" in self.raw:
+            return False
+        with contextlib.suppress(psutil.NoSuchProcess):
+            connections = (psutil.Process(pid).net_connections() for pid in self.left())
+            return any(each.status == psutil.CONN_LISTEN for one in connections for each in one)
+        return False
+
+    def shows(self, shown: Sequence[str], *, first: bool = False, peek: bool = False) -> bool:
         """Whether it has written what the page shows, behind what it has shown so far."""
         whole = first and self.ended
         end = matched(shown, self.written[self.seen :], whole=whole, anywhere=not first)
-        if end >= 0:
+        if end >= 0 and not peek:
             self.seen += end
         return end >= 0
 
@@ -271,7 +282,11 @@ class Terminal:
         self._history.append(job)
         background = command.text.rstrip().endswith("&")
         self._until(
-            lambda: job.serves or (job.ended and not (background and job.left())),
+            lambda: (
+                job.serves
+                or (job.ended and not (background and job.left()))
+                or (job.listens and job.shows(command.shown, first=True, peek=True))
+            ),
             job,
             f"{block.place}: {command.text!r} neither ends nor serves",
         )

@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import configparser
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -44,6 +46,9 @@ NOT_HERE = frozenset(
 
 BLOCKS = {page: blocks(page) for page in PAGES}
 LOOKED_INTO = [block for page in PAGES for block in BLOCKS[page] if block.excuse is None]
+
+
+SEARCHED = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 def name(value: Any) -> str:
@@ -138,6 +143,8 @@ def played(page: Path) -> list[Block]:
 @pytest.fixture
 def terminal(request, tmp_path):
     page: Path = request.getfixturevalue("page")
+    if missing(page):
+        pytest.skip(f"needs {', '.join(missing(page))}")
     text = "".join(block.text for block in played(page))
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -153,6 +160,25 @@ def terminal(request, tmp_path):
     TRANSCRIPTS.mkdir(parents=True, exist_ok=True)
     file = "-".join(page.relative_to(CHECKOUT).with_suffix(".txt").parts)
     (TRANSCRIPTS / file).write_text(terminal.transcript)
+
+
+def missing(page: Path) -> list[str]:
+    """Programs that a page uses and this machine doesn't have."""
+    first = [
+        step.text.split()[0]
+        for block in played(page)
+        if block.language == "console"
+        for step in steps(block)
+        if isinstance(step, Command)
+    ]
+    builtin = {".", "cd", "echo", "esg", "export", "kill", "printf"}
+    return [
+        name
+        for name in dict.fromkeys(first)
+        if re.fullmatch(r"[\w.-]+", name)
+        and name not in builtin
+        and not shutil.which(name, path=SEARCHED)
+    ]
 
 
 def as_checkout(folder: Path) -> None:
