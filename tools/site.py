@@ -2,8 +2,8 @@
 
 A link that leaves `docs/` works on the site because what it leads to is brought there: a Markdown
 page as a page, any other file (or all of a folder) as a page that shows it. The same goes for pages
-of `nav` that are elsewhere. An entry of `nav` with a `*` stands for the pages that match and have no
-entry of their own.
+of `nav` that are elsewhere. An entry of `nav` with a `*` stands for pages that match and have no
+entry of their own; a section without pages is left out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def expanded(nav: list[Any], pages: list[str]) -> list[Any]:
         for item in items:
             if isinstance(item, dict):
                 for title, inner in item.items():
-                    yield {title: list(expand(inner)) if isinstance(inner, list) else inner}
+                    pages_in = list(expand(inner)) if isinstance(inner, list) else inner
+                    if pages_in:
+                        yield {title: pages_in}
             elif "*" in item:
                 matching = [page for page in fnmatch.filter(pages, item) if page not in named]
                 named.update(matching)
