@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,10 +31,10 @@ PROGRAM = """\
 #!{python}
 import sys
 sys.path.insert(0, {checkout!r})
-from esg.__main__ import main
-sys.exit(main())
+from {module} import {function}
+sys.exit({function}())
 """
-"""As the `esg` that pip installs, but for the package of this checkout."""
+"""As pip writes a command, but for the package of this checkout."""
 
 _PORTS = re.compile(r"(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1?\]):(\d+)|\bport\b[= ]+(\d+)")
 _DEFAULT_PORT = "8000"
@@ -57,6 +58,19 @@ def free_ports(count: int) -> list[str]:
             stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
         ]
         return [str(sock.getsockname()[1]) for sock in sockets]
+
+
+def _install(folder: Path) -> None:
+    """Make the commands of this checkout, in a new folder."""
+    folder.mkdir()
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    for name, target in project["scripts"].items():
+        module, _, function = target.partition(":")
+        text = PROGRAM.format(
+            python=sys.executable, checkout=str(CHECKOUT), module=module, function=function
+        )
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
 
 
 class Ports:
@@ -223,10 +237,7 @@ class Terminal:
         self._state.touch()
         self._code = 0
         self._unseen_failure = ""
-        program = folder.parent / "bin" / "esg"
-        program.parent.mkdir()
-        program.write_text(PROGRAM.format(python=sys.executable, checkout=str(CHECKOUT)))
-        program.chmod(0o755)
+        _install(folder.parent / "bin")
         # A terminal would take curl's progress away.
         (folder.parent / ".curlrc").write_text("silent\nshow-error\n")
 
