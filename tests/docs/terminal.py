@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import shlex
 import signal
@@ -52,12 +53,22 @@ _RECORD_PREFIX = r"(?:DATE TIME [A-Z]+ +)?"
 
 
 def free_ports(count: int) -> list[str]:
-    """Ports of the loopback that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
-        ]
-        return [str(sock.getsockname()[1]) for sock in sockets]
+    """Ports of the loopback that nobody listens on.
+
+    They are none that the kernel gives to clients (ip(7), ip_local_port_range), or one of these
+    could have it while a page restarts a server.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    candidates = random.sample(range(min(10_000, lowest - 1_000), lowest), 100)
+    return [str(port) for port in candidates if _is_free(port)][:count]
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def _install(folder: Path) -> None:
@@ -236,7 +247,7 @@ class Terminal:
         self._state = folder.parent / "state"
         self._state.touch()
         self._code = 0
-        self._unseen_failure = ""
+        self._unseen_failure = self._last_words = ""
         _install(folder.parent / "bin")
         # A terminal would take curl's progress away.
         (folder.parent / ".curlrc").write_text("silent\nshow-error\n")
@@ -307,6 +318,7 @@ class Terminal:
             self._code = job.process.returncode
             if self._code:
                 self._unseen_failure = f"{block.place}: {command.text!r} failed with {self._code}"
+                self._last_words = job.raw
         if command.shown:
             complaint = f"{block.place}: {command.text!r} doesn't write what is shown"
             self._expect(job, command.shown, complaint, first=True)
@@ -353,7 +365,9 @@ class Terminal:
             raise AssertionError(f"{complaint}; it wrote\n{job.raw}") from None
 
     def _check_failure(self) -> None:
-        assert not self._unseen_failure, f"{self._unseen_failure}, which the page doesn't show"
+        assert not self._unseen_failure, (
+            f"{self._unseen_failure}, which the page doesn't show; it wrote\n{self._last_words}"
+        )
 
     def _script(self, command: Command) -> str:
         state = shlex.quote(str(self._state))

@@ -11,7 +11,6 @@ import configparser
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,6 +48,10 @@ LOOKED_INTO = [block for page in PAGES for block in BLOCKS[page] if block.excuse
 
 
 SEARCHED = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+"""Where programs are looked for."""
+
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+OURS = PROJECT["scripts"]
 
 
 def name(value: Any) -> str:
@@ -171,14 +174,11 @@ def missing(page: Path) -> list[str]:
         for step in steps(block)
         if isinstance(step, Command)
     ]
-    builtin = {".", "cd", "echo", "esg", "export", "kill", "printf"}
-    return [
-        name
-        for name in dict.fromkeys(first)
-        if re.fullmatch(r"[\w.-]+", name)
-        and name not in builtin
-        and not shutil.which(name, path=SEARCHED)
-    ]
+    names = [name for name in dict.fromkeys(first) if re.fullmatch(r"[a-z][\w.-]*", name)]
+    unknown = 'for name; do type -t -- "$name" >/dev/null || echo "$name"; done'
+    command = ["bash", "-c", unknown, "bash", *names]
+    found = subprocess.run(command, env={"PATH": SEARCHED}, stdout=subprocess.PIPE, text=True)
+    return [name for name in found.stdout.split() if name not in OURS]
 
 
 def as_checkout(folder: Path) -> None:
@@ -222,7 +222,6 @@ def test_every_mark_has_a_reason():
 
 
 def test_the_extras_that_pages_name_exist():
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     named = {
         extra.strip()
         for page in PAGES
@@ -230,4 +229,4 @@ def test_the_extras_that_pages_name_exist():
         for extra in extras.split(",")
     }
     assert named
-    assert named <= set(project["optional-dependencies"])
+    assert named <= set(PROJECT["optional-dependencies"])
