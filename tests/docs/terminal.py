@@ -168,11 +168,19 @@ class Job:
 
     @property
     def serves(self) -> bool:
-        """Whether it has told a service manager so; also takes what else it has told it."""
+        """Whether it has told a service manager so."""
+        self.take_messages()
+        return self._serves
+
+    def take_messages(self) -> None:
+        """Take what it has told a service manager.
+
+        A socket that it has had stored (FDSTORE=1) would go on listening in a message that nobody
+        takes.
+        """
         with contextlib.suppress(BlockingIOError):
             while message := self._ready.recv(4096):
                 self._serves |= b"READY=1" in message.split(b"\n")
-        return self._serves
 
     @property
     def raw(self) -> str:
@@ -277,6 +285,7 @@ class Terminal:
         self._check_failure()
         for job in reversed(self._left_running):
             job.stop()
+            job.close()
             codes = (0, -signal.SIGINT) if job.interrupted else (0,)
             assert job.process.returncode in codes, f"{job.command.text!r}: {job.raw}"
         self._left_running.clear()
@@ -296,6 +305,8 @@ class Terminal:
         )
 
     def _run(self, command: Command, block: Block) -> None:
+        for earlier in self._left_running:
+            earlier.take_messages()
         if "$?" not in command.text:
             self._check_failure()
         self._unseen_failure = ""
