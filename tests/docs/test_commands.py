@@ -127,8 +127,8 @@ def test_blocks_can_be_read(page):
             try:
                 reader(block)
             except Exception as error:  # noqa: BLE001 - each reader has its own
-                wrong.append(f"{block.place}: {error}")
-    assert wrong == []
+                wrong.append(f"{block.place}: {str(error).splitlines()[0]}")
+    assert not wrong, "\n".join(wrong)
 
 
 # -- the commands ------------------------------------------------------------------------
