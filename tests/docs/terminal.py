@@ -142,6 +142,8 @@ class Job:
         self.command = command
         self.seen = 0
         """As far as the output has been compared."""
+        self.gone = False
+        """Whether nothing is left of it."""
         self.interrupted = False
         """Whether there was a Ctrl-C, which shells and make die of, too."""
         self._ports = ports
@@ -224,11 +226,13 @@ class Job:
                 if psutil.Process(pid).ppid() not in mine:
                     os.kill(pid, signal.SIGTERM)
         eventually(lambda: self.ended and not self.left(), f"the end of {self.command.text!r}")
+        self.gone = True
 
     def close(self) -> None:
         """Leave nothing behind."""
-        kill_session(self.process)
         self._ready.close()
+        if not self.gone:
+            kill_session(self.process)
 
 
 def _environment(folder: Path, ports: Ports) -> dict[str, str]:
@@ -318,7 +322,11 @@ class Terminal:
             lambda: (
                 job.serves
                 or (job.ended and not (background and job.left()))
-                or (job.listens and job.shows(command.shown, first=True, peek=True))
+                or (
+                    command.shown
+                    and job.shows(command.shown, first=True, peek=True)
+                    and job.listens
+                )
             ),
             job,
             f"{block.place}: {command.text!r} neither ends nor serves",
@@ -326,6 +334,8 @@ class Terminal:
         if not job.ended or job.left():
             self._left_running.append(job)
         else:
+            job.gone = True
+            job.close()
             self._code = job.process.returncode
             if self._code:
                 self._unseen_failure = f"{block.place}: {command.text!r} failed with {self._code}"
