@@ -9,6 +9,7 @@ that listens has written what the page shows.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -60,7 +61,8 @@ def free_ports(count: int) -> list[str]:
     """
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     candidates = random.sample(range(min(10_000, lowest - 1_000), lowest), 100)
-    return [str(port) for port in candidates if _is_free(port)][:count]
+    free = (str(port) for port in candidates if _is_free(port))
+    return list(itertools.islice(free, count))
 
 
 def _is_free(port: int) -> bool:
@@ -191,7 +193,7 @@ class Job:
     @property
     def written(self) -> str:
         """What it has written in whole lines, made comparable."""
-        text, ended = self.raw, self.ended
+        ended, text = self.ended, self.raw  # in this order: what it wrote last counts
         if ended and text and not text.endswith("\n"):
             text += "\n"
         return normal(text[: text.rfind("\n") + 1])
@@ -215,7 +217,7 @@ class Job:
         return end >= 0
 
     def left(self) -> list[int]:
-        """Its processes that still run, those first that were started by its shell."""
+        """Its processes that still run, without its shell."""
         return [int(line.split()[0]) for line in session(self.process.pid)]
 
     def stop(self) -> None:
