@@ -25,7 +25,7 @@ SHOWN = [
 def lines(name: str) -> list[str]:
     """The command lines of ESG that a file shows: in a table, a block or a comment."""
     text = re.sub(r"\\\n(?:# )?", "", (CHECKOUT / name).read_text())
-    return re.findall(r"(?:^(?:#   )?|`)(esg example:app[^`|\n]*)", text, re.MULTILINE)
+    return re.findall(r"(?:^(?:#   |\$ )?|`)(esg example:app[^`|\n]*)", text, re.MULTILINE)
 
 
 @pytest.fixture
