@@ -779,6 +779,24 @@ async def test_a_close_does_not_wait_for_who_takes_nothing(serve, who):
     app.done.set()
 
 
+async def test_no_pong_follows_the_end(serve):
+    app = Accepted()
+    server = serve(app)
+    socket = await WebSocket.open(server, receive_buffer=4096)
+    await app.called.wait()
+    size = 20_000_000
+    sending = asyncio.ensure_future(app.send({"type": "websocket.send", "bytes": b"x" * size}))
+    await turns(20)
+    await socket.send(PING, b"?")
+    await socket.send(3)
+    with pytest.raises(ClientDisconnected, match="1002"):
+        await sending
+    await socket.client.skip(10 + size)
+    assert (await socket.closing())[0] == 1002
+    await socket.client.closed()
+    app.done.set()
+
+
 async def test_half_a_close_of_the_connection_is_one(serve):
     """Noticed though what was sent before can't go out, and nobody is pinged."""
     app = Accepted()

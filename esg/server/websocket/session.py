@@ -396,6 +396,7 @@ class Session(asyncio.Protocol):
         self._wake()
         self._wake_writers()
         self._ping_at = self._pong_by = math.inf
+        self._owed_pong = None
         self._end_limit = limit
         self._unsent = 0
         self._progress_at = now = self.service.now
