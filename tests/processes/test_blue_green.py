@@ -26,6 +26,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
+def commands() -> list[str]:
+    """The commands that each console of the page shows, without the prompt."""
+    return [re.sub(r"^\$ ", "", text, flags=re.MULTILINE) for text in blocks("console")]
+
+
 def changed(text: str, values: dict[str, str]) -> str:
     """A text with what is other in the test; each value must be in it."""
     for written, meant in values.items():
@@ -49,7 +54,7 @@ def test_a_release_is_a_link_that_changes(tmp_path: Path) -> None:
     try:
         esg.wait_for_log("serving workers=")
         assert esg.whoami()["version"] == "1"
-        shell(blocks("sh")[0], folder)
+        shell(commands()[0], folder)
         esg.wait_for_log(" reloaded workers=")
         eventually(lambda: esg.whoami()["generation"] == 2, "the new generation answers")
         assert esg.whoami()["version"] == "2"
@@ -88,7 +93,7 @@ def test_a_switch_loses_nothing(start: Start, tmp_path: Path) -> None:
         assert front.get("/whoami")["version"] == "old"
         # nginx closes idle connections of its clients when it reloads, so none here has one.
         with Load(front.port, tls=front.tls, fresh=3, slow=1) as load:
-            for line in changed(blocks("sh")[1], values).splitlines():
+            for line in changed(commands()[1], values).splitlines():
                 if line == "systemctl start esg@green":
                     colour("green", "new")
                 elif line == "systemctl stop esg@blue":
@@ -101,6 +106,6 @@ def test_a_switch_loses_nothing(start: Start, tmp_path: Path) -> None:
     running["green"].signal(signal.SIGQUIT)
 
 
-@pytest.mark.parametrize("language", ["sh", "toml", "nginx"])
+@pytest.mark.parametrize("language", ["console", "toml", "nginx"])
 def test_the_page_has_what_is_run_here(language: str) -> None:
-    assert len(blocks(language)) == {"sh": 2, "toml": 1, "nginx": 1}[language]
+    assert len(blocks(language)) == {"console": 2, "toml": 1, "nginx": 1}[language]

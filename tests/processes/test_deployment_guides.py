@@ -160,7 +160,11 @@ class Deployment:
             if not os.path.exists(self.socket):
                 return None
             connection = socket.socket(socket.AF_UNIX)
-            connection.connect(self.socket)
+            try:
+                connection.connect(self.socket)
+            except ConnectionRefusedError:  # it is bound, and doesn't listen yet
+                connection.close()
+                return None
             return connection
         found = psutil.Process(self.process.pid).net_connections("tcp")
         ports = [c.laddr.port for c in found if c.status == psutil.CONN_LISTEN]
