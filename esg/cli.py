@@ -19,9 +19,9 @@ from click.core import ParameterSource
 
 import esg
 from esg import api, logfiles, logs, report, sources
+from esg.binds import parse_bind
 from esg.config import SETTINGS, Config, Raw, Setting
 from esg.errors import BootError, ESGError
-from esg.listeners import parse_bind
 from esg.loader import load_application
 from esg.server.http1.parser import parser_class
 from esg.server.loops import loop_factory

@@ -1,4 +1,4 @@
-"""Listening sockets: how an address is written, bound, taken over, described and stopped."""
+"""Listening sockets: how they are opened, taken over, described and stopped."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import ctypes
 import dataclasses
 import errno
 import os
-import re
 import socket
 import stat
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from esg import unixsocket
-from esg.errors import ConfigError, ListenError
+from esg.binds import Address, Bind, Descriptor, UnixAddress, parse_bind
+from esg.errors import ListenError
 from esg.unixsocket import Access, SocketFile
 
 SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>; the socket module doesn't name these
@@ -30,48 +31,11 @@ _DROP_NEW_CONNECTIONS = (
     (0x06, 0, 0, 0xFFFFFFFF),  # ret -1: pass
 )
 
-_NAME = re.compile(r"[A-Za-z0-9_@][A-Za-z0-9._@-]*")
-_STORE_PREFIX = "esg-"
+InetName = tuple[Any, ...]
+"""Host and port, over IPv6 also flow and scope, as the socket module has it."""
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Address:
-    """A TCP address to listen on, as the operator wrote it."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class UnixAddress:
-    """A UNIX socket to listen on: a path, or with `@` in front an abstract name (unix(7))."""
-
-    path: str
-
-    def __str__(self) -> str:
-        return f"unix:{self.path}"
-
-    @property
-    def kernel_name(self) -> str:
-        """What bind(2) takes."""
-        return "\0" + self.path[1:] if self.path.startswith("@") else self.path
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Descriptor:
-    """A socket that listens already: its descriptor, or its name in LISTEN_FDNAMES."""
-
-    which: int | str
-
-    def __str__(self) -> str:
-        return f"fd://{self.which}"
-
-
-Bind = Address | UnixAddress | Descriptor
+SocketName = str | InetName
+"""What bind(2) takes: that, or the name of a UNIX socket."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,58 +44,6 @@ class Handed:
 
     fd: int
     name: str
-
-    @property
-    def from_store(self) -> bool:
-        """Whether it is one that this program has left with the service manager."""
-        return self.name.startswith(_STORE_PREFIX)
-
-
-def parse_bind(text: str, origin: str) -> Bind:
-    """Read `HOST:PORT`, `[V6]:PORT`, `HOST`, `unix:PATH`, `unix:@NAME`, `fd://N` or `fd://NAME`.
-
-    Raises ConfigError, which names `origin`.
-    """
-    if text.startswith("unix:"):
-        return _parse_unix(text, origin)
-    if text.startswith("fd://"):
-        return _parse_descriptor(text, origin)
-    host, colon, port = text.rpartition(":")
-    if not colon or text.endswith("]"):
-        host, port = text, "8000"
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ConfigError(f"{origin}: {text!r}: write an IPv6 address in brackets, [::1]:8000")
-    if not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"{origin}: {text!r}: expected HOST:PORT with a port from 0 to 65535")
-    return Address(host, int(port))
-
-
-def _parse_unix(text: str, origin: str) -> UnixAddress:
-    path = text.removeprefix("unix:")
-    if path.startswith("//"):
-        path = path[2:]
-    if path in ("", "@"):
-        raise ConfigError(f"{origin}: {text!r}: expected unix:PATH or unix:@NAME")
-    size = len(os.fsencode(path))
-    if size > unixsocket.LONGEST_PATH:
-        raise ConfigError(
-            f"{origin}: {text!r} has {size} bytes, and the path of a UNIX socket at most "
-            f"{unixsocket.LONGEST_PATH}; choose a shorter one"
-        )
-    return UnixAddress(path)
-
-
-def _parse_descriptor(text: str, origin: str) -> Descriptor:
-    which = text.removeprefix("fd://")
-    if which.isascii() and which.isdigit():
-        return Descriptor(int(which))
-    if not _NAME.fullmatch(which):
-        raise ConfigError(
-            f"{origin}: {text!r}: expected fd://N, or fd://NAME with a name of LISTEN_FDNAMES"
-        )
-    return Descriptor(which)
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -147,26 +59,25 @@ class Listener:
     """The descriptor as which somebody else gave it, who may have it served on after us."""
     stored: bool = False
     """Whether the service manager keeps a copy of it, for the case of a crash."""
+    name: SocketName = dataclasses.field(init=False)
+    """What it is bound to; known of a closed one, too."""
+
+    def __post_init__(self) -> None:
+        self.name = _name_of(self.sock)
 
     def url(self, scheme: str = "http") -> str:
         """The address as a URL, for the log."""
         if self.path is not None:
             return f"unix:{self.path}"
-        host, port = self.sock.getsockname()[:2]
+        host, port = str(self.name[0]), self.name[1]
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     @property
     def path(self) -> str | None:
         """The path of a UNIX socket, `@NAME` of an abstract one, None of a TCP one."""
-        if self.sock.family != socket.AF_UNIX:
+        if isinstance(self.name, tuple):
             return None
-        name = self.sock.getsockname()
-        return os.fsdecode(name) if isinstance(name, str) else "@" + os.fsdecode(name[1:])
-
-    @property
-    def store_name(self) -> str:
-        """What it is called in the service manager's store (sd_notify(3), FDNAME=)."""
-        return store_name(self.bind)
+        return "@" + self.name[1:] if self.name.startswith("\0") else self.name
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -218,11 +129,6 @@ class Listener:
             self.sock.detach()
 
 
-def store_name(bind: Bind | None) -> str:
-    """What a listener is called in the service manager's store; it allows no colon."""
-    return _STORE_PREFIX + re.sub(r"[^A-Za-z0-9._@-]", "_", str(bind))[-200:]
-
-
 def open_listeners(
     binds: Sequence[str],
     backlog: int,
@@ -231,29 +137,29 @@ def open_listeners(
     access: Access = Access(),  # noqa: B008 - it is frozen
     handed: Sequence[Handed] = (),
     kept: Iterable[Listener] = (),
+    leaving: Sequence[tuple[str, Listener]] = (),
+    at_start: bool = True,
 ) -> list[Listener]:
     """Listen on every address of `binds`.
 
     A host name is listened on at every address that it has. `access` is that of UNIX sockets that
-    are files. Sockets of `handed` are taken where a bind names them, or has their address, and
-    those of `kept` where a bind is the one that they were opened for. Raises ListenError, or
-    ConfigError for an address that isn't one; then nothing new stays open.
+    are files. Sockets of `handed` are taken where a bind names them, or has their address, but only
+    `at_start`: later their numbers may be anything's. Those of `kept` stay where a bind is the one
+    that they were opened for, or has their address. `leaving` are closed here, while who is named
+    with them may have them still. Raises ListenError, or ConfigError for an address that isn't one;
+    then nothing new stays open.
     """
     addresses = [parse_bind(bind, origin) for bind in binds]
-    opener = _Opener(addresses, backlog, origin, access, handed)
-    listeners: list[Listener] = []
+    opener = _Opener(
+        addresses, backlog, origin, access, handed, list(kept), leaving, at_start=at_start
+    )
     try:
-        for address in addresses:
-            found = [listener for listener in kept if listener.bind == address]
-            if not found:
-                listeners += opener.open(address)
-            elif found[0] not in listeners:  # else the bind is there twice
-                listeners += found
+        found = [listener for address in addresses for listener in opener.open(address)]
     except BaseException:
         for listener in opener.opened:
             listener.give_back()
         raise
-    return listeners
+    return list(dict.fromkeys(found))  # two binds may come to the same
 
 
 class _Opener:
@@ -266,133 +172,213 @@ class _Opener:
         origin: str,
         access: Access,
         handed: Sequence[Handed],
+        kept: Sequence[Listener],
+        leaving: Sequence[tuple[str, Listener]],
+        *,
+        at_start: bool,
     ) -> None:
         self.opened: list[Listener] = []
+        self._addresses = addresses
         self._backlog = backlog
         self._origin = origin
         self._access = access
         self._handed = handed
-        self._ipv4_ports = [
-            a.port for a in addresses if isinstance(a, Address) and a.host == "0.0.0.0"
-        ]
+        self._kept = kept
+        self._leaving = leaving
+        self._at_start = at_start
 
     def open(self, address: Bind) -> list[Listener]:
         """Listen on all that an address stands for."""
-        before = len(self.opened)
+        kept = [listener for listener in self._kept if listener.bind == address]
         try:
             match address:
                 case Descriptor():
-                    self._adopt(address)
-                case _ if self._take_stored(address):
-                    pass
+                    return self._adopt(address)
+                case _ if kept:
+                    return [self._as_it_is(listener, address, kept) for listener in kept]
                 case Address():
-                    self._open_tcp(address)
+                    return self._open_tcp(address)
                 case UnixAddress():
-                    self._open_unix(address)
+                    return [self._open_unix(address)]
         except OSError as error:
             reason = _explained(error, address)
         except ListenError as error:
             reason = str(error)
-        else:
-            return self.opened[before:]
         raise ListenError(f"can't listen on {address} ({self._origin}): {reason}")
 
-    def _open_tcp(self, address: Address) -> None:
+    def _open_tcp(self, address: Address) -> list[Listener]:
         port = address.port
-        ipv4_too = port in self._ipv4_ports
-        first = len(self.opened)
-        for family, host in _usable(_resolved(address)):
-            if not (port and self._take_at(family, (host, port), address)):
-                only_ipv6 = host != "::" or ipv4_too
-                sock = _listening_socket(family, host, port, self._backlog, only_ipv6)
-                self.opened.append(Listener(sock, address))
-            ipv4_too = ipv4_too or family == socket.AF_INET
-            port = self.opened[first].sock.getsockname()[1]
+        found: list[Listener] = []
+        for family, (host, _, *rest) in _usable(_resolved(address)):
+            name = (host, port, *rest)
+            there = self._listener_at(family, name, address, found) if port else None
+            found.append(there or self._bind_tcp(family, name, address, found))
+            port = int(found[0].name[1])
+        return found
 
-    def _open_unix(self, address: UnixAddress) -> None:
-        if self._take_at(socket.AF_UNIX, address.kernel_name, address):
-            return
+    def _bind_tcp(
+        self, family: int, name: SocketName, address: Address, beside: Sequence[Listener]
+    ) -> Listener:
+        only_ipv6 = name[0] != "::" or not takes_ipv4(address, beside, self._addresses)
+        try:
+            sock = _listening_socket(family, name, self._backlog, only_ipv6)
+        except OSError as error:
+            self._blame(error, name)
+            raise
+        self.opened.append(Listener(sock, address))
+        return self.opened[-1]
+
+    def _open_unix(self, address: UnixAddress) -> Listener:
+        there = self._listener_at(socket.AF_UNIX, address.kernel_name, address)
+        if there is not None:
+            return there
+        file = None
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener = Listener(sock, address)
         try:
             if address.path.startswith("@"):
                 sock.bind(address.kernel_name)
+                sock.listen(self._backlog)
             else:
-                listener.file = unixsocket.bind(sock, address.path, self._access)
-            sock.listen(self._backlog)
+                file = unixsocket.listen(sock, address.path, self._access, self._backlog)
             sock.setblocking(False)
-        except BaseException:
-            listener.remove()
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, OSError):
+                self._blame(error, address.kernel_name)
             raise
-        self.opened.append(listener)
+        self.opened.append(Listener(sock, address, file))
+        return self.opened[-1]
 
-    def _adopt(self, address: Descriptor) -> None:
+    def _as_it_is(self, listener: Listener, address: Bind, beside: Sequence[Listener]) -> Listener:
+        """One that listens already. Raises ListenError if it does so otherwise than wanted."""
+        reason = misfit(listener, address, beside, self._addresses)
+        if reason:
+            raise ListenError(f"{reason}, which only a restart can change")
+        return listener
+
+    def _listener_at(
+        self, family: int, name: SocketName, address: Bind, beside: Sequence[Listener] = ()
+    ) -> Listener | None:
+        """One that has this address already, or was handed over with it, if there is one."""
+        for listener in (*self.opened, *self._kept):
+            if listener.name == name:
+                return self._as_it_is(listener, address, beside)
+        for item in self._handed if self._at_start else ():
+            if _stream_at(item.fd) == (family, name):
+                return self._take(item.fd, address)
+        return None
+
+    # -- sockets that others have opened -------------------------------------------------
+
+    def _adopt(self, address: Descriptor) -> list[Listener]:
+        found = []
+        for fd in self._numbers(address):
+            known = [
+                listener for listener in (*self.opened, *self._kept) if listener.borrowed == fd
+            ]
+            found.append(known[0] if known else self._take(fd, address))
+        return found
+
+    def _numbers(self, address: Descriptor) -> list[int]:
+        """The descriptors that it stands for."""
         if isinstance(address.which, int):
-            self._take(address.which, address)
-            return
-        found = [handed for handed in self._handed if handed.name == address.which]
+            return [address.which]
+        found = [item.fd for item in self._handed if item.name == address.which]
         if not found:
-            names = ", ".join(sorted({handed.name for handed in self._handed}))
+            names = ", ".join(sorted({item.name for item in self._handed}))
             raise ListenError(
                 f"no socket of that name was handed over (LISTEN_FDNAMES: {names or 'none'})"
             )
-        for handed in found:
-            self._take(handed.fd, address)
+        return found
 
-    def _take(self, fd: int, address: Bind) -> None:
+    def _take(self, fd: int, address: Bind) -> Listener:
+        if not self._at_start:
+            raise ListenError(
+                "sockets are handed over at a start, and this one isn't listened on; restart for it"
+            )
         self.opened.append(Listener(adopted(fd), address, borrowed=fd))
+        return self.opened[-1]
 
-    def _take_back(self, handed: Handed, address: Bind) -> None:
-        """Take one of our own from the service manager's store: it is ours alone again."""
-        listener = Listener(adopted(handed.fd), address, stored=True)
-        with contextlib.suppress(OSError):  # there need not be a filter
-            listener.sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
-        if listener.path and not listener.path.startswith("@"):
-            with contextlib.suppress(OSError):
-                listener.file = SocketFile.at(listener.path)
-        self.opened.append(listener)
+    # -- addresses in use ----------------------------------------------------------------
 
-    def _take_stored(self, address: Bind) -> bool:
-        """Take back what was left in the store under this address's name, each socket once."""
-        taken: set[int] = set()
-        for handed in self._handed:
-            if handed.from_store and handed.name == store_name(address):
-                inode = os.fstat(handed.fd).st_ino
-                if inode not in taken:  # the store may have it twice
-                    taken.add(inode)
-                    self._take_back(handed, address)
-        return bool(taken)
+    def _blame(self, error: OSError, name: SocketName) -> None:
+        """Raise ListenError if it was this program itself that had the address."""
+        if error.errno == errno.EADDRINUSE:
+            for holder, held in self._holders():
+                if _overlap(held, name):
+                    raise ListenError(f"the address is in use, {holder}")
 
-    def _take_at(self, family: int, where: tuple[str, int] | str, address: Bind) -> bool:
-        """Take the socket that was handed over and has this address, if there is one."""
-        handed = self._handed_at(family, where)
-        if handed is None:
-            return False
-        if handed.from_store:  # under another name: the bind was written in another way
-            self._take_back(handed, address)
-        else:
-            self._take(handed.fd, address)
-        return True
-
-    def _handed_at(self, family: int, where: tuple[str, int] | str) -> Handed | None:
-        """The socket that was handed over and has this address."""
-        for handed in self._handed:
-            try:
-                sock = socket.socket(fileno=handed.fd)
-            except OSError:
-                continue  # it is no socket, or was taken already
-            try:
-                if sock.family == family and _plain_name(sock) == where:
-                    return handed
-            finally:
-                sock.detach()
-        return None
+    def _holders(self) -> Iterator[tuple[str, SocketName]]:
+        """Who of this program has which address."""
+        advice = "" if self._at_start else "; only a restart can change that"
+        for listener in (*self.opened, *self._kept):
+            yield f"by ESG itself, for {listener.bind}{advice}", listener.name
+        for item in self._handed if self._at_start else ():
+            _, name = _stream_at(item.fd)
+            yield f"by the socket {item.name}, which was handed over; fd://{item.fd} takes it", name
+        for who, listener in self._leaving:
+            text = f"perhaps by {who}, which is on its way out; try again when it is gone"
+            yield text, listener.name
 
 
-def _plain_name(sock: socket.socket) -> tuple[str, int] | str:
-    """What a socket is bound to, as it is given to bind(2)."""
-    name = sock.getsockname()
-    return name[:2] if isinstance(name, tuple) else os.fsdecode(name)
+def takes_ipv4(address: Address, beside: Iterable[Listener], addresses: Iterable[Bind]) -> bool:
+    """Whether `::`, of this bind, takes IPv4 clients too: if nobody else does on that port.
+
+    `beside` are other listeners of the same bind, `addresses` all that there are. Pure.
+    """
+    if any(listener.sock.family == socket.AF_INET for listener in beside):
+        return False
+    return Address("0.0.0.0", address.port) not in addresses
+
+
+def misfit(
+    listener: Listener, address: Bind, beside: Iterable[Listener], addresses: Iterable[Bind]
+) -> str:
+    """What is wrong with a listener for `address`; empty if nothing is. As `takes_ipv4`."""
+    if not isinstance(address, Address) or listener.name[0] != "::":
+        return ""
+    if listener.borrowed is not None:
+        return ""  # that is up to whoever has opened it
+    wanted = takes_ipv4(address, beside, addresses)
+    if wanted == (not listener.sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)):
+        return ""
+    if wanted:
+        return "it takes no IPv4 clients, since a bind for those was beside it"
+    return "it takes IPv4 clients too, which another bind is for now"
+
+
+def _overlap(one: SocketName, other: SocketName) -> bool:
+    """Whether who has the one address can be in the way of the other. Pure."""
+    if isinstance(one, str) or isinstance(other, str):
+        return one == other
+    if one[1] != other[1]:
+        return False
+    hosts = {str(one[0]), str(other[0])}
+    all_ipv4 = "0.0.0.0" in hosts and not any(":" in host for host in hosts)
+    return len(hosts) == 1 or "::" in hosts or all_ipv4
+
+
+def _name_of(sock: socket.socket) -> SocketName:
+    name: str | bytes | InetName = sock.getsockname()
+    return os.fsdecode(name) if isinstance(name, bytes) else name
+
+
+@contextlib.contextmanager
+def _borrowed(fd: int) -> Iterator[socket.socket]:
+    """The socket that is open as `fd`, which stays open. Raises OSError if there is none."""
+    sock = socket.socket(fileno=fd)
+    try:
+        yield sock
+    finally:
+        sock.detach()
+
+
+def _stream_at(fd: int) -> tuple[int, SocketName]:
+    """Family and address of a stream socket; 0 and an empty name of anything else."""
+    with contextlib.suppress(OSError), _borrowed(fd) as sock:
+        if sock.type == socket.SOCK_STREAM:
+            return sock.family, _name_of(sock)
+    return 0, ""
 
 
 def adopted(fd: int) -> socket.socket:
@@ -410,11 +396,8 @@ def adopted(fd: int) -> socket.socket:
         ) from None
     if not is_socket:
         raise ListenError("that descriptor is no socket")
-    probe = socket.socket(fileno=fd)
-    try:
+    with _borrowed(fd) as probe:
         reason = _why_unfit(probe)
-    finally:
-        probe.detach()
     if reason:
         raise ListenError(reason)
     if fd < 3:
@@ -442,7 +425,7 @@ def _why_unfit(sock: socket.socket) -> str:
     return ""
 
 
-def _resolved(address: Address) -> list[tuple[int, str]]:
+def _resolved(address: Address) -> list[tuple[int, InetName]]:
     try:
         found = socket.getaddrinfo(
             address.host or None,
@@ -453,10 +436,12 @@ def _resolved(address: Address) -> list[tuple[int, str]]:
     except OSError as error:
         raise ListenError(error.strerror or str(error)) from None
     # IPv4 first, since what an IPv6 socket may take depends on it.
-    return sorted({(int(family), str(where[0])) for family, _, _, _, where in found})
+    return sorted({(int(family), name) for family, _, _, _, name in found})
 
 
-def _usable(addresses: list[tuple[int, str]]) -> list[tuple[int, str]]:
+def _usable(
+    addresses: list[tuple[int, InetName]],
+) -> list[tuple[int, InetName]]:
     """Without those that this machine doesn't have, as containers know `localhost` as ::1 too.
 
     If it has none of them, all, so that the reason shows.
@@ -464,17 +449,17 @@ def _usable(addresses: list[tuple[int, str]]) -> list[tuple[int, str]]:
     return [address for address in addresses if _exists(*address)] or addresses
 
 
-def _exists(family: int, host: str) -> bool:
+def _exists(family: int, name: InetName) -> bool:
     try:
         with socket.socket(family, socket.SOCK_STREAM) as sock:
-            sock.bind((host, 0))
+            sock.bind((name[0], 0, *name[2:]))
     except OSError as error:
         return error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
     return True
 
 
 def _listening_socket(
-    family: int, host: str, port: int, backlog: int, only_ipv6: bool
+    family: int, name: SocketName, backlog: int, only_ipv6: bool
 ) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -484,7 +469,7 @@ def _listening_socket(
         if family == socket.AF_INET6:
             # `::` takes IPv4 clients too, if nobody else does; see ipv6(7).
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only_ipv6))
-        sock.bind((host, port))
+        sock.bind(name)
         sock.listen(backlog)
         sock.setblocking(False)
     except BaseException:

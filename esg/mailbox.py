@@ -55,7 +55,7 @@ class Drain:
     """Arbiter to worker: finish what is in flight within `grace` seconds, then exit.
 
     `final`: nobody accepts after this worker, so it takes what the kernel's queues still hold;
-    `dropped`: the binds of which that is so, if not of all.
+    `dropped`: the addresses of which that is so, if not of all.
     """
 
     reason: str

@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import os
 import socket
 import stat
+import time
+from collections.abc import Iterator
 
 from esg.accounts import find_owner
 from esg.config import Config
@@ -18,6 +21,9 @@ from esg.errors import ListenError
 
 LONGEST_PATH = 107
 """Bytes that the name of a UNIX socket may have (unix(7), sun_path, less its NUL)."""
+
+LONGEST_WAIT = 1.0
+"""Seconds to wait for another start that is about to listen in the same folder: it takes less."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,31 +55,81 @@ class SocketFile:
         status = os.lstat(path)
         return cls(os.path.abspath(path), status.st_dev, status.st_ino)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether it is still what is at its path.
+
+        A socket that is open pins the inode of its file, so no other file can have its number.
+        """
+        try:
+            status = os.lstat(self.path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == (self.device, self.inode)
+
     def remove(self) -> None:
         """Delete the file, if it is still there and the same."""
-        with contextlib.suppress(OSError):
-            status = os.lstat(self.path)
-            if (status.st_dev, status.st_ino) == (self.device, self.inode):
+        if self.is_there:
+            with contextlib.suppress(OSError):
                 os.unlink(self.path)
 
 
-def bind(sock: socket.socket, path: str, access: Access) -> SocketFile:
-    """Bind to `path`, in place of a socket there that nobody listens on.
+def listen(sock: socket.socket, path: str, access: Access, backlog: int) -> SocketFile:
+    """Listen at `path`, in place of a socket there that nobody listens on.
 
     It has its owner and its mode before anybody can connect, which takes listen(2). Raises
-    ListenError, whose text is the reason alone, or OSError.
+    ListenError, whose text is the reason alone, or OSError; then there is no file.
     """
-    _make_room(path)
-    sock.bind(path)
-    file = SocketFile.at(path)
-    try:
-        if (access.uid, access.gid) != (-1, -1):
-            os.chown(path, access.uid, access.gid)
-        os.chmod(path, access.mode)
-    except OSError:
-        file.remove()
-        raise
+    with _sole_user_of(os.path.dirname(path) or "."):
+        _make_room(path)
+        file = _bind(sock, path, access.mode)
+        try:
+            if (access.uid, access.gid) != (-1, -1):
+                # Who may write to the folder may have put a link in its place by now.
+                os.chown(path, access.uid, access.gid, follow_symlinks=False)
+            sock.listen(backlog)
+        except OSError:
+            file.remove()
+            raise
     return file
+
+
+@contextlib.contextmanager
+def _sole_user_of(folder: str) -> Iterator[None]:
+    """Keep other starts of this program out of a folder.
+
+    Between bind(2) and listen(2) a socket looks like one that was left behind, and whoever starts
+    at the same time would delete it. The lock is on the folder itself, so it leaves no file; where
+    it isn't to be had, since the folder can't be read or something else has it locked, it goes
+    without.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            give_up_at = time.monotonic() + LONGEST_WAIT
+            while not _lock(fd) and time.monotonic() < give_up_at:
+                time.sleep(0.01)
+        yield
+
+
+def _lock(fd: int) -> bool:
+    """Whether the lock was free. Raises OSError where the file system has none."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _bind(sock: socket.socket, path: str, mode: int) -> SocketFile:
+    """Make the file with its mode, which no link in its place can then direct elsewhere."""
+    before = os.umask(0o777 & ~mode)  # bind(2) asks for 777
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(before)
+    return SocketFile.at(path)
 
 
 def _make_room(path: str) -> None:

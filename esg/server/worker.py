@@ -268,7 +268,7 @@ class Worker:
         """Whether nobody accepts from this listener after this worker."""
         if self._order.reason == ORPHANED and listener.stored:
             return False  # the next arbiter has it from the service manager
-        return self._order.final or str(listener.bind) in self._order.dropped
+        return self._order.final or listener.url() in self._order.dropped
 
     def _close_idle(self) -> None:
         """Close connections that have been idle for a second, as browsers have them.

@@ -32,7 +32,7 @@ from esg.supervisor.fleet import Fleet
 from esg.supervisor.pidfile import PidFile
 from esg.supervisor.processes import WorkerHandle, fork, reap
 from esg.supervisor.reloader import Reloader
-from esg.supervisor.sockets import Sockets, only_in
+from esg.supervisor.sockets import Sockets
 from esg.supervisor.systemd import Notifier, handed_over
 
 
@@ -49,7 +49,9 @@ class Arbiter:
         self._board = scoreboard.Scoreboard()
         self._handles: dict[int, WorkerHandle] = {}
         self._notifier = Notifier.from_environment(os.environ, os.getpid())
-        self._sockets = Sockets(self._notifier, functools.partial(self._log, logging.INFO))
+        self._sockets = Sockets(
+            self._notifier, functools.partial(self._log, logging.INFO), self._handles.values
+        )
         self._pid_file: PidFile | None = None
         self._selector = selectors.DefaultSelector()
         self._signals = signals.SignalQueue()
@@ -121,9 +123,7 @@ class Arbiter:
     def _listen(self) -> None:
         config = self._config
         handed, warning = handed_over(os.environ, os.getpid(), needed=not config.says_where)
-        self._sockets.take_over(handed)
-        self._sockets.of(config)
-        unused = self._sockets.discard_unused()
+        unused = self._sockets.begin(config, handed)
         warnings = [warning, self._notifier.problem]
         warnings += [f"{name} was handed over, and no --bind takes it" for name in unused]
         for text in filter(None, warnings):
@@ -326,9 +326,9 @@ class Arbiter:
     def _drain(self, action: do.Drain) -> None:
         handle = self._handles[action.number]
         handle.draining = True
-        others = [h.listeners for h in self._handles.values() if not h.draining]
         # A reload that drops a bind leaves its queue to the last worker that has it.
-        dropped = only_in(handle.listeners, others) if action.reason == "reload" else []
+        self._sockets.keep(self._fleet.wanted)
+        dropped = self._sockets.given_up(handle.listeners)
         message = mailbox.Drain(action.reason, action.grace, action.final, dropped)
         handle.mailbox.send(message)
 
@@ -403,7 +403,7 @@ class Arbiter:
             self._reloader.stop()
         if action.state == "serving":
             self._forget_log_setups()
-            self._sockets.keep_only(config)
+            self._sockets.keep(self._fleet.wanted)
         self._notifier.tell(action.state, action.status, anew=action.anew)
         setproctitle(f"esg: arbiter [{config.title}] gen {action.generation}")
         self._log(logging.DEBUG, f"{action.state}: {action.status}")

@@ -65,8 +65,7 @@ class Control:
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._file = unixsocket.bind(sock, path, Access(MODE))
-            sock.listen(MOST_CLIENTS)
+            self._file = unixsocket.listen(sock, path, Access(MODE), MOST_CLIENTS)
             sock.setblocking(False)
         except (OSError, ListenError) as error:
             sock.close()

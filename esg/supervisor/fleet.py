@@ -147,6 +147,14 @@ class Fleet:
         return self._exit_code is not None
 
     @property
+    def wanted(self) -> list[Config]:
+        """The configurations that there may yet be new workers of."""
+        previous = self._roll.previous if self._roll is not None else None
+        generations = (self.current, self._candidate, previous)
+        found = [generation.config for generation in generations if generation is not None]
+        return found if self._pending is None else [*found, self._pending]
+
+    @property
     def _closed(self) -> bool:
         """Whether nobody is to accept any more."""
         return self.stopping and self._closes_at is None

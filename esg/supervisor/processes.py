@@ -45,6 +45,11 @@ class WorkerHandle:
             raise
         return cls(number, generation, ours, stack_fd), theirs
 
+    @property
+    def accepts(self) -> bool:
+        """Whether it takes new connections, or will, as far as the arbiter knows."""
+        return not (self.draining or self.reaped)
+
     def signal(self, signum: int) -> None:
         """Send a signal, unless the process was reaped: then the pid may be another's."""
         if not self.reaped:

@@ -1,7 +1,8 @@
 """The listening sockets of each generation: opened when it is asked for, closed when none has them.
 
 A generation keeps what the one before it listened on and it wants too; a bind that is new is
-opened before anything else changes, so that one which fails refuses the reload.
+opened before anything else changes, so that one which fails refuses the reload. What is given up
+is never taken up again, since workers on their way out keep new connections from it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 
+from esg.binds import parse_bind
 from esg.config import Config
 from esg.listeners import Handed, Listener, open_listeners
+from esg.supervisor.fdstore import Store, is_stored
+from esg.supervisor.processes import WorkerHandle
 from esg.supervisor.systemd import Notifier
 from esg.unixsocket import access
 
@@ -18,18 +22,42 @@ from esg.unixsocket import access
 class Sockets:
     """What the arbiter listens on, and for which generation."""
 
-    def __init__(self, notifier: Notifier, log: Callable[[str], None]) -> None:
-        """`notifier` keeps copies, for a crash; `log` takes what the operator should know."""
-        self._handed: list[Handed] = []
-        self._given: list[Handed] = []
-        self._notifier = notifier
+    def __init__(
+        self,
+        notifier: Notifier,
+        log: Callable[[str], None],
+        workers: Callable[[], Iterable[WorkerHandle]],
+    ) -> None:
+        """`notifier` keeps copies, for a crash; `log` takes what the operator should know.
+
+        `workers` gives those that may have listeners open.
+        """
         self._log = log
+        self._workers = workers
+        self._store = Store(notifier)
+        self._handed: Sequence[Handed] = ()
         self._sets: list[tuple[Config, Sequence[Listener]]] = []
 
-    def take_over(self, handed: Sequence[Handed]) -> None:
-        """Have these, from the service manager, at hand for what is opened first."""
-        self._handed = list(handed)
-        self._given = [item for item in handed if not item.from_store]
+    def begin(self, config: Config, handed: Sequence[Handed]) -> list[str]:
+        """Listen for the first generation, also on what the service manager has handed over.
+
+        What it doesn't listen on is closed; gives the names of that, for a warning. Raises as `of`.
+        """
+        stored = [item for item in handed if is_stored(item)]
+        self._handed = [item for item in handed if item not in stored]
+        binds = [parse_bind(bind, config.binds_origin) for bind in self._binds(config)]
+        kept = self._store.take_back(stored, binds)
+        try:
+            listeners = self._open(config, kept, at_start=True)
+        except BaseException:
+            for listener in kept:
+                listener.close()  # the service manager keeps it for the next try
+            raise
+        used = {listener.borrowed for listener in listeners}
+        unused = [item for item in self._handed if item.fd not in used]
+        for item in unused:
+            os.close(item.fd)
+        return [f"{item.name} (fd://{item.fd})" for item in unused]
 
     def of(self, config: Config) -> Sequence[Listener]:
         """What a generation with this configuration listens on; opened if it isn't yet.
@@ -39,52 +67,27 @@ class Sockets:
         for known, listeners in self._sets:
             if known is config:
                 return listeners
-        before = self._all()
-        listeners = open_listeners(
-            self._binds(config),
-            config.backlog,
-            config.binds_origin,
-            access=access(config),
-            handed=self._handed,
-            kept=before,
-        )
-        self._sets.append((config, listeners))
-        for listener in listeners:
-            if listener not in before:
-                self._log(f"listening on {listener.url(config.scheme)}")
-                self._store(listener)
-        return listeners
+        return self._open(config, self._all(), at_start=False)
 
-    def discard_unused(self) -> list[str]:
-        """Close what was handed over and isn't listened on; gives the names, for a warning.
-
-        What the store has under a name that nothing has any more is removed from there, and stored
-        anew if it is listened on all the same.
-        """
-        used = {listener.borrowed for listener in self._all()}
-        used |= {listener.fileno() for listener in self._all()}
-        unused = [item for item in self._handed if item.fd not in used]
-        for item in unused:
-            os.close(item.fd)
-        names = {listener.store_name for listener in self._all()}
-        stored = {item.fd: item.name for item in self._handed if item.from_store}
-        for name in sorted(set(stored.values()) - names):
-            self._notifier.send("FDSTOREREMOVE=1", f"FDNAME={name}")
-        for listener in self._all():
-            if stored.get(listener.fileno()) not in (None, listener.store_name):
-                listener.stored = False
-                self._store(listener)
-        self._handed = []
-        return [f"{item.name} (fd://{item.fd})" for item in unused if not item.from_store]
-
-    def keep_only(self, config: Config) -> None:
-        """Close what other generations listen on and this one doesn't."""
-        kept = self.of(config)
-        dropped = [listener for listener in self._all() if listener not in kept]
-        self._sets = [(config, kept)]
-        for listener in dropped:
+    def keep(self, wanted: Sequence[Config]) -> None:
+        """Give up what neither these configurations nor a worker that accepts listens on."""
+        in_use = [worker.listeners for worker in self._workers() if worker.accepts]
+        before = self._sets
+        self._sets = [
+            (config, listeners)
+            for config, listeners in before
+            if any(config is one for one in wanted) or any(listeners is one for one in in_use)
+        ]
+        held = self._all()
+        given_up = {one: config for config, ones in before for one in ones if one not in held}
+        for listener, config in given_up.items():
             self._log(f"no longer listening on {listener.url(config.scheme)}")
             self._close(listener)
+
+    def given_up(self, listeners: Sequence[Listener]) -> list[str]:
+        """The addresses of those on which nobody else listens by now."""
+        held = self._all()
+        return [listener.url() for listener in listeners if listener not in held]
 
     def let_go(self, kept: Sequence[Listener]) -> None:
         """Close this process's descriptors of all but these; for a child, which has copies."""
@@ -98,28 +101,46 @@ class Sockets:
             self._close(listener)
         self._sets = []
 
+    def _open(
+        self, config: Config, kept: Sequence[Listener], *, at_start: bool
+    ) -> Sequence[Listener]:
+        listeners = open_listeners(
+            self._binds(config),
+            config.backlog,
+            config.binds_origin,
+            access=access(config),
+            handed=self._handed,
+            kept=kept,
+            leaving=self._leaving(),
+            at_start=at_start,
+        )
+        before = self._all()
+        self._sets.append((config, listeners))
+        for listener in listeners:
+            if listener not in before:
+                self._log(f"listening on {listener.url(config.scheme)}")
+                self._store.put(listener)
+        return listeners
+
+    def _leaving(self) -> list[tuple[str, Listener]]:
+        """What was given up, with who may have it still."""
+        held = self._all()
+        return [
+            (f"worker {worker.number} (pid {worker.pid})", listener)
+            for worker in self._workers()
+            for listener in worker.listeners
+            if not worker.reaped and listener not in held
+        ]
+
     def _binds(self, config: Config) -> tuple[str, ...]:
-        if config.says_where or not self._given:
+        if config.says_where or not self._handed:
             return config.binds
-        return tuple(f"fd://{item.fd}" for item in self._given)
+        return tuple(f"fd://{item.fd}" for item in self._handed)
 
     def _all(self) -> list[Listener]:
         found = (listener for _, listeners in self._sets for listener in listeners)
         return list(dict.fromkeys(found))
 
-    def _store(self, listener: Listener) -> None:
-        if listener.borrowed is None and not listener.stored:
-            listener.stored = self._notifier.send(
-                "FDSTORE=1", f"FDNAME={listener.store_name}", fds=[listener.fileno()]
-            )
-
     def _close(self, listener: Listener) -> None:
-        if listener.stored:
-            self._notifier.send("FDSTOREREMOVE=1", f"FDNAME={listener.store_name}")
+        self._store.remove(listener)
         listener.remove()
-
-
-def only_in(listeners: Sequence[Listener], others: Iterable[Sequence[Listener]]) -> list[str]:
-    """The binds of those listeners that none of the others has. Pure."""
-    kept = {listener for other in others for listener in other}
-    return [str(listener.bind) for listener in listeners if listener not in kept]

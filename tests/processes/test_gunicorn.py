@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from esg.binds import parse_bind
 from esg.errors import ConfigError
-from esg.listeners import parse_bind
 from tests.support.app import application
 from tests.support.certificates import Authority
 from tests.support.load import Load

@@ -139,7 +139,7 @@ def test_listeners_survive_a_crash_of_the_arbiter(start: Start, manager: Manager
     esg.claim("the arbiter is gone")
     esg.exit_code = -signal.SIGKILL
     port = esg.port
-    assert manager.said("FDNAME") == ["esg-127.0.0.1_0"]
+    assert [name.rsplit("/", 2)[0] for name in manager.said("FDNAME")] == ["esg/127.0.0.1_0"]
     with Load(port, fresh=2, keep_alive=2) as load:
         esg.process.kill()
         esg.process.wait()
@@ -163,9 +163,9 @@ def test_what_is_in_the_store_and_not_wanted_is_removed(start: Start, manager: M
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
-        start(extra=manager.environment, **activated("esg-10.0.0.1_80", sock))
+        start(extra=manager.environment, **activated("esg/10.0.0.1_80/ab/1", sock))
     removed = [m["FDNAME"] for m in manager.messages if "FDSTOREREMOVE" in m]
-    assert removed[0] == "esg-10.0.0.1_80"
+    assert removed[0] == "esg/10.0.0.1_80/ab/1"
 
 
 def test_sockets_of_a_unit_serve_on_over_a_restart_under_load(

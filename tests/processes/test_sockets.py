@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
+import json
 import os
 import re
 import signal
@@ -15,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.app import application
 from tests.support.load import Load
-from tests.support.runner import Esg, run_to_its_end
+from tests.support.runner import Esg, answer, run_to_its_end
 from tests.support.unix import UnixConnection, ask
 from tests.support.waiting import eventually
 
@@ -385,6 +388,124 @@ def refuses(port: int) -> bool:
     except (ConnectionRefusedError, TimeoutError):
         return True
     return False
+
+
+BOTH = 'bind = ["127.0.0.1:0", "{}"]\nworkers = 2\n'
+ONE = 'bind = ["127.0.0.1:0"]\nworkers = 2\n'
+
+
+@pytest.mark.parametrize("kind", ["TCP", "UNIX"])
+def test_a_bind_that_is_back_before_it_was_gone_is_served(
+    start: Start, folder: Path, kind: str
+) -> None:
+    """The reload that drops it rolls when the next one is asked for, which has it again."""
+    port = free_port()
+    where = f"127.0.0.2:{port}" if kind == "TCP" else f"unix:{folder}/web"
+    both = BOTH.format(where)
+    slow = application(at_startup="await asyncio.sleep(0.2)")
+    esg = start("-c", "esg.toml", listen=(), files={"esg.toml": both}, source=slow)
+    files = open_files(esg.arbiter)
+    esg.write(ONE, "esg.toml")
+    esg.signal(signal.SIGHUP)
+    esg.wait_for_log(r"gen=2 .*ready")
+    esg.write(both, "esg.toml")
+    esg.signal(signal.SIGHUP)
+    esg.wait_for_log(" reloaded workers=2", count=2)
+    esg.wait_for_workers(2)
+    assert asked(kind, port, folder)["generation"] == 3
+    assert len(esg.logged("listening on")) == 2
+    assert open_files(esg.arbiter) == files
+
+
+def test_a_bind_of_a_generation_that_fails_is_served_if_the_next_one_has_it(start: Start) -> None:
+    port = free_port()
+    source = application(
+        at_startup="await asyncio.sleep(0.2)\n    "
+        "if os.path.exists('fail'): raise RuntimeError('no')"
+    ).replace("import asyncio", "import asyncio, os", 1)
+    esg = start(
+        *("-c", "esg.toml", "--lifespan", "on"),
+        listen=(),
+        files={"esg.toml": ONE},
+        source=source,
+    )
+    esg.claim("can't boot", "reload failed")
+    esg.write(BOTH.format(f"127.0.0.2:{port}"), "esg.toml")
+    esg.signal(signal.SIGHUP)
+    esg.wait_for_log(r"gen=2 .*ready")
+    esg.write("", "fail")
+    esg.signal(signal.SIGHUP)
+    esg.wait_for_log("reload failed, gen=1 goes on serving")
+    (esg.folder / "fail").unlink()
+    esg.wait_for_log(" reloaded workers=2")
+    esg.wait_for_workers(2)
+    assert asked("TCP", port)["generation"] == 3
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.2", 0))
+        return int(sock.getsockname()[1])
+
+
+def asked(kind: str, port: int, folder: Path | None = None) -> dict[str, object]:
+    """What the application answers on a new connection, over TCP at 127.0.0.2."""
+    if kind == "UNIX":
+        return ask(f"{folder}/web")
+    connection = http.client.HTTPConnection("127.0.0.2", port, timeout=5)
+    try:
+        connection.request("GET", "/whoami")
+        return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+
+
+def test_a_bind_that_is_back_while_a_worker_leaves_it_is_refused_with_its_name(
+    start: Start,
+) -> None:
+    both = BOTH.format(f"127.0.0.2:{free_port()}").replace("workers = 2", "workers = 1")
+    esg = start("-c", "esg.toml", listen=(), files={"esg.toml": both})
+    esg.claim("reload refused")
+    pid = esg.workers()[0]
+    blocked = esg.in_flight("/block/0.8")
+    esg.write(ONE.replace("workers = 2", "workers = 1"), "esg.toml")
+    esg.reload()
+    esg.write(both, "esg.toml")
+    esg.signal(signal.SIGHUP)
+    esg.wait_for_log(rf"in use, perhaps by worker 1 \(pid {pid}\), which is on its way out")
+    answer(blocked)
+    blocked.close()
+    eventually(lambda: esg.workers() != [] and pid not in esg.workers(), "it is gone")
+    esg.reload()
+
+
+def test_the_ipv6_wildcard_takes_ipv4_clients_or_says_that_it_cannot(start: Start) -> None:
+    with socket.socket() as free:
+        free.bind(("0.0.0.0", 0))
+        port = free.getsockname()[1]
+    text = f'bind = ["[::]:{port}", "0.0.0.0:{port}", "127.0.0.1:0"]\n'
+    esg = start("-c", "esg.toml", listen=(), files={"esg.toml": text})
+    esg.claim("reload refused")
+    files = open_files(esg.arbiter)
+    for _ in range(2):
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, port), timeout=5).close()
+        esg.write(f'bind = ["[::]:{port}"]\n', "esg.toml")
+        esg.signal(signal.SIGHUP)
+    esg.wait_for_log(rf"can't listen on \[::\]:{port} .*: it takes no IPv4 clients, .* restart")
+    assert open_files(esg.arbiter) == files
+
+
+def test_a_reload_takes_no_descriptor_of_the_arbiters_own(start: Start) -> None:
+    esg = start("-c", "esg.toml", listen=(), files={"esg.toml": 'bind = ["127.0.0.1:0"]\n'})
+    esg.claim("reload refused")
+    files = open_files(esg.arbiter)
+    for fd in range(3, 3 + len(files)):
+        esg.write(f'bind = ["fd://{fd}"]\n', "esg.toml")
+        esg.signal(signal.SIGHUP)
+        esg.wait_for_log(rf"can't listen on fd://{fd} \(.*handed over at a start")
+    assert open_files(esg.arbiter) == files
+    assert esg.whoami()["generation"] == 1
 
 
 def test_a_bind_that_fails_refuses_the_reload(start: Start, folder: Path) -> None:

@@ -270,14 +270,33 @@ def test_the_template_serves_what_its_file_says(service: Service) -> None:
         f'app = "example:app"\napp_dir = "{APP}"\nbind = ["unix:/run/esg-shop/web"]\n',
     )
     service.drop_in("esg@.service", f"WorkingDirectory={APP}\n")
-    service.machine.systemctl("start", "esg@shop.service")
-    answer = service.machine.run(
-        "curl", "--silent", "--unix-socket", "/run/esg-shop/web", "http://localhost/whoami"
+    unit = "esg@shop.service"
+    service.machine.systemctl("start", unit)
+
+    def ask() -> str:
+        return service.machine.try_run(
+            "curl", "--silent", "--unix-socket", "/run/esg-shop/web", "http://localhost/whoami"
+        )
+
+    assert json.loads(ask())["generation"] == 1
+    service.machine.systemctl("reload", unit)
+    assert json.loads(ask())["generation"] == 2
+    assert "ERROR" not in service.machine.journal(unit)
+    # After a crash the socket is there, and is what its file leads to: clients wait meanwhile.
+    pid, before = service.machine.main_pid(unit), service.machine.run("ls", "-i", "/run/esg-shop")
+    service.machine.run("kill", "-KILL", str(pid))
+    eventually(
+        lambda: (
+            service.machine.main_pid(unit) not in (0, pid)
+            and service.machine.show(unit, "ActiveState") == "active"
+        ),
+        "it is started again",
     )
-    assert json.loads(answer)["generation"] == 1
-    service.machine.systemctl("reload", "esg@shop.service")
-    service.machine.systemctl("stop", "esg@shop.service")
-    assert "ERROR" not in service.machine.journal("esg@shop.service")
+    assert json.loads(ask())["generation"] == 1
+    web = [line for line in before.splitlines() if line.endswith(" web")]
+    assert web[0] in service.machine.run("ls", "-i", "/run/esg-shop")
+    service.machine.systemctl("stop", unit)
+    assert service.machine.show(unit, "NFileDescriptorStore") == "0"
 
 
 # -- the files themselves --------------------------------------------------------------

@@ -574,6 +574,27 @@ def test_a_reload_asked_for_in_a_roll_comes_after_it() -> None:
     assert generations(world) == [3, 3, 3]
 
 
+def test_what_a_reload_came_from_and_what_is_queued_behind_it_is_wanted() -> None:
+    world = serving(3)
+    first, second, third = world.fleet.current.config, config_of(3, 1), config_of(3, 1)
+
+    def wanted(*configs: Config) -> bool:
+        found = {id(config) for config in world.fleet.wanted}
+        return found == {id(config) for config in configs}
+
+    world.tell(on.ReloadRequested(second))
+    assert wanted(first, second)  # the canary boots
+    boot_all(world)
+    world.tell(on.ReloadRequested(third))
+    assert wanted(first, second, third)  # it rolls
+    while world.fleet.current.config is not third:
+        boot_all(world)
+    assert wanted(second, third)
+    for _ in range(6):
+        boot_all(world)
+    assert wanted(third)
+
+
 def test_the_first_boot_failure_ends_everything_and_is_told_once() -> None:
     world = World(config_of(4, 1))
     world.tell(on.Started())

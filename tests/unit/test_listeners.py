@@ -6,11 +6,9 @@ import os
 import socket
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from esg.errors import ConfigError, ListenError
-from esg.listeners import Address, Descriptor, UnixAddress, open_listeners, parse_bind
+from esg.listeners import Handed, open_listeners
 
 
 @pytest.fixture
@@ -26,80 +24,6 @@ def listen():
     yield start
     for listener in opened:
         listener.close()
-
-
-# -- how an address is written ---------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "host", "port"),
-    [
-        ("127.0.0.1:80", "127.0.0.1", 80),
-        ("example.org:65535", "example.org", 65535),
-        ("localhost:0", "localhost", 0),
-        ("[::1]:8080", "::1", 8080),
-        ("[::]:0", "::", 0),
-        (":9000", "", 9000),
-        ("example.org", "example.org", 8000),
-        ("[::1]", "::1", 8000),
-    ],
-)
-def test_addresses(text, host, port):
-    assert parse_bind(text, "--bind") == Address(host, port)
-
-
-@pytest.mark.parametrize(
-    ("text", "bind"),
-    [
-        ("unix:/run/x.sock", UnixAddress("/run/x.sock")),
-        ("unix:///run/x.sock", UnixAddress("/run/x.sock")),
-        ("unix:x.sock", UnixAddress("x.sock")),
-        ("unix:@x", UnixAddress("@x")),
-        ("unix:/" + 106 * "x", UnixAddress("/" + 106 * "x")),
-        ("fd://0", Descriptor(0)),
-        ("fd://web", Descriptor("web")),
-    ],
-)
-def test_sockets_of_other_kinds(text, bind):
-    assert parse_bind(text, "--bind") == bind
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a:",
-        "a:b",
-        "a:-1",
-        "a:+1",
-        "a:65536",
-        "a:1.5",
-        "a: 1",
-        "a:\u0661",
-        "a:1_0",
-        "::1:80",
-        "::",
-        "[::1]80",
-        "[::1:80",
-        "unix:",
-        "unix:@",
-        "unix:/" + 107 * "x",
-        "fd://",
-        "fd://-1",
-        "fd://a b",
-    ],
-)
-def test_no_addresses(text):
-    with pytest.raises(ConfigError, match="--bind"):
-        parse_bind(text, "--bind")
-
-
-@given(
-    st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str),
-    st.integers(0, 65535),
-)
-def test_an_address_is_read_as_it_is_written(host, port):
-    address = Address(host, port)
-    assert parse_bind(str(address), "--bind") == address
 
 
 # -- sockets ---------------------------------------------------------------------------
@@ -246,3 +170,108 @@ def test_all_of_ipv4_and_all_of_ipv6_on_one_port(listen, first):
         port = free.getsockname()[1]
     second = "[::]" if first == "0.0.0.0" else "0.0.0.0"
     assert families(listen(f"{first}:{port}", f"{second}:{port}")) == BOTH
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("0.0.0.0", 0))
+        return sock.getsockname()[1]
+
+
+@pytest.mark.parametrize(("before", "after"), [("both", "six"), ("six", "both"), ("any", "six")])
+def test_what_the_ipv6_wildcard_means_is_never_changed_silently(listen, before, after):
+    port = free_port()
+    binds = {
+        "both": (f"[::]:{port}", f"0.0.0.0:{port}"),
+        "six": (f"[::]:{port}",),
+        "any": (f":{port}",),
+    }
+    kept = listen(*binds[before])
+    with pytest.raises(ListenError, match="which only a restart can change"):
+        open_listeners(binds[after], 16, "--bind", kept=kept, at_start=False)
+
+
+def test_the_same_binds_again_are_kept(listen):
+    port = free_port()
+    for binds in ((f"[::]:{port}", f"0.0.0.0:{port}"), (f"127.0.0.1:{port}", "127.0.0.1:0")):
+        kept = listen(*binds)
+        assert open_listeners(binds, 16, "--bind", kept=kept, at_start=False) == kept
+        for listener in kept:
+            listener.close()
+
+
+def test_an_address_that_is_listened_on_is_kept_under_another_name(listen):
+    kept = listen("127.0.0.1:0")
+    port = kept[0].sock.getsockname()[1]
+    found = open_listeners([f"localhost:{port}"], 16, "--bind", kept=kept, at_start=False)
+    assert kept[0] in found
+    for listener in found:
+        listener.close()
+
+
+def test_an_address_that_one_of_our_own_has_is_explained(listen):
+    kept = listen("0.0.0.0:0")
+    port = kept[0].sock.getsockname()[1]
+    with pytest.raises(
+        ListenError, match=r"in use, by ESG itself, for 0\.0\.0\.0:0; only a restart"
+    ):
+        open_listeners([f"127.0.0.1:{port}"], 16, "--bind", kept=kept, at_start=False)
+
+
+def test_the_scope_of_a_link_local_address_counts(listen, monkeypatch):
+    scoped = ("::1", 0, 0, 1)
+    found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", scoped)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    bound = []
+
+    class Noted(socket.socket):
+        def bind(self, name):
+            bound.append(name)
+            super().bind(name)
+
+    monkeypatch.setattr(socket, "socket", Noted)
+    listen("[fe80::1%lo]:0")
+    assert bound == [scoped, scoped]
+
+
+# -- sockets that are handed over ------------------------------------------------------
+
+
+@pytest.fixture
+def web():
+    """A socket as a service manager hands it over, its address and its descriptor."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+    return f"127.0.0.1:{port}", Handed(sock.detach(), "web")
+
+
+@pytest.mark.parametrize(
+    "binds", [("fd://N", "fd://web"), ("fd://N", "fd://N"), ("fd://web", "AT"), ("AT", "AT")]
+)
+def test_a_socket_that_two_binds_name_is_listened_on_once(web, binds):
+    where, item = web
+    binds = [bind.replace("AT", where).replace("N", str(item.fd)) for bind in binds]
+    (listener,) = open_listeners(binds, 16, "--bind", handed=[item])
+    assert listener.fileno() == item.fd
+    listener.close()
+
+
+def test_a_udp_socket_of_the_same_address_is_not_taken(web):
+    where, item = web
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind(("127.0.0.1", int(where.rpartition(":")[2])))
+    with udp:
+        (listener,) = open_listeners(
+            [where], 16, "--bind", handed=[Handed(udp.fileno(), "quic"), item]
+        )
+    assert listener.fileno() == item.fd
+    listener.close()
+
+
+def test_a_socket_that_was_handed_over_and_is_in_the_way_is_named(web):
+    where, item = web
+    port = where.rpartition(":")[2]
+    said = rf"in use, by the socket web, which was handed over; fd://{item.fd} takes it"
+    with pytest.raises(ListenError, match=said):
+        open_listeners([f"0.0.0.0:{port}"], 16, "--bind", handed=[item])
+    os.close(item.fd)

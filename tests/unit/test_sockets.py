@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
+from esg.binds import Address, UnixAddress
 from esg.config import Raw, build
 from esg.errors import ListenError
 from esg.listeners import Handed
-from esg.supervisor.sockets import Sockets, only_in
+from esg.supervisor import fdstore
+from esg.supervisor.sockets import Sockets
 
 
 class Notes:
@@ -23,6 +28,21 @@ class Notes:
         self.said.append(" ".join(lines))
         return True
 
+    def names(self, what):
+        """The names that came with FDSTORE or FDSTOREREMOVE."""
+        return [said.partition("FDNAME=")[2] for said in self.said if said.startswith(f"{what}=")]
+
+
+@dataclasses.dataclass
+class Worker:
+    """In place of a handle."""
+
+    listeners: Sequence[Any]
+    accepts: bool = True
+    reaped: bool = False
+    number: int = 7
+    pid: int = 4711
+
 
 @pytest.fixture
 def notifier():
@@ -30,9 +50,20 @@ def notifier():
 
 
 @pytest.fixture
-def sockets(notifier):
+def log():
+    return []
+
+
+@pytest.fixture
+def workers():
+    """Handles of workers, for a test to fill."""
+    return []
+
+
+@pytest.fixture
+def sockets(notifier, log, workers):
     before = os.listdir("/proc/self/fd")
-    sockets = Sockets(notifier, lambda line: None)
+    sockets = Sockets(notifier, log.append, lambda: workers)
     yield sockets
     sockets.close()
     assert os.listdir("/proc/self/fd") == before
@@ -60,25 +91,68 @@ def test_a_configuration_is_listened_for_once(sockets):
     assert sockets.of(wanted) is sockets.of(wanted)
 
 
-def test_the_next_one_keeps_what_it_has_too(sockets):
+def test_the_next_one_keeps_what_it_has_too(sockets, log):
     first = sockets.of(config("127.0.0.1:0", "127.0.0.2:0"))
     wanted = config("127.0.0.2:0", "127.0.0.3:0")
     second = sockets.of(wanted)
     assert second[0] is first[1]
-    assert only_in(first, [second]) == ["127.0.0.1:0"]
-    sockets.keep_only(wanted)
+    port = port_of(first[0])
+    sockets.keep([wanted])
     assert first[0].fileno() == -1
     assert second[0].fileno() > 0
+    assert sockets.given_up(first) == [f"http://127.0.0.1:{port}"]
+    assert log[-1] == f"no longer listening on http://127.0.0.1:{port}"
+
+
+def test_what_is_given_up_is_named_as_it_was(sockets, log):
+    sockets.of(config("127.0.0.1:0"))
+    tls = dataclasses.replace(config("127.0.0.2:0"), ssl_certfile="cert.pem")
+    sockets.of(tls)
+    sockets.keep([tls])
+    assert log[-1].startswith("no longer listening on http://")
+
+
+def test_what_a_worker_accepts_from_stays_until_it_drains(sockets, workers):
+    wanted = config("127.0.0.1:0")
+    sockets.of(wanted)
+    failed = sockets.of(config("127.0.0.1:0", "127.0.0.2:0"))
+    workers.append(Worker(failed))
+    sockets.keep([wanted])
+    assert sockets.given_up(failed) == []
+    # Whoever wants it now has it as it is, and it outlives that worker.
+    again = config("127.0.0.1:0", "127.0.0.2:0")
+    assert sockets.of(again) == failed
+    workers[0].accepts = False
+    sockets.keep([wanted, again])
+    assert sockets.given_up(failed) == []
+    sockets.keep([wanted])
+    assert sockets.given_up(failed) == [failed[1].url()]
 
 
 def test_one_that_fails_leaves_the_rest(sockets):
     first = sockets.of(config("127.0.0.1:0"))
     count = len(os.listdir("/proc/self/fd"))
-    taken = port_of(first[0])
-    with pytest.raises(ListenError, match="in use"):
-        sockets.of(config("127.0.0.1:0", "127.0.0.2:0", f"127.0.0.1:{taken}"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        with pytest.raises(ListenError, match="in use; stop the program"):
+            sockets.of(config("127.0.0.1:0", "127.0.0.2:0", f"127.0.0.1:{taken}"))
     assert len(os.listdir("/proc/self/fd")) == count
     assert first[0].fileno() > 0
+
+
+def test_a_worker_that_drains_is_named_if_it_has_the_address(sockets, workers):
+    first = config("127.0.0.1:0", "127.0.0.2:0")
+    listeners = sockets.of(first)
+    address = f"127.0.0.2:{port_of(listeners[1])}"
+    copy = listeners[1].sock.dup()  # as a worker has
+    workers.append(Worker(listeners, accepts=False))
+    less = config("127.0.0.1:0")
+    sockets.of(less)
+    sockets.keep([less])
+    said = r"in use, perhaps by worker 7 \(pid 4711\), which is on its way out; try again"
+    with copy, pytest.raises(ListenError, match=said):
+        sockets.of(config("127.0.0.1:0", address))
+    sockets.of(config("127.0.0.1:0", address))
 
 
 def test_what_is_opened_is_stored_and_removed_when_it_is_closed(sockets, notifier):
@@ -86,69 +160,177 @@ def test_what_is_opened_is_stored_and_removed_when_it_is_closed(sockets, notifie
     sockets.of(wanted)
     less = config("127.0.0.1:0")
     sockets.of(less)
-    sockets.keep_only(less)
+    one, two = notifier.names("FDSTORE")
+    assert one.startswith("esg/127.0.0.1_0/")
+    assert two.startswith("esg/127.0.0.2_0/")
+    sockets.keep([less])
+    assert notifier.names("FDSTOREREMOVE") == [two]
     sockets.close()
-    assert notifier.said == [
-        "FDSTORE=1 FDNAME=esg-127.0.0.1_0",
-        "FDSTORE=1 FDNAME=esg-127.0.0.2_0",
-        "FDSTOREREMOVE=1 FDNAME=esg-127.0.0.2_0",
-        "FDSTOREREMOVE=1 FDNAME=esg-127.0.0.1_0",
-    ]
+    assert notifier.names("FDSTOREREMOVE") == [two, one]
+
+
+# -- handed over -----------------------------------------------------------------------
 
 
 def test_without_a_setting_all_that_is_handed_over_is_listened_on(sockets, notifier):
-    items = [handed("web"), handed("web"), handed("admin")]
-    sockets.take_over(items)
-    found = sockets.of(config())
+    items = [handed("web"), handed("web"), handed("esg-admin.socket")]
+    wanted = config()
+    assert sockets.begin(wanted, items) == []
+    found = sockets.of(wanted)
     assert [listener.fileno() for listener in found] == [item.fd for item in items]
-    assert sockets.discard_unused() == []
+    assert sockets.of(config()) == found
     assert sockets.of(config(port="0", host="127.0.0.4")) != found
-    assert [said for said in notifier.said if "esg-fd" in said] == []
+    assert len(notifier.names("FDSTORE")) == 1
+
+
+def test_what_no_bind_takes_is_closed_and_named(sockets):
+    item = handed("web")
+    assert sockets.begin(config("127.0.0.1:0"), [item]) == [f"web (fd://{item.fd})"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(item.fd)
+
+
+def test_a_socket_that_is_closed_cannot_be_had_back(sockets):
+    """Its number is another's by now."""
+    item = handed("web")
+    sockets.begin(config("127.0.0.1:0"), [item])
+    for bind in (f"fd://{item.fd}", "fd://web"):
+        with pytest.raises(ListenError, match=r"handed over at a start.*; restart for it"):
+            sockets.of(config(bind))
+    with pytest.raises(ListenError, match=r"handed over at a start.*; restart for it"):
+        sockets.of(config())
+
+
+def test_a_reload_does_not_take_descriptors_of_our_own(sockets):
+    wanted = config("127.0.0.1:0")
+    (listener,) = sockets.of(wanted)
+    with pytest.raises(ListenError, match="handed over at a start"):
+        sockets.of(config(f"fd://{listener.fileno()}"))
+    assert sockets.of(wanted)[0].fileno() > 0
+
+
+def test_a_socket_that_was_handed_over_may_be_named_otherwise_later(sockets):
+    item = handed("web")
+    first = config()
+    sockets.begin(first, [item])
+    for bind in ("fd://web", f"fd://{item.fd}", f"127.0.0.1:{port_of(sockets.of(first)[0])}"):
+        assert sockets.of(config(bind)) == sockets.of(first)
+
+
+# -- the service manager's store -------------------------------------------------------
+
+
+def stored(sock, bind, identity="1"):
+    return handed(f"{fdstore.name_of(bind)}/{identity}", sock=sock)
+
+
+def identity_of(path):
+    status = os.lstat(path)
+    return f"{status.st_dev:x}-{status.st_ino:x}"
+
+
+def unix_socket(path):
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(path)
+    sock.listen()
+    return sock
+
+
+def test_names_in_the_store_tell_binds_apart():
+    names = {fdstore.name_of(UnixAddress(path)) for path in ("/a/b", "/a_b", "/" + 100 * "\u00e9")}
+    assert len(names) == 3
+    for name in names:
+        assert name.isascii()
+        assert ":" not in name
+        assert len(name) < 200
 
 
 def test_a_stored_socket_is_taken_back_once(sockets, notifier):
     """Though the store has it twice."""
     sock = socket.create_server(("127.0.0.1", 0))
     port, twin = sock.getsockname()[1], sock.dup()
-    items = [handed("esg-127.0.0.1_0", sock=sock), handed("esg-127.0.0.1_0", sock=twin)]
-    sockets.take_over(items)
-    (listener,) = sockets.of(config("127.0.0.1:0"))
+    items = [stored(one, Address("127.0.0.1", 0)) for one in (sock, twin)]
+    wanted = config("127.0.0.1:0")
+    assert sockets.begin(wanted, items) == []
+    (listener,) = sockets.of(wanted)
     assert (port_of(listener), listener.stored, listener.borrowed) == (port, True, None)
-    assert sockets.discard_unused() == []
     assert notifier.said == []
+    sockets.close()
+    assert notifier.names("FDSTOREREMOVE") == [items[0].name]
 
 
-def test_a_stored_socket_is_known_by_its_address_too(sockets, notifier):
-    sock = socket.create_server(("127.0.0.1", 0))
-    port = sock.getsockname()[1]
-    sockets.take_over([handed(f"esg-localhost_{port}", sock=sock)])
-    (listener,) = sockets.of(config(f"127.0.0.1:{port}"))
-    assert listener.borrowed is None
-    sockets.discard_unused()
-    assert notifier.said == [
-        f"FDSTOREREMOVE=1 FDNAME=esg-localhost_{port}",
-        f"FDSTORE=1 FDNAME=esg-127.0.0.1_{port}",
-    ]
-
-
-def test_a_stored_unix_socket_is_ours_again(sockets):
-    path = f"/tmp/esg-unit-{os.getpid()}"
-    sock = socket.socket(socket.AF_UNIX)
-    sock.bind(path)
-    sock.listen()
-    name = "esg-unix__tmp_esg-unit-" + str(os.getpid())
-    sockets.take_over([handed(name, sock=sock)])
-    (listener,) = sockets.of(config(f"unix:{path}"))
+def test_a_stored_unix_socket_is_ours_again(sockets, tmp_path):
+    path = str(tmp_path / "web")
+    item = stored(unix_socket(path), UnixAddress(path), identity_of(path))
+    wanted = config(f"unix:{path}")
+    sockets.begin(wanted, [item])
+    (listener,) = sockets.of(wanted)
     assert listener.stored
+    assert listener.fileno() == item.fd
     sockets.close()
     assert not os.path.lexists(path)
 
 
-def test_what_is_stored_and_not_wanted_is_closed(sockets, notifier):
-    sockets.take_over([handed("esg-10.0.0.1_80")])
-    sockets.of(config("127.0.0.1:0"))
-    assert sockets.discard_unused() == []
-    assert notifier.said[-1] == "FDSTOREREMOVE=1 FDNAME=esg-10.0.0.1_80"
+def test_a_stored_unix_socket_without_its_file_is_replaced(sockets, notifier, tmp_path):
+    path = str(tmp_path / "web")
+    item = stored(unix_socket(path), UnixAddress(path), identity_of(path))
+    os.unlink(path)
+    wanted = config(f"unix:{path}")
+    sockets.begin(wanted, [item])
+    assert notifier.names("FDSTOREREMOVE") == [item.name]
+    assert notifier.names("FDSTORE") == [item.name.rpartition("/")[0] + "/" + identity_of(path)]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+
+
+def test_what_is_at_the_path_of_a_stored_unix_socket_by_now_stays(sockets, tmp_path):
+    path = str(tmp_path / "web")
+    item = stored(unix_socket(path), UnixAddress(path), identity_of(path))
+    os.unlink(path)
+    with unix_socket(path), pytest.raises(ListenError, match="a program listens on it"):
+        sockets.begin(config(f"unix:{path}"), [item])
+    assert os.path.lexists(path)
+
+
+def test_a_start_that_fails_leaves_the_store_and_its_files(notifier, tmp_path):
+    path = str(tmp_path / "web")
+    sock = unix_socket(path)
+    item = stored(sock, UnixAddress(path), identity_of(path))
+    again = Sockets(notifier, lambda line: None, lambda: ())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        binds = (f"unix:{path}", f"127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(ListenError, match="in use"):
+            again.begin(config(*binds), [item])
+    assert os.path.lexists(path)
+    assert notifier.said == []
+
+
+def test_what_is_stored_and_not_wanted_is_gone_before_anything_is_opened(
+    sockets, notifier, tmp_path
+):
+    sock = socket.create_server(("0.0.0.0", 0))
+    port, path = sock.getsockname()[1], str(tmp_path / "web")
+    items = [
+        stored(sock, Address("0.0.0.0", port)),
+        stored(unix_socket(path), UnixAddress(path), identity_of(path)),
+        Handed(os.open(os.devnull, os.O_RDONLY), "esg/this/is/no-socket"),
+    ]
+    assert sockets.begin(config(f"127.0.0.1:{port}"), items) == []
+    assert notifier.names("FDSTOREREMOVE") == [item.name for item in items]
+    assert not os.path.lexists(path)
+
+
+def test_a_stored_socket_for_ipv6_alone_is_not_taken_for_all(sockets, notifier):
+    before = config("[::]:0", "0.0.0.0:0")
+    (six, _) = sockets.of(before)
+    port = port_of(six)
+    sock = six.sock.dup()
+    sockets.close()
+    item = stored(sock, Address("::", port))
+    wanted = config(f"[::]:{port}")
+    assert sockets.begin(wanted, [item]) == []
+    socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    assert item.name in notifier.names("FDSTOREREMOVE")
 
 
 def test_a_filter_of_a_stop_that_was_cut_short_is_taken_off(sockets):
@@ -156,8 +338,9 @@ def test_a_filter_of_a_stop_that_was_cut_short_is_taken_off(sockets):
     assert blocked.refuse_new()
     with pytest.raises(TimeoutError):
         socket.create_connection(("127.0.0.2", port_of(blocked)), timeout=0.2)
-    again = Sockets(Notes(), lambda line: None)
-    again.take_over([handed("esg-127.0.0.2_0", sock=blocked.sock.dup())])
-    (listener,) = again.of(config("127.0.0.2:0"))
+    again = Sockets(Notes(), lambda line: None, lambda: ())
+    wanted = config("127.0.0.2:0")
+    again.begin(wanted, [stored(blocked.sock.dup(), Address("127.0.0.2", 0))])
+    (listener,) = again.of(wanted)
     socket.create_connection(("127.0.0.2", port_of(listener)), timeout=5).close()
     again.close()
