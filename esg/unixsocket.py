@@ -22,7 +22,7 @@ from esg.errors import ListenError
 LONGEST_PATH = 107
 """Bytes that the name of a UNIX socket may have (unix(7), sun_path, less its NUL)."""
 
-LONGEST_WAIT = 1.0
+LONGEST_WAIT = 0.2
 """Seconds to wait for another start that is about to listen in the same folder: it takes less."""
 
 
