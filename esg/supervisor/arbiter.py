@@ -194,6 +194,8 @@ class Arbiter:
         self._dispatch(self._reload_event(job))
 
     def _reload_event(self, job: int | None = None) -> on.Event:
+        if self._fleet.stopping:
+            return on.ReloadRequested(self._config, job)  # which the fleet ignores, and says so
         try:
             config = self._read_config()
             check_reload(self._config, config)
@@ -235,13 +237,13 @@ class Arbiter:
         return {key.fileobj for key in self._selector.get_map().values()}
 
     def _on_mail(self, handle: WorkerHandle) -> None:
-        messages, alive = handle.mailbox.receive()
+        messages, alive = handle.mailbox.receive(mailbox.FromWorker)
         for message in messages:
             self._dispatch(self._event_of(handle.number, message))
         if not alive and handle.mailbox in self._watched():
             self._selector.unregister(handle.mailbox)
 
-    def _event_of(self, number: int, message: mailbox.Message) -> on.Event:
+    def _event_of(self, number: int, message: mailbox.FromWorker) -> on.Event:
         match message:
             case mailbox.Ready():
                 return on.WorkerReady(number)
@@ -253,8 +255,6 @@ class Arbiter:
                 return on.WorkerDue(number, message.reason)
             case mailbox.Draining():
                 return on.WorkerRetiring(number, message.reason)
-            case _:
-                raise AssertionError(f"no worker sends {type(message).__name__}")
 
     def _beats(self) -> on.BeatsRead:
         now = time.monotonic_ns()

@@ -140,6 +140,23 @@ def test_who_waits_hears_of_a_stop(start: Start) -> None:
     assert not (esg.folder / "control").exists()
 
 
+def test_who_asks_while_it_stops_opens_nothing(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    esg = start(*SOCKET, listen=("--port", str(port)))
+    fds = esg.arbiter.num_fds()
+    slow = esg.in_flight("/slow/2")
+    esg.signal(signal.SIGTERM)
+    esg.wait_for_log("draining reason=shutdown")
+    assert reload(esg) == (1, "", "esgctl: error: reload ignored: stopping\n")
+    esg.signal(signal.SIGHUP)
+    esg.wait_for_log("reload ignored: stopping", count=2)
+    assert len(esg.logged("listening on")) == 1
+    eventually(lambda: esg.arbiter.num_fds() == fds - 1, "all but the listener is as it was")
+    assert slow.getresponse().status == 200
+    slow.close()
+
+
 def test_who_waits_hears_that_the_arbiter_was_killed(start: Start) -> None:
     esg = start(*SOCKET, wait=True)
     esg.write(HANGS_IN_STARTUP)
@@ -249,6 +266,8 @@ def test_a_reload_can_not_move_it(start: Start) -> None:
         (b"GET / HTTP/1.1\r\n", 'expected a line such as {"command": "reload"}'),
         (b"[]\n", 'expected a line such as {"command": "reload"}'),
         (b'{"command": "stop"}\n', "unknown command 'stop'; known: reload"),
+        (b'{"command": ["reload"]}\n', 'expected a line such as {"command": "reload"}'),
+        (b"[" * 4000 + b"\n", 'expected a line such as {"command": "reload"}'),
         (b"\xff" * 5000, 'expected a line such as {"command": "reload"}'),
     ],
 )
@@ -259,6 +278,7 @@ def test_nonsense_is_answered(start: Start, sent: bytes, text: str) -> None:
         answer = json.loads(client.makefile().readline())
     assert answer == {"ok": False, "text": text, "detail": ""}
     assert not esg.logged("received reload")
+    assert esg.whoami()["worker"] == 1
 
 
 def test_clients_that_say_nothing_cost_a_bounded_number_of_descriptors(start: Start) -> None:

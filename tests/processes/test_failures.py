@@ -34,6 +34,29 @@ def line_of(esg: Esg, text: str) -> int:
     return next(number for number, line in enumerate(lines, 1) if text in line)
 
 
+# -- workers that talk nonsense --------------------------------------------------------
+
+BABBLES = """\
+    import socket
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            sock = socket.socket(fileno=os.dup(fd))
+        except OSError:
+            continue
+        if sock.type == socket.SOCK_SEQPACKET:
+            sock.send(b"[" * 50000)
+            sock.send(b'["Due", {"reason": {}}]')
+            sock.send(b'["Drain", {"reason": "", "grace": 1, "final": true}]')
+"""
+
+
+def test_whatever_a_worker_sends_the_arbiter_lives_on(start: Start) -> None:
+    esg = start(source=application(at_startup=BABBLES.strip()))
+    esg.claim("ignored what came by mailbox")
+    assert len(esg.logged("ignored what came by mailbox: ")) == 3
+    assert esg.whoami()["worker"] == 1
+
+
 # -- workers that die ------------------------------------------------------------------
 
 
