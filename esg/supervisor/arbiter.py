@@ -320,7 +320,11 @@ class Arbiter:
         subject = logs.worker_subject(assignment.number, assignment.generation, os.getpid())
         assignment.logs.keep_only()
         assignment.logs.apply(subject)
-        privileges.identity(config).assume()
+        try:
+            privileges.identity(config).assume()
+        except ESGError as error:
+            assignment.mailbox.send(mailbox.BootFailed(str(error), "", error.exit_code))
+            return error.exit_code
         return self._payload(assignment)
 
     def _drain(self, action: do.Drain) -> None:

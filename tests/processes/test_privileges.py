@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.app import application
 from tests.support.load import Load
 from tests.support.runner import Esg, run_to_its_end, session
 from tests.support.unprivileged import as_nobody
@@ -103,6 +104,8 @@ def test_workers_run_as_who_they_should(open_folder: Path) -> None:
         (("--group", "nosuch"), "--group: this machine has no group 'nosuch'"),
         (("--umask", "9"), "--umask: invalid value '9': expected permissions in octal"),
         (("--uds-owner", "nosuch"), "--uds-owner: this machine has no user 'nosuch'"),
+        (("--user", "4294967295"), "--user: this machine has no user '4294967295'"),
+        (("--uds-owner", ":99999999999"), "--uds-owner: this machine has no group '99999999999'"),
     ],
 )
 def test_one_line_for_who_there_is_not(
@@ -112,6 +115,21 @@ def test_one_line_for_who_there_is_not(
     assert finished.code == 2
     assert finished.log.startswith(f"esg: error: {reason}")
     assert len(finished.log.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv isn't installed")
+@pytest.mark.parametrize("option", ["--user", "--group"])
+def test_one_line_for_root_without_the_capabilities(tmp_path: Path, option: str) -> None:
+    (tmp_path / "example.py").write_text(application())
+    without = ("setpriv", "--bounding-set", "-setuid,-setgid")
+    finished = run_to_its_end(
+        tmp_path, "example:app", "--port", "0", "--workers", "2", option, "daemon", prefix=without
+    )
+    assert finished.code == 3
+    (error,) = finished.errors
+    assert "Operation not permitted; that takes the capabilities CAP_SETUID and" in error.text
+    assert "Traceback" not in finished.log
 
 
 # -- the pid file ----------------------------------------------------------------------
