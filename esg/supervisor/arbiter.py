@@ -40,7 +40,12 @@ class Arbiter:
     """The master process: sockets, children, signals."""
 
     def __init__(self, config: Config, payload: Payload, read_config: Callable[[], Config]) -> None:
-        """`payload` is what workers run; `read_config` reads the settings anew for a reload."""
+        """`payload` is what workers run; `read_config` reads the settings anew for a reload.
+
+        Raises ListenError if a service manager's sockets aren't there.
+        """
+        # First of all: whatever is opened here could be taken for one of them.
+        handed, self._warning = handed_over(os.environ, os.getpid(), needed=not config.says_where)
         self._config = config
         self._payload = payload
         self._read_config = read_config
@@ -50,6 +55,7 @@ class Arbiter:
         self._handles: dict[int, WorkerHandle] = {}
         self._notifier = Notifier.from_environment(os.environ, os.getpid())
         self._sockets = Sockets(self._notifier, functools.partial(self._log, logging.INFO))
+        self._sockets.take_over(handed)
         self._pid_file: PidFile | None = None
         self._selector = selectors.DefaultSelector()
         self._signals = signals.SignalQueue()
@@ -119,12 +125,9 @@ class Arbiter:
                     events.append(consequence)
 
     def _listen(self) -> None:
-        config = self._config
-        handed, warning = handed_over(os.environ, os.getpid(), needed=not config.says_where)
-        self._sockets.take_over(handed)
-        self._sockets.of(config)
+        self._sockets.of(self._config)
         unused = self._sockets.discard_unused()
-        warnings = [warning, self._notifier.problem]
+        warnings = [self._warning, self._notifier.problem]
         warnings += [f"{name} was handed over, and no --bind takes it" for name in unused]
         for text in filter(None, warnings):
             self._log(logging.WARNING, text)
