@@ -38,8 +38,8 @@ class Identity:
                 os.setresuid(self.uid, self.uid, self.uid)
         except OSError as error:
             raise BootError(
-                f"workers can't be {self}: {error.strerror}; that takes the capabilities CAP_SETUID "
-                "and CAP_SETGID (capabilities(7)), also of root"
+                f"workers can't be {self}: {error.strerror}; that takes the capabilities "
+                "CAP_SETUID and CAP_SETGID (capabilities(7)), also of root"
             ) from None
         self._verify()
         if self.umask is not None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import psutil
 import pytest
@@ -421,6 +422,61 @@ def may_unshare() -> bool:
     if not shutil.which("unshare"):
         return False
     return subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0
+
+
+STANDS_STILL = 'import signal\nopen("importing", "w").close()\nwhile True: signal.pause()'
+
+
+def importing(start: Start, *options: str, prefix: tuple[str, ...] = ()) -> Esg:
+    """One that is still importing its own modules: click has another one in its place."""
+    esg = start(*options, files={"click.py": STANDS_STILL}, prefix=prefix, wait=False)
+    eventually((esg.folder / "importing").exists, "it imports")
+    return esg
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        (),
+        pytest.param(
+            NAMESPACE,
+            marks=pytest.mark.skipif(not may_unshare(), reason="no permission for a pid namespace"),
+        ),
+    ],
+    ids=["", "as PID 1"],
+)
+def test_it_ends_in_good_order_before_it_has_begun(
+    start: Start, prefix: tuple[str, ...], signum: int
+) -> None:
+    esg = importing(start, prefix=prefix)
+    esg.signal(signum)
+    assert esg.wait() == 0
+    assert esg.log == ""
+
+
+def test_a_check_that_is_interrupted_finds_nothing_good(start: Start) -> None:
+    esg = importing(start, "--check-config")
+    esg.exit_code = -signal.SIGTERM
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == -signal.SIGTERM
+
+
+def test_it_ends_in_good_order_while_it_reads_its_settings(start: Start, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo.toml"
+    os.mkfifo(fifo)
+    esg = start("-c", str(fifo), wait=False)
+
+    def opened() -> int | None:
+        try:
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads it yet
+            return None
+
+    fd = eventually(opened, "it reads its settings")
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == 0
+    os.close(fd)
 
 
 @pytest.mark.skipif(not may_unshare(), reason="no permission for a pid namespace")
