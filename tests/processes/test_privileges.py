@@ -8,6 +8,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -220,7 +221,11 @@ def test_who_is_in_a_hurry_does_not_wait_for_load_balancers(start: Start) -> Non
     assert esg.wait(timeout=5.0) == 0
 
 
-def test_variables_of_platforms(start: Start, tmp_path: Path) -> None:
-    esg = start(listen=(), extra={"PORT": "0", "WEB_CONCURRENCY": "3"})
+def test_variables_of_platforms(start: Start) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as free:
+        port = free.getsockname()[1]
+    esg = start(listen=(), extra={"PORT": str(port), "WEB_CONCURRENCY": "3"})
     eventually(lambda: len(esg.workers()) == 3, "three workers")
+    assert esg.logged(rf"listening on http://0\.0\.0\.0:{port}$")
+    esg._port = port
     assert esg.whoami()["worker"] in (1, 2, 3)
