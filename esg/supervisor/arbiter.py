@@ -101,6 +101,7 @@ class Arbiter:
                 self._dispatch(on.Tick())
                 self._reloader.tick(time.monotonic())
             self._notifier.turn(time.monotonic())
+            self._control.turn(time.monotonic())
         return self._exit_code
 
     def _time_left(self) -> float | None:
@@ -108,11 +109,12 @@ class Arbiter:
         return _time_until(self._fleet.next_deadline(), self._reloader.next_deadline())
 
     def _time_to_wait(self) -> float | None:
-        """The same, or until the service manager wants to hear."""
+        """The same, or until the service manager wants to hear, or `esgctl` to be heard."""
         return _time_until(
             self._fleet.next_deadline(),
             self._reloader.next_deadline(),
             self._notifier.next_deadline(),
+            self._control.next_deadline(),
         )
 
     def _dispatch(self, event: on.Event) -> None:
@@ -229,7 +231,7 @@ class Arbiter:
         if handle.mailbox in self._watched():
             self._selector.unregister(handle.mailbox)
         self._board.clear(handle.number)
-        detail = "" if handle.aborted else handle.stack()
+        detail = handle.last_stack()
         handle.close()
         event = on.WorkerExited(handle.number, handle.describe(status), status == 0, detail)
         self._dispatch(event)

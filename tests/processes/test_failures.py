@@ -111,6 +111,33 @@ def test_a_segfault_leaves_the_stack_in_the_log(start: Start) -> None:
     assert esg.whoami()["pid"] != record.pid
 
 
+@pytest.mark.parametrize("how", ["killed", "segfault"])
+def test_a_stack_that_somebody_asked_for_is_not_where_it_died(start: Start, how: str) -> None:
+    esg = start()
+    esg.claim("died: killed by")
+    (worker,) = esg.workers()
+    blocked = esg.in_flight("/block/0.3")
+    stacks = stack_file(worker)
+    os.kill(worker, signal.SIGURG)
+    eventually(lambda: b"in report_of_the_month" in stacks(), "it has written its stacks")
+    assert answer(blocked)["pid"] == worker
+    blocked.close()
+    if how == "killed":
+        os.kill(worker, signal.SIGKILL)
+    else:
+        is_lost(esg.begin("/segfault"))
+    died = esg.wait_for_log("died: killed by")
+    assert "report_of_the_month" not in died.text
+    assert ("follow_a_null_pointer" in died.text) == (how == "segfault")
+
+
+def stack_file(pid: int) -> Callable[[], bytes]:
+    """What a worker has written of its stacks so far."""
+    folder = Path(f"/proc/{pid}/fd")
+    (path,) = [fd for fd in folder.iterdir() if "esg-stack" in os.readlink(fd)]
+    return path.read_bytes
+
+
 def test_a_crash_loop_backs_off_and_never_ends_the_arbiter(start: Start) -> None:
     esg = start("--workers", "1")
     esg.claim("died: exit status 7")

@@ -159,6 +159,27 @@ def test_a_second_start_with_the_pid_file_of_a_running_one(start: Start, tmp_pat
     assert Path(path).read_text() == f"{esg.pid}\n"
 
 
+def test_of_two_starts_at_once_one_has_the_pid_file(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "esg.pid"
+    both = [start("--pid", str(path), wait=False) for _ in range(2)]
+    loser = eventually(lambda: [e for e in both if e.process.poll() is not None], "one ends")[0]
+    winner = both[1 - both.index(loser)]
+    winner.wait_for_log("serving workers=1")
+    assert path.read_text() == f"{winner.pid}\n"
+    assert f"process {winner.pid} holds {str(path)!r}, so it runs already" in loser.log
+    loser.exit_code = 1
+    loser.claim("runs already")
+
+
+def test_a_folder_in_the_place_of_the_pid_file_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "esg.pid").mkdir()
+    finished = run_to_its_end(tmp_path, "example:app", "--port", "0", "--pid", "esg.pid")
+    assert finished.code == 1
+    path = str(tmp_path / "esg.pid")
+    assert finished.log == f"esg: error: --pid: can't write {path!r}: Is a directory\n"
+    assert (tmp_path / "esg.pid").is_dir()
+
+
 def test_a_pid_file_that_was_left_behind_blocks_nobody(start: Start) -> None:
     """Though its number is that of a process, and workers of the one that crashed still drain."""
     crashed = start("--pid", "esg.pid")
@@ -186,8 +207,10 @@ def test_a_boot_that_fails_leaves_no_pid_file(start: Start) -> None:
 def test_programs_of_workers_do_not_hold_the_pid_file(start: Start) -> None:
     esg = start("--pid", "esg.pid")
     assert esg.whoami()["worker"] == 1
-    for pid in (*esg.workers(),):
-        assert not [file for file in psutil.Process(pid).open_files() if "esg.pid" in file.path]
+    assert [name for name in open_files(esg.arbiter) if "esg.pid" in name]
+    for pid in esg.workers():
+        # Also under the name that it was made with, or as one that is deleted.
+        assert not [name for name in open_files(psutil.Process(pid)) if "esg.pid" in name]
     with open(esg.folder / "esg.pid") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
