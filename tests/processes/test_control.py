@@ -20,6 +20,8 @@ from tests.support.runner import Esg, environment, run_to_its_end, session
 from tests.support.unprivileged import NOBODY, as_nobody
 from tests.support.waiting import DEADLINE, eventually
 
+from .test_reload import open_files
+
 Start = Callable[..., Esg]
 
 SOCKET = ("--control-socket", "control")
@@ -73,6 +75,7 @@ def test_a_reload_is_over_when_the_command_is(start: Start) -> None:
 def test_a_reload_that_fails_says_why(start: Start) -> None:
     esg = start(*SOCKET, "--lifespan", "on")
     esg.claim("can't boot", "reload failed")
+    fds = esg.arbiter.num_fds()
     esg.write(application("two", at_startup="raise RuntimeError('no database')"))
     code, output, errors = reload(esg)
     assert (code, output) == (1, "")
@@ -82,14 +85,17 @@ def test_a_reload_that_fails_says_why(start: Start) -> None:
         "esgctl: error: reload failed, gen=1 goes on serving: gen=2: a worker could not boot"
     )
     assert esg.whoami()["version"] == "one"
+    eventually(lambda: esg.arbiter.num_fds() == fds, "no descriptor is left open")
 
 
 def test_a_reload_that_is_refused_says_why(start: Start) -> None:
     esg = start(files={"esg.toml": "port = 0\ncontrol_socket = 'control'\n"}, listen=())
     esg.claim("reload refused")
+    files = open_files(esg.arbiter)
     esg.write("port = 0\nwrokers = 2\ncontrol_socket = 'control'\n", "esg.toml")
     code, _, errors = ctl(esg, "--control-socket", "control", "reload")
     assert code == 1
+    assert open_files(esg.arbiter) == files
     assert errors.startswith(
         "esgctl: error: reload refused, gen=1 goes on serving: esg.toml: unknown key 'wrokers'"
     )
@@ -101,10 +107,12 @@ def test_an_address_in_use_refuses_a_reload(start: Start) -> None:
         text = "bind = ['127.0.0.1:0']\ncontrol_socket = 'control'\n"
         esg = start(files={"esg.toml": text}, listen=())
         esg.claim("reload refused")
+        files = open_files(esg.arbiter)
         esg.write(text.replace(":0'", f":0', '127.0.0.1:{port}'"), "esg.toml")
         code, _, errors = ctl(esg, "reload")
     assert code == 1
     assert f"can't listen on 127.0.0.1:{port}" in errors
+    assert open_files(esg.arbiter) == files
     assert esg.whoami()["generation"] == 1
 
 

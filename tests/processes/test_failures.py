@@ -267,6 +267,21 @@ def test_a_worker_that_drains_for_longer_than_its_grace_is_cut_off(start: Start)
     assert len(esg.notes("shutdown")) == 1
 
 
+def test_a_blocked_worker_holds_up_no_stop(start: Start) -> None:
+    """Though --timeout would let it stand still for long."""
+    esg = start("--workers", "1", "--graceful-timeout", "1")
+    esg.claim(
+        r"stuck: .*\(--graceful-timeout\)", STACKS, "gone: killed by SIGABRT from the arbiter"
+    )
+    blocked = esg.in_flight("/block/60")
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == 0
+    assert is_lost(blocked)
+    begun, ended = esg.wait_for_log("received SIGTERM"), esg.wait_for_log("stopped")
+    assert 1.0 <= seconds_between(begun, ended) < 8.0
+    assert "report_of_the_month" in esg.wait_for_log(STACKS).text
+
+
 def test_a_request_that_swallows_its_cancellation_holds_no_worker_for_ever(start: Start) -> None:
     esg = start("--workers", "1", "--graceful-timeout", "0.5", "--timeout", "2")
     esg.claim("gen=1 .* (stuck|overdue): ", f"gen=1 .* {STACKS}")

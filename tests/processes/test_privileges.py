@@ -9,6 +9,7 @@ import pwd
 import shutil
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 from tests.support.app import application
+from tests.support.certificates import Authority
 from tests.support.load import Load
 from tests.support.runner import Esg, run_to_its_end, session
 from tests.support.unprivileged import as_nobody
@@ -64,15 +66,20 @@ def open_folder() -> Iterator[Path]:
 def test_workers_run_as_who_they_should(open_folder: Path) -> None:
     python, extra = as_nobody()
     log, pid_file = open_folder / "secret.log", open_folder / "esg.pid"
+    authority = Authority(open_folder)
+    certificate, key = authority.issue()
+    os.chmod(key, 0o600)
     esg = Esg(
         open_folder,
         *("--workers", "2", "--user", "nobody", "--group", "daemon", "--umask", "027"),
         *("--error-logfile", str(log), "--pid", str(pid_file)),
+        *("--ssl-certfile", certificate, "--ssl-keyfile", key),
         source=IDENTITY,
         python=python,
         extra=extra,
         log="secret.log",
     )
+    esg.tls = authority.client_context()
     try:
         esg.wait_for_log("serving workers=2")
         files = open_files(esg.arbiter)
@@ -89,11 +96,56 @@ def test_workers_run_as_who_they_should(open_folder: Path) -> None:
             assert (made.st_uid, made.st_gid, made.st_mode & 0o777) == (NOBODY.pw_uid, 1, 0o640)
             esg.reload()
         assert esg.arbiter.uids().real == 0
-        assert os.stat(log).st_uid == os.stat(pid_file).st_uid == 0
+        assert os.stat(log).st_uid == os.stat(pid_file).st_uid == os.stat(key).st_uid == 0
         esg.wait_for_workers(2)
         assert open_files(esg.arbiter) == files
         esg.stop()
         assert not pid_file.exists()
+    finally:
+        esg.kill()
+
+
+OWN_GROUPS = """
+import os, sys
+shell = 'mount --bind "$0" /etc/group && exec "$@"'
+namespace = ["unshare", "--mount", "--propagation", "private", "sh", "-c", shell]
+os.execvp("unshare", [*namespace, sys.argv[1], sys.executable, *sys.argv[2:]])
+"""
+"""Runs Python with another /etc/group, which only it and its children see."""
+
+
+def may_mount() -> bool:
+    command = (
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "mount",
+        "-t",
+        "tmpfs",
+        "t",
+        "/mnt",
+    )
+    return (
+        bool(shutil.which("unshare"))
+        and not subprocess.run(command, capture_output=True).returncode
+    )
+
+
+@pytest.mark.skipif(not may_mount(), reason="no permission for a mount namespace")
+def test_workers_have_all_groups_of_their_user(open_folder: Path) -> None:
+    python, extra = as_nobody()
+    groups = open_folder / "group"
+    groups.write_text(Path("/etc/group").read_text() + "one:x:54321:nobody\ntwo:x:54322:nobody\n")
+    options = {"source": IDENTITY, "python": python, "extra": extra}
+    esg = Esg(open_folder, "--user", "nobody", wrapper=("-c", OWN_GROUPS, str(groups)), **options)
+    try:
+        connection = esg.begin("/made")
+        seen = json.loads(connection.getresponse().read())
+        connection.close()
+        assert seen["Gid"].split() == [str(NOBODY.pw_gid)] * 4
+        assert {int(gid) for gid in seen["Groups"].split()} == {NOBODY.pw_gid, 54321, 54322}
+        esg.stop()
     finally:
         esg.kill()
 
