@@ -19,6 +19,9 @@ logger = logging.getLogger("esg")
 MESSAGE_LIMIT = 96 * 1024
 """Largest encoded message, in bytes; below the kernel's default send buffer (net.core.wmem)."""
 
+MOST_AT_ONCE = 1000
+"""Messages that are received in one call; who sends without end must not keep it from ending."""
+
 TEXT_LIMIT = 32 * 1024
 """Longest text in a message, in bytes as encoded; of a longer one the end is kept."""
 
@@ -188,7 +191,7 @@ class Mailbox:
         Whatever else comes is logged as an error, and ignored.
         """
         messages: list[Message] = []
-        while True:
+        for _ in range(MOST_AT_ONCE):
             try:
                 data, ancillary, _, _ = self._sock.recvmsg(
                     MESSAGE_LIMIT, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC
@@ -212,6 +215,7 @@ class Mailbox:
             finally:
                 for fd in fds:  # that nobody has asked for
                     os.close(fd)
+        return messages, True
 
     def close(self) -> None:
         self._sock.close()

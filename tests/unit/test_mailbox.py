@@ -179,6 +179,15 @@ def test_what_the_other_side_has_no_business_to_send_is_ignored(ends, caplog):
     assert os.listdir("/proc/self/fd") == before
 
 
+def test_who_sends_without_end_gets_a_turn_like_everybody(ends, monkeypatch):
+    monkeypatch.setattr("esg.mailbox.MOST_AT_ONCE", 2)
+    ours, theirs = ends
+    for reason in "abc":
+        ours.send(Due(reason))
+    assert theirs.receive() == ([Due("a"), Due("b")], True)
+    assert theirs.receive() == ([Due("c")], True)
+
+
 def test_numbers_of_descriptors_are_not_taken_from_the_text(ends):
     ours, theirs = ends
     ours._sock.send(b'["NewLogFiles", {"paths": [], "fds": [1, 2]}]')
