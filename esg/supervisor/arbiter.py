@@ -45,7 +45,7 @@ class Arbiter:
         Raises ListenError if a service manager's sockets aren't there.
         """
         # First of all: whatever is opened here could be taken for one of them.
-        handed, self._warning = handed_over(os.environ, os.getpid(), needed=not config.says_where)
+        self._handed = handed_over(os.environ, os.getpid(), needed=not config.says_where)
         self._config = config
         self._payload = payload
         self._read_config = read_config
@@ -55,7 +55,6 @@ class Arbiter:
         self._handles: dict[int, WorkerHandle] = {}
         self._notifier = Notifier.from_environment(os.environ, os.getpid())
         self._sockets = Sockets(self._notifier, functools.partial(self._log, logging.INFO))
-        self._sockets.take_over(handed)
         self._pid_file: PidFile | None = None
         self._selector = selectors.DefaultSelector()
         self._signals = signals.SignalQueue()
@@ -127,9 +126,11 @@ class Arbiter:
                     events.append(consequence)
 
     def _listen(self) -> None:
+        handed, warning = self._handed
+        self._sockets.take_over(handed)
         self._sockets.of(self._config)
         unused = self._sockets.discard_unused()
-        warnings = [self._warning, self._notifier.problem]
+        warnings = [warning, self._notifier.problem]
         warnings += [f"{name} was handed over, and no --bind takes it" for name in unused]
         for text in filter(None, warnings):
             self._log(logging.WARNING, text)
