@@ -6,7 +6,7 @@ PORT ?= 8000
 # How many tests run at once.
 JOBS ?= 2
 
-.PHONY: run test check bench docs clean
+.PHONY: run test check bench docs site clean
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ESG needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
@@ -26,6 +26,10 @@ $(VENV)/.bench: pyproject.toml $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	touch $@
 
+$(VENV)/.docs: pyproject.toml $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
 run: $(VENV)/.run
 	$(BIN)/python -m esg esg.demo:app --workers 2 --port $(PORT)
 
@@ -40,6 +44,9 @@ check: $(VENV)/.check
 
 docs: $(VENV)/.run
 	$(BIN)/python -m esg.report > docs/settings.md
+
+site: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
 
 bench: $(VENV)/.bench
 	$(BIN)/python bench/run.py $(ARGS)

@@ -404,7 +404,11 @@ class Config:
     )
     wsgi: bool = setting(False, SWITCH, APPLICATION, "The same as --interface wsgi.")
     lifespan: str = setting(
-        "auto", choice("auto", "on", "off"), APPLICATION, "Run the ASGI lifespan protocol."
+        "auto",
+        choice("auto", "on", "off"),
+        APPLICATION,
+        "Run the ASGI lifespan protocol.",
+        flags=("--asgi-lifespan", "--lifespan"),
     )
     root_path: str = setting("", TEXT, APPLICATION, "ASGI root_path: the prefix APP is mounted at.")
     env_file: str = setting(
@@ -585,7 +589,11 @@ class Config:
     )
 
     loop: str = setting(
-        "auto", choice("auto", "asyncio", "uvloop"), HTTP, "Event loop implementation."
+        "auto",
+        choice("auto", "asyncio", "uvloop"),
+        HTTP,
+        "Event loop implementation.",
+        flags=("--asgi-loop", "--loop"),
     )
     http: str = setting(
         "auto",
@@ -643,6 +651,7 @@ class Config:
         whole_number(0),
         WEBSOCKET,
         "Largest message from a client, in bytes (1009 beyond); 0 for no limit.",
+        flags=("--websocket-max-message-size", "--ws-max-size"),
     )
     ws_max_queue: int = setting(
         32,
@@ -703,6 +712,7 @@ class Config:
         whole_number(0),
         LIMITS,
         "Most connections one worker holds; more wait in the queue; 0 for no limit.",
+        flags=("--worker-connections", "--limit-connections"),
     )
     request_timeout: float = setting(
         0.0,

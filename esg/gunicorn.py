@@ -37,7 +37,6 @@ RENAMED: Mapping[str, str] = {
     "proc_name": "name",
     "pythonpath": "app_dir",
     "raw_env": "env_file",
-    "worker_connections": "limit_connections",
     "wsgi_app": "app",
 }
 """Settings that gunicorn's configuration file calls otherwise."""

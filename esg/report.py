@@ -85,6 +85,20 @@ a file, and in the environment a text with commas (`ESG_HEADER`: with ends of li
 numbers and `true` or `false` stand without quotes. A variable `ESG_*` that is no setting is warned
 of at the start. Times are in seconds, sizes in bytes. *Restart*: a reload can't change it.
 *Not yet*: known, and refused by this version.
+
+An option that has several names has a key and a variable by each of them, which mean the same
+(`limit_max_requests`, `ESG_LIMIT_MAX_REQUESTS`). The column has the variable that is the strongest,
+and those without `ESG_` in their names, which are weaker.
+
+Options that are no settings, and stand on the command line alone:
+
+| Option | |
+| --- | --- |
+| `-c, --config FILE` | Read this file; by default `esg.toml`, then `pyproject.toml`. |
+| `--print-config` | Print every setting with its origin, as TOML, and exit. |
+| `--check-config` | Check the settings, import APP, and exit. |
+| `--version` | Show the version and exit. |
+| `-h, --help` | Show all options and exit. |
 """
 
 

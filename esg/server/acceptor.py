@@ -242,7 +242,7 @@ class Acceptor:
         return ProxyReceiver(
             self._service.loop,
             lambda named: (
-                self._begin(named.client, named.server)
+                self._begin(named.client, named.server, "https" if named.secure else "http")
                 if named.names
                 else self._begin(client, server)
             ),
@@ -250,10 +250,15 @@ class Acceptor:
             fail=fail,
         )
 
-    def _begin_plain(self, client: Endpoint | None, server: Endpoint | None) -> asyncio.Protocol:
-        return self._connection_type(self._service, client, server)
+    def _begin_plain(
+        self, client: Endpoint | None, server: Endpoint | None, scheme: str = "http"
+    ) -> asyncio.Protocol:
+        return self._connection_type(self._service, client, server, scheme=scheme)
 
-    def _begin_tls(self, client: Endpoint | None, server: Endpoint | None) -> asyncio.Protocol:
+    def _begin_tls(
+        self, client: Endpoint | None, server: Endpoint | None, scheme: str = "https"
+    ) -> asyncio.Protocol:
+        """Whatever the client spoke with the proxy, `scheme`, it speaks TLS with us."""
         service = self._service
 
         def begin(tls: dict[str, Any]) -> asyncio.Protocol:

@@ -137,6 +137,10 @@ class AccessLog:
             self._file.write(batch)
 
 
+_REQUEST = '%s - "%s %s HTTP/%s" %d'
+"""The message of a request, whose arguments are those that formatters made for uvicorn expect."""
+
+
 class LoggedAccess:
     """Gives finished exchanges to the logger `esg.access`, as uvicorn gives them to its own."""
 
@@ -152,9 +156,12 @@ class LoggedAccess:
         if self._line is not None:
             logs.access_logger.info("%s", self._line(exchange))
             return
+        text = _REQUEST
+        if isinstance(exchange, SocketRecord) and exchange.event == "closed":
+            text += f" {exchange.seconds:.3f}s"
         scope = exchange.scope
         logs.access_logger.info(
-            '%s - "%s %s HTTP/%s" %d',
+            text,
             _peer(scope),
             scope["method"],
             printable(exchange.target),

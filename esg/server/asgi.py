@@ -46,17 +46,20 @@ def http_template(
     server: Endpoint | None,
     root_path: str,
     tls: dict[str, Any] | None = None,
+    *,
+    scheme: str = "http",
 ) -> Scope:
     """What the scopes of all requests on one connection have in common.
 
-    `tls` is the extension of that name, where the connection is over TLS.
+    `tls` is the extension of that name, where the connection is over TLS. `scheme` is that of other
+    connections.
     """
     return {
         "type": "http",
         "asgi": {},
         "http_version": "1.1",
         "method": "",
-        "scheme": "http" if tls is None else "https",
+        "scheme": scheme if tls is None else "https",
         "path": "",
         "raw_path": b"",
         "query_string": b"",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from esg.errors import BootError
 
@@ -22,19 +22,3 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
     import uvloop
 
     return uvloop.new_event_loop
-
-
-def lines_writer(transport: asyncio.WriteTransport) -> Callable[[Iterable[bytes]], None]:
-    """How to send several pieces on a transport, none of them empty.
-
-    With uvloop in one system call. asyncio's `writelines` copies in Python 3.11, and in some later
-    releases it doesn't pause a protocol whose client is slow (python/cpython#127655).
-    """
-    if type(transport).__module__.startswith("uvloop"):
-        return transport.writelines
-
-    def write_each(pieces: Iterable[bytes]) -> None:
-        for piece in pieces:
-            transport.write(piece)
-
-    return write_each

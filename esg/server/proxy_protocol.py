@@ -28,7 +28,9 @@ _FIXED = struct.Struct("!12sBBH")
 _PORTS = struct.Struct("!HH")
 _INET, _INET6, _UNIX = 0x11, 0x21, 0x31
 _UNIX_PATH = 108
-_CRC32C = 0x03
+_CRC32C, _SSL = 0x03, 0x20
+_SSL_SIZE = 5
+_CLIENT_SSL = 0x01
 
 _LINE = re.compile(rb"PROXY (TCP4|TCP6) ([0-9A-Fa-f.:]+) ([0-9A-Fa-f.:]+) ([0-9]+) ([0-9]+)\r\n")
 _UNKNOWN = re.compile(rb"PROXY UNKNOWN(?: [^\r\n]*)?\r\n")
@@ -51,6 +53,8 @@ class ProxyHeader:
     """Address and port, or None if the client came over a UNIX socket."""
     server: Endpoint | None = None
     """What the client connected to: address and port, or path and None."""
+    secure: bool = False
+    """Whether the client's connection to the proxy is over TLS, which ends there."""
 
 
 def parse(data: bytes) -> ProxyHeader | None:
@@ -129,8 +133,8 @@ def _parse_v2(data: bytes) -> ProxyHeader | None:
         return ProxyHeader(size)  # UNSPEC: what follows says nothing that we could read
     else:
         raise BadProxyHeader("a PROXY protocol header of another family, or too short for its own")
-    _check_tlvs(header, _FIXED.size + tlvs_at)
-    return ProxyHeader(size, True, client, server)
+    secure = _read_tlvs(header, _FIXED.size + tlvs_at)
+    return ProxyHeader(size, True, client, server, secure)
 
 
 def _check_begin(data: bytes) -> None:
@@ -148,8 +152,12 @@ def _endpoints(data: bytes, width: int) -> tuple[Endpoint, Endpoint]:
     return (hosts[0], source_port), (hosts[1], destination_port)
 
 
-def _check_tlvs(header: bytes, at: int) -> None:
-    """Step over the TLVs; a checksum among them must be right (section 2.2.3)."""
+def _read_tlvs(header: bytes, at: int) -> bool:
+    """Step over the TLVs: whether one says that the client speaks TLS (section 2.2.6).
+
+    A checksum among them must be right (section 2.2.3).
+    """
+    secure = False
     while at < len(header):
         if len(header) - at < 3:
             raise BadProxyHeader("a PROXY protocol header with a truncated TLV")
@@ -158,12 +166,17 @@ def _check_tlvs(header: bytes, at: int) -> None:
         at = value_at + int.from_bytes(header[at + 1 : value_at], "big")
         if at > len(header):
             raise BadProxyHeader("a PROXY protocol header with a truncated TLV")
-        if kind == _CRC32C:
+        if kind == _SSL:
+            if at - value_at < _SSL_SIZE:
+                raise BadProxyHeader("a PROXY protocol header with a truncated TLV")
+            secure = bool(header[value_at] & _CLIENT_SSL)
+        elif kind == _CRC32C:
             value = header[value_at:at]
             # It is made over the header with zeros where it stands itself.
             blank = header[:value_at] + bytes(len(value)) + header[at:]
             if value != crc32c(blank).to_bytes(4, "big"):
                 raise BadProxyHeader("a PROXY protocol header with a wrong checksum")
+    return secure
 
 
 def _crc32c_table() -> tuple[int, ...]:

@@ -35,6 +35,9 @@ logger = logging.getLogger("esg")
 TICK = 1.0
 """Seconds between two turns of the clock: deadlines and the Date are as fine as this."""
 
+STANDSTILL = 2 * TICK
+"""Seconds between two turns that mean that this process, or its loop, stood still."""
+
 
 class Service:
     """One application being served on one event loop."""
@@ -209,10 +212,13 @@ class Service:
 
     def tick(self) -> None:
         """Once a second: the clock, the Date, the scoreboard, and connections past a deadline."""
-        self.now = now = self.loop.time()
+        before, self.now = self.now, self.loop.time()
+        now = self.now
         self.idle_deadline = now + self.config.timeout_keep_alive + TICK
         self.heads.refresh(time.time())
         self._publish()
+        if now - before > STANDSTILL:
+            return  # what clients sent meanwhile is to be read before anybody is late
         for connection in [c for c in self.connections if c.deadline < now]:
             connection.expire(now)
         for handshake in [h for h in self.handshakes if h.deadline < now]:

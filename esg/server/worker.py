@@ -315,6 +315,8 @@ class Worker:
             await asyncio.wait(tasks, timeout=CANCEL_LIMIT)
         for connection in list(self._service.connections):
             connection.close()
+        for _ in range(2):  # so that they hear of it, and log: TCP, and TLS above it
+            await asyncio.sleep(0)
 
     async def _wind_down(self) -> None:
         """End what the application has left running: tasks, generators and threads."""

@@ -23,7 +23,7 @@ import pytest
 
 from esg.cli import command as esg_command
 from esg.config import SETTINGS
-from tests.support.certificates import Authority
+from tests.support.certificates import Authority, encrypted
 from tests.support.runner import environment, kill_session, session
 from tests.support.waiting import DEADLINE, eventually
 
@@ -39,19 +39,22 @@ uvicorn app.main:app --timeout-notify 30 --timeout-graceful-shutdown 30
 uvicorn app.main:app --limit-max-requests 10000 --limit-max-requests-jitter 500 --workers 2
 uvicorn app.main:app --ssl-keyfile=./key.pem --ssl-certfile=./cert.pem
 uvicorn app.main:app --port 8443 --ssl-keyfile key.pem --ssl-certfile cert.pem --ssl-ca-certs ca.pem --ssl-cert-reqs 0 --ssl-ciphers TLSv1
+uvicorn app.main:app --ssl-keyfile locked.pem --ssl-certfile cert.pem --ssl-keyfile-password secret --ssl-version 17 --timeout-worker-healthcheck 5
 uvicorn app.main:app --uds /run/my-api/uvicorn.sock --proxy-headers
 uvicorn app.main:app --root-path /api/v1
 uvicorn --factory app.main:create_app --loop uvloop --http httptools --lifespan on
 uvicorn app.main:app --loop asyncio --http h11 --interface asgi3 --ws none
 uvicorn main:app --app-dir app --env-file .env --use-colors
 uvicorn app.main:app --log-config log.ini --no-server-header --no-date-header --header X-Served-By:esg
-uvicorn app.main:app --ws websockets --ws-max-size 1048576 --ws-ping-interval 20 --ws-ping-timeout 20
+uvicorn app.main:app --ws websockets --ws-max-size 1048576 --ws-max-queue 32 --ws-ping-interval 20 --ws-ping-timeout 20 --ws-per-message-deflate true
+uvicorn app.main:app --access-log --server-header --date-header --reset-contextvars --h11-max-incomplete-event-size 65536
 """
 
 GUNICORN = """
 gunicorn app.main:app
 gunicorn app.main:app -w 4 --bind unix:/run/my-api/gunicorn.sock --timeout 120 --graceful-timeout 30 --max-requests 1000 --max-requests-jitter 50 --access-logfile - --error-logfile -
 gunicorn app.main:app --workers 4 --worker-class uvicorn.workers.UvicornWorker --bind 0.0.0.0:80
+gunicorn -b unix:/run/my-api/gunicorn.sock -w 2 app.main:app
 gunicorn -w 4 -k uvicorn.workers.UvicornWorker app.main:app
 gunicorn -k uvicorn_worker.UvicornWorker -w 2 -b :8000 app.main:app
 gunicorn -k esg.workers.ESGWorker -w 2 -b 127.0.0.1:8000 app.main:app
@@ -110,8 +113,7 @@ def pending_in(line: str) -> list[str]:
     """The options in a line that this version doesn't have yet."""
     flags = {flag: p.name for p in esg_command.params for flag in (*p.opts, *p.secondary_opts)}
     names = {flags.get(word.partition("=")[0]) for word in shlex.split(line)} & SETTINGS.keys()
-    pending = [name for name in names if SETTINGS[name].pending and f"--{name} none" not in line]
-    return [*pending, *(["unix sockets"] if "unix:" in line and SETTINGS["uds"].pending else [])]
+    return [name for name in names if SETTINGS[name].pending and f"--{name} none" not in line]
 
 
 class Deployment:
@@ -126,6 +128,7 @@ class Deployment:
         (folder / "log.ini").write_text(LOG_CONFIG)
         self.authority = Authority(folder)
         certificate, key = self.authority.issue()
+        os.rename(encrypted(key, "secret"), folder / "locked.pem")
         os.rename(certificate, folder / "cert.pem")
         os.rename(key, folder / "key.pem")
         line = line.replace("/run/my-api", str(folder)).replace("0.0.0.0:", "127.0.0.1:")
@@ -157,7 +160,11 @@ class Deployment:
             if not os.path.exists(self.socket):
                 return None
             connection = socket.socket(socket.AF_UNIX)
-            connection.connect(self.socket)
+            try:
+                connection.connect(self.socket)
+            except ConnectionRefusedError:  # it is bound, and doesn't listen yet
+                connection.close()
+                return None
             return connection
         found = psutil.Process(self.process.pid).net_connections("tcp")
         ports = [c.laddr.port for c in found if c.status == psutil.CONN_LISTEN]

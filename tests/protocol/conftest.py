@@ -29,7 +29,7 @@ from esg.scoreboard import Scoreboard
 from esg.server.acceptor import Acceptor
 from esg.server.access_log import AccessLog, LoggedAccess, access_log
 from esg.server.prepare import prepare
-from esg.server.service import Service
+from esg.server.service import TICK, Service
 from esg.server.wsgi import WSGIAdapter
 from tests.support.certificates import Authority
 
@@ -162,7 +162,13 @@ class Server:
         return client
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and the service notice."""
+        """Let time pass, and the service notice; its clock hasn't stood still."""
+        self._loop.shift += seconds
+        self.service.now = self._loop.time() - min(seconds, TICK)
+        self.service.tick()
+
+    def stand_still(self, seconds: float) -> None:
+        """Let time pass in which nothing ran, and the service notice that."""
         self._loop.shift += seconds
         self.service.tick()
 

@@ -172,6 +172,17 @@ async def test_a_header_says_who_the_client_is(server, header, step):
     assert record.scopes[1]["client"] == ("203.0.113.7", 4711)
 
 
+async def test_a_header_says_that_the_client_speaks_tls(server):
+    header = bytearray(V2 + b"\x20\0\x05\x01\0\0\0\0")
+    header[15] += 8
+    record = Recorder()
+    client = server(record).connect()
+    await client.request(bytes(header) + get())
+    await client.request(get(b"/", b"X-Forwarded-Proto: http"))
+    assert [scope["scheme"] for scope in record.scopes] == ["https", "https"]
+    assert "tls" not in record.scopes[0]["extensions"]
+
+
 @pytest.mark.parametrize("header", [LOCAL, b"PROXY UNKNOWN\r\n"])
 async def test_a_header_that_names_nobody(server, header):
     record = Recorder()

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import json
 import os
+import zlib
 
 import pytest
 
 from esg.server.http1.exchange import ClientDisconnected
+from esg.server.transports import unsent
 
 from .apps import Gate, Probe, hello
 from .wire import get, settled, turns, until
@@ -36,6 +38,9 @@ from .ws_client import (
 def parser_settings(request):
     """With each library, over each parser."""
     return request.param
+
+
+FRAGMENTS = frame(TEXT, fin=False) + frame(CONT, b"x")
 
 
 class Echo:
@@ -139,6 +144,15 @@ async def test_what_is_accepted_with(serve):
     assert b"sec-websocket-extensions" not in socket.response
 
 
+@pytest.mark.parametrize("subprotocol", ["three", "", "one, two"])
+async def test_a_subprotocol_that_was_not_offered_is_left_out(serve, log, subprotocol):
+    echo = Echo(subprotocol=subprotocol)
+    socket = await WebSocket.open(serve(echo), b"/", b"Sec-WebSocket-Protocol: one, two")
+    assert b"sec-websocket-protocol" not in socket.response
+    log.claim(f"without the subprotocol {subprotocol!r}, since the client offered ['one', 'two']")
+    await socket.echoes(TEXT, b"x")
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -170,7 +184,7 @@ async def test_a_handshake_that_is_none(serve, change, status):
     client = serve(gate).connect()
     response = await client.request(offer().replace(*change))
     assert response.status == status
-    assert response.closes
+    assert response.all(b"connection") == [b"upgrade"] * (status == 426) + [b"close"]
     assert status != 426 or response[b"sec-websocket-version"] == b"13"
     await client.closed()
     assert gate.paths == []
@@ -459,7 +473,8 @@ async def test_a_slow_application_stops_the_client(serve):
 def held(server):
     """What is in memory of a client's messages: how many are ready, and the bytes that aren't."""
     (session,) = server.service.sockets
-    return len(session._queue), session._queued, session._backlogged
+    inbox = session._inbox
+    return len(inbox.queue), inbox._held, inbox._backlogged
 
 
 async def test_the_queue_has_so_many_messages(serve):
@@ -477,7 +492,7 @@ async def test_the_queue_has_so_many_bytes(serve):
     server, socket, app = await probe(serve, ws_max_queue=0)
     await socket.client.push(frame(BINARY, b"x" * 200_000) * 200)
     count, size, backlog = held(server)
-    assert size <= 1_200_000 + 1
+    assert size <= 1_200_000 + 6 * 64
     assert backlog <= 400_000
     assert count <= 7
     app.done.set()
@@ -495,10 +510,12 @@ async def test_pings_are_answered_before_a_full_queue_is_read(serve):
     app.done.set()
 
 
-async def test_what_a_client_sent_before_it_left_is_received(serve):
+@pytest.mark.parametrize("middle", [frame(TEXT, b"x"), FRAGMENTS], ids=["whole", "fragments"])
+async def test_what_a_client_sent_before_it_left_is_received(serve, middle):
     server, socket, app = await probe(serve, ws_max_queue=2)
-    await socket.client.send(frame(TEXT, b"x") * 5 + frame(CLOSE, close_payload(4001)))
-    await until(lambda: held(server)[2])
+    sent = frame(TEXT, b"x") * 2 + middle + frame(TEXT, b"x") * 2
+    await socket.client.send(sent + frame(CLOSE, close_payload(4001)))
+    assert await socket.closing() == (4001, b"")
     socket.client.close()
     await server.connections(0)
     for _ in range(5):
@@ -534,6 +551,70 @@ async def test_fragments_behind_a_full_queue(serve):
     await socket.client.send((frame(TEXT, b"x") + fragments) * 3)
     for _ in range(3):
         assert [(await app.receive())["text"] for _ in range(2)] == ["x", "abc"]
+    app.done.set()
+
+
+@pytest.mark.parametrize("state", ["open", "closed", "gone"])
+async def test_what_cannot_be_read_behind_a_full_queue(serve, state):
+    """The application hears of the end, whatever comes behind what couldn't be read."""
+    server, socket, app = await probe(serve, ws_max_queue=2)
+    sent = frame(TEXT, b"x") * 3 + frame(TEXT, b"\xff") + frame(TEXT, b"y")
+    await socket.client.send(sent)
+    await until(lambda: held(server)[2])
+    if state != "open":
+        await socket.closes(4000)
+    if state == "gone":
+        await server.connections(0)
+    for _ in range(3):
+        assert (await app.receive())["text"] == "x"
+    ended = await app.receive()
+    if state == "open":
+        assert ended["code"] == 1007
+        assert (await socket.closing())[0] == 1007
+    else:
+        assert ended == disconnected(4000)
+    app.done.set()
+
+
+async def test_large_frames_behind_a_full_queue_are_not_read(serve):
+    server, socket, app = await probe(serve, ws_max_queue=1)
+    await socket.send(TEXT, b"x")
+    large = frame(BINARY, b"y" * 10_000_000)
+    pushed = await socket.client.push(large)
+    assert pushed < len(large)
+    (session,) = server.service.sockets
+    assert session._inbox._have < 1_000_000
+    assert (await app.receive())["text"] == "x"
+    await socket.client.send(large[pushed:])
+    assert len((await app.receive())["bytes"]) == 10_000_000
+    app.done.set()
+
+
+async def test_empty_messages_take_room_in_the_queue(serve):
+    server, socket, app = await probe(serve, ws_max_queue=0)
+    await socket.client.push(frame(TEXT) * 200_000)
+    assert held(server)[0] <= (1 << 20) // 64 + 1
+    app.done.set()
+
+
+async def test_pings_of_a_client_that_takes_nothing_are_answered_by_one_pong(serve):
+    app = Accepted()
+    server = serve(app)
+    socket = await WebSocket.open(server, receive_buffer=4096)
+    await app.called.wait()
+    size = 20_000_000
+    sending = asyncio.ensure_future(app.send({"type": "websocket.send", "bytes": b"x" * size}))
+    await turns(20)
+    (session,) = server.service.sockets
+    before = session._transport.get_write_buffer_size()
+    for number in range(1000):
+        await socket.send(PING, b"%d" % number)
+    await socket.send(TEXT, b"behind them")
+    assert (await app.receive())["text"] == "behind them"
+    assert session._transport.get_write_buffer_size() <= before
+    await socket.client.skip(10 + size)
+    await sending
+    await socket.expect(PONG, b"999")
     app.done.set()
 
 
@@ -592,7 +673,176 @@ async def test_a_client_that_takes_nothing_is_reset(serve):
     app.done.set()
 
 
+async def test_who_takes_what_was_sent_slowly_is_not_blamed_for_a_late_pong(serve):
+    app = Accepted()
+    server = serve(app, timeout_send=60, ws_ping_interval=20, ws_ping_timeout=10)
+    socket = await WebSocket.open(server, receive_buffer=4096)
+    await app.called.wait()
+    size = 20_000_000
+    sending = asyncio.ensure_future(app.send({"type": "websocket.send", "bytes": b"x" * size}))
+    await turns(20)
+    left = size
+    for _ in range(5):
+        server.advance(12)
+        await socket.client.skip(100_000)
+        left -= 100_000
+    await socket.client.skip(left + 10)
+    await sending
+    assert (await socket.frame())[0] == 0x80 | PING
+    app.done.set()
+
+
+async def test_a_process_that_stood_still_blames_no_client(serve):
+    server, socket, app = await probe(serve, ws_ping_interval=20, ws_ping_timeout=10)
+    server.advance(21)
+    first, content = await socket.frame()
+    assert first == 0x80 | PING
+    socket.client.sock.send(frame(PONG, content))  # nothing runs that could read it
+    server.stand_still(3600)
+    await socket.client.quiet()
+    server.advance(1)
+    assert (await socket.frame())[0] == 0x80 | PING
+    app.done.set()
+
+
 # -- the end ---------------------------------------------------------------------------
+
+
+async def test_a_send_that_waits_ends_with_a_close(serve):
+    """Of a drain the application hears wherever it waits."""
+    app = Accepted()
+    server = serve(app)
+    socket = await WebSocket.open(server, receive_buffer=4096)
+    await app.called.wait()
+    size = 20_000_000
+    sending = asyncio.ensure_future(app.send({"type": "websocket.send", "bytes": b"x" * size}))
+    await turns(20)
+    (session,) = server.service.sockets
+    session.close_with(1012, "")
+    with pytest.raises(ClientDisconnected, match="1012"):
+        await sending
+    assert await app.receive() == disconnected(1012)
+    await socket.client.skip(10 + size)
+    await socket.ended(1012)
+    app.done.set()
+
+
+@pytest.mark.parametrize("who", ["server", "client"])
+async def test_a_close_waits_for_who_still_takes_what_was_sent(serve, who):
+    app = Accepted()
+    server = serve(app, timeout_send=60)
+    socket = await WebSocket.open(server, receive_buffer=4096)
+    await app.called.wait()
+    size = 20_000_000
+    sending = asyncio.ensure_future(app.send({"type": "websocket.send", "bytes": b"x" * size}))
+    await turns(20)
+    if who == "server":
+        (session,) = server.service.sockets
+        session.close_with(1001, "")
+    else:
+        await socket.send(CLOSE, close_payload(1001))
+    with pytest.raises(ClientDisconnected):
+        await sending
+    left = size + 10
+    for _ in range(10):
+        server.advance(20)
+        await socket.client.skip(100_000)
+        left -= 100_000
+    await socket.client.skip(left)
+    assert await socket.closing() == (1001, b"")
+    app.done.set()
+
+
+@pytest.mark.parametrize("who", ["server", "client"])
+async def test_a_close_does_not_wait_for_who_takes_nothing(serve, who):
+    app = Accepted()
+    server = serve(app, timeout_send=60)
+    socket = await WebSocket.open(server, receive_buffer=4096)
+    await app.called.wait()
+    sending = asyncio.ensure_future(
+        app.send({"type": "websocket.send", "bytes": b"x" * 20_000_000})
+    )
+    await turns(20)
+    if who == "server":
+        (session,) = server.service.sockets
+        session.close_with(1001, "")
+    else:
+        await socket.send(CLOSE, close_payload(1001))
+    with pytest.raises(ClientDisconnected):
+        await sending
+    for _ in range(5):
+        server.advance(10)
+    assert len(server.service.connections) == 1
+    for _ in range(4):
+        server.advance(10)
+    await server.connections(0)
+    app.done.set()
+
+
+async def test_no_pong_follows_the_end(serve):
+    app = Accepted()
+    server = serve(app)
+    socket = await WebSocket.open(server, receive_buffer=4096)
+    await app.called.wait()
+    size = 20_000_000
+    sending = asyncio.ensure_future(app.send({"type": "websocket.send", "bytes": b"x" * size}))
+    await turns(20)
+    await socket.send(PING, b"?")
+    await socket.send(3)
+    with pytest.raises(ClientDisconnected, match="1002"):
+        await sending
+    await socket.client.skip(10 + size)
+    assert (await socket.closing())[0] == 1002
+    await socket.client.closed()
+    app.done.set()
+
+
+async def test_half_a_close_of_the_connection_is_one(serve):
+    """Noticed though what was sent before can't go out, and nobody is pinged."""
+    app = Accepted()
+    server = serve(app, timeout_send=60, ws_ping_interval=0)
+    socket = await WebSocket.open(server, receive_buffer=4096)
+    await app.called.wait()
+    sending = asyncio.ensure_future(
+        app.send({"type": "websocket.send", "bytes": b"x" * 20_000_000})
+    )
+    await turns(20)
+    socket.client.shutdown()
+    with pytest.raises(ClientDisconnected, match="1006"):
+        await sending
+    assert await app.receive() == disconnected(1006)
+    for _ in range(10):
+        server.advance(10)
+    await server.connections(0)
+    app.done.set()
+
+
+async def test_the_end_of_the_worker_does_not_wait_for_a_client(serve):
+    app = Accepted()
+    server = serve(app)
+    await WebSocket.open(server, receive_buffer=4096)
+    await app.called.wait()
+    sending = asyncio.ensure_future(
+        app.send({"type": "websocket.send", "bytes": b"x" * 20_000_000})
+    )
+    await turns(20)
+    (session,) = server.service.sockets
+    session.close()
+    with pytest.raises(ClientDisconnected):
+        await sending
+    await server.connections(0)
+    app.done.set()
+
+
+async def test_a_cancellation_of_the_application_itself_is_a_failure(serve, log):
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        raise asyncio.CancelledError
+
+    socket = await WebSocket.open(serve(app))
+    await socket.ended(1011)
+    log.claim("exception in the application: WebSocket '/'")
 
 
 @pytest.mark.parametrize(
@@ -691,6 +941,8 @@ async def test_a_client_that_never_answers_the_close(serve):
     server, socket, app = await probe(serve)
     app.done.set()
     assert (await socket.closing())[0] == 1000
+    (session,) = server.service.sockets
+    await until(lambda: unsent(session._transport) == 0)  # acknowledgements may be delayed
     server.advance(9)
     await turns(10)
     assert len(server.service.connections) == 1
@@ -734,6 +986,13 @@ async def test_messages_of_just_the_size(serve):
     await socket.send(TEXT, b"x" * 60, fin=False)
     await socket.send(CONT, b"x" * 40)
     await socket.expect(TEXT, b"x" * 100)
+
+
+async def test_control_frames_are_no_messages(serve):
+    socket = await WebSocket.open(serve(Echo(), ws_max_size=10))
+    await socket.send(PING, b"x" * 100)
+    await socket.expect(PONG, b"x" * 100)
+    await socket.closes(1000, b"y" * 100)
 
 
 async def test_no_limit(serve):
@@ -836,7 +1095,7 @@ async def test_a_client_that_is_not_read_is_not_blamed(serve):
     )
     await socket.client.push(frame(BINARY, b"x" * 1000) * 20000)
     (session,) = server.service.sockets
-    assert session._paused
+    assert session._inbox.paused
     server.advance(21)
     assert (await socket.frame())[0] == 0x80 | PING
     for _ in range(3):
@@ -889,14 +1148,15 @@ async def test_a_handshake_that_the_drain_overtakes(serve):
     app.done.set()
 
 
-async def test_a_close_by_the_server_leaves_the_application_its_messages(serve):
+@pytest.mark.parametrize("middle", [frame(TEXT, b"x"), FRAGMENTS], ids=["whole", "fragments"])
+async def test_a_close_by_the_server_leaves_the_application_its_messages(serve, middle):
     server, socket, app = await probe(serve, ws_max_queue=2)
-    await socket.client.send(frame(TEXT, b"x") * 5)
+    await socket.client.send(frame(TEXT, b"x") * 2 + middle + frame(TEXT, b"x") * 2)
     await until(lambda: held(server)[2])
     (session,) = server.service.sockets
     session.close_with(1012, "")
     assert await socket.closing() == (1012, b"")
-    await socket.send(CLOSE, close_payload(1012))
+    await socket.client.send(frame(TEXT, b"too late") + frame(CLOSE, close_payload(1012)))
     for _ in range(5):
         assert (await app.receive())["text"] == "x"
     assert await app.receive() == disconnected(1012)
@@ -940,6 +1200,25 @@ async def test_offers_that_are_declined(serve, offered):
     socket = await WebSocket.open(serve(Echo()), b"/", field)
     assert b"sec-websocket-extensions" not in socket.response
     await socket.echoes(TEXT, b"x")
+
+
+async def test_a_stream_that_ends_and_one_that_begins(serve):
+    """RFC 7692, section 7.2.3.4."""
+    app = Echo()
+    server = serve(app)
+    socket = await WebSocket.open(server, b"/", DEFLATE)
+    for text in (b"Hello", b"World"):
+        packer = zlib.compressobj(wbits=-9)
+        ended = packer.compress(text) + packer.flush(zlib.Z_FINISH) + b"\0"
+        await socket.send(TEXT, ended, rsv=4)
+    if server.service.config.ws == "wsproto":  # it doesn't know of that, and says so
+        first, content = await socket.frame()
+        while first != 0x80 | CLOSE:
+            first, content = await socket.frame()
+        assert content.startswith(close_payload(1007))
+    else:
+        await until(lambda: len(app.seen) == 3)
+        assert app.seen[1:] == [{"text": "Hello"}, {"text": "World"}]
 
 
 async def test_no_compression(serve):

@@ -170,6 +170,9 @@ def _closes() -> Iterator[Case]:
     for reason in (b"because", GREEK, b"x" * 123):
         sent = frame(CLOSE, close_payload(1000, reason))
         yield Case(f"5.5.1 reason {reason[:8]!r}", (sent,), (), 1000, reason)
+    within = frame(TEXT, b"x", fin=False), frame(CLOSE, close_payload(1000)), frame(CONT, b"x")
+    yield Case("5.4 a close within a message", within, (), 1000)
+    yield Case("5.4 a close within a message, at once", (b"".join(within),), (), 1000)
     behind = frame(CLOSE, close_payload(1000)) + frame(TEXT, b"x") + frame(PING, b"x")
     yield Case("5.5.1 frames behind a close", (behind,), (), 1000)
     yield Case("5.5.1 two closes", (frame(CLOSE, close_payload(1000)) * 2,), (), 1000)

@@ -256,6 +256,13 @@ PROGRAMS = {
         "ssl_ca_certs": "a",
         "ssl_ciphers": "HIGH",
     },
+    "gunicorn example:app -k asgi --asgi-loop asyncio --asgi-lifespan off --worker-connections 500 "
+    "--websocket-max-message-size 1024": {
+        "loop": "asyncio",
+        "lifespan": "off",
+        "limit_connections": 500,
+        "ws_max_size": 1024,
+    },
     "gunicorn example:app --limit-request-line 4094 --limit-request-fields 50 --root-path /a": {
         "limit_request_line": 4094,
         "limit_request_fields": 50,

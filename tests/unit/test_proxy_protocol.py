@@ -77,6 +77,24 @@ def test_a_header_from_a_real_load_balancer():
     assert (parsed.client, parsed.server) == (("172.31.7.113", 51442), ("172.31.10.31", 80))
 
 
+SECURE = b"\x20\0\x05\x01\0\0\0\0"
+NOT_SECURE = b"\x20\0\x05\x06\0\0\0\1"
+WITH_VERSION = b"\x20\0\x0f\x01\0\0\0\0\x21\0\7TLSv1.3"
+
+
+@pytest.mark.parametrize(
+    ("tlvs", "secure"),
+    [(b"", False), (SECURE, True), (NOT_SECURE, False), (b"\4\0\0" + WITH_VERSION, True)],
+)
+def test_a_header_says_whether_the_client_speaks_tls(tlvs, secure):
+    assert parse(v2(body=INET + tlvs)).secure is secure
+
+
+def test_what_it_says_of_tls_is_whole():
+    with pytest.raises(BadProxyHeader, match="truncated"):
+        parse(v2(body=INET + b"\x20\0\4\x01\0\0\0"))
+
+
 @pytest.mark.parametrize("bit", range(0, 8 * len(FROM_AWS), 7))
 def test_the_checksum_finds_a_flipped_bit(bit):
     data = bytearray(FROM_AWS)

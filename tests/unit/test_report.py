@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 
 from esg import report
+from esg.cli import command
 from esg.config import SETTINGS, Config, Raw, build
 from esg.sources import load
 
@@ -75,6 +78,13 @@ def test_a_password_is_not_printed():
 )
 def test_values_as_on_the_command_line(value, text):
     assert report.plain(value) == text
+
+
+def test_the_reference_has_every_option_of_the_command():
+    shown = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", REFERENCE.read_text(encoding="utf-8")))
+    options = command.get_params(click.Context(command))
+    names = {flag for each in options if isinstance(each, click.Option) for flag in each.opts}
+    assert names - shown == set()
 
 
 def test_the_reference_is_up_to_date():

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import socket
-import struct
 from collections import deque
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -41,8 +39,8 @@ from esg.server.http1.framing import (
 from esg.server.http1.parser import Held, Parser
 from esg.server.http1.response import Content, plain_response
 from esg.server.http1.sendfile import copy_part, send_part
-from esg.server.loops import lines_writer
 from esg.server.service import TICK, Service
+from esg.server.transports import end_output, lines_writer, reset, unsent
 
 if TYPE_CHECKING:
     from esg.server.websocket.session import Session
@@ -63,8 +61,6 @@ LINGER = 2.0
 """Seconds a closing connection waits for the client's end (RFC 9112, section 9.6)."""
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, 0 seconds: see socket(7)
 
 METHODS = {
     name.encode("ascii"): name for name in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -134,11 +130,16 @@ class Connection(asyncio.Protocol):
         client: Endpoint | None,
         server: Endpoint | None,
         tls: dict[str, Any] | None = None,
+        *,
+        scheme: str = "http",
     ) -> None:
-        """`tls` is the scopes' extension of that name, for a connection over TLS."""
+        """`tls` is the scopes' extension of that name, for a connection over TLS.
+
+        `scheme` is that of one that isn't: what its client speaks with the proxy.
+        """
         self.service = service
         self.parser: Parser = service.parser(self)
-        self._template = http_template(client, server, service.root_path, tls)
+        self._template = http_template(client, server, service.root_path, tls, scheme=scheme)
         self._make_scope = http_scope if tls is None else tls_scope
         trusted = service.proxies is not None and service.proxies.trusts(client and client[0])
         self._deciding = DECIDING_FROM_PROXY if trusted else DECIDING
@@ -221,7 +222,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self.write_paused = True
         if self._wait is not END:
-            self._unsent = self._transport.get_write_buffer_size()
+            self._unsent = unsent(self._transport)
             self._progress_at = self.service.now
             self._await(SENDING, self.service.config.timeout_send)
 
@@ -618,23 +619,16 @@ class Connection(asyncio.Protocol):
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
-        self._unsent = self._transport.get_write_buffer_size()
+        self._unsent = 0
         self._progress_at = self.service.now
         self._await(END, LINGER)
-        self._transport.write_eof()
+        end_output(self._transport)
 
     def cut(self) -> None:
         """End a response in its middle, with a reset, so that it can't be taken for whole."""
         self._exchange = self._start = None
         self._queue.clear()
-        self._reset()
-
-    def _reset(self) -> None:
-        """End the connection, and what the kernel still has to send along with it."""
-        sock = self._transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._transport.abort()
+        reset(self._transport)
 
     # -- writing -------------------------------------------------------------------------
 
@@ -749,15 +743,16 @@ class Connection(asyncio.Protocol):
 
     def _expire_sending(self, now: float) -> None:
         """Go on as long as the client takes something of what is to be sent to it."""
-        before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
+        before, self._unsent = self._unsent, unsent(self._transport)
         if self._unsent < before:
             self._progress_at = now
         lingering, limit = self._wait is END, self.service.config.timeout_send
-        stalls = bool(self._unsent) or not lingering
+        # When all is with the kernel, that goes on without us.
+        stalls = bool(self._transport.get_write_buffer_size()) or not lingering
         if now - self._progress_at < (limit if stalls else LINGER):
             self.deadline = now + (LINGER if lingering else limit)
         elif stalls:
-            self._reset()  # the kernel would go on trying, with what it has buffered
+            reset(self._transport)  # the kernel would go on trying, with what it has buffered
         else:
             self._transport.abort()
 

@@ -1,13 +1,12 @@
 """What a library has to do for a WebSocket, and which one a worker uses.
 
-Handshakes and frames that are a whole, uncompressed message are the server's own business; all
-else (control frames, fragments, compression) goes through a codec.
+Handshakes, control frames and frames that are a whole, uncompressed message are the server's own
+business; fragments and compressed messages go through a codec.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from typing import Protocol
 
 from esg.config import Config
@@ -20,31 +19,18 @@ class Sink(Protocol):
     def on_message(self, message: str | bytes) -> None:
         """A message is whole."""
 
-    def on_pong(self, content: bytes) -> None:
-        """A pong has come."""
-
-    def on_close(self, code: int, reason: str) -> None:
-        """The client closes; 1005 is what it is when it gives no code."""
-
-    @property
-    def write(self) -> Callable[[bytes], None]:
-        """Send an answer, to a ping for example."""
-
 
 class Codec(Protocol):
     """One connection's frames; a thin adapter on somebody else's library, without policy."""
 
     def feed(self, frame: bytes, sink: Sink) -> None:
-        """Take in a whole frame whose header is sound. Raises Failure."""
+        """Take in a whole frame of data whose header is sound. Raises Failure."""
 
     def message(self, first: int, content: bytes) -> bytes:
         """The frame of a message, compressed if that was agreed on.
 
         `first` is the first byte it would have if it weren't compressed.
         """
-
-    def close(self, code: int, reason: str) -> bytes:
-        """The frame that begins the closing handshake."""
 
 
 Deflate = object

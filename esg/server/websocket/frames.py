@@ -1,6 +1,6 @@
-"""Frames as bytes: the few that a server makes itself, and what is wrong with a frame's header.
+"""Frames as bytes, as RFC 6455 has them in section 5: made, unmasked, and checked.
 
-RFC 6455, section 5.2. What has to be decoded is the codec's business.
+Fragments and compressed messages are the codec's business.
 """
 
 from __future__ import annotations
@@ -12,10 +12,16 @@ TEXT = 0x81
 BINARY = 0x82
 """First bytes of frames that are whole messages, and not compressed."""
 
-CONTINUATION, CLOSE, PING = 0x0, 0x8, 0x9
-"""Opcodes."""
+PLAIN = (TEXT, BINARY)
 
-PING_FRAME = 0x89
+CONTINUATION, CLOSE, PING, PONG = 0x0, 0x8, 0x9, 0xA
+"""Opcodes; those of control frames are the ones from `CLOSE`."""
+
+CLOSE_FRAME, PING_FRAME, PONG_FRAME = 0x88, 0x89, 0x8A
+"""First bytes of control frames."""
+
+LARGE = 16384
+"""Bytes of a message that are worth a second piece, or a view, to save a copy."""
 
 MASKED_HEADER = 6
 """Bytes of the smallest header of a frame from a client: the mask is a part of it."""
@@ -40,7 +46,8 @@ _OPCODES = frozenset((0x0, 0x1, 0x2, 0x8, 0x9, 0xA))
 _SENDABLE = frozenset((1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014))
 
 _SHORT_HEADS = {
-    first: [bytes((first, size)) for size in range(126)] for first in (TEXT, BINARY, PING_FRAME)
+    first: [bytes((first, size)) for size in range(126)]
+    for first in (TEXT, BINARY, CLOSE_FRAME, PING_FRAME, PONG_FRAME)
 }
 
 
@@ -87,10 +94,33 @@ def cut_reason(reason: str) -> str:
     return reason.encode("utf-8", "replace")[:LONGEST_REASON].decode("utf-8", "ignore")
 
 
+def close_content(code: int, reason: str) -> bytes:
+    """What a close frame contains (section 5.5.1)."""
+    return code.to_bytes(2, "big") + reason.encode("utf-8", "replace")
+
+
+def read_close(content: bytes) -> tuple[int, str]:
+    """Code and reason of a client's close frame; 1005 if it has none. Raises Failure."""
+    if not content:
+        return NO_CODE, ""
+    code = int.from_bytes(content[:2], "big")
+    if len(content) < 2 or not _is_sendable(code):
+        raise Failure(PROTOCOL_ERROR, "invalid close code")
+    try:
+        return code, content[2:].decode()
+    except UnicodeDecodeError as error:
+        raise Failure(INVALID_DATA, f"{error.reason} at position {error.start}") from None
+
+
+def _is_sendable(code: int) -> bool:
+    """Whether a close frame may have this code (sections 7.4.1 and 7.4.2)."""
+    return code in _SENDABLE or 3000 <= code <= 4999
+
+
 def check_close_code(code: object) -> int:
     """A close code that an application may send (sections 7.4.1 and 7.4.2), else ValueError."""
     number = int(code)  # type: ignore[call-overload]
-    if number not in _SENDABLE and not 3000 <= number <= 4999:
+    if not _is_sendable(number):
         raise ValueError(f"{code!r} is no close code that can be sent")
     return int(number)
 

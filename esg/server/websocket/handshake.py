@@ -85,8 +85,11 @@ class Handshake(Observed):
             service.handshakes.add(self)
             self.deadline = service.now + service.config.ws_handshake_timeout + TICK
             await app(self.socket_scope, session.receive, session.send)
-        except asyncio.CancelledError:
-            self._end_badly()
+        except asyncio.CancelledError as error:
+            self._end_badly(503 if service.draining else 500)
+            task = asyncio.current_task()
+            if self.opened and task is not None and not task.cancelling():
+                session.failed(error)  # it is the application's own
             session.cancelled()
             raise
         except BaseException as error:  # noqa: BLE001 - applications may raise anything
@@ -134,6 +137,11 @@ class Handshake(Observed):
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
 
+    def _close_head(self, lines: list[bytes], body_length: int) -> None:
+        if self.status == 426:  # its Upgrade is a connection option (RFC 9110, section 7.8)
+            lines.append(b"connection: upgrade\r\n")
+        super()._close_head(lines, body_length)
+
     # -- accepting -----------------------------------------------------------------------
 
     @property
@@ -160,7 +168,7 @@ class Handshake(Observed):
             *given_fields,
         ]
         subprotocol = message.get("subprotocol")
-        if subprotocol is not None:
+        if subprotocol is not None and self._is_offered(subprotocol):
             fields.append((b"sec-websocket-protocol", subprotocol.encode("latin-1")))
         deflate = None
         library = service.websockets
@@ -180,6 +188,19 @@ class Handshake(Observed):
             lambda: library.codec(most, deflate),
             deflate is not None,
         )
+
+    def _is_offered(self, subprotocol: str) -> bool:
+        """Whether the client has offered this one; another fails its handshake (section 4.1)."""
+        offered = self.socket_scope["subprotocols"]
+        if subprotocol in offered:
+            return True
+        logger.warning(
+            "%s accepted a WebSocket without the subprotocol %s, since the client offered %s",
+            self._connection.service.subject,
+            ascii(subprotocol),
+            ascii(offered),
+        )
+        return False
 
     def hand_over(self, session: Session) -> bytes:
         """Give the connection to the session; returns what the client has sent already.

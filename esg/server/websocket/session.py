@@ -1,4 +1,4 @@
-"""One WebSocket as its application has it, and what frames become messages when.
+"""One WebSocket as its application has it: its states, its pings and its end.
 
 Everything that affects what an application may send is in this file:
 
@@ -20,36 +20,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from esg.server.asgi import Message, Scope
 from esg.server.http1.exchange import ClientDisconnected, is_disconnect
-from esg.server.loops import lines_writer
 from esg.server.service import TICK, Service
-from esg.server.websocket.codec import Codec
+from esg.server.transports import end_output, lines_writer, reset, unsent
 from esg.server.websocket.frames import (
     ABNORMAL,
     BINARY,
-    CLOSE,
-    CONTINUATION,
+    CLOSE_FRAME,
     GOING_AWAY,
     INTERNAL_ERROR,
-    INVALID_DATA,
-    MASKED_HEADER,
+    LARGE,
     NORMAL,
     PING_FRAME,
+    PONG_FRAME,
     TEXT,
-    TOO_BIG,
     Failure,
     check_close_code,
-    check_header,
+    close_content,
     cut_reason,
     frame_head,
     pack,
-    unmask,
+    read_close,
 )
+from esg.server.websocket.inbox import Inbox
 
 if TYPE_CHECKING:
     from esg.server.access_log import SocketRecord
@@ -63,23 +60,6 @@ OPEN = "websocket.send or websocket.close"
 CLOSED = ""
 """The states of a session, each the messages that are expected in it."""
 
-_PLAIN = (TEXT, BINARY)
-
-QUEUE_BYTES = 1 << 20
-"""Bytes of messages that wait for the application; beyond it none is added."""
-
-BACKLOG = 65536
-"""Bytes of frames behind a full queue, until the client is no more read from.
-
-Pings and pongs among them are dealt with at once.
-"""
-
-MOST_PIECES = 100
-"""Pieces of a frame that are kept as they came."""
-
-LARGE = 16384
-"""Bytes of a message that are worth a second piece, or a view, to save a copy."""
-
 CLOSE_LIMIT = 10.0
 """Seconds that a client has to answer a close frame."""
 
@@ -91,33 +71,20 @@ class Session(asyncio.Protocol):
     """One WebSocket."""
 
     __slots__ = (
-        "_backlog",
-        "_backlogged",
-        "_codec",
-        "_compresses",
-        "_deaf",
-        "_fragmented",
+        "_end_limit",
         "_handshake",
-        "_have",
         "_heard",
-        "_limit",
-        "_make_codec",
-        "_most_queued",
-        "_paused",
-        "_pieces",
+        "_inbox",
+        "_owed_pong",
         "_ping_at",
         "_pinged_at",
         "_pong_by",
         "_progress_at",
-        "_queue",
-        "_queued",
         "_scope",
-        "_special",
         "_told_connect",
         "_transport",
         "_unsent",
         "_waiters",
-        "_wanted",
         "_write_waiters",
         "code",
         "deadline",
@@ -142,7 +109,6 @@ class Session(asyncio.Protocol):
     """Whether nothing that is written goes anywhere any more: the transport's own method."""
 
     def __init__(self, service: Service, handshake: Handshake, scope: Scope) -> None:
-        config = service.config
         self.service = service
         self._handshake: Handshake | None = handshake
         self._scope = scope
@@ -153,33 +119,9 @@ class Session(asyncio.Protocol):
         self.record: SocketRecord | None = None
         """What the access log says of it, where there is one."""
         # receiving
-        self._queue: deque[str | bytes] = deque()
-        self._queued = 0
-        """Characters and bytes in the queue."""
-        self._most_queued: float = config.ws_max_queue or math.inf
-        self._limit: float = config.ws_max_size or math.inf
+        self._inbox = Inbox(service, self)
         self._waiters: tuple[asyncio.Future[None], ...] = ()
         self._told_connect = False
-        # reading
-        self._codec: Codec | None = None
-        self._make_codec: Callable[[], Codec]
-        self._compresses = False
-        self._pieces: list[bytes | bytearray] = []
-        """A frame that isn't whole yet."""
-        self._have = 0
-        """Bytes of it."""
-        self._wanted = 0
-        """Bytes of it that are needed to go on."""
-        self._fragmented = False
-        """Whether a message is coming in fragments."""
-        self._backlog: deque[bytes] = deque()
-        """Frames behind a full queue."""
-        self._backlogged = 0
-        self._special = False
-        """Whether a plain message isn't just put into the queue."""
-        self._paused = False
-        self._deaf = False
-        """Whether all that comes is dropped."""
         # writing
         self.sent = 0
         """Bytes of messages, as the application sent them."""
@@ -187,7 +129,11 @@ class Session(asyncio.Protocol):
         self._write_waiters: list[asyncio.Future[None]] = []
         self._unsent = 0
         self._progress_at = 0.0
+        self._owed_pong: bytes | None = None
+        """The content of a ping that came while the client took nothing."""
         # time
+        self._end_limit = 0.0
+        """Seconds that the client has for its end, when it has taken what was sent."""
         self.deadline = math.inf
         self._heard = False
         """Whether anything has come since the last ping."""
@@ -201,20 +147,16 @@ class Session(asyncio.Protocol):
 
     async def receive(self) -> Message:
         """The ASGI `receive`."""
+        inbox = self._inbox
         while True:
-            if self._queue:
-                content = self._queue.popleft()
-                self._queued -= len(content)
-                if self._special and not self._queue:
-                    # In a turn of its own: one client's messages shan't keep all others waiting.
-                    service = self.service
-                    service.loop.call_soon(self._refill, context=service.context)
+            if inbox.queue:
+                content = inbox.next()
                 key = "text" if type(content) is str else "bytes"
                 return {"type": "websocket.receive", key: content}
             if not self._told_connect:
                 self._told_connect = True
                 return {"type": "websocket.connect"}
-            if self.state is CLOSED and not self._backlog:
+            if self.state is CLOSED and inbox.exhausted:
                 return {
                     "type": "websocket.disconnect",
                     "code": self.code,
@@ -235,8 +177,8 @@ class Session(asyncio.Protocol):
         else:
             first, content = TEXT, text.encode()
         size = len(content)
-        if self._compresses:
-            self.write(self._codec_now().message(first, content))
+        if self._inbox.compresses:
+            self.write(self._inbox.codec().message(first, content))
         elif size < LARGE:
             self.write(pack(first, content))
         else:
@@ -253,9 +195,7 @@ class Session(asyncio.Protocol):
         if state is OPEN and kind == "websocket.close":
             code = message.get("code")
             code = NORMAL if code is None else check_close_code(code)
-            self._queue.clear()
-            self._backlog.clear()
-            self._queued = self._backlogged = 0
+            self._inbox.clear()
             self.close_with(code, message.get("reason") or "")
         elif handshake is not None and state is CONNECTING and kind == "websocket.accept":
             self._accept(handshake, message)
@@ -268,9 +208,9 @@ class Session(asyncio.Protocol):
             await handshake.send({**message, "type": "http.response.start"})
             self.state = DENYING
         elif handshake is not None and state is DENYING and kind == DENYING:
+            await handshake.send({**message, "type": "http.response.body"})
             if not message.get("more_body", False):
                 self.state = CLOSED
-            await handshake.send({**message, "type": "http.response.body"})
         else:
             raise RuntimeError(f"expected {state}, got {kind!r}")
 
@@ -306,8 +246,9 @@ class Session(asyncio.Protocol):
     # -- opening -------------------------------------------------------------------------
 
     def _accept(self, handshake: Handshake, message: Message) -> None:
-        head, self._make_codec, self._compresses = handshake.response(message)
+        head, make_codec, compresses = handshake.response(message)
         rest = handshake.hand_over(self)
+        self._inbox.agree(make_codec, compresses)
         self._handshake = None
         self.state = OPEN
         config, now = self.service.config, self.service.loop.time()
@@ -329,44 +270,41 @@ class Session(asyncio.Protocol):
     # -- from the event loop -------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
-            return
         self._heard = True
-        if self._have:
-            data = self._completed(data)
-            if not data:
-                return
-        try:
-            self._split(data)
-        except Failure as failure:
-            self._fail(failure)
+        self._inbox.feed(data)
 
     def eof_received(self) -> bool:
         """Without a close frame, or behind it: there is nothing left to say."""
+        self._inbox.stop()
+        if self.state is OPEN:
+            self.state = CLOSED
+            self._await_end(LINGER)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._deaf = True
-        self._forget_partial()
+        self._inbox.stop()
         self.deadline = math.inf
         self.state = CLOSED
-        self._special = True
         self.write = self.write_lines = _write_nothing
-        self._resume_writers()
+        self.write_paused = False
+        self._wake_writers()
         self._wake()
         self.service.socket_lost(self)
 
     def pause_writing(self) -> None:
         self.write_paused = True
-        self._unsent = self._transport.get_write_buffer_size()
+        self._unsent = unsent(self._transport)
         self._progress_at = now = self.service.now
         self._look_at(now + self.service.config.timeout_send + TICK)
 
     def resume_writing(self) -> None:
-        self._resume_writers()
-
-    def _resume_writers(self) -> None:
         self.write_paused = False
+        self._wake_writers()
+        if self._owed_pong is not None:
+            content, self._owed_pong = self._owed_pong, None
+            self.write(pack(PONG_FRAME, content))
+
+    def _wake_writers(self) -> None:
         waiters, self._write_waiters = self._write_waiters, []
         for waiter in waiters:
             if not waiter.done():
@@ -376,152 +314,59 @@ class Session(asyncio.Protocol):
         """Wait until the client has taken enough of what was sent."""
         if self.is_closing():
             await asyncio.sleep(0)
-        while self.write_paused:
+        while self.write_paused and self.state is OPEN:
             waiter = self.service.loop.create_future()
             self._write_waiters.append(waiter)
             await waiter
-        if self.write is _write_nothing:
+        if self.state is not OPEN:
             raise ClientDisconnected(f"the WebSocket is closed ({self.code})")
 
-    # -- frames --------------------------------------------------------------------------
+    # -- from the inbox ------------------------------------------------------------------
 
-    def _split(self, data: bytes) -> None:
-        """Take each whole frame; keep what is left for when more has come. Raises Failure."""
-        at, end, wanted = 0, len(data), MASKED_HEADER
-        while end - at >= MASKED_HEADER:
-            first, second = data[at], data[at + 1]
-            length, start = second & 0x7F, at + MASKED_HEADER
-            if length > 125:
-                start += 2 if length == 126 else 8
-                if start > end:
-                    check_header(first, second > 127, 0, self._compresses)
-                    wanted = start - at
-                    break
-                length = int.from_bytes(data[at + 2 : start - 4], "big")
-            stop = start + length
-            plain = first in _PLAIN and second > 127 and not self._special
-            if plain and stop <= end and length <= self._limit:
-                content = data[start:stop] if length < LARGE else memoryview(data)[start:stop]
-                content = unmask(content, data[start - 4 : start])
-                self.on_message(content if first == BINARY else _text(content))
-                at = stop
-                continue
-            check_header(first, second > 127, length, self._compresses)
-            if length > self._limit:
-                raise Failure(TOO_BIG, f"over size limit ({length} > {self._limit} bytes)")
-            if stop > end:
-                wanted = stop - at
-                break
-            self._take_frame(data[at:stop])
-            if self._deaf:
-                return
-            at = stop
-        if at < end:
-            if end - at >= 2 and end - at < MASKED_HEADER:
-                length = data[at + 1] & 0x7F
-                check_header(data[at], data[at + 1] > 127, length, self._compresses)
-            self._pieces, self._have, self._wanted = [data[at:]], end - at, wanted
-
-    def _completed(self, data: bytes) -> bytes:
-        """What there is of a frame, with some more; nothing if that still isn't enough."""
-        pieces = self._pieces
-        pieces.append(data)
-        self._have += len(data)
-        if self._have < self._wanted:
-            if len(pieces) > MOST_PIECES:
-                _merge(pieces)
-            return b""
-        self._forget_partial()
-        return b"".join(pieces)
-
-    def _forget_partial(self) -> None:
-        self._pieces, self._have = [], 0
-
-    def _take_frame(self, frame: bytes) -> None:
-        """A frame that may have to wait for its turn. Raises Failure."""
-        opcode = frame[0] & 0x0F
-        if opcode < CLOSE and self.state is CLOSED:
-            return
-        in_turn = opcode <= CLOSE and self.state is OPEN
-        if in_turn and (self._backlog or self._full()):
-            self._special = True
-            self._backlog.append(frame)
-            self._backlogged += len(frame)
-            if self._backlogged > BACKLOG and not self._paused:
-                self._paused = True
-                self._transport.pause_reading()
-            return
-        self._decode(frame)
-
-    def _decode(self, frame: bytes) -> None:
-        first = frame[0]
-        if first in _PLAIN and not self._fragmented:
-            start = MASKED_HEADER + {126: 2, 127: 8}.get(frame[1] & 0x7F, 0)
-            content = unmask(frame[start:], frame[start - 4 : start])
-            self.on_message(content if first == BINARY else _text(content))
-            return
-        if first & 0x0F < CLOSE:
-            self._fragmented = not first & 0x80
-            self._special = self._special or self._fragmented
-        self._codec_now().feed(frame, self)
-        if first == CONTINUATION | 0x80:
-            self._special = self._is_special()
-
-    def _codec_now(self) -> Codec:
-        """The codec, made when it is first needed: most connections that idle need none."""
-        if self._codec is None:
-            self._codec = self._make_codec()
-        return self._codec
-
-    def on_message(self, message: str | bytes) -> None:
-        """See `Sink`."""
-        self._queue.append(message)
-        self._queued += len(message)
+    def on_arrival(self) -> None:
+        """See `Owner`."""
         if self._waiters:
             self._wake()
-        if len(self._queue) >= self._most_queued or self._queued > QUEUE_BYTES:
-            self._special = True
+
+    def on_ping(self, content: bytes) -> None:
+        """See `Owner`. A client that takes nothing is owed the newest pong alone (5.5.3)."""
+        if self.write_paused:
+            self._owed_pong = content
+        else:
+            self.write(pack(PONG_FRAME, content))
 
     def on_pong(self, content: bytes) -> None:
-        """See `Sink`. One that answers nothing means nothing (RFC 6455, section 5.5.3)."""
+        """See `Owner`. One that answers nothing means nothing (RFC 6455, section 5.5.3)."""
         if self._pong_by < math.inf and content == self._ping_content():
             self.round_trip = self.service.loop.time() - self._pinged_at
             self._pong_by = math.inf
 
-    def on_close(self, code: int, reason: str) -> None:
-        """See `Sink`. The codec has answered it."""
-        if self.state is OPEN or (self._deaf and self.code == ABNORMAL):
+    def on_close(self, content: bytes) -> None:
+        """See `Owner`. The answer has the same content (RFC 6455, section 5.5.1)."""
+        code, reason = read_close(content)
+        if self.state is OPEN:
             self.state, self.code, self.reason = CLOSED, code, reason
-        self._deaf = True
-        self._wake()
-        self.deadline = self.service.now + LINGER + TICK
+            self.write(pack(CLOSE_FRAME, content))
+        self._inbox.stop()
+        self._await_end(LINGER)
+        self._transport.close()
+
+    def on_failure(self, failure: Failure) -> None:
+        """See `Owner`. Say so, and hear no more (RFC 6455, section 7.1.7)."""
+        if self.write is _write_nothing:
+            return
+        if self.state is OPEN:
+            self.close_with(failure.code, failure.reason)
+        self._hang_up()
+
+    def pause_reading(self) -> None:
+        """See `Owner`."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """See `Owner`."""
         if self.write is not _write_nothing:
-            self._transport.close()
-
-    # -- the queue -----------------------------------------------------------------------
-
-    def _full(self) -> bool:
-        return len(self._queue) >= self._most_queued or self._queued > QUEUE_BYTES
-
-    def _is_special(self) -> bool:
-        closed = self.state is CLOSED
-        return closed or self._fragmented or bool(self._backlog) or self._full()
-
-    def _refill(self) -> None:
-        """The application took all messages there were, so there is room for others."""
-        try:
-            while self._backlog and not self._full():
-                frame = self._backlog.popleft()
-                self._backlogged -= len(frame)
-                self._decode(frame)
-        except Failure as failure:
-            self._fail(failure)
-        self._special = self._is_special()
-        if self._paused and not self._backlog:
-            self._paused = False
-            if self.write is not _write_nothing:
-                self._transport.resume_reading()
-        self._wake()
+            self._transport.resume_reading()
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, ()
@@ -535,41 +380,34 @@ class Session(asyncio.Protocol):
         """Begin the closing handshake; the client has a limited time to answer."""
         if self.state is not OPEN:
             return
-        reason = cut_reason(reason)
-        self.state, self.code, self.reason = CLOSED, code, reason
-        self.write(self._codec_now().close(code, reason))
+        self.state, self.code, self.reason = CLOSED, code, cut_reason(reason)
+        self.write(pack(CLOSE_FRAME, close_content(code, self.reason)))
+        self._inbox.shut()
         self._await_end(CLOSE_LIMIT)
-
-    def _fail(self, failure: Failure) -> None:
-        """The client broke the protocol: say so, and hear no more (RFC 6455, section 7.1.7)."""
-        if self.write is _write_nothing:
-            return
-        if self.state is OPEN:
-            self.close_with(failure.code, failure.reason)
-        self._hang_up()
 
     def _hang_up(self) -> None:
         """End our side, and drop what still comes: closing with unread bytes resets."""
-        self._deaf = True
-        self._forget_partial()
+        self._inbox.stop()
         self._await_end(LINGER)
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
-            self._transport.close()
+        end_output(self._transport)
 
     def _await_end(self, limit: float) -> None:
+        """Tell the application; the client has `limit` seconds once all is sent."""
         self._wake()
-        self._special = True
+        self._wake_writers()
         self._ping_at = self._pong_by = math.inf
-        self.deadline = self.service.now + limit + TICK
-        if self._paused:
-            self._paused = False
-            self._transport.resume_reading()
+        self._owed_pong = None
+        self._end_limit = limit
+        self._unsent = 0
+        self._progress_at = now = self.service.now
+        self.deadline = now + limit + TICK
 
     def close(self) -> None:
-        """End it now, with what is left to send: the worker ends."""
-        self._transport.close()
+        """End it now, since the worker ends; what the client hasn't taken by now is lost."""
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
+        else:
+            self._transport.close()
 
     # -- time ----------------------------------------------------------------------------
 
@@ -579,15 +417,16 @@ class Session(asyncio.Protocol):
     def expire(self, now: float) -> None:
         """The deadline has passed: see what it was for."""
         if self.state is CLOSED:
-            self._transport.abort()
+            self._expire_closing(now)
             return
         config = self.service.config
         self.deadline = math.inf
         if self.write_paused and not self._progresses(now, config.timeout_send):
-            self._transport.abort()
+            reset(self._transport)
             return
         if self._pong_by < now:
-            if not (self._heard or self._paused):
+            # Who isn't read, or still takes what was sent before the ping, isn't to blame.
+            if not (self._heard or self._inbox.paused or self.write_paused):
                 self._die()
                 return
             self._heard = False
@@ -596,9 +435,20 @@ class Session(asyncio.Protocol):
             self._ping(now)
         self._look_at(min(self._ping_at, self._pong_by))
 
+    def _expire_closing(self, now: float) -> None:
+        """Go on as long as the client takes what was sent; then it has its time to end."""
+        before, self._unsent = self._unsent, unsent(self._transport)
+        if self._unsent < before:
+            self._progress_at = now
+        limit = self.service.config.timeout_send if self._unsent else self._end_limit
+        if now - self._progress_at < limit:
+            self.deadline = now + self._end_limit
+        else:
+            reset(self._transport)
+
     def _progresses(self, now: float, limit: float) -> bool:
         """Whether the client took something of what is to be sent to it, in time."""
-        before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
+        before, self._unsent = self._unsent, unsent(self._transport)
         if self._unsent < before:
             self._progress_at = now
         self._look_at(now + limit)
@@ -623,24 +473,6 @@ class Session(asyncio.Protocol):
         self.close_with(INTERNAL_ERROR, "keepalive ping timeout")
         self.code, self.reason = ABNORMAL, ""
         self._hang_up()
-
-
-def _text(content: bytes) -> str:
-    """The text of a message. Raises Failure (RFC 6455, section 8.1)."""
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise Failure(INVALID_DATA, f"{error.reason} at position {error.start}") from None
-
-
-def _merge(pieces: list[bytes | bytearray]) -> None:
-    """Make one of many: a list of single bytes takes more memory than they."""
-    whole = pieces[0]
-    if not isinstance(whole, bytearray):
-        whole = bytearray(whole)
-    for piece in pieces[1:]:
-        whole += piece
-    pieces[:] = [whole]
 
 
 def _as_bytes(content: Any) -> bytes:

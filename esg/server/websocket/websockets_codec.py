@@ -5,12 +5,14 @@ from __future__ import annotations
 import codecs
 import io
 import logging
-from collections.abc import Sequence
+import zlib
 from typing import cast
 
 from websockets.exceptions import InvalidHeader, NegotiationError
-from websockets.extensions.base import Extension
-from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
+from websockets.extensions.permessage_deflate import (
+    PerMessageDeflate,
+    ServerPerMessageDeflateFactory,
+)
 from websockets.frames import Frame, Opcode
 from websockets.headers import build_extension, parse_extension
 from websockets.protocol import OPEN
@@ -26,6 +28,9 @@ _DEFLATE = ServerPerMessageDeflateFactory(
     server_max_window_bits=12, client_max_window_bits=12, compress_settings={"memLevel": 5}
 )
 """Windows of 4 KiB: a connection's memory is what many of them cost (docs/websockets.md)."""
+
+_BEHIND_THE_END = b"\x00\x00\x00\xff\xff"
+"""What follows the last block of a stream: an octet, and the tail that each message gets."""
 
 
 class Websockets:
@@ -50,17 +55,18 @@ class Websockets:
 
     def codec(self, most_bytes: int, deflate: Deflate | None) -> WebsocketsCodec:
         """See `Library`."""
-        return WebsocketsCodec(most_bytes, [cast(Extension, deflate)] if deflate else [])
+        return WebsocketsCodec(most_bytes, cast(PerMessageDeflate | None, deflate))
 
 
 class WebsocketsCodec:
     """See `Codec`."""
 
-    __slots__ = ("_bytes", "_decoder", "_protocol", "_text")
+    __slots__ = ("_bytes", "_decoder", "_deflate", "_protocol", "_text")
 
-    def __init__(self, most_bytes: int, extensions: Sequence[Extension]) -> None:
+    def __init__(self, most_bytes: int, deflate: PerMessageDeflate | None) -> None:
+        self._deflate = deflate
         self._protocol = ServerProtocol(state=OPEN, max_size=most_bytes or None, logger=_quiet)
-        self._protocol.extensions = list(extensions)
+        self._protocol.extensions = [deflate] if deflate else []
         # the message that comes in fragments
         self._decoder: codecs.IncrementalDecoder | None = None
         self._text = io.StringIO()
@@ -75,11 +81,19 @@ class WebsocketsCodec:
             failed = protocol.close_sent
             code, reason = (failed.code, failed.reason) if failed else (PROTOCOL_ERROR, "")
             raise Failure(int(code), reason)
-        answer = b"".join(protocol.data_to_send())
-        if answer:
-            sink.write(answer)
+        if self._deflate is not None:
+            self._begin_anew(self._deflate)
         for event in events:
             self._take(cast(Frame, event), sink)
+
+    def _begin_anew(self, deflate: PerMessageDeflate) -> None:
+        """Where a client ended its stream, it begins another (RFC 7692, section 7.2.3.4)."""
+        decoder = getattr(deflate, "decoder", None)
+        if decoder is None or not decoder.eof:
+            return
+        if len(decoder.unused_data) > len(_BEHIND_THE_END):
+            raise Failure(INVALID_DATA, "data behind the end of a compressed stream")
+        deflate.decoder = zlib.decompressobj(wbits=-deflate.remote_max_window_bits)
 
     def _take(self, frame: Frame, sink: Sink) -> None:
         if frame.opcode is Opcode.TEXT:
@@ -90,12 +104,6 @@ class WebsocketsCodec:
             self._take_bytes(frame, sink)
         elif frame.opcode is Opcode.CONT:
             (self._take_bytes if self._decoder is None else self._take_text)(frame, sink)
-        elif frame.opcode is Opcode.PONG:
-            sink.on_pong(bytes(frame.data))
-        elif frame.opcode is Opcode.CLOSE:
-            close = self._protocol.close_rcvd
-            assert close is not None
-            sink.on_close(int(close.code), close.reason)
 
     def _take_text(self, frame: Frame, sink: Sink) -> None:
         assert self._decoder is not None
@@ -118,9 +126,3 @@ class WebsocketsCodec:
         protocol = self._protocol
         (protocol.send_text if first == TEXT else protocol.send_binary)(content)
         return b"".join(protocol.data_to_send())
-
-    def close(self, code: int, reason: str) -> bytes:
-        """See `Codec`."""
-        if self._protocol.state is OPEN:  # else it has failed, and its own frame is waiting
-            self._protocol.send_close(code, reason)
-        return b"".join(self._protocol.data_to_send())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from typing import cast
 
-from wsproto.connection import SERVER, Connection, ConnectionState
-from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
+from wsproto.connection import SERVER, Connection
+from wsproto.events import BytesMessage, CloseConnection, Event, TextMessage
 from wsproto.extensions import PerMessageDeflate
 from wsproto.utilities import RemoteProtocolError
 
 from esg.server.websocket.codec import Deflate, Sink
-from esg.server.websocket.frames import CLOSE, PROTOCOL_ERROR, TEXT, TOO_BIG, Failure
+from esg.server.websocket.frames import PROTOCOL_ERROR, TEXT, TOO_BIG, Failure
 
 SLICE = 4096
 """Bytes decoded at once: deflate makes up to a thousand times as many of them."""
@@ -66,12 +66,10 @@ def _understood(parameters: str) -> bool:
 class WsprotoCodec:
     """See `Codec`."""
 
-    __slots__ = ("_bytes", "_connection", "_most", "_pings", "_size", "_text")
+    __slots__ = ("_bytes", "_connection", "_most", "_size", "_text")
 
     def __init__(self, most_bytes: int, deflate: PerMessageDeflate | None) -> None:
         self._connection = Connection(SERVER, [deflate] if deflate else [])
-        # A ping within a compressed message has wsproto forget that it is compressed.
-        self._pings = Connection(SERVER) if deflate else self._connection
         self._most = most_bytes
         # the message that is coming in
         self._size = 0
@@ -80,7 +78,7 @@ class WsprotoCodec:
 
     def feed(self, frame: bytes, sink: Sink) -> None:
         """See `Codec`."""
-        connection = self._pings if frame[0] & 0x0F > CLOSE else self._connection
+        connection = self._connection
         try:
             for at in range(0, len(frame), SLICE):
                 connection.receive_data(frame[at : at + SLICE])
@@ -92,25 +90,9 @@ class WsprotoCodec:
             raise Failure(int(code), str(error)) from None
 
     def _take(self, event: Event, sink: Sink) -> None:
-        if isinstance(event, TextMessage | BytesMessage):
-            self._take_piece(event, sink)
-        elif isinstance(event, Ping):
-            sink.write(bytes(self._pings.send(event.response())))
-        elif isinstance(event, Pong):
-            sink.on_pong(bytes(event.payload))
-        elif isinstance(event, CloseConnection):
-            self._take_close(event, sink)
-
-    def _take_close(self, event: CloseConnection, sink: Sink) -> None:
-        """The client closes; or, if that has changed no state, what it sent can't be parsed."""
-        state = self._connection.state
-        if state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING):
+        if isinstance(event, CloseConnection):  # what was sent can't be parsed
             raise Failure(int(event.code), event.reason or "")
-        if state is ConnectionState.REMOTE_CLOSING:
-            sink.write(bytes(self._connection.send(event.response())))
-        sink.on_close(int(event.code), event.reason or "")
-
-    def _take_piece(self, event: TextMessage | BytesMessage, sink: Sink) -> None:
+        assert isinstance(event, TextMessage | BytesMessage)
         message: str | bytes
         if isinstance(event, TextMessage):
             self._text.write(event.data)
@@ -134,7 +116,3 @@ class WsprotoCodec:
         text = first == TEXT
         event = TextMessage(content.decode()) if text else BytesMessage(bytearray(content))
         return bytes(self._connection.send(event))
-
-    def close(self, code: int, reason: str) -> bytes:
-        """See `Codec`."""
-        return bytes(self._connection.send(CloseConnection(code, reason)))

@@ -1,4 +1,4 @@
-"""Event loops, and how to send several pieces at once on the transports of each."""
+"""Transports of every event loop, used the same way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import socket
 
 import pytest
 
-from esg.server.loops import lines_writer, loop_factory
+from esg.server.loops import loop_factory
+from esg.server.transports import lines_writer
 
 
 class Peer(asyncio.Protocol):

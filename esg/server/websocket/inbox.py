@@ -1,0 +1,352 @@
+"""What a client sends over a WebSocket: bytes become frames, and frames messages in a queue.
+
+Behind a full queue frames wait as they came, and beyond `BACKLOG` the client is no more read from.
+Control frames never wait (RFC 6455, section 5.5), unless they come behind that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from esg.server.service import Service
+from esg.server.websocket.codec import Codec
+from esg.server.websocket.frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    INVALID_DATA,
+    LARGE,
+    MASKED_HEADER,
+    PING,
+    PLAIN,
+    PONG,
+    TOO_BIG,
+    Failure,
+    check_header,
+    unmask,
+)
+
+QUEUE_BYTES = 1 << 20
+"""Bytes of messages that wait for the application; beyond it none is added."""
+
+MESSAGE_OVERHEAD = 64
+"""Bytes that a message counts beside its content: an empty one takes memory, too."""
+
+BACKLOG = 65536
+"""Bytes of frames behind a full queue, until the client is no more read from.
+
+Pings and pongs among them are dealt with at once.
+"""
+
+MOST_PIECES = 100
+"""Pieces of a frame that are kept as they came."""
+
+
+class Owner(Protocol):
+    """Whose inbox it is; called while bytes are taken in, or messages taken out."""
+
+    def on_arrival(self) -> None:
+        """There is a message more, or no more to come."""
+
+    def on_ping(self, content: bytes) -> None:
+        """A ping has come."""
+
+    def on_pong(self, content: bytes) -> None:
+        """A pong has come."""
+
+    def on_close(self, content: bytes) -> None:
+        """The client closes. Raises Failure if that isn't how."""
+
+    def on_failure(self, failure: Failure) -> None:
+        """The client broke the protocol."""
+
+    def pause_reading(self) -> None:
+        """Have no more bytes come."""
+
+    def resume_reading(self) -> None:
+        """Have them come again."""
+
+
+class Inbox:
+    """Of one WebSocket."""
+
+    __slots__ = (
+        "_accepts",
+        "_backlog",
+        "_backlogged",
+        "_codec",
+        "_deaf",
+        "_fragmented",
+        "_have",
+        "_held",
+        "_limit",
+        "_make_codec",
+        "_most_queued",
+        "_owner",
+        "_pieces",
+        "_service",
+        "_special",
+        "_wanted",
+        "compresses",
+        "paused",
+        "queue",
+    )
+
+    def __init__(self, service: Service, owner: Owner) -> None:
+        config = service.config
+        self._service = service
+        self._owner = owner
+        self.queue: deque[str | bytes] = deque()
+        """Messages; to be taken out by `next`."""
+        self._held = 0
+        """What those in the queue count."""
+        self._most_queued: float = config.ws_max_queue or math.inf
+        self._limit: float = config.ws_max_size or math.inf
+        self._codec: Codec | None = None
+        self._make_codec: Callable[[], Codec]
+        self.compresses = False
+        """Whether permessage-deflate was agreed on (RFC 7692)."""
+        self._pieces: list[bytes | bytearray] = []
+        """A frame that isn't whole yet."""
+        self._have = 0
+        """Bytes of it."""
+        self._wanted = 0
+        """Bytes of it that are needed to go on."""
+        self._fragmented = False
+        """Whether a message is coming in fragments."""
+        self._backlog: deque[bytes] = deque()
+        """Frames behind a full queue."""
+        self._backlogged = 0
+        self._special = False
+        """Whether a plain message isn't just put into the queue."""
+        self.paused = False
+        """Whether the client isn't read from."""
+        self._accepts = True
+        """Whether messages are still wanted."""
+        self._deaf = False
+        """Whether all that comes is dropped."""
+
+    def agree(self, make_codec: Callable[[], Codec], compresses: bool) -> None:
+        """Note what the handshake has brought."""
+        self._make_codec, self.compresses = make_codec, compresses
+
+    def codec(self) -> Codec:
+        """The codec, made when it is first needed: most connections that idle need none."""
+        if self._codec is None:
+            self._codec = self._make_codec()
+        return self._codec
+
+    # -- out -------------------------------------------------------------------------------
+
+    def next(self) -> str | bytes:
+        """The message that is next; the queue has one."""
+        content = self.queue.popleft()
+        self._held -= len(content) + MESSAGE_OVERHEAD
+        if self._special and not self.queue:
+            # In a turn of its own: one client's messages shan't keep all others waiting.
+            service = self._service
+            service.loop.call_soon(self._refill, context=service.context)
+        return content
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether there is nothing left of what has come."""
+        return not (self.queue or self._backlog)
+
+    def _refill(self) -> None:
+        """The application took all messages there were, so there is room for others."""
+        try:
+            while self._backlog and not self._full():
+                frame = self._backlog.popleft()
+                self._backlogged -= len(frame)
+                self._decode(frame)
+        except Failure as failure:
+            self._drop_backlog()
+            self._owner.on_failure(failure)
+        self._special = self._is_special()
+        if self.paused and not self._backlog:
+            self._resume()
+        self._owner.on_arrival()
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Forget what has come: the application has closed, and wants no more of it."""
+        self.queue.clear()
+        self._held = 0
+        self._drop_backlog()
+
+    def shut(self) -> None:
+        """Take no more messages; control frames still count."""
+        self._accepts = False
+        self._special = True
+        if self.paused:
+            self._resume()
+
+    def stop(self) -> None:
+        """Drop all that still comes. What has come as a whole can still be taken out."""
+        self._accepts = False
+        self._special = self._deaf = True
+        self._forget_partial()
+
+    def _drop_backlog(self) -> None:
+        self._backlog.clear()
+        self._backlogged = 0
+
+    def _resume(self) -> None:
+        self.paused = False
+        self._owner.resume_reading()
+
+    # -- in --------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Take in what has come."""
+        if self._deaf:
+            return
+        if self._have:
+            data = self._completed(data)
+            if not data:
+                return
+        try:
+            self._split(data)
+        except Failure as failure:
+            self._owner.on_failure(failure)
+
+    def _split(self, data: bytes) -> None:
+        """Take each whole frame; keep what is left for when more has come. Raises Failure."""
+        at, end, wanted = 0, len(data), MASKED_HEADER
+        while end - at >= MASKED_HEADER:
+            first, second = data[at], data[at + 1]
+            length, start = second & 0x7F, at + MASKED_HEADER
+            if length > 125:
+                start += 2 if length == 126 else 8
+                if start > end:
+                    check_header(first, second > 127, 0, self.compresses)
+                    wanted = start - at
+                    break
+                length = int.from_bytes(data[at + 2 : start - 4], "big")
+            stop = start + length
+            plain = first in PLAIN and second > 127 and not self._special
+            if plain and stop <= end and length <= self._limit:
+                content = data[start:stop] if length < LARGE else memoryview(data)[start:stop]
+                content = unmask(content, data[start - 4 : start])
+                self.on_message(content if first == BINARY else _text(content))
+                at = stop
+                continue
+            check_header(first, second > 127, length, self.compresses)
+            control = first & 0x0F >= CLOSE
+            if length > self._limit and not control:
+                raise Failure(TOO_BIG, f"over size limit ({length} > {self._limit} bytes)")
+            if stop > end:
+                wanted = stop - at
+                break
+            if control:
+                self._take_control(first & 0x0F, unmask(data[start:stop], data[start - 4 : start]))
+                if self._deaf:
+                    return
+            elif self._accepts:
+                self._take_data(data[at:stop])
+            at = stop
+        if at < end:
+            if end - at >= 2 and end - at < MASKED_HEADER:
+                length = data[at + 1] & 0x7F
+                check_header(data[at], data[at + 1] > 127, length, self.compresses)
+            self._pieces, self._have, self._wanted = [data[at:]], end - at, wanted
+            self._bound_partial()
+
+    def _completed(self, data: bytes) -> bytes:
+        """What there is of a frame, with some more; nothing if that still isn't enough."""
+        pieces = self._pieces
+        pieces.append(data)
+        self._have += len(data)
+        if self._have < self._wanted:
+            if len(pieces) > MOST_PIECES:
+                _merge(pieces)
+            self._bound_partial()
+            return b""
+        self._forget_partial()
+        return b"".join(pieces)
+
+    def _forget_partial(self) -> None:
+        self._pieces, self._have = [], 0
+
+    def _bound_partial(self) -> None:
+        """Read no more of a large frame that would have to wait."""
+        if self._have > BACKLOG and self._accepts and (self._backlog or self._full()):
+            self._pause()
+
+    def _pause(self) -> None:
+        self._special = True
+        if not self.paused:
+            self.paused = True
+            self._owner.pause_reading()
+
+    def _take_control(self, opcode: int, content: bytes) -> None:
+        """A control frame. Raises Failure."""
+        owner = self._owner
+        if opcode == PING:
+            owner.on_ping(content)
+        elif opcode == PONG:
+            owner.on_pong(content)
+        else:
+            owner.on_close(content)
+
+    def _take_data(self, frame: bytes) -> None:
+        """A frame that may have to wait for its turn. Raises Failure."""
+        if not (self._backlog or self._full()):
+            self._decode(frame)
+            return
+        self._special = True
+        self._backlog.append(frame)
+        self._backlogged += len(frame)
+        if self._backlogged > BACKLOG:
+            self._pause()
+
+    def _decode(self, frame: bytes) -> None:
+        first = frame[0]
+        if first in PLAIN and not self._fragmented:
+            start = MASKED_HEADER + {126: 2, 127: 8}.get(frame[1] & 0x7F, 0)
+            content = unmask(frame[start:], frame[start - 4 : start])
+            self.on_message(content if first == BINARY else _text(content))
+            return
+        self._fragmented = not first & 0x80
+        self._special = self._special or self._fragmented
+        self.codec().feed(frame, self)
+        if first == CONTINUATION | 0x80:
+            self._special = self._is_special()
+
+    def on_message(self, message: str | bytes) -> None:
+        """See `Sink`."""
+        self.queue.append(message)
+        self._held += len(message) + MESSAGE_OVERHEAD
+        self._owner.on_arrival()
+        if len(self.queue) >= self._most_queued or self._held > QUEUE_BYTES:
+            self._special = True
+
+    def _full(self) -> bool:
+        return len(self.queue) >= self._most_queued or self._held > QUEUE_BYTES
+
+    def _is_special(self) -> bool:
+        waits = bool(self._backlog) or self._full()
+        return waits or self._fragmented or not self._accepts
+
+
+def _text(content: bytes) -> str:
+    """The text of a message. Raises Failure (RFC 6455, section 8.1)."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise Failure(INVALID_DATA, f"{error.reason} at position {error.start}") from None
+
+
+def _merge(pieces: list[bytes | bytearray]) -> None:
+    """Make one of many: a list of single bytes takes more memory than they."""
+    whole = pieces[0]
+    if not isinstance(whole, bytearray):
+        whole = bytearray(whole)
+    for piece in pieces[1:]:
+        whole += piece
+    pieces[:] = [whole]

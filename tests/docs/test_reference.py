@@ -1,0 +1,87 @@
+"""The reference pages beside the code: what they list exists, and what exists is listed."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import re
+import signal
+
+import esg
+from esg import errors, logs
+from esg.supervisor.signals import HANDLED
+from tests.support.runner import CHECKOUT
+
+DOCS = CHECKOUT / "docs"
+SOURCES = "".join(path.read_text() for path in sorted((CHECKOUT / "esg").rglob("*.py")))
+LITERALS = re.sub(r'"\s*\n\s*f?"', "", SOURCES)
+"""The code, with each string literal in one piece."""
+
+
+def section(page: str, title: str) -> str:
+    """The text below a heading, up to the next one that isn't below it."""
+    text = (DOCS / page).read_text()
+    match = re.search(rf"^(#+) {re.escape(title)}\n(.*?)(?=^\1? ?#{{1,2}} |\Z)", text, re.M | re.S)
+    assert match, title
+    return match[2]
+
+
+def first_cells(text: str) -> list[str]:
+    return [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")][2:]
+
+
+def test_signals():
+    named = set(
+        re.findall(r"`([A-Z0-9]+)`", "".join(first_cells(section("signals.md", "Signals"))))
+    )
+    assert {signal.Signals[f"SIG{name}"] for name in named} == set(HANDLED) - {signal.SIGCHLD}
+
+
+def test_exit_codes():
+    codes = {int(cell) for cell in first_cells(section("signals.md", "Exit codes"))}
+    classes = [each for _, each in inspect.getmembers(errors, inspect.isclass)]
+    raised = {each.exit_code for each in classes if issubclass(each, errors.ESGError)}
+    assert codes == {0} | raised
+
+
+def test_events_are_in_the_code():
+    events = re.findall(
+        r"^\| (?:arbiter|worker) \| \w+ \| (.*?) \| ", section("logging.md", "Events"), re.M
+    )
+    assert len(events) > 20
+    for event in re.findall(r"`([^`]+)`", "".join(events)):
+        for piece in re.split(r"\b[A-Z]+\b", event):
+            assert piece.strip(" :") in LITERALS, event
+
+
+def test_fields_of_json_requests():
+    where = (CHECKOUT / "esg" / "server" / "access_log.py").read_text()
+    made = re.findall(r'^            "(\w+)": |fields\["(\w+)"\] = ', where, re.M)
+    made_names = {one or other for one, other in made}
+    table = section("logging.md", "JSON")
+    assert set(re.findall(r"`(\w+)`", "".join(first_cells(table)))) - {"exception"} == made_names
+
+
+def test_levels():
+    grammar = section("logging.md", "The log's grammar")
+    names = [logging.getLevelName(level) for level in (logs.TRACE, 10, 20, 30, 40, 50)]
+    assert all(f'"{name:<8}"' in grammar for name in names)
+
+
+def test_fields_of_json_records():
+    table = section("logging.md", "JSON")
+    cells = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
+    listed = [
+        name
+        for names, where in cells
+        for name in re.findall(r"`(\w+)`", names)
+        if where.strip() in ("both", "the log")
+    ]
+    record = logging.makeLogRecord({"name": "esg", "msg": "x", "exc_text": "trace"})
+    assert listed == list(json.loads(logs.JSONFormatter().format(record)))
+
+
+def test_python_names():
+    headings = re.findall(r"^## esg\.(\w+)\(", (DOCS / "api.md").read_text(), re.M)
+    assert sorted(headings) == sorted(set(esg.__all__) - {"__version__", "WorkerInfo"})

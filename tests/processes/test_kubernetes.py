@@ -1,0 +1,96 @@
+"""deploy/kubernetes: what the schemas of Kubernetes say of it, and whether its numbers fit ESG's.
+
+That its arguments and probe work in a container is tested in test_container.py.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.container import instructions
+from tests.support.runner import CHECKOUT, run_to_its_end
+
+FILES = CHECKOUT / "deploy" / "kubernetes"
+
+
+def manifests(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((FILES / name).read_text()))
+
+
+@pytest.fixture
+def deployment() -> dict[str, Any]:
+    return manifests("deployment.yaml")[0]
+
+
+@pytest.fixture
+def settings(deployment: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """What the program makes of the container's arguments, all settings with their defaults."""
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    done = run_to_its_end(tmp_path, *container["args"], "--print-config")
+    assert (done.code, done.errors) == (0, [])
+    return tomllib.loads(done.output)
+
+
+@pytest.mark.parametrize("version", ["1.25", "1.31"])
+@pytest.mark.parametrize("name", ["deployment.yaml", "autoscaler.yaml"])
+def test_the_schemas_allow_it(name: str, version: str) -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    for manifest in manifests(name):
+        validator.validate(manifest, version, strict=True)
+
+
+def test_a_pod_has_time_to_drain(deployment: dict[str, Any], settings: dict[str, Any]) -> None:
+    grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert settings["drain_delay"] > 0
+    assert grace > settings["drain_delay"] + settings["graceful_timeout"]
+
+
+def test_the_probes_leave_esg_its_times(
+    deployment: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+
+    def patience(probe: dict[str, Any]) -> int:
+        return probe["periodSeconds"] * probe["failureThreshold"]
+
+    assert patience(container["startupProbe"]) > settings["timeout_boot"]
+    assert patience(container["livenessProbe"]) > settings["timeout"]
+    assert patience(container["readinessProbe"]) < patience(container["livenessProbe"])
+
+
+def test_what_belongs_together_fits(deployment: dict[str, Any], settings: dict[str, Any]) -> None:
+    _, service, budget = manifests("deployment.yaml")
+    (autoscaler,) = manifests("autoscaler.yaml")
+    pod = deployment["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    labels = pod["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert autoscaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    (port,) = container["ports"]
+    assert service["spec"]["ports"][0]["targetPort"] == port["name"]
+    assert settings["bind"] == [f"0.0.0.0:{port['containerPort']}"]
+    assert {volume["name"] for volume in pod["spec"]["volumes"]} == {
+        mount["name"] for mount in container["volumeMounts"]
+    }
+
+
+def test_it_is_for_the_image_of_the_dockerfile(deployment: dict[str, Any]) -> None:
+    told = dict(instructions((CHECKOUT / "deploy/container/Dockerfile").read_text()))
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    who = pod["securityContext"]
+    assert told["USER"] == f"{who['runAsUser']}:{who['runAsGroup']}"
+    assert told["EXPOSE"] == str(container["ports"][0]["containerPort"])
+    assert container["startupProbe"]["httpGet"]["path"] in told["HEALTHCHECK"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
