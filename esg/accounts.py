@@ -7,14 +7,18 @@ import pwd
 
 from esg.errors import ConfigError
 
+HIGHEST_ID = 2**32 - 2
+"""The one above is (uid_t) -1, by which setresuid(2) and chown(2) understand "leave it"."""
+
 
 def find_user(text: str, origin: str) -> tuple[int, pwd.struct_passwd | None]:
     """The uid of a user, and its entry; a number needs none. Raises ConfigError."""
     try:
-        if text.isascii() and text.isdigit():
-            return int(text), _entry_of(int(text))
+        if _is_number(text):
+            uid = _number(text)
+            return uid, _entry_of(uid)
         entry = pwd.getpwnam(text)
-    except (KeyError, ValueError, OverflowError):
+    except (KeyError, ValueError):
         raise ConfigError(f"{origin}: this machine has no user {text!r}") from None
     return entry.pw_uid, entry
 
@@ -22,8 +26,8 @@ def find_user(text: str, origin: str) -> tuple[int, pwd.struct_passwd | None]:
 def find_group(text: str, origin: str) -> int:
     """The gid of a group. Raises ConfigError."""
     try:
-        if text.isascii() and text.isdigit():
-            return int(text)
+        if _is_number(text):
+            return _number(text)
         return grp.getgrnam(text).gr_gid
     except (KeyError, ValueError):
         raise ConfigError(f"{origin}: this machine has no group {text!r}") from None
@@ -37,6 +41,18 @@ def find_owner(text: str, origin: str) -> tuple[int, int]:
     user, _, group = text.partition(":")
     uid = find_user(user, origin)[0] if user else -1
     return uid, find_group(group, origin) if group else -1
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _number(text: str) -> int:
+    """A uid or gid. Raises ValueError for what can't be one."""
+    number = int(text)
+    if number > HIGHEST_ID:
+        raise ValueError
+    return number
 
 
 def _entry_of(uid: int) -> pwd.struct_passwd | None:

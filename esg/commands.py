@@ -38,11 +38,13 @@ def decode_request(line: bytes) -> str:
     """The command that a line asks for. Raises ValueError, whose text says what would work."""
     try:
         command = json.loads(line)["command"]
-    except (ValueError, KeyError, TypeError):
+        if not isinstance(command, str):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError('expected a line such as {"command": "reload"}') from None
     if command not in COMMANDS:
         raise ValueError(f"unknown command {command!r}; known: {', '.join(COMMANDS)}")
-    return str(command)
+    return command
 
 
 def encode_answer(answer: Answer) -> bytes:
@@ -53,8 +55,11 @@ def encode_answer(answer: Answer) -> bytes:
 def decode_answer(line: bytes) -> Answer:
     """The answer in a line. Raises ValueError for one that is none."""
     try:
-        return Answer(**json.loads(line))
-    except (ValueError, TypeError):
+        answer = Answer(**json.loads(line))
+        if [type(value) for value in dataclasses.astuple(answer)] != [bool, str, str]:
+            raise TypeError
+        return answer
+    except (ValueError, TypeError, RecursionError):
         raise ValueError("the answer can't be read; is it from another version of ESG?") from None
 
 

@@ -621,7 +621,7 @@ class Config:
         "Take client address, scheme and host from X-Forwarded-* and Forwarded of trusted proxies.",
     )
     forwarded_allow_ips: tuple[str, ...] = setting(
-        ("127.0.0.1",),
+        ("127.0.0.1", "::1"),
         ITEMS,
         HTTP,
         "Proxies to trust: addresses, CIDR ranges, unix: or *, separated by commas.",
@@ -869,15 +869,17 @@ class Config:
     @property
     def binds_origin(self) -> str:
         """Where `binds` came from, for messages to the operator."""
+        return " and ".join(self._binds_origins) or "the default"
+
+    @property
+    def _binds_origins(self) -> list[str]:
         names = self.ways or ("host", "port")
-        given = [self.origins[name] for name in names if name in self.origins]
-        return " and ".join(given) or "the default"
+        return list(dict.fromkeys(self.origins[n] for n in names if n in self.origins))
 
     @property
     def says_where(self) -> bool:
         """Whether some source says where to listen; PORT is for whom it may concern."""
-        origin = self.binds_origin
-        return origin != "the default" and not origin.endswith(" PORT")
+        return not all(origin.endswith(" PORT") for origin in self._binds_origins)
 
     def origin(self, name: str) -> str:
         """Where the value of the setting `name` came from, for messages to the operator."""

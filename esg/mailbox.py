@@ -11,12 +11,16 @@ import json
 import logging
 import os
 import socket
-from typing import get_args
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 logger = logging.getLogger("esg")
 
 MESSAGE_LIMIT = 96 * 1024
 """Largest encoded message, in bytes; below the kernel's default send buffer (net.core.wmem)."""
+
+MOST_AT_ONCE = 1000
+"""Messages that are received in one call; who sends without end must not keep it from ending."""
 
 TEXT_LIMIT = 32 * 1024
 """Longest text in a message, in bytes as encoded; of a longer one the end is kept."""
@@ -104,23 +108,22 @@ class CantWatch:
     reason: str
 
 
-Message = (
-    Ready
-    | BootFailed
-    | Due
-    | Draining
-    | Drain
-    | NewLogFiles
-    | ReloadFailed
-    | Watching
-    | Changed
-    | CantWatch
-)
+FromWorker = Ready | BootFailed | Due | Draining
+FromWatcher = Watching | Changed | CantWatch
+FromArbiter = Drain | NewLogFiles | ReloadFailed
+Message = FromWorker | FromWatcher | FromArbiter
+
+
+class MessageError(ValueError):
+    """Bytes that are no message, or one that the other side has no business to send."""
+
 
 _FDS_SPACE = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 """Room for the descriptors that one message may bring: eight."""
 
 _TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
+
+_FIELDS = {kind: get_type_hints(kind) for kind in _TYPES.values()}
 
 
 def encode(message: Message) -> bytes:
@@ -142,9 +145,23 @@ def _end_of(text: str) -> str:
 
 
 def decode(data: bytes) -> Message:
-    """The message that `encode` made these bytes of."""
-    name, fields = json.loads(data)
-    return _TYPES[name](**fields)
+    """The message that `encode` made these bytes of. Raises MessageError."""
+    try:
+        name, fields = json.loads(data)
+        message = _TYPES[name](**fields)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise MessageError(f"{len(data)} bytes that are no message") from None
+    for field, kind in _FIELDS[type(message)].items():
+        if not _is(getattr(message, field), kind):
+            raise MessageError(f"a {name} whose {field} is of another type")
+    return message
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value that JSON gave is what a field's annotation says."""
+    if get_origin(kind) is list:
+        return type(value) is list and all(_is(item, *get_args(kind)) for item in value)
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 class Mailbox:
@@ -168,10 +185,13 @@ class Mailbox:
             return False
         return True
 
-    def receive(self) -> tuple[list[Message], bool]:
-        """All messages that have come, and whether the other side is still there."""
+    def receive(self, expected: UnionType = Message) -> tuple[list[Any], bool]:
+        """All messages of these kinds that have come, and whether the other side is still there.
+
+        Whatever else comes is logged as an error, and ignored.
+        """
         messages: list[Message] = []
-        while True:
+        for _ in range(MOST_AT_ONCE):
             try:
                 data, ancillary, _, _ = self._sock.recvmsg(
                     MESSAGE_LIMIT, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC
@@ -185,15 +205,17 @@ class Mailbox:
                 return messages, False
             try:
                 message = decode(data)
+                if not isinstance(message, expected):
+                    raise MessageError(f"{type(message).__name__}, which isn't sent to this side")
                 if isinstance(message, NewLogFiles):
-                    message.fds.extend(fds)
-                    fds = []
+                    message.fds[:], fds = fds, []
                 messages.append(message)
-            except (ValueError, KeyError, TypeError):
-                logger.error("a message of %d bytes can't be read, skipped", len(data))
+            except MessageError as error:
+                logger.error("ignored what came by mailbox: %s", error)
             finally:
                 for fd in fds:  # that nobody has asked for
                     os.close(fd)
+        return messages, True
 
     def close(self) -> None:
         self._sock.close()

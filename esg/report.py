@@ -76,9 +76,9 @@ Each setting can be given, from the weakest source to the strongest,
 - on the command line, or by keyword to `esg.run()` ([Python interface](api.md)).
 
 A stronger source that says where to listen (`bind`, `uds`, `fd`, or `host` and `port`) replaces all
-that a weaker one says of it; `PORT` counts only where none of them is given. `esg --print-config`
-shows each setting's value and where it comes from, `esg --check-config` also imports the
-application.
+that a weaker one says of it; `PORT` gives way to all but a weaker `port`, and brings the host
+0.0.0.0 where there is none. `esg --print-config` shows each setting's value and where it comes
+from, `esg --check-config` also imports the application.
 
 A switch is turned off with `--no-` in front of its name. An option that is repeatable is a list in
 a file, and in the environment a text with commas (`ESG_HEADER`: with ends of line). In a file,

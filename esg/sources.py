@@ -21,6 +21,9 @@ PROJECT_FILE = "pyproject.toml"
 
 PREFIX = "ESG_"
 
+EVERYWHERE = "0.0.0.0"
+"""The host that goes with PORT where no source says one: who sets it connects from outside."""
+
 
 def load(
     command_line: Mapping[str, Raw],
@@ -48,6 +51,9 @@ def load(
         command_line,
     ):
         raw = _over(raw, stronger)
+    port = raw.get("port")
+    if port is not None and _is_generic(port) and "host" not in raw:
+        raw["host"] = Raw(EVERYWHERE, port.origin)
     strays = (*strays_in(environment), *strays_in(added, "env file"))
     files = _files(file, named.get("env_file"))
     paths = tuple(str(folder.absolute() / name) for name in files)

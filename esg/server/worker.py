@@ -190,7 +190,7 @@ class Worker:
     # -- orders ------------------------------------------------------------------------
 
     def _on_mail(self) -> None:
-        messages, alive = self._mailbox.receive()
+        messages, alive = self._mailbox.receive(mailbox.FromArbiter)
         for message in messages:
             if isinstance(message, mailbox.Drain):
                 self._stop(message)

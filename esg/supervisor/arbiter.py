@@ -40,7 +40,12 @@ class Arbiter:
     """The master process: sockets, children, signals."""
 
     def __init__(self, config: Config, payload: Payload, read_config: Callable[[], Config]) -> None:
-        """`payload` is what workers run; `read_config` reads the settings anew for a reload."""
+        """`payload` is what workers run; `read_config` reads the settings anew for a reload.
+
+        Raises ListenError if a service manager's sockets aren't there.
+        """
+        # First of all: whatever is opened here could be taken for one of them.
+        self._handed = handed_over(os.environ, os.getpid(), needed=not config.says_where)
         self._config = config
         self._payload = payload
         self._read_config = read_config
@@ -97,6 +102,7 @@ class Arbiter:
                 self._dispatch(on.Tick())
                 self._reloader.tick(time.monotonic())
             self._notifier.turn(time.monotonic())
+            self._control.turn(time.monotonic())
         return self._exit_code
 
     def _time_left(self) -> float | None:
@@ -104,11 +110,12 @@ class Arbiter:
         return _time_until(self._fleet.next_deadline(), self._reloader.next_deadline())
 
     def _time_to_wait(self) -> float | None:
-        """The same, or until the service manager wants to hear."""
+        """The same, or until the service manager wants to hear, or `esgctl` to be heard."""
         return _time_until(
             self._fleet.next_deadline(),
             self._reloader.next_deadline(),
             self._notifier.next_deadline(),
+            self._control.next_deadline(),
         )
 
     def _dispatch(self, event: on.Event) -> None:
@@ -121,9 +128,8 @@ class Arbiter:
                     events.append(consequence)
 
     def _listen(self) -> None:
-        config = self._config
-        handed, warning = handed_over(os.environ, os.getpid(), needed=not config.says_where)
-        unused = self._sockets.begin(config, handed)
+        handed, warning = self._handed
+        unused = self._sockets.begin(self._config, handed)
         warnings = [warning, self._notifier.problem]
         warnings += [f"{name} was handed over, and no --bind takes it" for name in unused]
         for text in filter(None, warnings):
@@ -194,6 +200,8 @@ class Arbiter:
         self._dispatch(self._reload_event(job))
 
     def _reload_event(self, job: int | None = None) -> on.Event:
+        if self._fleet.stopping:
+            return on.ReloadRequested(self._config, job)  # which the fleet ignores, and says so
         try:
             config = self._read_config()
             check_reload(self._config, config)
@@ -224,7 +232,7 @@ class Arbiter:
         if handle.mailbox in self._watched():
             self._selector.unregister(handle.mailbox)
         self._board.clear(handle.number)
-        detail = "" if handle.aborted else handle.stack()
+        detail = handle.last_stack()
         handle.close()
         event = on.WorkerExited(handle.number, handle.describe(status), status == 0, detail)
         self._dispatch(event)
@@ -235,13 +243,13 @@ class Arbiter:
         return {key.fileobj for key in self._selector.get_map().values()}
 
     def _on_mail(self, handle: WorkerHandle) -> None:
-        messages, alive = handle.mailbox.receive()
+        messages, alive = handle.mailbox.receive(mailbox.FromWorker)
         for message in messages:
             self._dispatch(self._event_of(handle.number, message))
         if not alive and handle.mailbox in self._watched():
             self._selector.unregister(handle.mailbox)
 
-    def _event_of(self, number: int, message: mailbox.Message) -> on.Event:
+    def _event_of(self, number: int, message: mailbox.FromWorker) -> on.Event:
         match message:
             case mailbox.Ready():
                 return on.WorkerReady(number)
@@ -253,8 +261,6 @@ class Arbiter:
                 return on.WorkerDue(number, message.reason)
             case mailbox.Draining():
                 return on.WorkerRetiring(number, message.reason)
-            case _:
-                raise AssertionError(f"no worker sends {type(message).__name__}")
 
     def _beats(self) -> on.BeatsRead:
         now = time.monotonic_ns()
@@ -320,7 +326,11 @@ class Arbiter:
         subject = logs.worker_subject(assignment.number, assignment.generation, os.getpid())
         assignment.logs.keep_only()
         assignment.logs.apply(subject)
-        privileges.identity(config).assume()
+        try:
+            privileges.identity(config).assume()
+        except ESGError as error:
+            assignment.mailbox.send(mailbox.BootFailed(str(error), "", error.exit_code))
+            return error.exit_code
         return self._payload(assignment)
 
     def _drain(self, action: do.Drain) -> None:

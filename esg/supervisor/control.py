@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import selectors
 import socket
 import struct
+import time
 from collections.abc import Callable
 
 from esg import commands, unixsocket
@@ -22,6 +24,13 @@ MODE = 0o600
 
 MOST_CLIENTS = 32
 """Connections at once. For a further one, the first that has not asked for anything goes."""
+
+
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Why accept(2) fails and leaves the connection where it is."""
+
+PAUSE = 1.0
+"""Seconds after which accepting is tried again that failed for want of room."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -57,6 +66,7 @@ class Control:
         self._clients: dict[int, Client] = {}
         self._sock: socket.socket | None = None
         self._file: SocketFile | None = None
+        self._paused_until: float | None = None
 
     def open(self, path: str, origin: str) -> None:
         """Listen at `path`. Raises ListenError, with nothing left behind.
@@ -98,16 +108,39 @@ class Control:
         if self._file is not None:
             self._file.remove()
         if self._sock is not None:
+            self._resume()
             self._selector.unregister(self._sock)
             self._sock.close()
             self._sock = None
+
+    def next_deadline(self) -> float | None:
+        """When `turn` wants to be called, in monotonic seconds."""
+        return self._paused_until
+
+    def turn(self, now: float) -> None:
+        """Accept again, if it is time to."""
+        if self._paused_until is not None and now >= self._paused_until:
+            self._resume()
+
+    def _pause(self) -> None:
+        """Leave clients in the queue: each turn of the loop would find them, and no room."""
+        assert self._sock is not None
+        self._selector.unregister(self._sock)
+        self._paused_until = time.monotonic() + PAUSE
+
+    def _resume(self) -> None:
+        if self._paused_until is not None and self._sock is not None:
+            self._paused_until = None
+            self._selector.register(self._sock, selectors.EVENT_READ, self._accept)
 
     def _accept(self) -> None:
         assert self._sock is not None
         try:
             sock, _ = self._sock.accept()
-        except OSError:  # it has gone again, or there are no descriptors: then it waits
-            return
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                self._pause()
+            return  # or it has gone again
         sock.setblocking(False)
         client = Client(sock, next(self._numbers))
         self._clients[client.job] = client
@@ -146,3 +179,4 @@ class Control:
         with contextlib.suppress(OSError):  # a child of this moment may have a copy
             client.sock.shutdown(socket.SHUT_RDWR)
         client.sock.close()
+        self._resume()

@@ -45,6 +45,12 @@ ESCALATION: tuple[tuple[Callable[[int], Action], float], ...] = (
 EXIT_MARGIN = 8.0
 """Seconds beyond its grace in which a worker cancels requests and shuts its lifespan down."""
 
+STANDSTILL = 2.0
+"""Seconds for which the loop of a worker may stand still once its grace is over.
+
+Seen at two looks running they are at least the 3 that the lifespan's shutdown has, which may block.
+"""
+
 QUIT_GRACE = 8.0
 """Seconds a worker has to end that was told to quit, or that said it can't boot."""
 
@@ -70,6 +76,7 @@ class Member:
     number: int
     generation: Generation
     deadline: float | None
+    grace_ends: float | None = None
     state: WorkerState = WorkerState.BOOTING
     due: str = ""
     escalated: int = 0
@@ -79,6 +86,10 @@ class Member:
     @property
     def active(self) -> bool:
         return self.state is not WorkerState.DRAINING
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether its requests have had their time."""
+        return self.grace_ends is not None and now >= self.grace_ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +185,7 @@ class Fleet:
         if member is None or member.state is not WorkerState.BOOTING:
             if member is not None and not (self._quick or member.escalated):
                 # It was discarded when it served already, so it has requests to finish.
-                member.deadline = now + member.generation.config.graceful_timeout + EXIT_MARGIN
+                self._finishing(member, now)
             return
         member.state = WorkerState.READY
         member.deadline = None
@@ -201,8 +212,7 @@ class Fleet:
         member = self.members.get(event.number)
         if member is not None and member.active:
             self._log("info", f"draining reason={event.reason}", member)
-            grace = member.generation.config.graceful_timeout
-            self._leaving(member, now + grace + EXIT_MARGIN)
+            self._finishing(member, now)
 
     def _on_exited(self, event: on.WorkerExited, now: float) -> None:
         member = self.members.pop(event.number, None)
@@ -237,7 +247,7 @@ class Fleet:
                 continue
             # A beat may be one interval old in the best of health.
             still = age - CHECK_INTERVAL
-            was_late, member.late = member.late, self._is_late(member, still)
+            was_late, member.late = member.late, self._is_late(member, still, now)
             if was_late and member.late:
                 self._condemn_stuck(member, still, now)
 
@@ -308,20 +318,24 @@ class Fleet:
         for member in self.members.values():
             if member.deadline is not None:
                 member.deadline += gap
+            if member.grace_ends is not None:
+                member.grace_ends += gap
         self._next_check = now + CHECK_INTERVAL * 2
 
-    def _is_late(self, member: Member, still: float) -> bool:
+    def _is_late(self, member: Member, still: float, now: float) -> bool:
         """Whether a worker's event loop stood still for longer than allowed.
 
         Only who is late twice running is stuck: on a machine that was suspended, everybody is
         late once.
         """
+        if member.state is WorkerState.BOOTING or member.escalated:
+            return False
         limit = member.generation.config.timeout
-        settled = member.state is not WorkerState.BOOTING and not member.escalated
-        return settled and 0 < limit < still
+        return 0 < limit < still or (member.is_overdue(now) and still > STANDSTILL)
 
     def _condemn_stuck(self, member: Member, still: float, now: float) -> None:
-        message = f"stuck: its event loop has stood still for {still:.1f} s (--timeout)"
+        limit = "--graceful-timeout" if member.is_overdue(now) else "--timeout"
+        message = f"stuck: its event loop has stood still for {still:.1f} s ({limit})"
         self._log("error", message, member)
         was_active = member.active
         self._leaving(member, now)
@@ -557,7 +571,7 @@ class Fleet:
         grace = member.generation.config.graceful_timeout
         self._log("info", f"draining reason={reason}", member)
         self._out.append(do.Drain(member.number, reason, grace, final=self._closed))
-        self._leaving(member, now + grace + EXIT_MARGIN)
+        self._finishing(member, now)
 
     def _discard(self, member: Member, now: float) -> None:
         grace = member.generation.config.graceful_timeout
@@ -567,6 +581,11 @@ class Fleet:
     def _quit(self, member: Member, now: float) -> None:
         self._out.append(do.Quit(member.number))
         self._leaving(member, now + QUIT_GRACE)
+
+    def _finishing(self, member: Member, now: float) -> None:
+        """It has its grace for what is in flight, then a margin for its own end."""
+        member.grace_ends = now + member.generation.config.graceful_timeout
+        self._leaving(member, member.grace_ends + EXIT_MARGIN)
 
     def _leaving(self, member: Member, deadline: float) -> None:
         member.state = WorkerState.DRAINING

@@ -54,7 +54,7 @@ class PidFile:
 
 @contextlib.contextmanager
 def _stale(path: str, origin: str) -> Iterator[bool]:
-    """Hold the lock of the file that is there; gives whether there is one."""
+    """Hold the lock of the file that is there; gives whether there is one, still."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -72,9 +72,16 @@ def _stale(path: str, origin: str) -> Iterator[bool]:
                 f"{origin}: process {pid} holds {path!r}, so it runs already; stop it, or choose "
                 "another file"
             ) from None
-        yield os.path.samestat(os.fstat(fd), os.lstat(path))
+        yield _is_at(fd, path)
     finally:
         os.close(fd)
+
+
+def _is_at(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:  # whoever held it has removed it meanwhile
+        return False
 
 
 def _replace(path: str, exists: bool) -> int | None:

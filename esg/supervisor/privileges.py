@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from esg.accounts import find_group, find_user
 from esg.config import Config
-from esg.errors import ConfigError
+from esg.errors import BootError, ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,42 @@ class Identity:
     umask: int | None = None
 
     def assume(self) -> None:
-        """Become this, for good. Raises OSError. The order matters: root's rights go last."""
-        if self.groups is not None:
-            os.setgroups(self.groups)
-        if self.gid is not None:
-            os.setresgid(self.gid, self.gid, self.gid)
-        if self.uid is not None:
-            os.setresuid(self.uid, self.uid, self.uid)
+        """Become this, for good. Raises BootError if that can't be, or hasn't come about.
+
+        The order matters: root's rights go last.
+        """
+        try:
+            if self.groups is not None:
+                os.setgroups(self.groups)
+            if self.gid is not None:
+                os.setresgid(self.gid, self.gid, self.gid)
+            if self.uid is not None:
+                os.setresuid(self.uid, self.uid, self.uid)
+        except OSError as error:
+            raise BootError(
+                f"workers can't be {self}: {error.strerror}; that takes the capabilities "
+                "CAP_SETUID and CAP_SETGID (capabilities(7)), also of root"
+            ) from None
+        self._verify()
         if self.umask is not None:
             os.umask(self.umask)
+
+    def _verify(self) -> None:
+        """Trust no return value with who it is that runs the application."""
+        uids, gids, groups = os.getresuid(), os.getresgid(), os.getgroups()
+        if (
+            (self.uid is not None and set(uids) != {self.uid})
+            or (self.gid is not None and set(gids) != {self.gid})
+            or (self.groups is not None and set(groups) != set(self.groups))
+        ):
+            raise BootError(f"workers were to be {self}, and are {Identity(uids[1], gids[1])}")
+
+    def __str__(self) -> str:
+        return " ".join(
+            f"{name}={number}"
+            for name, number in (("uid", self.uid), ("gid", self.gid))
+            if number is not None
+        )
 
 
 def identity(config: Config) -> Identity:

@@ -13,7 +13,14 @@ from types import FrameType
 
 from esg.listeners import Listener
 from esg.mailbox import Mailbox, pair
+from esg.payload import DUMP_SIGNAL
 from esg.supervisor.signals import CHILD, HANDLED
+
+STACK_LIMIT = 1 << 20
+"""Bytes of stacks that are read at once; of more, the last."""
+
+FATAL = "Fatal Python error: "
+"""How `faulthandler` begins when a signal ends the process, and only then."""
 
 
 class WorkerHandle:
@@ -54,13 +61,30 @@ class WorkerHandle:
         """Send a signal, unless the process was reaped: then the pid may be another's."""
         if not self.reaped:
             self._sent.add(signum)
+            if signum == DUMP_SIGNAL:  # what is there already was written for somebody else
+                self._stack_read = os.fstat(self.stack_fd).st_size
             os.kill(self.pid, signum)
 
     def stack(self) -> str:
-        """What `faulthandler` wrote since the last call: the stacks of the worker's threads."""
-        written = os.pread(self.stack_fd, 1 << 20, self._stack_read)
-        self._stack_read += len(written)
+        """The stacks of the worker's threads, written since it was last asked for them or read."""
+        size = os.fstat(self.stack_fd).st_size
+        start = max(self._stack_read, size - STACK_LIMIT)
+        self._stack_read = size
+        written = os.pread(self.stack_fd, size - start, start)
         return written.decode("utf-8", "backslashreplace").strip()
+
+    def last_stack(self) -> str:
+        """Where a worker that has ended stood, as far as its end or the arbiter had it write that.
+
+        Others may send it DUMP_SIGNAL, too, and what it wrote then says nothing of its end.
+        """
+        if self.aborted:  # then it was logged
+            return ""
+        written = self.stack()
+        if DUMP_SIGNAL in self._sent:
+            return written
+        _, fatal, stacks = written.rpartition(FATAL)
+        return fatal + stacks if fatal else ""
 
     @property
     def aborted(self) -> bool:

@@ -121,7 +121,7 @@ class Reloader:
         self._log(logging.ERROR, f"the watcher of --reload ended, next start {then}: {reason}")
 
     def _on_mail(self, handle: WorkerHandle) -> None:
-        messages, alive = handle.mailbox.receive()
+        messages, alive = handle.mailbox.receive(mailbox.FromWatcher)
         changed = False
         for message in messages:
             match message:

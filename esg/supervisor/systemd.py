@@ -30,6 +30,12 @@ RETRY_EVERY = 0.1
 MOST_UNSENT = 64
 """Messages that wait for that; of more the oldest are dropped."""
 
+LONGEST_STATUS = 1000
+"""Bytes of STATUS= that are sent. A datagram of more than 4096 is ignored, READY=1 in it too."""
+
+MOST_DIGITS = 18
+"""Digits that a number in a variable has at most."""
+
 SETTLED: State = "serving"
 """The state in which nothing is being waited for."""
 
@@ -58,7 +64,7 @@ class Notifier:
         address = environ.pop("NOTIFY_SOCKET", "")
         interval = environ.pop("WATCHDOG_USEC", "")
         meant_for = environ.pop("WATCHDOG_PID", "") or str(pid)
-        watchdog = int(interval) / 1e6 if interval.isdigit() and meant_for == str(pid) else 0.0
+        watchdog = (_number(interval) or 0) / 1e6 if meant_for == str(pid) else 0.0
         return cls(address, watchdog)
 
     def send(self, *lines: str, fds: Sequence[int] = ()) -> bool:
@@ -69,7 +75,7 @@ class Notifier:
         """
         if not self._address:
             return False
-        text = "\n".join(line.replace("\n", " ") for line in lines).encode()
+        text = "\n".join(map(_printable, lines)).encode()
         if not self._unsent or fds:
             try:
                 self._transmit(text, fds)
@@ -104,7 +110,7 @@ class Notifier:
         """Say that this is so now; `anew`: it has begun again."""
         news = state != self._state or anew
         usec = time.monotonic_ns() // 1000
-        self.send(*(messages(state, usec) if news else ()), f"STATUS={status}")
+        self.send(*(messages(state, usec) if news else ()), f"STATUS={_cut(status)}")
         if state != self._state:
             self._next_extension = 0.0
         self._state = state
@@ -134,6 +140,24 @@ class Notifier:
         return bool(self._address) and self._state != SETTLED
 
 
+def _printable(line: str) -> str:
+    """A line that can't be taken for several, or make the manager ignore the whole message."""
+    line = line.replace("\n", " ")
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def _cut(text: str) -> str:
+    return _printable(text).encode()[:LONGEST_STATUS].decode(errors="ignore")
+
+
+def _number(text: str) -> int | None:
+    """A whole number in ASCII, as a service manager writes it; None for anything else."""
+    is_one = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
+    return int(text) if is_one else None
+
+
 def messages(state: State, monotonic_usec: int) -> list[str]:
     """What the service manager is told of a state that was entered. Pure.
 
@@ -156,17 +180,20 @@ def handed_over(
 ) -> tuple[list[Handed], str]:
     """The sockets that were handed to this process, and a warning if it isn't all as it should be.
 
-    The variables are taken out, since they aren't meant for children. Sockets that are another
-    process's are none of ours; if they are `needed`, since no setting says where to listen, it
-    raises ListenError.
+    To be called before anything is opened, which could be taken for one of them. The variables are
+    taken out, since they aren't meant for children. Sockets that are another process's are none
+    of ours; if they are `needed`, since no setting says where to listen, it raises ListenError.
     """
-    count = environ.pop("LISTEN_FDS", "")
-    meant_for = environ.pop("LISTEN_PID", "")
-    names = environ.pop("LISTEN_FDNAMES", "").split(":")
+    given = {name: environ.pop(name) for name in list(environ) if name.startswith("LISTEN_")}
+    environ.pop("FDSTORE", None)
+    count = given.get("LISTEN_FDS", "")
+    meant_for = given.get("LISTEN_PID", "")
+    names = given.get("LISTEN_FDNAMES", "").split(":")
+    number_of = _number(count)
     if not count:
         return [], ""
-    if not count.isdigit():
-        return [], f"LISTEN_FDS={count} is no number: ignored"
+    if number_of is None:
+        return [], f"LISTEN_FDS={count[:MOST_DIGITS]} is no number: ignored"
     if meant_for != str(pid):
         problem = (
             f"LISTEN_FDS={count} is meant for process {meant_for or '?'} (LISTEN_PID), not for "
@@ -176,7 +203,7 @@ def handed_over(
             raise ListenError(f"{problem}; start esg with exec, or say where to listen")
         return [], f"{problem}: ignored"
     found = []
-    for number, fd in enumerate(range(FIRST_FD, FIRST_FD + int(count))):
+    for number, fd in enumerate(range(FIRST_FD, FIRST_FD + number_of)):
         name = names[number] if number < len(names) and names[number] else "unknown"
         try:
             os.set_inheritable(fd, False)

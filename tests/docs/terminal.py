@@ -33,10 +33,15 @@ PROGRAM = """\
 #!{python}
 import sys
 sys.path.insert(0, {checkout!r})
+import esg.sources
+esg.sources.EVERYWHERE = "127.0.0.1"
 from {module} import {function}
 sys.exit({function}())
 """
-"""As pip writes a command, but for the package of this checkout."""
+"""As pip writes a command, but for the package of this checkout, and with PORT as the default port.
+
+By itself PORT has ESG listen for the network, too.
+"""
 
 _PORTS = re.compile(r"(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1?\]):(\d+)|\bport\b[= ]+(\d+)")
 _DEFAULT_PORT = "8000"

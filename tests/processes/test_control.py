@@ -20,6 +20,8 @@ from tests.support.runner import Esg, environment, run_to_its_end, session
 from tests.support.unprivileged import NOBODY, as_nobody
 from tests.support.waiting import DEADLINE, eventually
 
+from .test_reload import open_files
+
 Start = Callable[..., Esg]
 
 SOCKET = ("--control-socket", "control")
@@ -73,6 +75,7 @@ def test_a_reload_is_over_when_the_command_is(start: Start) -> None:
 def test_a_reload_that_fails_says_why(start: Start) -> None:
     esg = start(*SOCKET, "--lifespan", "on")
     esg.claim("can't boot", "reload failed")
+    fds = esg.arbiter.num_fds()
     esg.write(application("two", at_startup="raise RuntimeError('no database')"))
     code, output, errors = reload(esg)
     assert (code, output) == (1, "")
@@ -82,14 +85,17 @@ def test_a_reload_that_fails_says_why(start: Start) -> None:
         "esgctl: error: reload failed, gen=1 goes on serving: gen=2: a worker could not boot"
     )
     assert esg.whoami()["version"] == "one"
+    eventually(lambda: esg.arbiter.num_fds() == fds, "no descriptor is left open")
 
 
 def test_a_reload_that_is_refused_says_why(start: Start) -> None:
     esg = start(files={"esg.toml": "port = 0\ncontrol_socket = 'control'\n"}, listen=())
     esg.claim("reload refused")
+    files = open_files(esg.arbiter)
     esg.write("port = 0\nwrokers = 2\ncontrol_socket = 'control'\n", "esg.toml")
     code, _, errors = ctl(esg, "--control-socket", "control", "reload")
     assert code == 1
+    assert open_files(esg.arbiter) == files
     assert errors.startswith(
         "esgctl: error: reload refused, gen=1 goes on serving: esg.toml: unknown key 'wrokers'"
     )
@@ -101,10 +107,12 @@ def test_an_address_in_use_refuses_a_reload(start: Start) -> None:
         text = "bind = ['127.0.0.1:0']\ncontrol_socket = 'control'\n"
         esg = start(files={"esg.toml": text}, listen=())
         esg.claim("reload refused")
+        files = open_files(esg.arbiter)
         esg.write(text.replace(":0'", f":0', '127.0.0.1:{port}'"), "esg.toml")
         code, _, errors = ctl(esg, "reload")
     assert code == 1
     assert f"can't listen on 127.0.0.1:{port}" in errors
+    assert open_files(esg.arbiter) == files
     assert esg.whoami()["generation"] == 1
 
 
@@ -138,6 +146,23 @@ def test_who_waits_hears_of_a_stop(start: Start) -> None:
     assert ended(waiting) == (1, "", "esgctl: error: reload given up: stopping\n")
     esg.wait()
     assert not (esg.folder / "control").exists()
+
+
+def test_who_asks_while_it_stops_opens_nothing(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    esg = start(*SOCKET, listen=("--port", str(port)))
+    fds = esg.arbiter.num_fds()
+    slow = esg.in_flight("/slow/2")
+    esg.signal(signal.SIGTERM)
+    esg.wait_for_log("draining reason=shutdown")
+    assert reload(esg) == (1, "", "esgctl: error: reload ignored: stopping\n")
+    esg.signal(signal.SIGHUP)
+    esg.wait_for_log("reload ignored: stopping", count=2)
+    assert len(esg.logged("listening on")) == 1
+    eventually(lambda: esg.arbiter.num_fds() == fds - 1, "all but the listener is as it was")
+    assert slow.getresponse().status == 200
+    slow.close()
 
 
 def test_who_waits_hears_that_the_arbiter_was_killed(start: Start) -> None:
@@ -249,6 +274,8 @@ def test_a_reload_can_not_move_it(start: Start) -> None:
         (b"GET / HTTP/1.1\r\n", 'expected a line such as {"command": "reload"}'),
         (b"[]\n", 'expected a line such as {"command": "reload"}'),
         (b'{"command": "stop"}\n', "unknown command 'stop'; known: reload"),
+        (b'{"command": ["reload"]}\n', 'expected a line such as {"command": "reload"}'),
+        (b"[" * 4000 + b"\n", 'expected a line such as {"command": "reload"}'),
         (b"\xff" * 5000, 'expected a line such as {"command": "reload"}'),
     ],
 )
@@ -259,6 +286,7 @@ def test_nonsense_is_answered(start: Start, sent: bytes, text: str) -> None:
         answer = json.loads(client.makefile().readline())
     assert answer == {"ok": False, "text": text, "detail": ""}
     assert not esg.logged("received reload")
+    assert esg.whoami()["worker"] == 1
 
 
 def test_clients_that_say_nothing_cost_a_bounded_number_of_descriptors(start: Start) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import psutil
 import pytest
@@ -32,6 +33,29 @@ def line_of(esg: Esg, text: str) -> int:
     """The number of the line of the application that holds `text`."""
     lines = (esg.folder / "example.py").read_text().splitlines()
     return next(number for number, line in enumerate(lines, 1) if text in line)
+
+
+# -- workers that talk nonsense --------------------------------------------------------
+
+BABBLES = """\
+    import socket
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            sock = socket.socket(fileno=os.dup(fd))
+        except OSError:
+            continue
+        if sock.type == socket.SOCK_SEQPACKET:
+            sock.send(b"[" * 50000)
+            sock.send(b'["Due", {"reason": {}}]')
+            sock.send(b'["Drain", {"reason": "", "grace": 1, "final": true}]')
+"""
+
+
+def test_whatever_a_worker_sends_the_arbiter_lives_on(start: Start) -> None:
+    esg = start(source=application(at_startup=BABBLES.strip()))
+    esg.claim("ignored what came by mailbox")
+    assert len(esg.logged("ignored what came by mailbox: ")) == 3
+    assert esg.whoami()["worker"] == 1
 
 
 # -- workers that die ------------------------------------------------------------------
@@ -85,6 +109,33 @@ def test_a_segfault_leaves_the_stack_in_the_log(start: Start) -> None:
     line = line_of(esg, "ctypes.string_at(0)")
     assert f'example.py", line {line} in follow_a_null_pointer' in record.detail
     assert esg.whoami()["pid"] != record.pid
+
+
+@pytest.mark.parametrize("how", ["killed", "segfault"])
+def test_a_stack_that_somebody_asked_for_is_not_where_it_died(start: Start, how: str) -> None:
+    esg = start()
+    esg.claim("died: killed by")
+    (worker,) = esg.workers()
+    blocked = esg.in_flight("/block/0.3")
+    stacks = stack_file(worker)
+    os.kill(worker, signal.SIGURG)
+    eventually(lambda: b"in report_of_the_month" in stacks(), "it has written its stacks")
+    assert answer(blocked)["pid"] == worker
+    blocked.close()
+    if how == "killed":
+        os.kill(worker, signal.SIGKILL)
+    else:
+        is_lost(esg.begin("/segfault"))
+    died = esg.wait_for_log("died: killed by")
+    assert "report_of_the_month" not in died.text
+    assert ("follow_a_null_pointer" in died.text) == (how == "segfault")
+
+
+def stack_file(pid: int) -> Callable[[], bytes]:
+    """What a worker has written of its stacks so far."""
+    folder = Path(f"/proc/{pid}/fd")
+    (path,) = [fd for fd in folder.iterdir() if "esg-stack" in os.readlink(fd)]
+    return path.read_bytes
 
 
 def test_a_crash_loop_backs_off_and_never_ends_the_arbiter(start: Start) -> None:
@@ -214,6 +265,21 @@ def test_a_worker_that_drains_for_longer_than_its_grace_is_cut_off(start: Start)
     assert is_lost(connection)
     assert 1.0 <= seconds_between(esg.wait_for_log("draining reason=reload"), gone) < 3.5
     assert len(esg.notes("shutdown")) == 1
+
+
+def test_a_blocked_worker_holds_up_no_stop(start: Start) -> None:
+    """Though --timeout would let it stand still for long."""
+    esg = start("--workers", "1", "--graceful-timeout", "1")
+    esg.claim(
+        r"stuck: .*\(--graceful-timeout\)", STACKS, "gone: killed by SIGABRT from the arbiter"
+    )
+    blocked = esg.in_flight("/block/60")
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == 0
+    assert is_lost(blocked)
+    begun, ended = esg.wait_for_log("received SIGTERM"), esg.wait_for_log("stopped")
+    assert 1.0 <= seconds_between(begun, ended) < 8.0
+    assert "report_of_the_month" in esg.wait_for_log(STACKS).text
 
 
 def test_a_request_that_swallows_its_cancellation_holds_no_worker_for_ever(start: Start) -> None:
@@ -398,6 +464,61 @@ def may_unshare() -> bool:
     if not shutil.which("unshare"):
         return False
     return subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0
+
+
+STANDS_STILL = 'import signal\nopen("importing", "w").close()\nwhile True: signal.pause()'
+
+
+def importing(start: Start, *options: str, prefix: tuple[str, ...] = ()) -> Esg:
+    """One that is still importing its own modules: click has another one in its place."""
+    esg = start(*options, files={"click.py": STANDS_STILL}, prefix=prefix, wait=False)
+    eventually((esg.folder / "importing").exists, "it imports")
+    return esg
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        (),
+        pytest.param(
+            NAMESPACE,
+            marks=pytest.mark.skipif(not may_unshare(), reason="no permission for a pid namespace"),
+        ),
+    ],
+    ids=["", "as PID 1"],
+)
+def test_it_ends_in_good_order_before_it_has_begun(
+    start: Start, prefix: tuple[str, ...], signum: int
+) -> None:
+    esg = importing(start, prefix=prefix)
+    esg.signal(signum)
+    assert esg.wait() == 0
+    assert esg.log == ""
+
+
+def test_a_check_that_is_interrupted_finds_nothing_good(start: Start) -> None:
+    esg = importing(start, "--check-config")
+    esg.exit_code = -signal.SIGTERM
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == -signal.SIGTERM
+
+
+def test_it_ends_in_good_order_while_it_reads_its_settings(start: Start, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo.toml"
+    os.mkfifo(fifo)
+    esg = start("-c", str(fifo), wait=False)
+
+    def opened() -> int | None:
+        try:
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads it yet
+            return None
+
+    fd = eventually(opened, "it reads its settings")
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == 0
+    os.close(fd)
 
 
 @pytest.mark.skipif(not may_unshare(), reason="no permission for a pid namespace")

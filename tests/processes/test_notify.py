@@ -19,7 +19,7 @@ from tests.support.runner import Esg
 from tests.support.waiting import all_along, eventually
 
 from .test_reload import open_files
-from .test_sockets import activated
+from .test_sockets import activated, high, listening
 
 Start = Callable[..., Esg]
 
@@ -106,12 +106,28 @@ def test_a_reload_that_fails_is_told_of_as_over(start: Start, manager: Manager) 
 
 
 def test_children_know_nothing_of_the_manager(start: Start, manager: Manager) -> None:
-    extra = manager.environment | {"WATCHDOG_USEC": "60000000", "LISTEN_PID": "1"}
-    esg = start(source=ENVIRONMENT, extra=extra)
-    connection = esg.begin("/")
-    seen = json.loads(connection.getresponse().read())
-    connection.close()
-    assert not [name for name in seen if name.startswith(("NOTIFY_", "WATCHDOG_", "LISTEN_"))]
+    extra = manager.environment | {"WATCHDOG_USEC": "60000000", "FDSTORE": "4"}
+    with listening() as a, high(a) as c:
+        extra |= {"LISTEN_PIDFDID": "7", "WATCHDOG_PID": "1"}
+        esg = start(source=ENVIRONMENT, listen=(), extra=extra, **activated("web", c))
+        esg._port = a.getsockname()[1]
+        connection = esg.begin("/")
+        seen = json.loads(connection.getresponse().read())
+        connection.close()
+    ours = ("NOTIFY_", "WATCHDOG_", "LISTEN_", "FDSTORE")
+    assert not [name for name in seen if name.startswith(ours)]
+
+
+def test_a_status_that_is_no_text_does_no_harm(start: Start, manager: Manager) -> None:
+    name = os.fsdecode(b"\xff.toml")
+    esg = start("-c", name, listen=(), files={name: "port = 0"}, extra=manager.environment)
+    esg.claim("reload refused")
+    esg.write("wrokers = 0", name)
+    esg.signal(signal.SIGHUP)
+    manager.wait_for("READY", count=2)
+    assert "last reload refused: \\udcff.toml: unknown key 'wrokers'" in manager.said("STATUS")[-1]
+    esg.write("port = 0", name)
+    esg.reload()
 
 
 def test_the_watchdog_is_answered_while_the_arbiter_lives(start: Start, manager: Manager) -> None:

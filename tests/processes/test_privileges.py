@@ -8,6 +8,8 @@ import os
 import pwd
 import shutil
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.app import application
+from tests.support.certificates import Authority
 from tests.support.load import Load
 from tests.support.runner import Esg, run_to_its_end, session
 from tests.support.unprivileged import as_nobody
@@ -62,15 +66,20 @@ def open_folder() -> Iterator[Path]:
 def test_workers_run_as_who_they_should(open_folder: Path) -> None:
     python, extra = as_nobody()
     log, pid_file = open_folder / "secret.log", open_folder / "esg.pid"
+    authority = Authority(open_folder)
+    certificate, key = authority.issue()
+    os.chmod(key, 0o600)
     esg = Esg(
         open_folder,
         *("--workers", "2", "--user", "nobody", "--group", "daemon", "--umask", "027"),
         *("--error-logfile", str(log), "--pid", str(pid_file)),
+        *("--ssl-certfile", certificate, "--ssl-keyfile", key),
         source=IDENTITY,
         python=python,
         extra=extra,
         log="secret.log",
     )
+    esg.tls = authority.client_context()
     try:
         esg.wait_for_log("serving workers=2")
         files = open_files(esg.arbiter)
@@ -87,11 +96,56 @@ def test_workers_run_as_who_they_should(open_folder: Path) -> None:
             assert (made.st_uid, made.st_gid, made.st_mode & 0o777) == (NOBODY.pw_uid, 1, 0o640)
             esg.reload()
         assert esg.arbiter.uids().real == 0
-        assert os.stat(log).st_uid == os.stat(pid_file).st_uid == 0
+        assert os.stat(log).st_uid == os.stat(pid_file).st_uid == os.stat(key).st_uid == 0
         esg.wait_for_workers(2)
         assert open_files(esg.arbiter) == files
         esg.stop()
         assert not pid_file.exists()
+    finally:
+        esg.kill()
+
+
+OWN_GROUPS = """
+import os, sys
+shell = 'mount --bind "$0" /etc/group && exec "$@"'
+namespace = ["unshare", "--mount", "--propagation", "private", "sh", "-c", shell]
+os.execvp("unshare", [*namespace, sys.argv[1], sys.executable, *sys.argv[2:]])
+"""
+"""Runs Python with another /etc/group, which only it and its children see."""
+
+
+def may_mount() -> bool:
+    command = (
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "mount",
+        "-t",
+        "tmpfs",
+        "t",
+        "/mnt",
+    )
+    return (
+        bool(shutil.which("unshare"))
+        and not subprocess.run(command, capture_output=True).returncode
+    )
+
+
+@pytest.mark.skipif(not may_mount(), reason="no permission for a mount namespace")
+def test_workers_have_all_groups_of_their_user(open_folder: Path) -> None:
+    python, extra = as_nobody()
+    groups = open_folder / "group"
+    groups.write_text(Path("/etc/group").read_text() + "one:x:54321:nobody\ntwo:x:54322:nobody\n")
+    options = {"source": IDENTITY, "python": python, "extra": extra}
+    esg = Esg(open_folder, "--user", "nobody", wrapper=("-c", OWN_GROUPS, str(groups)), **options)
+    try:
+        connection = esg.begin("/made")
+        seen = json.loads(connection.getresponse().read())
+        connection.close()
+        assert seen["Gid"].split() == [str(NOBODY.pw_gid)] * 4
+        assert {int(gid) for gid in seen["Groups"].split()} == {NOBODY.pw_gid, 54321, 54322}
+        esg.stop()
     finally:
         esg.kill()
 
@@ -103,6 +157,8 @@ def test_workers_run_as_who_they_should(open_folder: Path) -> None:
         (("--group", "nosuch"), "--group: this machine has no group 'nosuch'"),
         (("--umask", "9"), "--umask: invalid value '9': expected permissions in octal"),
         (("--uds-owner", "nosuch"), "--uds-owner: this machine has no user 'nosuch'"),
+        (("--user", "4294967295"), "--user: this machine has no user '4294967295'"),
+        (("--uds-owner", ":99999999999"), "--uds-owner: this machine has no group '99999999999'"),
     ],
 )
 def test_one_line_for_who_there_is_not(
@@ -112,6 +168,21 @@ def test_one_line_for_who_there_is_not(
     assert finished.code == 2
     assert finished.log.startswith(f"esg: error: {reason}")
     assert len(finished.log.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv isn't installed")
+@pytest.mark.parametrize("option", ["--user", "--group"])
+def test_one_line_for_root_without_the_capabilities(tmp_path: Path, option: str) -> None:
+    (tmp_path / "example.py").write_text(application())
+    without = ("setpriv", "--bounding-set", "-setuid,-setgid")
+    finished = run_to_its_end(
+        tmp_path, "example:app", "--port", "0", "--workers", "2", option, "daemon", prefix=without
+    )
+    assert finished.code == 3
+    (error,) = finished.errors
+    assert "Operation not permitted; that takes the capabilities CAP_SETUID and" in error.text
+    assert "Traceback" not in finished.log
 
 
 # -- the pid file ----------------------------------------------------------------------
@@ -138,6 +209,27 @@ def test_a_second_start_with_the_pid_file_of_a_running_one(start: Start, tmp_pat
         "choose another file\n"
     )
     assert Path(path).read_text() == f"{esg.pid}\n"
+
+
+def test_of_two_starts_at_once_one_has_the_pid_file(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "esg.pid"
+    both = [start("--pid", str(path), wait=False) for _ in range(2)]
+    loser = eventually(lambda: [e for e in both if e.process.poll() is not None], "one ends")[0]
+    winner = both[1 - both.index(loser)]
+    winner.wait_for_log("serving workers=1")
+    assert path.read_text() == f"{winner.pid}\n"
+    assert f"process {winner.pid} holds {str(path)!r}, so it runs already" in loser.log
+    loser.exit_code = 1
+    loser.claim("runs already")
+
+
+def test_a_folder_in_the_place_of_the_pid_file_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "esg.pid").mkdir()
+    finished = run_to_its_end(tmp_path, "example:app", "--port", "0", "--pid", "esg.pid")
+    assert finished.code == 1
+    path = str(tmp_path / "esg.pid")
+    assert finished.log == f"esg: error: --pid: can't write {path!r}: Is a directory\n"
+    assert (tmp_path / "esg.pid").is_dir()
 
 
 def test_a_pid_file_that_was_left_behind_blocks_nobody(start: Start) -> None:
@@ -167,8 +259,10 @@ def test_a_boot_that_fails_leaves_no_pid_file(start: Start) -> None:
 def test_programs_of_workers_do_not_hold_the_pid_file(start: Start) -> None:
     esg = start("--pid", "esg.pid")
     assert esg.whoami()["worker"] == 1
-    for pid in (*esg.workers(),):
-        assert not [file for file in psutil.Process(pid).open_files() if "esg.pid" in file.path]
+    assert [name for name in open_files(esg.arbiter) if "esg.pid" in name]
+    for pid in esg.workers():
+        # Also under the name that it was made with, or as one that is deleted.
+        assert not [name for name in open_files(psutil.Process(pid)) if "esg.pid" in name]
     with open(esg.folder / "esg.pid") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -202,7 +296,11 @@ def test_who_is_in_a_hurry_does_not_wait_for_load_balancers(start: Start) -> Non
     assert esg.wait(timeout=5.0) == 0
 
 
-def test_variables_of_platforms(start: Start, tmp_path: Path) -> None:
-    esg = start(listen=(), extra={"PORT": "0", "WEB_CONCURRENCY": "3"})
+def test_variables_of_platforms(start: Start) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as free:
+        port = free.getsockname()[1]
+    esg = start(listen=(), extra={"PORT": str(port), "WEB_CONCURRENCY": "3"})
     eventually(lambda: len(esg.workers()) == 3, "three workers")
+    assert esg.logged(rf"listening on http://0\.0\.0\.0:{port}$")
+    esg._port = port
     assert esg.whoami()["worker"] in (1, 2, 3)

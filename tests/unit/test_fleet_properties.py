@@ -7,6 +7,7 @@ the invariants are checked.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ from esg.supervisor.fleet import (
     ESCALATION,
     EXIT_MARGIN,
     QUIT_GRACE,
+    STANDSTILL,
     SUSPENSION,
     Fleet,
     WorkerState,
@@ -686,6 +688,47 @@ def test_a_worker_late_once_is_left_alone() -> None:
         world.now += CHECK_INTERVAL
         world.tell(on.BeatsRead({1: age}))
     assert world.processes[1].told == []
+
+
+def unlimited() -> World:
+    """One ready worker, whose event loop may stand still for ever."""
+    world = World(dataclasses.replace(config_of(1, 1), timeout=0))
+    world.tell(on.Started())
+    boot_all(world)
+    return world
+
+
+@pytest.mark.parametrize("event", [on.ShutdownRequested(), on.WorkerRetiring(1, "SIGTERM")])
+def test_a_worker_that_stands_still_when_its_grace_is_over_has_no_margin(event: on.Event) -> None:
+    world = unlimited()
+    process = world.processes[1]
+    process.stuck, process.stuck_since = True, world.now
+    begun = world.now
+    world.tell(event)
+    world.pass_time(GRACE - 0.1)
+    assert not {"DumpStack", "Abort"} & set(process.told)
+    world.pass_time(2 * CHECK_INTERVAL + ESCALATION[0][1] + 0.2)
+    assert process.told[-2:] == ["DumpStack", "Abort"]
+    assert world.now - begun < GRACE + 3.5
+    assert "(--graceful-timeout)" in events(world)
+
+
+def test_a_worker_that_turns_when_its_grace_is_over_has_its_margin() -> None:
+    world = unlimited()
+    process = world.processes[1]
+    world.tell(on.ShutdownRequested())
+    world.pass_time(GRACE + EXIT_MARGIN - 0.1)
+    assert process.told == ["Drain"]
+
+
+def test_the_end_of_an_application_may_block_for_a_moment() -> None:
+    world = unlimited()
+    process = world.processes[1]
+    world.tell(on.ShutdownRequested())
+    world.pass_time(GRACE)
+    process.stuck, process.stuck_since = True, world.now
+    world.pass_time(STANDSTILL + CHECK_INTERVAL - 0.1)
+    assert process.told == ["Drain"]
 
 
 def test_nobody_is_condemned_for_time_in_which_the_arbiter_stood_still() -> None:

@@ -16,6 +16,8 @@ from esg.mailbox import (
     Drain,
     Draining,
     Due,
+    FromWorker,
+    MessageError,
     NewLogFiles,
     Ready,
     ReloadFailed,
@@ -127,6 +129,70 @@ def test_descriptors_arrive_as_copies_that_programs_do_not_inherit(ends, tmp_pat
         assert not os.get_inheritable(fd)
         assert os.path.sameopenfile(fd, file.fileno())
         os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense",
+        b"\xff\xfe",
+        b"7",
+        b'["Ready"]',
+        b'["Nothing", {}]',
+        b'["Ready", {"more": 1}]',
+        b'["Ready", []]',
+        b'[["Ready"], {}]',
+        b'["Due", {"reason": 7}]',
+        b'["Due", {"reason": null}]',
+        b'["BootFailed", {"message": "", "detail": "", "exit_code": true}]',
+        b'["Drain", {"reason": "", "grace": "1", "final": true}]',
+        b'["Drain", {"reason": "", "grace": 1, "final": true, "dropped": [1]}]',
+        b'["NewLogFiles", {"paths": "abc"}]',
+        b"[" * 50_000,
+        b"9" * 50_000,
+    ],
+    ids=lambda data: data[:60].decode("latin-1"),
+)
+def test_what_is_no_message_is_one_kind_of_error(ends, data, caplog):
+    with pytest.raises(MessageError):
+        decode(data)
+    ours, theirs = ends
+    ours._sock.send(data)
+    ours.send(Ready())
+    assert theirs.receive() == ([Ready()], True)
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert record.message.startswith("ignored what came by mailbox: ")
+
+
+def test_what_the_other_side_has_no_business_to_send_is_ignored(ends, caplog):
+    ours, theirs = ends
+    before = os.listdir("/proc/self/fd")
+    theirs.send(Drain("mine", 1.0, final=True))
+    theirs.send(NewLogFiles(["/log"], [0]))
+    theirs.send(Ready())
+    assert ours.receive(FromWorker) == ([Ready()], True)
+    assert [record.message for record in caplog.records] == [
+        f"ignored what came by mailbox: {name}, which isn't sent to this side"
+        for name in ("Drain", "NewLogFiles")
+    ]
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_who_sends_without_end_gets_a_turn_like_everybody(ends, monkeypatch):
+    monkeypatch.setattr("esg.mailbox.MOST_AT_ONCE", 2)
+    ours, theirs = ends
+    for reason in "abc":
+        ours.send(Due(reason))
+    assert theirs.receive() == ([Due("a"), Due("b")], True)
+    assert theirs.receive() == ([Due("c")], True)
+
+
+def test_numbers_of_descriptors_are_not_taken_from_the_text(ends):
+    ours, theirs = ends
+    ours._sock.send(b'["NewLogFiles", {"paths": [], "fds": [1, 2]}]')
+    (message,), _ = theirs.receive()
+    assert message.fds == []
 
 
 def test_descriptors_that_nobody_asked_for_are_closed(ends):

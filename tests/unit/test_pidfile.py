@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 import pytest
@@ -78,6 +79,24 @@ def test_one_that_is_anothers_by_now_is_left(path):
     held.release()
     assert content(path) == f"{os.getpid()}\n"
     other.release()
+
+
+@pytest.mark.parametrize("moment", ["flock", "lstat"])
+def test_one_that_goes_while_it_is_looked_at_is_no_obstacle(path, monkeypatch, moment):
+    """Its holder may end at any time."""
+    with open(path, "w") as file:
+        file.write("1\n")
+    module = fcntl if moment == "flock" else os
+    real = getattr(module, moment)
+
+    def meanwhile(*values):
+        monkeypatch.undo()
+        os.unlink(path)
+        return real(*values)
+
+    monkeypatch.setattr(module, moment, meanwhile)
+    acquire(path).release()
+    assert os.listdir(os.path.dirname(path)) == []
 
 
 def test_a_child_that_lets_go_does_not_let_go_for_us(path):

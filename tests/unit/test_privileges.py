@@ -8,8 +8,9 @@ import pwd
 
 import pytest
 
+from esg.accounts import find_owner
 from esg.config import Raw, build
-from esg.errors import ConfigError
+from esg.errors import BootError, ConfigError
 from esg.supervisor.privileges import Identity, identity
 
 NOBODY = pwd.getpwnam("nobody")
@@ -68,6 +69,45 @@ def test_a_number_without_an_entry_needs_a_group():
 def test_nobody_of_that_name(name):
     with pytest.raises(ConfigError, match=f"--{name}: this machine has no {name} 'nosuch'"):
         made(**{name: "nosuch"})
+
+
+@pytest.mark.parametrize("number", [2**32 - 1, 2**32, 99999999999, "9" * 5000])
+@pytest.mark.parametrize("name", ["user", "group"])
+def test_numbers_that_no_one_can_have(name, number):
+    """2**32 - 1 is -1 to setresuid(2), which then changes nothing."""
+    with pytest.raises(ConfigError, match=f"--{name}: this machine has no {name} '{number}'"):
+        made(**{name: str(number)})
+    owner = f"{number}:0" if name == "user" else f"0:{number}"
+    with pytest.raises(ConfigError, match=f"--uds-owner: this machine has no {name}"):
+        find_owner(owner, "--uds-owner")
+
+
+def test_the_highest_number_that_one_can_have():
+    assert find_owner(f"{2**32 - 2}:{2**32 - 2}", "--uds-owner") == (2**32 - 2, 2**32 - 2)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The system calls, which succeed, and change nothing."""
+    called = []
+    for name in ("setgroups", "setresgid", "setresuid", "umask"):
+        monkeypatch.setattr(os, name, lambda *values, name=name: called.append((name, *values)))
+    return called
+
+
+def test_who_has_not_become_who_it_should_does_not_go_on(calls):
+    with pytest.raises(BootError, match=r"workers were to be uid=54321 gid=54321, and are uid="):
+        Identity(54321, 54321, (54321,), 0o22).assume()
+    assert calls == [
+        ("setgroups", (54321,)),
+        ("setresgid", *[54321] * 3),
+        ("setresuid", *[54321] * 3),
+    ]
+
+
+def test_nothing_to_change_needs_no_rights(calls):
+    Identity(umask=0o27).assume()
+    assert calls == [("umask", 0o27)]
 
 
 @pytest.mark.usefixtures("unprivileged")

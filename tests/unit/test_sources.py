@@ -370,6 +370,28 @@ def test_platforms_give_the_port(tmp_path):
     assert loaded(tmp_path, {"PORT": "5000", "ESG_PORT": "6000"}).port == 6000
 
 
+def test_platforms_reach_the_port_that_they_give(tmp_path):
+    config = loaded(tmp_path, {"PORT": "5000"})
+    assert config.binds == ("0.0.0.0:5000",)
+    assert config.origin("host") == config.origin("port") == "environment PORT"
+    assert config.binds_origin == "environment PORT"
+    assert not config.says_where
+    assert loaded(tmp_path, {"ESG_PORT": "5000"}).host == "127.0.0.1"
+    assert loaded(tmp_path, {"ESG_PORT": "5000", "PORT": "6000"}).binds == ("127.0.0.1:5000",)
+    assert loaded(tmp_path, {"PORT": "5000"}, {"port": Raw("7", "--port")}).host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("source", ["file", "environment", "command line"])
+def test_a_host_from_any_source_goes_with_the_platforms_port(tmp_path, source):
+    if source == "file":
+        write(tmp_path, "esg.toml", "host = '127.0.0.1'")
+    environment = {"ESG_HOST": "127.0.0.1"} if source == "environment" else {}
+    command_line = {"host": Raw("127.0.0.1", "--host")} if source == "command line" else {}
+    config = loaded(tmp_path, environment | {"PORT": "5000"}, command_line)
+    assert config.binds == ("127.0.0.1:5000",)
+    assert config.says_where
+
+
 @pytest.mark.parametrize("source", ["file", "environment", "command line"])
 def test_the_platforms_port_counts_only_where_nothing_is_bound(tmp_path, source):
     if source == "file":
@@ -407,7 +429,7 @@ def test_the_env_file_is_stronger_than_the_file(tmp_path):
 
 
 def test_the_platforms_port_in_an_env_file_counts_like_the_environments(tmp_path):
-    assert with_env_file(tmp_path, "PORT=5").port == 5
+    assert with_env_file(tmp_path, "PORT=5").binds == ("0.0.0.0:5",)
     assert with_env_file(tmp_path, "PORT=5", {"ESG_BIND": "a:1"}).binds == ("a:1",)
     write(tmp_path, "esg.toml", "bind = 'a:1'")
     assert with_env_file(tmp_path, "PORT=5").binds == ("a:1",)

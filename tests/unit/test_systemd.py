@@ -74,6 +74,23 @@ def test_reloading_comes_with_the_time_in_one_message_and_again_if_it_begins_ane
     )
 
 
+def test_a_status_can_not_spoil_the_message_that_it_is_in(manager):
+    notifier = Notifier(manager.address)
+    notifier.tell("serving", "last reload refused: \udcff\0\nREADY=0 \x1b[1m \u20ac")
+    assert manager.messages() == [
+        (["READY=1", "STATUS=last reload refused: \\udcff\\x00 READY=0 \\x1b[1m \u20ac"], 0)
+    ]
+
+
+def test_a_long_status_is_cut(manager):
+    notifier = Notifier(manager.address)
+    notifier.tell("reloading", "gen 1: " + "\u20ac\0" * 5000)
+    (((reloading, _, status), _),) = manager.messages()
+    assert reloading == "RELOADING=1"
+    assert status.startswith("STATUS=gen 1: \u20ac\\x00")
+    assert 900 < len(status.encode()) <= 1007
+
+
 def test_abstract_addresses_begin_with_an_at_sign():
     name = f"esg-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -173,6 +190,23 @@ def test_sockets_that_are_not_there():
         handed_over(environ, 7, needed=False)
 
 
-def test_no_number_of_sockets():
-    environ = {"LISTEN_FDS": "many", "LISTEN_PID": "7"}
-    assert handed_over(environ, 7, needed=True) == ([], "LISTEN_FDS=many is no number: ignored")
+@pytest.mark.parametrize("text", ["many", "\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", "1 "])
+def test_no_number_of_sockets(text):
+    environ = {"LISTEN_FDS": text, "LISTEN_PID": "7"}
+    found, warning = handed_over(environ, 7, needed=True)
+    assert found == []
+    assert warning == f"LISTEN_FDS={text[:18]} is no number: ignored"
+
+
+@pytest.mark.parametrize("text", ["\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", "1s"])
+def test_no_interval_of_a_watchdog(manager, text):
+    environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": text}
+    notifier = Notifier.from_environment(environ, 7)
+    notifier.tell("serving", "")
+    assert notifier.next_deadline() is None
+
+
+def test_the_variables_of_sockets_are_taken_out():
+    environ = {"LISTEN_PIDFDID": "8", "LISTEN_FDNAMES": "a", "FDSTORE": "4", "A": "b"}
+    assert handed_over(environ, 7, needed=True) == ([], "")
+    assert environ == {"A": "b"}
