@@ -329,13 +329,14 @@ def test_settings_that_cannot_be_used_are_not_printed(capsys):
 
 
 @pytest.fixture
-def modules(monkeypatch):
-    """Modules that a check imports are forgotten again."""
+def modules(monkeypatch, tmp_path):
+    """Modules of the test that a check imports are forgotten again."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        del sys.modules[name]
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.mark.usefixtures("modules")
