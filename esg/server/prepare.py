@@ -5,6 +5,8 @@ So what can't work stops the start or the reload, and needs no privileges when w
 
 from __future__ import annotations
 
+import os
+
 from esg.config import Config
 from esg.errors import ConfigError
 from esg.server.proxy_headers import trusted_proxies
@@ -12,11 +14,17 @@ from esg.server.tls import server_context
 
 
 def prepare(config: Config) -> Config:
-    """The same settings with what they refer to: certificates are read. Raises ConfigError."""
+    """The same settings with what they refer to: certificates are read. Raises ConfigError.
+
+    A link for `--app-dir` is followed now, so that a generation keeps its release: a worker that
+    takes another's place later would find the next one there.
+    """
     trusted_proxies(config)
     if config.proxy_protocol and not config.forwarded_allow_ips:
         raise ConfigError(
             f"{config.origin('proxy_protocol')}: no proxy is trusted, so every connection would be "
             "refused; list them in --forwarded-allow-ips"
         )
-    return Config(**(vars(config) | {"ssl_context": server_context(config)}))
+    folder = os.path.realpath(config.app_dir) if config.app_dir else ""
+    found = {"ssl_context": server_context(config), "app_dir": folder}
+    return Config(**(vars(config) | found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -54,7 +55,15 @@ def test_a_release_is_a_link_that_changes(tmp_path: Path) -> None:
     try:
         esg.wait_for_log("serving workers=")
         assert esg.whoami()["version"] == "1"
-        shell(commands()[0], folder)
+        link, reload = commands()[0].splitlines()
+        shell(link, folder)
+        before = esg.workers()
+        esg.claim("died: killed by SIGKILL")
+        os.kill(before[0], signal.SIGKILL)
+        eventually(lambda: esg.workers() not in ([], before), "another worker takes its place")
+        esg.wait_for_log(" ready", count=2)
+        assert esg.whoami()["version"] == "1"  # the release of its generation
+        shell(reload, folder)
         esg.wait_for_log(" reloaded workers=")
         eventually(lambda: esg.whoami()["generation"] == 2, "the new generation answers")
         assert esg.whoami()["version"] == "2"

@@ -47,7 +47,8 @@ def test_the_schemas_allow_it(name: str, version: str) -> None:
 def test_a_pod_has_time_to_drain(deployment: dict[str, Any], settings: dict[str, Any]) -> None:
     grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert settings["drain_delay"] > 0
-    assert grace > settings["drain_delay"] + settings["graceful_timeout"]
+    assert grace > settings["drain_delay"] + settings["graceful_timeout"] + 11
+    assert settings["timeout_keep_alive"] > 60  # that of ingress-nginx
 
 
 def test_the_probes_leave_esg_its_times(

@@ -8,6 +8,7 @@ an empty /tmp. Nothing lasts: the overlays lie on a tmpfs that ends with its mou
 from __future__ import annotations
 
 import dataclasses
+import glob
 import importlib.metadata
 import json
 import os
@@ -164,7 +165,7 @@ class Builder:
         return Image(root)
 
     def _copy(self, image: Image, context: Path, *words: str) -> None:
-        """COPY, as far as Dockerfiles here use it: a file, the context, a folder of a stage.
+        """COPY, as far as Dockerfiles here use it: files, the context, a folder of a stage.
 
         Files get another time than they had, as with some engines.
         """
@@ -174,11 +175,13 @@ class Builder:
             assert words[1] == words[2]
             self._run(*copy, f"{origin}{words[1]}", str(Path(f"{image.root}{words[2]}").parent))
             return
-        source, target = words
+        *sources, target = words
         assert target == "./"
         folder = f"{image.root}{image.folder}/"
-        self._run(*copy, f"{context}/{source}", folder)
-        if source == ".":
+        everything = sources == ["."]
+        found = [path for source in sources for path in glob.glob(f"{context}/{source}")]
+        self._run(*copy, *found, folder)
+        if everything:
             for pattern in (context / ".dockerignore").read_text().split():
                 for path in context.glob(pattern):
                     self._run("rm", "-r", f"{folder}{path.relative_to(context)}")
