@@ -1,7 +1,9 @@
-"""What idle keep-alive connections cost: `python bench/idle_memory.py`, ESG beside uvicorn.
+"""What idle connections cost: `python bench/idle_memory.py`, ESG beside uvicorn.
 
-Each connection has had one answer. The figure is the growth of the memory that only the server's
-processes have (USS), divided by the number of connections; the kernel's own buffers aren't in it.
+Each connection has had one answer; with `--kind websocket` or `deflate` it is a WebSocket that is
+open, with `--used` one that has echoed a message. The figure is the growth of the memory that only
+the server's processes have (USS), divided by the number of connections; the kernel's own buffers
+aren't in it.
 """
 
 import argparse
@@ -11,15 +13,20 @@ import socket
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 from process import ServerFailed, interrupt_on_termination, serving
 from scenarios import SCENARIOS
 from servers import SERVERS, Command
+from websocket import KINDS
+from websocket import SERVERS as WEBSOCKET_SERVERS
+from websocket_load import HANDSHAKE, MASK, head
 
-COMPARED = ("esg", "uvicorn")
+COMPARED = {"http": ("esg", "uvicorn"), "websocket": ("esg", "esg-wsproto", "uvicorn")}
+COMPARED["deflate"] = COMPARED["websocket"]
 KEEP_ALIVE = 600  # seconds: longer than a measurement
 WARM_UP = 200  # connections before anything counts: they fill caches and free lists
 REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -30,26 +37,28 @@ def main() -> int:
     options = _parse_options()
     interrupt_on_termination()
     _raise_file_limit(options.connections + WARM_UP + 100)
-    found: dict[str, list[float]] = {name: [] for name in COMPARED}
+    compared = COMPARED[options.kind]
+    servers = SERVERS if options.kind == "http" else WEBSOCKET_SERVERS
+    found: dict[str, list[float]] = {name: [] for name in compared}
     try:
         for number in range(options.rounds):
-            order = COMPARED if number % 2 == 0 else COMPARED[::-1]
+            order = compared if number % 2 == 0 else compared[::-1]
             for name in order:
-                cost = _cost(SERVERS[name], options.connections)
+                cost = _cost(servers[name], options)
                 found[name].append(cost)
                 print(f"round {number + 1}: {name} {cost / 1024:.2f} KiB a connection", flush=True)
     except (ServerFailed, OSError, psutil.Error) as problem:
         sys.exit(f"idle_memory: no result: {problem}")
     except KeyboardInterrupt:
         sys.exit("idle_memory: interrupted")
-    for name in COMPARED:
+    for name in compared:
         print(f"{name}: median {statistics.median(found[name]) / 1024:.2f} KiB")
     ratios = [own / other for own, other in zip(found["esg"], found["uvicorn"], strict=True)]
     print(f"esg / uvicorn, {options.connections} connections: {statistics.median(ratios):.2f}")
     return 0
 
 
-def _cost(command: Command, connections: int) -> float:
+def _cost(command: Command, options: argparse.Namespace) -> float:
     """Bytes of memory that an idle connection takes."""
 
     def patient(app: str, port: int, access_log: bool) -> list[str]:
@@ -57,24 +66,59 @@ def _cost(command: Command, connections: int) -> float:
 
     with tempfile.TemporaryDirectory(prefix="esg-bench-") as directory:
         log = Path(directory, "server.log")
-        with serving(patient, SCENARIOS["hello"], log, cpu=None) as server:
-            with _idle(server.port, WARM_UP):
+        plain = options.kind == "http"
+        scenario = SCENARIOS["hello"] if plain else KINDS["echo-128"].scenario
+        begin = _ask if plain else _open(options.kind == "deflate", options.used)
+        with serving(patient, scenario, log, cpu=None) as server:
+            with _idle(server.port, WARM_UP, begin):
                 pass
             before = _memory(server.pid)
-            with _idle(server.port, connections):
-                return (_memory(server.pid) - before) / connections
+            with _idle(server.port, options.connections, begin):
+                return (_memory(server.pid) - before) / options.connections
+
+
+def _ask(client: socket.socket) -> None:
+    client.sendall(REQUEST)
+    if not client.recv(4096).startswith(b"HTTP/1.1 200"):
+        raise ServerFailed("an answer was wrong")
+
+
+def _open(deflate: bool, used: bool) -> Callable[[socket.socket], None]:
+    """What makes a connection a WebSocket, and sends a message over it that is `used`."""
+    handshake, message = HANDSHAKE, b"x" * 100
+    frame = head(len(message), 0x80) + MASK + _masked(message)
+    if deflate:
+        offer = b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+        handshake = HANDSHAKE.removesuffix(b"\r\n") + offer
+        packer = zlib.compressobj(wbits=-12)
+        packed = (packer.compress(message) + packer.flush(zlib.Z_SYNC_FLUSH))[:-4]
+        frame = bytes((0xC2,)) + head(len(packed), 0x80)[1:] + MASK + _masked(packed)
+
+    def open_(client: socket.socket) -> None:
+        client.sendall(handshake)
+        answer = client.recv(4096)
+        if not answer.startswith(b"HTTP/1.1 101") or deflate is not (b"deflate" in answer):
+            raise ServerFailed(f"a handshake was answered by {answer!r}")
+        if used:
+            client.sendall(frame)
+            if client.recv(4096)[:1] != frame[:1]:
+                raise ServerFailed("an echo was wrong")
+
+    return open_
+
+
+def _masked(content: bytes) -> bytes:
+    return bytes(byte ^ MASK[at % 4] for at, byte in enumerate(content))
 
 
 @contextlib.contextmanager
-def _idle(port: int, count: int) -> Iterator[None]:
-    """Connections that have had one answer each, open until the block is left."""
+def _idle(port: int, count: int, begin: Callable[[socket.socket], None]) -> Iterator[None]:
+    """Connections that were begun, open until the block is left."""
     with contextlib.ExitStack() as clients:
         for _ in range(count):
             address = ("127.0.0.1", port)
             client = clients.enter_context(socket.create_connection(address, TIMEOUT))
-            client.sendall(REQUEST)
-            if not client.recv(4096).startswith(b"HTTP/1.1 200"):
-                raise ServerFailed("an answer was wrong")
+            begin(client)
         yield
 
 
@@ -97,6 +141,8 @@ def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the memory of idle connections.")
     add = parser.add_argument
     add("--connections", type=int, default=5000, help="default: %(default)s")
+    add("--kind", choices=COMPARED, default="http", help="default: %(default)s")
+    add("--used", action="store_true", help="WebSockets have echoed a message")
     add("--rounds", type=int, default=3, help="default: %(default)s")
     return parser.parse_args()
 
