@@ -62,6 +62,7 @@ gunicorn --bind 0.0.0.0:8000 --workers 2 --threads 4 --worker-class gthread --wo
 gunicorn app.main:wsgi --bind 127.0.0.1:8000 --workers 3 --log-file=-
 gunicorn app.main:app --name my-api --pid /run/my-api/pid --access-logfile /run/my-api/access.log --error-logfile /run/my-api/error.log
 gunicorn app.main:app --certfile=cert.pem --keyfile=key.pem --bind 0.0.0.0:443
+gunicorn "app.main:create_app()" -b tcp://0.0.0.0:8000 --reuse-port --no-sendfile --initgroups --reload-engine auto --no-control-socket -R
 gunicorn app.main:app --chdir . --access-logformat '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s %(L)s' --access-logfile -
 gunicorn app.main:app --limit-request-line 4094 --limit-request-fields 100 --forwarded-allow-ips="*" --umask 007
 """
