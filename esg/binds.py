@@ -58,15 +58,16 @@ Bind = Address | UnixAddress | Descriptor
 def parse_bind(text: str, origin: str) -> Bind:
     """Read `HOST:PORT`, `[V6]:PORT`, `HOST`, `unix:PATH`, `unix:@NAME`, `fd://N` or `fd://NAME`.
 
-    Raises ConfigError, which names `origin`.
+    The first three may have gunicorn's `tcp://` in front. Raises ConfigError, which names `origin`.
     """
     if text.startswith("unix:"):
         return _parse_unix(text, origin)
     if text.startswith("fd://"):
         return _parse_descriptor(text, origin)
-    host, colon, port = text.rpartition(":")
-    if not colon or text.endswith("]"):
-        host, port = text, "8000"
+    address = text.removeprefix("tcp://")
+    host, colon, port = address.rpartition(":")
+    if not colon or address.endswith("]"):
+        host, port = address, "8000"
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:

@@ -156,10 +156,11 @@ def _option(declared: Setting) -> click.Parameter:
     if declared.name == "app":
         return click.Argument(["app"], required=False, type=str)
     kind, flags = declared.kind, list(declared.flags)
-    if kind.is_flag:
+    if kind.is_flag and not declared.option.startswith("--no-"):
         flags[flags.index(declared.option)] += f"/--no-{declared.option.removeprefix('--')}"
     return click.Option(
         [declared.name, *flags],
+        is_flag=kind.is_flag,
         type=None if kind.is_flag else str,
         default=None,
         multiple=declared.many,

@@ -177,6 +177,10 @@ def _parse_items(raw: object) -> tuple[str, ...]:
     return _parse_texts(",".join(_parse_texts(raw)))
 
 
+CALL = "()"
+"""Behind the name of an application this says, as gunicorn has it, that it is a factory."""
+
+
 def _parse_app(raw: object) -> str:
     text = _parse_text(raw).strip()
     wanted = "expected MODULE:ATTRIBUTE, for example example:app"
@@ -184,10 +188,8 @@ def _parse_app(raw: object) -> str:
     if "/" in module or module.endswith(".py"):
         dotted = module.removesuffix(".py").strip("./").replace("/", ".")
         raise ValueError(f"{wanted}; write {dotted}:{attribute or 'app'}, not a file name")
-    if attribute.endswith("()"):
-        raise ValueError(f"{wanted}; write {text.removesuffix('()')} --factory")
     # What may name a module is up to the import; an empty part would make it a relative one.
-    attributes = attribute.split(".") if attribute else []
+    attributes = attribute.removesuffix(CALL).split(".") if attribute else []
     if not all(module.split(".")) or not all(name.isidentifier() for name in attributes):
         raise ValueError(wanted)
     return text
@@ -383,7 +385,12 @@ WHERE = ("bind", "uds", "fd")
 """Settings that say where to listen as host and port do."""
 
 NOTHING_TO_DO = {
+    "reuse_port": "workers share the arbiter's sockets, which no other program can listen beside",
+    "initgroups": "--user takes all groups of that user",
     "worker_tmp_dir": "heartbeats are in shared memory",
+    "sendfile": "files are sent so only for applications that ask for it",
+    "enable_stdio_inheritance": "standard output and error are always inherited",
+    "control_socket_disable": "there is none without --control-socket",
     "timeout_notify": "workers give a sign of life every second (--timeout)",
 }
 """Settings of others' command lines that are taken, and what makes them needless."""
@@ -469,6 +476,13 @@ class Config:
         reloadable=False,
     )
 
+    reuse_port: bool = setting(
+        False,
+        SWITCH,
+        SOCKETS,
+        "gunicorn's SO_REUSEPORT; workers share the arbiter's sockets here.",
+    )
+
     workers: int = setting(
         1,
         WORKERS,
@@ -548,6 +562,13 @@ class Config:
         "UNIX socket on which the arbiter takes commands from esgctl; by default there is none.",
         reloadable=False,
     )
+    control_socket_disable: bool = setting(
+        False,
+        SWITCH,
+        PROCESSES,
+        "gunicorn's way to have no control socket; there is none without --control-socket here.",
+        flags=("--no-control-socket",),
+    )
     user: str = setting(
         "",
         ACCOUNT,
@@ -557,6 +578,12 @@ class Config:
     )
     group: str = setting(
         "", ACCOUNT, PROCESSES, "Group to run workers as.", flags=("-g", "--group")
+    )
+    initgroups: bool = setting(
+        False,
+        SWITCH,
+        PROCESSES,
+        "gunicorn's way to take all groups of --user; they always are here.",
     )
     umask: str = setting(
         "",
@@ -600,6 +627,12 @@ class Config:
         choice("auto", "httptools", "h11"),
         HTTP,
         "HTTP parser; auto is httptools where it is installed.",
+    )
+    sendfile: bool = setting(
+        True,
+        SWITCH,
+        HTTP,
+        "gunicorn's --no-sendfile; files are sent so only for applications that ask for it here.",
     )
     threads: int = setting(
         0,
@@ -793,6 +826,13 @@ class Config:
     log_config: str = setting(
         "", TEXT, LOGGING, "Configure logging from this .ini, .json or .yaml file instead."
     )
+    enable_stdio_inheritance: bool = setting(
+        False,
+        SWITCH,
+        LOGGING,
+        "gunicorn's, for daemons; standard output and error are always inherited here.",
+        flags=("-R", "--enable-stdio-inheritance"),
+    )
     use_colors: bool | None = setting(
         None, SWITCH, LOGGING, "Colour the log; by default on a terminal."
     )
@@ -805,6 +845,12 @@ class Config:
         SWITCH,
         DEVELOPMENT,
         "Reload when a file changes; needs watchfiles.",
+    )
+    reload_engine: str = setting(
+        "auto",
+        choice("auto", "poll", "inotify"),
+        DEVELOPMENT,
+        "How changes are noticed: poll looks at the files, where the kernel doesn't tell of them.",
     )
     reload_dir: tuple[str, ...] = setting(
         (),
@@ -907,8 +953,8 @@ class Config:
                 "--ssl-cert-reqs required (or optional) does that",
             )
         if not self.reload:
-            for name in ("reload_dir", "reload_include", "reload_exclude"):
-                if getattr(self, name):
+            for name in ("reload_engine", "reload_dir", "reload_include", "reload_exclude"):
+                if getattr(self, name) != SETTINGS[name].default:
                     yield "warning", f"{self.origin(name)} does nothing without --reload"
         if self.debug:
             yield (
@@ -997,7 +1043,7 @@ def build(
     if target is not None:
         values["app"] = raw["app"].value
     origins = {name: given.origin for name, given in raw.items()}
-    for name, given in _implied(values, origins):
+    for name, given in list(_implied(values, origins, target)):
         values[name] = _checked(SETTINGS[name], given)
         origins[name] = given.origin
     config = Config(
@@ -1017,7 +1063,9 @@ def _to_check(raw: Mapping[str, Raw], target: Any) -> Iterator[tuple[str, Raw]]:
     return ((name, given) for name, given in raw.items() if target is None or name != "app")
 
 
-def _implied(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[tuple[str, Raw]]:
+def _implied(
+    values: Mapping[str, Any], origins: Mapping[str, str], target: Any
+) -> Iterator[tuple[str, Raw]]:
     """Settings that others stand for. What is said of them outright holds, or is a clash."""
     if values.get("wsgi"):
         if values.get("interface", "auto") not in ("auto", "wsgi"):
@@ -1026,6 +1074,14 @@ def _implied(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[
                 "say different things; use one"
             )
         yield "interface", Raw("wsgi", origins["wsgi"])
+    if target is None and values.get("app", "").endswith(CALL):
+        if not values.get("factory", True):
+            raise ConfigError(
+                f"{origins['app']} {values['app']!r} and {origins['factory']} "
+                "say different things; use one"
+            )
+        yield "app", Raw(values["app"].removesuffix(CALL), origins["app"])
+        yield "factory", Raw(True, f"{origins['app']} {values['app']}")
     for name, value in gunicorn.WORKER_CLASSES.get(values.get("worker_class", ""), {}).items():
         if name not in values:
             yield name, Raw(value, f"{origins['worker_class']} {values['worker_class']}")
@@ -1060,6 +1116,11 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"{config.origin(said[0])} and {config.origin(said[1])} both say where to listen; "
             "use one, or several --bind"
+        )
+    if config.control_socket and config.control_socket_disable:
+        raise ConfigError(
+            f"{config.origin('control_socket_disable')} and {config.origin('control_socket')} "
+            "say different things; use one"
         )
     if config.interface == "wsgi" and config.lifespan == "on":
         raise ConfigError(

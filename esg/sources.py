@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from esg import gunicorn
-from esg.config import NAMES, SETTINGS, WHERE, Config, Raw, build, setting_named
+from esg.config import NAMES, PLURALS, SETTINGS, WHERE, Config, Raw, build, setting_named
 from esg.errors import ConfigError
 
 DEFAULT_FILE = "esg.toml"
 PROJECT_FILE = "pyproject.toml"
 
 PREFIX = "ESG_"
+
+UVICORNS, GUNICORNS_ARGUMENTS, GUNICORNS = "UVICORN_", "GUNICORN_CMD_ARGS", "gunicorn.conf.py"
+"""Where uvicorn and gunicorn find settings: variables, by prefix and by name, and a file."""
 
 EVERYWHERE = "0.0.0.0"
 """The host that goes with PORT where no source says one: who sets it connects from outside."""
@@ -42,6 +45,7 @@ def load(
     current = _current_folder()  # whatever comes next needs that there is one
     folder = folder or current
     raw = from_file(file, folder)
+    has_file = bool(raw) or file is not None
     named = {**raw, **from_environment(environment), **command_line}
     variables = from_env_file(named.get("env_file"), folder)
     added = {name: value for name, value in variables.items() if name not in environment}
@@ -54,10 +58,12 @@ def load(
     port = raw.get("port")
     if port is not None and _is_generic(port) and "host" not in raw:
         raw["host"] = Raw(EVERYWHERE, port.origin)
-    strays = (*strays_in(environment), *strays_in(added, "env file"))
+    strays = [*strays_in(environment), *strays_in(added, "env file"), *foreign_in(environment)]
+    if not has_file:
+        strays += _foreign_file(folder)
     files = _files(file, named.get("env_file"))
     paths = tuple(str(folder.absolute() / name) for name in files)
-    return build(raw, variables=added, strays=strays, files=paths, target=target)
+    return build(raw, variables=added, strays=tuple(strays), files=paths, target=target)
 
 
 def _files(file: str | None, env_file: Raw | None) -> list[str]:
@@ -137,6 +143,26 @@ def strays_in(environment: Mapping[str, str], where: str = "environment") -> Ite
     if strays:
         names = ", ".join(name + _meant(name) for name in strays)
         yield f"{where}: no setting is called {names}"
+
+
+def foreign_in(environment: Mapping[str, str]) -> Iterator[str]:
+    """A line on what other programs read their settings from, and ESG doesn't."""
+    found = {}
+    for variable in sorted(environment):
+        name = variable.removeprefix(UVICORNS).lower()
+        name = PLURALS.get(name, name)
+        if variable.startswith(UVICORNS) and name in NAMES and environment[variable]:
+            found[variable] = f"{PREFIX}{NAMES[name].upper()}"
+    if found:
+        yield f"environment: {', '.join(found)} not read; use {', '.join(found.values())}"
+    if environment.get(GUNICORNS_ARGUMENTS):
+        yield f"environment: {GUNICORNS_ARGUMENTS} not read; put it on the command line"
+
+
+def _foreign_file(folder: Path) -> Iterator[str]:
+    """A line on the file that gunicorn would read, if there is one."""
+    if (folder / GUNICORNS).is_file():
+        yield f"not read: {_translation(folder / GUNICORNS, GUNICORNS)}"
 
 
 def _meant(variable: str) -> str:

@@ -24,7 +24,7 @@ from gunicorn.config import Config as Settings
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker as Base
 
-from esg import logs, mailbox
+from esg import logs, mailbox, platforms
 from esg.config import Config, Raw, build, setting_named
 from esg.errors import BootError, ESGError
 from esg.listeners import Listener
@@ -39,9 +39,6 @@ from esg.server.worker import Worker
 
 SAME: Mapping[str, str] = {
     "keepalive": "timeout_keep_alive",
-    "forwarded_allow_ips": "forwarded_allow_ips",
-    "limit_request_line": "limit_request_line",
-    "limit_request_fields": "limit_request_fields",
     "certfile": "ssl_certfile",
     "keyfile": "ssl_keyfile",
     "ca_certs": "ssl_ca_certs",
@@ -57,6 +54,12 @@ WHERE_GIVEN: Mapping[str, str] = {
     "asgi_loop": "loop",
 }
 """Those of which only another value than gunicorn's default counts."""
+
+NO_LIMIT = 1024 * 1024
+"""Bytes of a request line, or of a field, where gunicorn is told 0; it has this bound itself."""
+
+MOST_FIELDS = 32768
+"""Header fields that gunicorn takes where it is told 0, or more."""
 
 WITHOUT_MEANING = (
     "pre_request", "post_request", "secure_scheme_headers", "forwarder_headers", "header_map",
@@ -102,6 +105,7 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
         if not self.alive:  # told to go while the application was imported
             return
         try:
+            platforms.check()
             config = prepare(self._settings())
             context = config.ssl_context
             if context is not None:
@@ -146,9 +150,10 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
                 yield ours, Raw(_as_list(value), f"gunicorn's {theirs}")
         if self._is_given("cert_reqs"):
             yield "ssl_cert_reqs", Raw(str(int(cfg.cert_reqs)), "gunicorn's cert_reqs")
-        if self._is_given("limit_request_field_size"):
-            size = max(256, cfg.limit_request_fields * (cfg.limit_request_field_size + 4))
-            yield "limit_request_header_size", Raw(size, "gunicorn's limit_request_field_size")
+        yield from self._limits()
+        # gunicorn trusts every peer on a UNIX socket, whatever its list says.
+        trusted = [*_as_list(cfg.forwarded_allow_ips), "unix:"]
+        yield "forwarded_allow_ips", Raw(trusted, "gunicorn's forwarded_allow_ips")
         if cfg.proxy_protocol not in (False, "off"):
             yield "proxy_protocol", Raw(True, "gunicorn's proxy_protocol")
         if self.max_requests != sys.maxsize:  # with its jitter
@@ -157,6 +162,16 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
         grace = cfg.graceful_timeout - min(cfg.graceful_timeout * share, most)
         yield "graceful_timeout", Raw(grace, "gunicorn's graceful_timeout")
         yield "access_log", Raw(self._logs_access(), "gunicorn's accesslog")
+
+    def _limits(self) -> Iterator[tuple[str, Raw]]:
+        cfg = self.cfg
+        line = cfg.limit_request_line or NO_LIMIT
+        yield "limit_request_line", Raw(line, "gunicorn's limit_request_line")
+        fields = min(cfg.limit_request_fields or MOST_FIELDS, MOST_FIELDS)
+        yield "limit_request_fields", Raw(fields, "gunicorn's limit_request_fields")
+        if self._is_given("limit_request_field_size"):
+            size = max(256, fields * ((cfg.limit_request_field_size or NO_LIMIT) + 4))
+            yield "limit_request_header_size", Raw(size, "gunicorn's limit_request_field_size")
 
     def _is_given(self, name: str) -> bool:
         """Whether a setting has another value than by default."""

@@ -150,6 +150,7 @@ def _watched(config: Config) -> tuple[object, ...]:
         config.reload_include,
         config.reload_exclude,
         config.reload_delay,
+        config.reload_engine,
         config.app_dir,
         config.files,
     )

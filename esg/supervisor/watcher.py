@@ -37,6 +37,9 @@ GLANCE = 250
 PRUNED = ("__pycache__", "node_modules")
 """Folders in which nobody looks for links."""
 
+POLLING = {"auto": None, "poll": True, "inotify": False}
+"""What --reload-engine is to watchfiles; None goes by its own variables and what it finds."""
+
 SHOWN = 3
 """Names of changed files in one line of the log."""
 
@@ -190,7 +193,7 @@ def _watch(config: Config, post: mailbox.Mailbox) -> None:
         selection = Selection(config)
         glances.look_for_links(selection)
         roots = {folder: _inode(folder) for folder in selection.folders}
-        _tell_of_changes(selection, glances, config.reload_delay, post)
+        _tell_of_changes(selection, glances, config, post)
         while not all(folder.is_dir() for folder in roots):
             time.sleep(GLANCE / 1000)
         if _differ(roots):
@@ -198,7 +201,7 @@ def _watch(config: Config, post: mailbox.Mailbox) -> None:
 
 
 def _tell_of_changes(
-    selection: Selection, glances: Glances, delay: float, post: mailbox.Mailbox
+    selection: Selection, glances: Glances, config: Config, post: mailbox.Mailbox
 ) -> None:
     """Watch for as long as there is nothing else to watch.
 
@@ -213,6 +216,7 @@ def _tell_of_changes(
         debounce=LONGEST_BURST,
         step=STEP,
         rust_timeout=GLANCE,
+        force_polling=POLLING[config.reload_engine],
         yield_on_timeout=True,
         raise_interrupt=False,
         ignore_permission_denied=True,
@@ -232,7 +236,7 @@ def _tell_of_changes(
             if any(selection.has(link) for link in links):
                 glances.look_for_links(selection)
             if paths:
-                time.sleep(delay)
+                time.sleep(config.reload_delay)
 
 
 def _differ(folders: Mapping[Path, object]) -> bool:

@@ -95,6 +95,12 @@ def test_editors_save_in_several_ways(watching: Start, save: Callable[[Path, str
         wait_for_version(esg, version)
 
 
+def test_changes_are_found_by_looking_at_the_files(watching: Start) -> None:
+    esg = watching("--reload-engine", "poll")
+    esg.write(application("two"))
+    wait_for_version(esg, "two")
+
+
 def test_a_burst_of_changes_is_one_reload_or_two(watching: Start) -> None:
     esg = watching(files={f"module{number}.py": "" for number in range(50)})
     for number in range(50):

@@ -47,7 +47,8 @@ def test_the_schemas_allow_it(name: str, version: str) -> None:
 def test_a_pod_has_time_to_drain(deployment: dict[str, Any], settings: dict[str, Any]) -> None:
     grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert settings["drain_delay"] > 0
-    assert grace > settings["drain_delay"] + settings["graceful_timeout"] + 11
+    for_the_rest = 11  # docs/signals.md, "How long a stop takes"
+    assert grace >= settings["drain_delay"] + settings["graceful_timeout"] + for_the_rest
     assert settings["timeout_keep_alive"] > 60  # that of ingress-nginx
 
 

@@ -21,6 +21,9 @@ from esg.errors import ConfigError
         (":9000", "", 9000),
         ("example.org", "example.org", 8000),
         ("[::1]", "::1", 8000),
+        ("tcp://0.0.0.0:9000", "0.0.0.0", 9000),
+        ("tcp://[::1]:9000", "::1", 9000),
+        ("tcp://[::1]", "::1", 8000),
     ],
 )
 def test_addresses(text, host, port):

@@ -192,9 +192,15 @@ def test_the_name_of_an_object_is_only_a_label():
     assert build({"app": Raw(label, "argument app")}, target=object()).app == label
 
 
-def test_a_call_of_a_factory_is_told_the_option():
-    with pytest.raises(ValueError, match="write example:make --factory"):
-        APP.parse("example:make()")
+def test_a_call_makes_the_name_that_of_a_factory():
+    config = build({"app": Raw("example:make()", "APP")})
+    assert (config.app, config.factory) == ("example:make", True)
+    assert config.origin("factory") == "APP example:make()"
+
+
+def test_the_name_of_an_object_that_looks_like_a_call_is_only_a_label():
+    config = build({"app": Raw("example:make()", "argument app")}, target=object())
+    assert (config.app, config.factory) == ("example:make()", False)
 
 
 @pytest.mark.parametrize("raw", ["auto", " AUTO "])
@@ -633,14 +639,32 @@ def test_only_one_way_to_say_where(given):
         made(**given)
 
 
-@pytest.mark.parametrize("name", ["reload_dir", "reload_include", "reload_exclude"])
-def test_what_to_watch_without_a_reload_is_warned_of(name):
-    ((level, text),) = made(**{name: "src"}).notices()
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("reload_dir", "src"),
+        ("reload_include", "src"),
+        ("reload_exclude", "src"),
+        ("reload_engine", "poll"),
+    ],
+)
+def test_what_to_watch_without_a_reload_is_warned_of(name, value):
+    ((level, text),) = made(**{name: value}).notices()
     assert (level, text) == ("warning", f"--{name} does nothing without --reload")
-    assert list(made(reload="on", **{name: "src"}).notices()) == []
+    assert list(made(reload="on", **{name: value}).notices()) == []
 
 
-@pytest.mark.parametrize(("name", "value"), [("worker_tmp_dir", "/dev/shm"), ("timeout_notify", 5)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("worker_tmp_dir", "/dev/shm"),
+        ("timeout_notify", 5),
+        ("reuse_port", True),
+        ("initgroups", True),
+        ("sendfile", False),
+        ("enable_stdio_inheritance", True),
+    ],
+)
 def test_what_has_nothing_to_do_here_says_so(name, value):
     ((level, text),) = made(**{name: value}).notices()
     assert level == "info"

@@ -94,6 +94,29 @@ def test_a_misspelt_variable_of_an_env_file_is_warned_of(tmp_path):
     ]
 
 
+def test_variables_that_uvicorn_reads_are_warned_of(tmp_path):
+    environment = {"UVICORN_PORT": "1", "UVICORN_HEADERS": "a:b", "UVICORN_HOME": "/x"}
+    assert warnings_of(loaded(tmp_path, environment)) == [
+        "environment: UVICORN_HEADERS, UVICORN_PORT not read; use ESG_HEADER, ESG_PORT"
+    ]
+
+
+def test_arguments_in_gunicorns_variable_are_warned_of(tmp_path):
+    assert warnings_of(loaded(tmp_path, {"GUNICORN_CMD_ARGS": "-w 4"})) == [
+        "environment: GUNICORN_CMD_ARGS not read; put it on the command line"
+    ]
+
+
+def test_gunicorns_file_is_warned_of_as_long_as_there_is_none_of_esgs(tmp_path):
+    write(tmp_path, "gunicorn.conf.py", "workers = 4\nkeepalive = 3\n")
+    assert warnings_of(loaded(tmp_path, {})) == [
+        "not read: 'gunicorn.conf.py' is Python, and settings are TOML here; write esg.toml "
+        "with workers, keepalive as timeout_keep_alive"
+    ]
+    write(tmp_path, "esg.toml", "workers = 4\n")
+    assert warnings_of(loaded(tmp_path, {})) == []
+
+
 def test_no_variable_of_a_setting_is_warned_of():
     known = {variable: "" for each in SETTINGS.values() for variable in each.variables}
     assert list(strays_in(known)) == []

@@ -220,3 +220,18 @@ def test_watchfiles_stays_out_of_the_arbiter():
     command = "import sys, esg.cli; print('watchfiles' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", command], capture_output=True, check=True).stdout
     assert out.strip() == b"False"
+
+
+@pytest.mark.parametrize(("engine", "polls"), [("auto", None), ("poll", True), ("inotify", False)])
+def test_the_engine_says_whether_files_are_looked_at(monkeypatch, folder, engine, polls):
+    watchfiles = pytest.importorskip("watchfiles")
+    seen = []
+
+    def watch(*folders, force_polling, **_):
+        seen.append(force_polling)
+        yield from ()
+
+    monkeypatch.setattr(watchfiles, "watch", watch)
+    config = made(reload_engine=engine)
+    watcher._tell_of_changes(Selection(config), Glances(()), config, post=None)
+    assert seen == [polls]
