@@ -202,6 +202,7 @@ class Arbiter:
     def _reload_event(self, job: int | None = None) -> on.Event:
         if self._fleet.stopping:
             return on.ReloadRequested(self._config, job)  # which the fleet ignores, and says so
+        self._reloader.code_is_read()
         try:
             config = self._read_config()
             check_reload(self._config, config)

@@ -419,6 +419,7 @@ class Fleet:
         if new.workers != old.workers:
             self.target = new.workers
         self.current, self._candidate = self._candidate, None
+        self._backoff = Backoff()  # what failed before was other code
 
     def _roll_back(self, reason: str, detail: str) -> None:
         assert self._roll is not None

@@ -37,6 +37,11 @@ class Reloader:
         self._leaving: list[WorkerHandle] = []
         self._reason = ""
         self._backoff = Backoff()
+        self._since = watcher.stamp()
+
+    def code_is_read(self) -> None:
+        """From now on the newest code is read: what changes later may not be in what serves."""
+        self._since = watcher.stamp()
 
     def follow(self, config: Config) -> None:
         """Watch what these settings say from now on, or nothing."""
@@ -94,7 +99,7 @@ class Reloader:
     def _started(self, config: Config) -> WorkerHandle:
         handle, theirs = WorkerHandle.open(0, 0)
         try:
-            handle.pid = fork(lambda: _run(config, theirs))
+            handle.pid = fork(lambda: _run(config, theirs, self._since))
         except OSError:
             handle.close()
             raise
@@ -156,6 +161,6 @@ def _watched(config: Config) -> tuple[object, ...]:
     )
 
 
-def _run(config: Config, post: Mailbox) -> int:
+def _run(config: Config, post: Mailbox, since: int) -> int:
     setproctitle(f"esg: watcher [{config.title}]")
-    return watcher.run(config, post)
+    return watcher.run(config, post, since)

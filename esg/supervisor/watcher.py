@@ -13,7 +13,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from esg import mailbox
@@ -33,6 +33,9 @@ LONGEST_BURST = 200
 
 GLANCE = 250
 """Milliseconds between two looks at what the kernel doesn't tell of: links, and single files."""
+
+CLOCK_REALTIME_COARSE = 5
+"""The clock by which Linux stamps files, 4 ms slow or so: clock_getres(2), linux/time.h."""
 
 PRUNED = ("__pycache__", "node_modules")
 """Folders in which nobody looks for links."""
@@ -74,17 +77,23 @@ class Selection:
         self.excludes = [pattern for pattern in EXCLUDED if pattern not in include]
         self.excludes += [pattern for pattern in exclude if not os.path.isdir(pattern)]
         self.excluded_folders = [Path(p).resolve() for p in exclude if os.path.isdir(p)]
-        self.folders = self._folders(config)
+        roots = self._roots(config)
+        self.roots = {root: found for root, (found, _) in roots.items()}
+        """The folders as they were given, links among them, and what each was at this moment."""
+        self.folders = sorted({folder for _, folder in roots.values()})
+        """Where they are."""
 
-    def _folders(self, config: Config) -> list[Path]:
+    def _roots(self, config: Config) -> dict[Path, tuple[object, Path]]:
         given = {Path(folder) for folder in config.reload_dir}
         given.update(folder for p in config.reload_include for folder in _folders_of(p))
         excluded = {f.resolve() for p in config.reload_exclude for f in _folders_of(p)}
-        folders = {folder.resolve() for folder in given}
-        folders = {f for f in folders if not excluded & {f, *f.parents}}
-        if not folders:
-            folders = {Path.cwd(), Path(config.app_dir).resolve()}
-        return sorted(f for f in folders if not folders & set(f.parents))
+        roots = {f.absolute(): (_inode(f), f.resolve()) for f in given}
+        roots = {r: at for r, at in roots.items() if not excluded & {at[1], *at[1].parents}}
+        if not roots:
+            default = (Path.cwd(), Path(config.app_dir))
+            roots = {f.absolute(): (_inode(f), f.resolve()) for f in default}
+        folders = {folder for _, folder in roots.values()}
+        return {r: at for r, at in roots.items() if not folders & set(at[1].parents)}
 
     def has(self, path: Path) -> bool:
         """Whether a change of `path` counts. One that is included by its name always does."""
@@ -157,8 +166,10 @@ def _identity(path: Path) -> object:
 # -- the process -------------------------------------------------------------------------
 
 
-def run(config: Config, post: mailbox.Mailbox) -> int:
+def run(config: Config, post: mailbox.Mailbox, since: int) -> int:
     """In the child: watch until the arbiter is gone; returns the exit status.
+
+    Files that have changed since the time `since`, as `stamp` gives it, are told of as well.
 
     Every descriptor but the mailbox and the standard streams is closed, so that nothing the
     arbiter has open outlives it here. Signals that are sent to a whole group of processes have it
@@ -169,10 +180,19 @@ def run(config: Config, post: mailbox.Mailbox) -> int:
     _close_all_but(post.fileno())
     threading.Thread(target=_end_with_arbiter, args=(post.fileno(),), daemon=True).start()
     try:
-        _watch(config, post)
+        Watch(config, post, since).run()
     except Exception as error:  # noqa: BLE001 - the arbiter logs it, and tries again
-        post.send(mailbox.CantWatch(f"{type(error).__name__}: {error}"))
+        post.send(mailbox.CantWatch(explained(error)))
     return 1
+
+
+def explained(error: Exception) -> str:
+    """Why the watcher ends, for the log."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # another one of the same name is none that processes are in
+        return "the folder that ESG was started in is gone; start it anew"
+    return f"{type(error).__name__}: {error}"
 
 
 def _close_all_but(fd: int) -> None:
@@ -187,56 +207,120 @@ def _end_with_arbiter(fd: int) -> None:
     os._exit(0)
 
 
-def _watch(config: Config, post: mailbox.Mailbox) -> None:
-    glances = Glances(config.files)
-    while True:
-        selection = Selection(config)
-        glances.look_for_links(selection)
-        roots = {folder: _inode(folder) for folder in selection.folders}
-        _tell_of_changes(selection, glances, config, post)
-        while not all(folder.is_dir() for folder in roots):
-            time.sleep(GLANCE / 1000)
-        if _differ(roots):
-            post.send(mailbox.Changed(shown(roots)))
+class Watch:
+    """Tells of changes, also of those that came while nothing was watched."""
+
+    def __init__(self, config: Config, post: mailbox.Mailbox, since: int) -> None:
+        """What changed before the time `since`, as `stamp` gives it, is known."""
+        self._config = config
+        self._post = post
+        self._since = since
+        self._glances = Glances(config.files)
+        self._selection = Selection(config)
+        self._watching = ""
+
+    def run(self) -> None:
+        """Never returns. Raises what can't be mended by watching anew, OSError for one."""
+        while True:
+            roots = self._selection.roots
+            self._glances.look_for_links(self._selection)
+            self._tell_of_changes()
+            while not all(root.is_dir() for root in roots):
+                os.getcwd()  # raises if that is the one, which doesn't come back
+                time.sleep(GLANCE / 1000)
+            now = stamp()
+            replaced = [root for root, was in roots.items() if _inode(root) != was]
+            if replaced:
+                self._since = now
+                self._watching = ""
+                self._post.send(mailbox.Changed(shown(replaced)))
+            self._selection = Selection(self._config)
+
+    def _tell_of_changes(self) -> None:
+        """Watch for as long as there is nothing else to watch.
+
+        A folder that was replaced has no events any more, and one behind a new link has none yet.
+        """
+        selection = self._selection
+        events = _events(selection.folders, self._config.reload_engine)
+        with contextlib.closing(events):
+            for number, changes in enumerate(events):
+                if number and changes is None:
+                    return
+                now = stamp()
+                raw = [Path(path) for _, path in changes or ()]
+                paths = {*_counting(selection, raw), *self._glances.changed()}
+                if not number:
+                    paths |= self._missed()
+                    self._say_what_is_watched()
+                self._since = now
+                if paths:
+                    forget_bytecode(paths)
+                    self._post.send(mailbox.Changed(shown(paths)))
+                links = [path for path in raw if path.is_symlink()]
+                if _differ(selection.roots) or any(link.is_dir() for link in links):
+                    return
+                if any(selection.has(link) for link in links):
+                    self._glances.look_for_links(selection)
+                if paths or changes is None:
+                    time.sleep(self._config.reload_delay)
+
+    def _missed(self) -> set[Path]:
+        """The files that changed since the last look at what the kernel tells of."""
+        files = {Path(file) for file in self._config.files}
+        files.update(*map(self._selection.files_below, self._selection.folders))
+        return {file for file in files if _changed_at(file) >= self._since}
+
+    def _say_what_is_watched(self) -> None:
+        what = ", ".join(map(str, self._selection.folders))
+        if what != self._watching:
+            self._watching = what
+            self._post.send(mailbox.Watching(what))
 
 
-def _tell_of_changes(
-    selection: Selection, glances: Glances, config: Config, post: mailbox.Mailbox
-) -> None:
-    """Watch for as long as there is nothing else to watch.
+def _events(
+    folders: Sequence[Path], engine: str
+) -> Generator[Collection[tuple[object, str]] | None, None, None]:
+    """The changes that watchfiles tells of, nothing four times a second; at its end None.
 
-    A folder that was replaced has no events any more, and one behind a new link has none yet.
+    It fails at a name that isn't UTF-8, and what it was about to tell is lost.
     """
     from watchfiles import watch  # not in the arbiter: it takes a tenth of a second
 
-    roots = {folder: _inode(folder) for folder in selection.folders}
     events = watch(
-        *selection.folders,
+        *folders,
         watch_filter=None,
         debounce=LONGEST_BURST,
         step=STEP,
         rust_timeout=GLANCE,
-        force_polling=POLLING[config.reload_engine],
+        force_polling=POLLING[engine],
         yield_on_timeout=True,
         raise_interrupt=False,
         ignore_permission_denied=True,
     )
     with contextlib.closing(events):
-        for first, changes in enumerate(events):
-            if not first:
-                post.send(mailbox.Watching(", ".join(map(str, selection.folders))))
-            raw = [Path(path) for _, path in changes]
-            paths = set(_counting(selection, raw)) | glances.changed()
-            if paths:
-                forget_bytecode(paths)
-                post.send(mailbox.Changed(shown(paths)))
-            links = [path for path in raw if path.is_symlink()]
-            if _differ(roots) or any(link.is_dir() for link in links):
-                return
-            if any(selection.has(link) for link in links):
-                glances.look_for_links(selection)
-            if paths:
-                time.sleep(config.reload_delay)
+        try:
+            yield from events
+        except RuntimeError as error:  # a subclass of it, which watchfiles has for itself
+            if "Unable to decode path" not in str(error):
+                raise
+            yield None
+
+
+def stamp() -> int:
+    """The time that a file would have which is changed now; nanoseconds."""
+    return time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+
+
+def _changed_at(path: Path) -> int:
+    """When a file, or what it links to, was changed last; nanoseconds, 0 if it isn't there.
+
+    By `st_ctime`, since the other times are what programs that copy and unpack make of them.
+    """
+    try:
+        return max(path.lstat().st_ctime_ns, path.stat().st_ctime_ns)
+    except OSError:
+        return 0
 
 
 def _differ(folders: Mapping[Path, object]) -> bool:

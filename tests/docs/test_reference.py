@@ -55,6 +55,15 @@ def test_events_are_in_the_code():
             assert piece.strip(" :") in LITERALS, event
 
 
+def test_what_the_supervisor_logs_is_among_the_events():
+    listed = section("logging.md", "Events")
+    logged = re.findall(r'\b_log\(\s*(?:logging\.(?!DEBUG)\w+|"\w+"),\s*f?"([^"]*)"', LITERALS)
+    assert len(logged) > 20
+    for event in logged:
+        for piece in re.split(r"\{.*?\}|MODULE:ATTRIBUTE", event):
+            assert piece.strip(" :") in listed, event
+
+
 def test_fields_of_json_requests():
     where = (CHECKOUT / "esg" / "server" / "access_log.py").read_text()
     made = re.findall(r'^            "(\w+)": |fields\["(\w+)"\] = ', where, re.M)

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from esg.supervisor.watcher import stamp
 from tests.support.app import application
 from tests.support.load import Load
 from tests.support.runner import Esg, answer
@@ -291,6 +292,8 @@ def test_a_reload_can_begin_and_end_the_watching(start: Start) -> None:
     esg = start("-c", "esg.toml", files={"esg.toml": ""})
     assert esg.watchers() == []
     esg.write("reload = true", "esg.toml")
+    saved = (esg.folder / "esg.toml").stat().st_ctime_ns
+    eventually(lambda: stamp() > saved, "it can't have been saved after the reload began")
     esg.signal(signal.SIGHUP)
     esg.wait_for_log(" watching /")
     assert len(esg.watchers()) == 1
@@ -327,6 +330,27 @@ def test_a_watcher_that_dies_is_started_again_and_ends_nothing(watching: Start) 
     assert esg.workers() == worker
     esg.write(application("two"))
     wait_for_version(esg, "two")
+
+
+def test_what_is_saved_while_no_watcher_runs_is_served(watching: Start) -> None:
+    esg = watching()
+    esg.claim("the watcher of --reload ended")
+    esg.write(application("two"))
+    esg.wait_for_log(" reloaded workers=")
+    os.kill(esg.watchers()[0], signal.SIGKILL)
+    esg.wait_for_log(" watching /", count=2)
+    os.kill(esg.watchers()[0], signal.SIGKILL)
+    esg.wait_for_log("next start in 0.5 s")
+    esg.write(application("three"))
+    wait_for_version(esg, "three")
+    assert len(esg.logged("changed: ")) == 2, "nothing is told of twice"
+
+
+def test_what_is_saved_in_the_middle_of_the_start_is_served(start: Start) -> None:
+    late = "os.path.exists('late.py') or open('late.py', 'w').close()"
+    esg = start("--reload", source=application(at_import=late))
+    assert esg.wait_for_log("changed: ").event == "changed: late.py"
+    esg.wait_for_log(" reloaded workers=")
 
 
 def test_the_watcher_takes_no_notice_of_signals_to_the_whole_group(watching: Start) -> None:

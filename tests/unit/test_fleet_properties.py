@@ -671,6 +671,24 @@ def test_a_stable_minute_forgives_earlier_crashes() -> None:
     assert 1 in world.processes
 
 
+def test_new_code_that_boots_does_not_wait_for_what_failed_before_it() -> None:
+    world = serving(3)
+    world.exit(world.processes[1])
+    for _ in range(60):  # the code is broken by now: whatever boots fails
+        for process in [p for p in world.processes.values() if not p.ready]:
+            process.leaving_since = world.now
+            world.tell(on.WorkerBootFailed(process.number, "broken", "Traceback", 4))
+            world.exit(process)
+        world.pass_time(0.5)
+    assert generations(world) == [1, 1]
+    world.tell(on.ReloadRequested(config_of(3, 1)))
+    for _ in range(6):
+        boot_all(world)
+        for process in [p for p in world.processes.values() if p.leaving_since is not None]:
+            world.exit(process, clean=True)
+    assert generations(world) == [2, 2, 2]
+
+
 def test_a_stuck_worker_is_dumped_then_aborted_then_killed() -> None:
     world = serving(2)
     process = world.processes[1]

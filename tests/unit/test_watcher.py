@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import os
 import py_compile
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,16 @@ from uvicorn.supervisors.watchfilesreload import FileFilter
 from esg.config import Config
 from esg.errors import ConfigError
 from esg.supervisor import watcher
-from esg.supervisor.watcher import Glances, Selection, check, forget_bytecode, shown
+from esg.supervisor.watcher import (
+    Glances,
+    Selection,
+    Watch,
+    check,
+    forget_bytecode,
+    shown,
+    stamp,
+)
+from tests.support.waiting import eventually
 
 NAMES = [
     "app.py", "app.pyc", "app.pyo", "app.txt", ".app.py", "~app.py", "app.py~", ".app.py.swp",
@@ -143,6 +153,120 @@ def test_files_of_settings_are_looked_at_whether_or_not_they_are_there(folder):
     assert glances.changed() == {file}
 
 
+# -- watching --------------------------------------------------------------------------
+
+
+class Enough(Exception):
+    """Ends a watch, which would go on for ever."""
+
+
+class Post:
+    """Takes the watcher's messages, and does one thing at each of them while there is one to do."""
+
+    def __init__(self, *steps):
+        self.steps = list(steps)
+        self.told = []
+
+    def send(self, message):
+        self.told.append((type(message).__name__, message.what))
+        if not self.steps:
+            raise Enough
+        self.steps.pop(0)()
+
+
+def told(*steps, since=None, **settings):
+    """What a watcher tells that starts now, up to the message after the last step."""
+    pytest.importorskip("watchfiles")
+    post = Post(*steps)
+    with pytest.raises(Enough):
+        Watch(made(reload_delay=0.01, **settings), post, since or latest_change() + 1).run()
+    return post.told
+
+
+def latest_change():
+    return max(path.stat().st_ctime_ns for path in Path.cwd().rglob("*"))
+
+
+def nothing():
+    pass
+
+
+def test_what_is_saved_before_the_watching_begins_is_told_of(folder):
+    since = latest_change() + 1
+    eventually(lambda: stamp() > since, "the files are older than what is to come")
+    (folder / "app.py").write_text("new")
+    (folder / "app.txt").write_text("doesn't count")
+    assert told(nothing, since=since) == [("Watching", str(folder)), ("Changed", "app.py")]
+
+
+def test_a_file_of_settings_that_is_saved_before_is_told_of(folder, tmp_path_factory):
+    settings = tmp_path_factory.mktemp("elsewhere") / "esg.toml"
+    since = latest_change() + 1
+    eventually(lambda: stamp() > since, "the files are older than what is to come")
+    settings.write_text("")
+    assert told(nothing, since=since, files=(str(settings),))[1:] == [("Changed", str(settings))]
+
+
+def test_what_was_there_before_is_not_told_of(folder):
+    os.utime(folder / "app.py", (2e9, 2e9))  # unpacked from an archive of somebody ahead of time
+    save = (folder / "pkg" / "app.py").write_text
+    assert told(lambda: save("new")) == [("Watching", str(folder)), ("Changed", "pkg/app.py")]
+
+
+def test_what_is_saved_while_its_folder_is_elsewhere_is_told_of(folder, monkeypatch):
+    def edit_and_bring_back(seconds):
+        if (folder / "away").exists():
+            (folder / "away" / "app.py").write_text("new")
+            (folder / "away").rename(folder / "pkg")
+
+    monkeypatch.setattr(watcher.time, "sleep", edit_and_bring_back)
+    messages = told(lambda: (folder / "pkg").rename(folder / "away"), reload_dir=("pkg",))
+    assert messages == [("Watching", str(folder / "pkg")), ("Changed", "pkg/app.py")]
+
+
+def test_a_folder_to_watch_may_be_a_link_that_is_switched(folder):
+    def switch():
+        (folder / "new").symlink_to("migrations")
+        (folder / "new").replace(folder / "current")
+
+    (folder / "current").symlink_to("pkg")
+    save = (folder / "migrations" / "0001.py").write_text
+    assert told(switch, nothing, lambda: save("new"), reload_dir=("current",)) == [
+        ("Watching", str(folder / "pkg")),
+        ("Changed", "current"),
+        ("Watching", str(folder / "migrations")),
+        ("Changed", "migrations/0001.py"),
+    ]
+
+
+def test_a_name_that_is_not_utf_8_loses_nothing(folder):
+    def save():
+        with open(os.fsencode(folder) + b"/r\xe9sum\xe9.log", "a") as file:
+            file.write("x")
+        (folder / "app.py").write_text("new")
+
+    assert told(save, save, save) == [("Watching", str(folder)), *[("Changed", "app.py")] * 3]
+
+
+def test_that_the_current_folder_is_gone_for_good_is_said(tmp_path_factory, monkeypatch):
+    current = tmp_path_factory.mktemp("current")
+    (current / "app.py").write_text("")
+    monkeypatch.chdir(current)
+
+    def make_anew():
+        shutil.rmtree(current)
+        current.mkdir()
+
+    with pytest.raises(FileNotFoundError) as caught:
+        told(make_anew, nothing, nothing)
+    gone = "the folder that ESG was started in is gone; start it anew"
+    assert watcher.explained(caught.value) == gone
+
+
+def test_any_other_failure_is_told_with_its_name():
+    assert watcher.explained(OSError("no more inotify")) == "OSError: no more inotify"
+
+
 # -- bytecode --------------------------------------------------------------------------
 
 
@@ -232,6 +356,5 @@ def test_the_engine_says_whether_files_are_looked_at(monkeypatch, folder, engine
         yield from ()
 
     monkeypatch.setattr(watchfiles, "watch", watch)
-    config = made(reload_engine=engine)
-    watcher._tell_of_changes(Selection(config), Glances(()), config, post=None)
+    watcher.Watch(made(reload_engine=engine), None, 0)._tell_of_changes()
     assert seen == [polls]
