@@ -27,7 +27,8 @@ class Unavailable(Exception):
 class Machine:
     """The machine; to be closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, over: Path | None = None) -> None:
+        """`over` is a folder with files that are to be there instead of this machine's."""
         if os.geteuid() != 0:
             raise Unavailable("only root can boot a machine")
         for tool in ("/lib/systemd/systemd", "/usr/bin/systemctl", "/usr/bin/nsenter"):
@@ -41,6 +42,7 @@ class Machine:
                     *("sh", "-c", f'echo $$ >{self._group}/cgroup.procs; exec "$@"', "-"),
                     *("unshare", "--pid", "--fork", "--kill-child", "--mount", "--cgroup"),
                     *("--uts", "--ipc", str(Path(__file__).with_name("boot")), str(self._folder)),
+                    str(over or ""),
                     *(str(CHECKOUT), CODE, sysconfig.get_paths()["purelib"], PACKAGES),
                 ],
                 stdin=subprocess.DEVNULL,

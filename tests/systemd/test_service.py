@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import shutil
@@ -16,6 +17,7 @@ import pytest
 
 from tests.support.app import application
 from tests.support.load import Load
+from tests.support.runner import CHECKOUT
 from tests.support.unprivileged import as_nobody
 from tests.support.waiting import eventually
 
@@ -103,11 +105,11 @@ class Service:
         eventually(lambda: self.show("ActiveState") == "active", "it is active again")
 
 
-@pytest.fixture
-def service() -> Iterator[Service]:
+@contextlib.contextmanager
+def running(over: Path | None = None) -> Iterator[Service]:
     python, _ = as_nobody()
     try:
-        machine = Machine()
+        machine = Machine(over)
     except Unavailable as reason:
         pytest.skip(str(reason))
     try:
@@ -115,6 +117,27 @@ def service() -> Iterator[Service]:
         print(machine.journal("esg.service"))  # noqa: T201 - for a test that fails
     finally:
         machine.close()
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    with running() as service:
+        yield service
+
+
+NEWER = CHECKOUT / "build" / "systemd"
+"""Where `tests/systemd/fetch` may have put a newer systemd than this machine's."""
+
+
+@pytest.fixture
+def newer_service() -> Iterator[Service]:
+    """Under a systemd that has Type=notify-reload."""
+    done = subprocess.run(["systemctl", "--version"], capture_output=True, text=True)
+    is_new = int(done.stdout.split()[1]) >= 253
+    if not is_new and not NEWER.exists():
+        pytest.skip("needs systemd 253 or newer; run: tests/systemd/fetch build/systemd")
+    with running(None if is_new else NEWER) as service:
+        yield service
 
 
 def test_it_serves_as_soon_as_it_is_started_and_stops_in_good_order(service: Service) -> None:
@@ -188,6 +211,27 @@ def test_a_reload_that_fails_late_fails_too(service: Service) -> None:
     assert said in service.show("StatusText")
     assert service.show("ActiveState") == "active"
     assert service.whoami()["version"] == "one"
+
+
+def test_systemd_reloads_by_itself(newer_service: Service) -> None:
+    """With Type=notify-reload, whose signal is HUP; it waits for the end."""
+    service = newer_service
+    service.start("--lifespan", "on", lines="Type=notify-reload\nExecReload=\n")
+    pid = service.main_pid
+    service.deploy(application("two"))
+    with Load(service.port, keep_alive=2, fresh=2):
+        service.machine.systemctl("reload", "esg.service")
+        assert service.show("ActiveState") == "active"
+        assert service.show("StatusText").startswith("gen 2: 2 of 2 workers ready")
+        assert {service.whoami()["version"] for _ in range(10)} == {"two"}
+    service.deploy(application("three", at_startup="raise RuntimeError('no database')"))
+    service.machine.systemctl("reload", "esg.service")  # it can't be told that a reload failed
+    said = "gen 2: 2 of 2 workers ready; last reload failed: a worker could not boot"
+    assert said in service.show("StatusText")
+    assert service.whoami()["version"] == "two"
+    assert service.main_pid == pid
+    service.machine.systemctl("stop", "esg.service")
+    assert service.show("Result") == "success"
 
 
 def test_a_worker_that_is_killed_is_replaced(service: Service) -> None:
