@@ -22,7 +22,7 @@ END = b"\r\n\r\n"
 CORPUS = [case.data for case in cases(lambda case: len(case.data) < 1000)]
 
 thoroughly = settings(
-    max_examples=150,
+    max_examples=60,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

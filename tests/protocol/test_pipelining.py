@@ -9,7 +9,7 @@ import pytest
 from .apps import Gate, Recorder, echo, echo_path, respond
 from .wire import get, post, post_chunked, turns, until
 
-MANY = 10_000
+MANY = 4_000
 
 FEW = 1_000
 """More requests than a server should hold that it can't yet answer."""
