@@ -218,6 +218,8 @@ class Watch:
         self._glances = Glances(config.files)
         self._selection = Selection(config)
         self._watching = ""
+        # watchfiles compares times in whole seconds then, and wouldn't see a second save in one.
+        self._polls = config.reload_engine == "poll"
 
     def run(self) -> None:
         """Never returns. Raises what can't be mended by watching anew, OSError for one."""
@@ -250,8 +252,9 @@ class Watch:
                 now = stamp()
                 raw = [Path(path) for _, path in changes or ()]
                 paths = {*_counting(selection, raw), *self._glances.changed()}
-                if not number:
+                if not number or self._polls:
                     paths |= self._missed()
+                if not number:
                     self._say_what_is_watched()
                 self._since = now
                 if paths:
