@@ -1036,8 +1036,7 @@ def build(
     """Check every value and make a Config of them; what is missing takes its default.
 
     `variables`, `strays`, `files` and `target` are the Config's. Raises ConfigError for the first
-    value that
-    can't be used.
+    value that can't be used.
     """
     values = {name: _checked(SETTINGS[name], given) for name, given in _to_check(raw, target)}
     if target is not None:

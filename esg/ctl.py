@@ -19,6 +19,7 @@ from esg.config import SETTINGS
 from esg.errors import ConfigError, ESGError
 
 ANSWER_LIMIT = 1024 * 1024
+"""Bytes of an answer that are read; an arbiter sends less."""
 
 
 class ControlError(ESGError):

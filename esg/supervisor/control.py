@@ -21,10 +21,10 @@ from esg.errors import ListenError
 from esg.unixsocket import Access, SocketFile
 
 MODE = 0o600
+"""Permissions of the socket's file."""
 
 MOST_CLIENTS = 32
 """Connections at once. For a further one, the first that has not asked for anything goes."""
-
 
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """Why accept(2) fails and leaves the connection where it is."""

@@ -253,7 +253,7 @@ class Watch:
                 raw = [Path(path) for _, path in changes or ()]
                 paths = {*_counting(selection, raw), *self._glances.changed()}
                 if not number or self._polls:
-                    paths |= self._missed()
+                    paths |= self._missed(now)
                 if not number:
                     self._say_what_is_watched()
                 self._since = now
@@ -268,11 +268,11 @@ class Watch:
                 if paths or changes is None:
                     time.sleep(self._config.reload_delay)
 
-    def _missed(self) -> set[Path]:
-        """The files that changed since the last look at what the kernel tells of."""
+    def _missed(self, now: int) -> set[Path]:
+        """The files that changed between the last look and `now`: those of this tick are next."""
         files = {Path(file) for file in self._config.files}
         files.update(*map(self._selection.files_below, self._selection.folders))
-        return {file for file in files if _changed_at(file) >= self._since}
+        return {file for file in files if self._since <= _changed_at(file) < now}
 
     def _say_what_is_watched(self) -> None:
         what = ", ".join(map(str, self._selection.folders))
@@ -357,8 +357,8 @@ def forget_bytecode(paths: Iterable[Path]) -> None:
         with contextlib.suppress(OSError, NotImplementedError, ValueError):
             cached = Path(importlib.util.cache_from_source(os.fspath(path)))
             head, found = cached.read_bytes()[4:16], path.stat()
-            stamp = (0, int(found.st_mtime) & 0xFFFFFFFF, found.st_size & 0xFFFFFFFF)
-            if head == b"".join(number.to_bytes(4, "little") for number in stamp):
+            times = (0, int(found.st_mtime) & 0xFFFFFFFF, found.st_size & 0xFFFFFFFF)
+            if head == b"".join(number.to_bytes(4, "little") for number in times):
                 cached.unlink()
 
 

@@ -83,6 +83,21 @@ async def probe(serve, **settings):
     return server, socket, app
 
 
+MUCH = 20_000_000
+"""Bytes of a message that no socket buffer has room for."""
+
+
+async def stuck(serve, **settings):
+    """As `probe`, with a client that reads nothing yet, and a message of `MUCH` on its way."""
+    app = Accepted()
+    server = serve(app, **settings)
+    socket = await WebSocket.open(server, receive_buffer=4096)
+    await app.called.wait()
+    sending = asyncio.ensure_future(app.send({"type": "websocket.send", "bytes": b"x" * MUCH}))
+    await turns(20)
+    return server, socket, app, sending
+
+
 def disconnected(code, reason=""):
     return {"type": "websocket.disconnect", "code": code, "reason": reason}
 
@@ -598,13 +613,7 @@ async def test_empty_messages_take_room_in_the_queue(serve):
 
 
 async def test_pings_of_a_client_that_takes_nothing_are_answered_by_one_pong(serve):
-    app = Accepted()
-    server = serve(app)
-    socket = await WebSocket.open(server, receive_buffer=4096)
-    await app.called.wait()
-    size = 20_000_000
-    sending = asyncio.ensure_future(app.send({"type": "websocket.send", "bytes": b"x" * size}))
-    await turns(20)
+    server, socket, app, sending = await stuck(serve)
     (session,) = server.service.sockets
     before = session._transport.get_write_buffer_size()
     for number in range(1000):
@@ -612,7 +621,7 @@ async def test_pings_of_a_client_that_takes_nothing_are_answered_by_one_pong(ser
     await socket.send(TEXT, b"behind them")
     assert (await app.receive())["text"] == "behind them"
     assert session._transport.get_write_buffer_size() <= before
-    await socket.client.skip(10 + size)
+    await socket.client.skip(10 + MUCH)
     await sending
     await socket.expect(PONG, b"999")
     app.done.set()
@@ -639,14 +648,7 @@ async def test_a_slow_client_stops_the_application(serve):
 
 
 async def test_a_send_that_waits_ends_with_the_connection(serve):
-    app = Accepted()
-    server = serve(app)
-    socket = await WebSocket.open(server, receive_buffer=4096)
-    await app.called.wait()
-    sending = asyncio.ensure_future(
-        app.send({"type": "websocket.send", "bytes": b"x" * 20_000_000})
-    )
-    await turns(20)
+    _, socket, app, sending = await stuck(serve)
     assert not sending.done()
     socket.client.reset()
     with pytest.raises(OSError, match="1006"):
@@ -655,14 +657,7 @@ async def test_a_send_that_waits_ends_with_the_connection(serve):
 
 
 async def test_a_client_that_takes_nothing_is_reset(serve):
-    app = Accepted()
-    server = serve(app, timeout_send=5, ws_ping_interval=0)
-    await WebSocket.open(server, receive_buffer=4096)
-    await app.called.wait()
-    sending = asyncio.ensure_future(
-        app.send({"type": "websocket.send", "bytes": b"x" * 20_000_000})
-    )
-    await turns(20)
+    server, _, app, sending = await stuck(serve, timeout_send=5, ws_ping_interval=0)
     server.advance(4)
     await turns(5)
     assert not sending.done()
@@ -674,14 +669,10 @@ async def test_a_client_that_takes_nothing_is_reset(serve):
 
 
 async def test_who_takes_what_was_sent_slowly_is_not_blamed_for_a_late_pong(serve):
-    app = Accepted()
-    server = serve(app, timeout_send=60, ws_ping_interval=20, ws_ping_timeout=10)
-    socket = await WebSocket.open(server, receive_buffer=4096)
-    await app.called.wait()
-    size = 20_000_000
-    sending = asyncio.ensure_future(app.send({"type": "websocket.send", "bytes": b"x" * size}))
-    await turns(20)
-    left = size
+    server, socket, app, sending = await stuck(
+        serve, timeout_send=60, ws_ping_interval=20, ws_ping_timeout=10
+    )
+    left = MUCH
     for _ in range(5):
         server.advance(12)
         await socket.client.skip(100_000)
@@ -710,32 +701,20 @@ async def test_a_process_that_stood_still_blames_no_client(serve):
 
 async def test_a_send_that_waits_ends_with_a_close(serve):
     """Of a drain the application hears wherever it waits."""
-    app = Accepted()
-    server = serve(app)
-    socket = await WebSocket.open(server, receive_buffer=4096)
-    await app.called.wait()
-    size = 20_000_000
-    sending = asyncio.ensure_future(app.send({"type": "websocket.send", "bytes": b"x" * size}))
-    await turns(20)
+    server, socket, app, sending = await stuck(serve)
     (session,) = server.service.sockets
     session.close_with(1012, "")
     with pytest.raises(ClientDisconnected, match="1012"):
         await sending
     assert await app.receive() == disconnected(1012)
-    await socket.client.skip(10 + size)
+    await socket.client.skip(10 + MUCH)
     await socket.ended(1012)
     app.done.set()
 
 
 @pytest.mark.parametrize("who", ["server", "client"])
 async def test_a_close_waits_for_who_still_takes_what_was_sent(serve, who):
-    app = Accepted()
-    server = serve(app, timeout_send=60)
-    socket = await WebSocket.open(server, receive_buffer=4096)
-    await app.called.wait()
-    size = 20_000_000
-    sending = asyncio.ensure_future(app.send({"type": "websocket.send", "bytes": b"x" * size}))
-    await turns(20)
+    server, socket, app, sending = await stuck(serve, timeout_send=60)
     if who == "server":
         (session,) = server.service.sockets
         session.close_with(1001, "")
@@ -743,7 +722,7 @@ async def test_a_close_waits_for_who_still_takes_what_was_sent(serve, who):
         await socket.send(CLOSE, close_payload(1001))
     with pytest.raises(ClientDisconnected):
         await sending
-    left = size + 10
+    left = MUCH + 10
     for _ in range(10):
         server.advance(20)
         await socket.client.skip(100_000)
@@ -755,14 +734,7 @@ async def test_a_close_waits_for_who_still_takes_what_was_sent(serve, who):
 
 @pytest.mark.parametrize("who", ["server", "client"])
 async def test_a_close_does_not_wait_for_who_takes_nothing(serve, who):
-    app = Accepted()
-    server = serve(app, timeout_send=60)
-    socket = await WebSocket.open(server, receive_buffer=4096)
-    await app.called.wait()
-    sending = asyncio.ensure_future(
-        app.send({"type": "websocket.send", "bytes": b"x" * 20_000_000})
-    )
-    await turns(20)
+    server, socket, app, sending = await stuck(serve, timeout_send=60)
     if who == "server":
         (session,) = server.service.sockets
         session.close_with(1001, "")
@@ -780,18 +752,12 @@ async def test_a_close_does_not_wait_for_who_takes_nothing(serve, who):
 
 
 async def test_no_pong_follows_the_end(serve):
-    app = Accepted()
-    server = serve(app)
-    socket = await WebSocket.open(server, receive_buffer=4096)
-    await app.called.wait()
-    size = 20_000_000
-    sending = asyncio.ensure_future(app.send({"type": "websocket.send", "bytes": b"x" * size}))
-    await turns(20)
+    _, socket, app, sending = await stuck(serve)
     await socket.send(PING, b"?")
     await socket.send(3)
     with pytest.raises(ClientDisconnected, match="1002"):
         await sending
-    await socket.client.skip(10 + size)
+    await socket.client.skip(10 + MUCH)
     assert (await socket.closing())[0] == 1002
     await socket.client.closed()
     app.done.set()
@@ -799,14 +765,7 @@ async def test_no_pong_follows_the_end(serve):
 
 async def test_half_a_close_of_the_connection_is_one(serve):
     """Noticed though what was sent before can't go out, and nobody is pinged."""
-    app = Accepted()
-    server = serve(app, timeout_send=60, ws_ping_interval=0)
-    socket = await WebSocket.open(server, receive_buffer=4096)
-    await app.called.wait()
-    sending = asyncio.ensure_future(
-        app.send({"type": "websocket.send", "bytes": b"x" * 20_000_000})
-    )
-    await turns(20)
+    server, socket, app, sending = await stuck(serve, timeout_send=60, ws_ping_interval=0)
     socket.client.shutdown()
     with pytest.raises(ClientDisconnected, match="1006"):
         await sending
@@ -818,14 +777,7 @@ async def test_half_a_close_of_the_connection_is_one(serve):
 
 
 async def test_the_end_of_the_worker_does_not_wait_for_a_client(serve):
-    app = Accepted()
-    server = serve(app)
-    await WebSocket.open(server, receive_buffer=4096)
-    await app.called.wait()
-    sending = asyncio.ensure_future(
-        app.send({"type": "websocket.send", "bytes": b"x" * 20_000_000})
-    )
-    await turns(20)
+    server, _, app, sending = await stuck(serve)
     (session,) = server.service.sockets
     session.close()
     with pytest.raises(ClientDisconnected):

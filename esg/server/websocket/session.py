@@ -437,9 +437,7 @@ class Session(asyncio.Protocol):
 
     def _expire_closing(self, now: float) -> None:
         """Go on as long as the client takes what was sent; then it has its time to end."""
-        before, self._unsent = self._unsent, unsent(self._transport)
-        if self._unsent < before:
-            self._progress_at = now
+        self._note_progress(now)
         limit = self.service.config.timeout_send if self._unsent else self._end_limit
         if now - self._progress_at < limit:
             self.deadline = now + self._end_limit
@@ -448,11 +446,14 @@ class Session(asyncio.Protocol):
 
     def _progresses(self, now: float, limit: float) -> bool:
         """Whether the client took something of what is to be sent to it, in time."""
+        self._note_progress(now)
+        self._look_at(now + limit)
+        return now - self._progress_at < limit
+
+    def _note_progress(self, now: float) -> None:
         before, self._unsent = self._unsent, unsent(self._transport)
         if self._unsent < before:
             self._progress_at = now
-        self._look_at(now + limit)
-        return now - self._progress_at < limit
 
     def _ping(self, now: float) -> None:
         config = self.service.config
