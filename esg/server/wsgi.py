@@ -18,6 +18,7 @@ import logging
 import queue
 import re
 import threading
+import time
 import wsgiref.util
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -29,7 +30,9 @@ from esg import logs
 from esg.payload import current_worker
 from esg.server import stacks
 from esg.server.asgi import Headers, Message, Receive, Scope, Send
-from esg.server.http1.exchange import ClientDisconnected
+from esg.server.http1.exchange import CHECK, REASONED_START, ClientDisconnected
+from esg.server.http1.response import REASONS
+from esg.server.seldom import Seldom
 
 logger = logging.getLogger("esg")
 
@@ -42,20 +45,26 @@ FILE_BLOCK = 65536
 
 HOP_BY_HOP = frozenset(
     (
-        "connection",
         "keep-alive",
         "proxy-authenticate",
         "proxy-authorization",
+        "proxy-connection",
         "te",
+        "trailer",
         "trailers",
         "transfer-encoding",
         "upgrade",
     )
 )
-"""Response fields that are the server's business (PEP 3333, "Other HTTP Features")."""
+"""Response fields that are dropped: they are the server's business (PEP 3333, "Other HTTP
+Features"). `Connection` is passed on, since the server obeys its `close`, and never copies it.
+"""
+
+LOOK_EVERY = 0.1
+"""Seconds between two looks whether the client is still there, while no piece has any bytes."""
 
 _TOO_LONG = "the body is longer than its Content-Length"
-_STATUS = re.compile(r"[2-9][0-9]{2} [^\x00-\x1f\x7f]*")
+_STATUS = re.compile(r"([2-9][0-9]{2})(?: ([^\x00-\x1f\x7f]*))?")
 
 
 class WSGIAdapter:
@@ -73,6 +82,7 @@ class WSGIAdapter:
         self.app = app
         self._subject = subject
         self._threads = Threads(threads)
+        self._too_long = Seldom()
         self._base: Environ = {
             "GATEWAY_INTERFACE": "CGI/1.1",
             "SERVER_SOFTWARE": "esg",
@@ -109,7 +119,7 @@ class WSGIAdapter:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         environ = self._base | request_environ(scope)
-        call = _Call(self.app, environ, receive, send, self._subject)
+        call = _Call(self.app, environ, receive, send, self._subject, self._too_long)
         if _may_have_body(environ):
             await call.look_at_body()
         self._threads.submit(call.run)
@@ -217,8 +227,48 @@ def _named_server(environ: Environ) -> tuple[str, str]:
     return name or "localhost", port or ("443" if environ["wsgi.url_scheme"] == "https" else "80")
 
 
+MOST_HELD = 65536
+"""Characters of an unfinished record of `wsgi.errors` that are held at most."""
+
+_LINK = re.compile(
+    r"\n(?:The above exception was the direct cause of the following exception"
+    r"|During handling of the above exception, another exception occurred):\n\n"
+)
+"""What `traceback` writes between an exception and the one that it led to."""
+
+_TRACEBACK = re.compile(r" *(?:\+ Exception Group )?Traceback \(most recent call last\):\n")
+_TRACEBACK_END = re.compile(r"\S.*| +\+-{20,}")
+"""The last line of a traceback names the exception, or closes a group of them."""
+
+_LEVELS = {
+    "CRITICAL": logging.CRITICAL,
+    "FATAL": logging.CRITICAL,
+    "ERROR": logging.ERROR,
+    "WARNING": logging.WARNING,
+    "WARN": logging.WARNING,
+    "NOTICE": logging.INFO,
+    "INFO": logging.INFO,
+    "DEBUG": logging.DEBUG,
+    "TRACE": logs.TRACE,
+}
+_NAMES = "|".join(_LEVELS)
+_LEVEL = re.compile(
+    r"(?:\x1b\[[0-9;]{0,9}m)?"
+    r"(?:(?:\[[^]\n]{1,40}\]|[0-9][0-9T:.,+/Z -]{0,40})[ |:-]{0,4}){0,3}"
+    r"(?:\x1b\[[0-9;]{0,9}m)?"
+    rf"(?:\[ *((?i:{_NAMES})) *\]|({_NAMES})\b)"
+)
+"""The level that a text begins with, perhaps behind a time, as in `ERROR:app:text`,
+`[2026-11-26 10:00:00,123] ERROR in app: text` or `[2026-11-26 10:00:00 +0000] [7] [INFO] text`.
+"""
+
+
 class ErrorStream(threading.local):
-    """`wsgi.errors`: each line is an error in the log. A line belongs to the thread it is from."""
+    """`wsgi.errors`: a record in the log for each write. Each thread has records of its own.
+
+    A text that doesn't end with a line end waits for the rest of its line, so that `print` makes
+    one record. So does a traceback, which `traceback.print_exception` writes line by line.
+    """
 
     _begun = ""
 
@@ -227,33 +277,53 @@ class ErrorStream(threading.local):
         self._subject = subject
 
     def write(self, text: str) -> int:
-        """Log the lines that are complete now."""
-        *lines, self._begun = (self._begun + text).split("\n")
-        for line in lines:
-            self._log(line)
+        """Log a text, together with what was held of the same record, once that is complete."""
+        self._begun += text
+        if _is_complete(self._begun) or len(self._begun) > MOST_HELD:
+            self.flush()
         return len(text)
 
     def writelines(self, texts: Iterable[str]) -> None:
-        """Write each of these."""
-        for text in texts:
-            self.write(text)
+        """Write these as one text."""
+        self.write("".join(texts))
 
     def flush(self) -> None:
-        """Log a line that was begun as it is."""
-        if self._begun:
-            line, self._begun = self._begun, ""
-            self._log(line)
-
-    def _log(self, line: str) -> None:
-        if line.strip():
-            _log(self._subject, f"wsgi.errors: {line.rstrip()}")
+        """Log a record that was begun as it is."""
+        text, self._begun = self._begun.strip("\r\n"), ""
+        if text and not text.isspace():
+            _log(self._subject, f"wsgi.errors: {text}", level=_level_of(text))
 
 
-def _log(subject: logs.Subject | None, event: str, error: BaseException | None = None) -> None:
+def _is_complete(text: str) -> bool:
+    """Whether nothing more of a record is to be expected."""
+    if not text.endswith("\n"):
+        return False
+    link = _LINK.match(text)
+    if link is not None:
+        text = text[link.end() :]
+    if not _TRACEBACK.match(text):
+        return text != ""
+    _, before, last = text[:-1].rpartition("\n")
+    return bool(before) and _TRACEBACK_END.fullmatch(last) is not None
+
+
+def _level_of(text: str) -> int:
+    """The level that a text begins with, or WARNING."""
+    match = _LEVEL.match(text)
+    return _LEVELS[(match[1] or match[2]).upper()] if match else logging.WARNING
+
+
+def _log(
+    subject: logs.Subject | None,
+    event: str,
+    error: BaseException | None = None,
+    *,
+    level: int = logging.ERROR,
+) -> None:
     if subject is None:
-        logger.error("%s", event, exc_info=error)
+        logger.log(level, "%s", event, exc_info=error)
     else:
-        logger.error("%s %s", subject, event, exc_info=error)
+        logger.log(level, "%s %s", subject, event, exc_info=error)
 
 
 class FileWrapper(wsgiref.util.FileWrapper):
@@ -285,6 +355,7 @@ class _Call:
         "_head",
         "_input",
         "_left",
+        "_look_at",
         "_loop",
         "_orders",
         "_over",
@@ -293,6 +364,7 @@ class _Call:
         "_send",
         "_sent",
         "_subject",
+        "_too_long",
         "_waiter",
         "thread",
     )
@@ -304,6 +376,7 @@ class _Call:
         receive: Receive,
         send: Send,
         subject: logs.Subject | None,
+        too_long: Seldom,
     ) -> None:
         self.thread = 0
         """The thread that is at it: its identifier, or 0 for none."""
@@ -315,6 +388,7 @@ class _Call:
         self._receive = receive
         self._send = send
         self._subject = subject
+        self._too_long = too_long
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._first: asyncio.Task[Message] | None = None
@@ -325,6 +399,8 @@ class _Call:
         """Whether the head is out, so that nothing can be changed in it."""
         self._left: int | None = None
         """Bytes of body to come, if the application has said how many there are."""
+        self._look_at = 0.0
+        """When to look again whether the client is there, in monotonic seconds."""
         # between thread and task
         self._orders: deque[tuple[Order | None, bool]] = deque()
         """What to do, and whether the thread waits for it; None says that the thread is done."""
@@ -473,34 +549,56 @@ class _Call:
         result: Any = self._app(self._environ, self.start_response)
         try:
             if isinstance(result, list | tuple) and len(result) == 1:
-                self._send_last(_checked(result[0]))
+                piece = _checked(result[0])
+                if self._left is not None and self._left < len(piece):
+                    self._warn_too_long(result)
+                    piece = piece[: self._left]
+                self._send_last(piece)
             else:
-                self._send_all(_iterator(result))
+                self._send_all(result)
         finally:
             close = getattr(result, "close", None)
             if close is not None:
                 close()
 
-    def _send_all(self, pieces: Iterator[bytes]) -> None:
-        """Send each piece as it comes; none waits for the one behind it (PEP 3333, "Buffering")."""
+    def _send_all(self, result: Any) -> None:
+        """Send each piece as it comes; none waits for the one behind it (PEP 3333, "Buffering").
+
+        Up to the Content-Length, where the iteration ends (PEP 3333, "Handling the Content-Length
+        Header"). But an iterator may have something left to do after its last piece, so it is
+        asked for one more; most have none.
+        """
         complete = False
-        for piece in pieces:
-            if not _checked(piece):
-                continue
+        for piece in _iterator(result):
             if complete:
-                raise ValueError(_TOO_LONG)
-            if self._left == len(piece):
-                # Nothing is to come, but an iterator may have something left to do.
-                self._send_last(piece)
-                complete = True
-            else:
-                self.write(piece)
+                if _checked(piece):
+                    self._warn_too_long(result)
+                return
+            if self._left is not None and self._left <= len(_checked(piece)):
+                if self._left < len(piece):
+                    self._warn_too_long(result)
+                    self._send_last(piece[: self._left])
+                    return
+                if piece:
+                    self._send_last(piece)
+                    complete = True
+                    continue
+            self.write(piece)
         if not complete:
             self._send_last(b"")
 
+    def _warn_too_long(self, result: Any) -> None:
+        """The end of a file's part is where it should be, and anything else a mistake."""
+        if isinstance(result, FileWrapper):
+            return
+        suppressed = self._too_long.now(time.monotonic())
+        if suppressed is not None:
+            more = f" ({suppressed} more before)" if suppressed else ""
+            method, path = self._request
+            event = f"{_TOO_LONG}, and was cut there: {method} {path!a}{more}"
+            _log(self._subject, event, level=logging.WARNING)
+
     def _send_last(self, piece: bytes) -> None:
-        if self._left is not None and self._left < len(piece):
-            raise ValueError(_TOO_LONG)
         messages = self._with_head({"type": "http.response.body", "body": piece})
         self._tell(lambda: self._send_each(messages))
 
@@ -514,6 +612,15 @@ class _Call:
             body = {"type": "http.response.body", "body": piece, "more_body": True}
             messages = self._with_head(body)
             self._ask(lambda: self._send_each(messages))
+        else:
+            self._look()
+
+    def _look(self) -> None:
+        """Raise ClientDisconnected if the client has left, which sending nothing doesn't show."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_EVERY
+            self._ask(lambda: self._send({"type": CHECK}))
 
     def _with_head(self, body: Message) -> list[Message]:
         """The body's first piece takes the head along; until then, it can be replaced."""
@@ -544,22 +651,29 @@ class _Call:
                 exc_info = None  # its traceback has this frame: a reference cycle
         elif self._head is not None:
             raise RuntimeError("start_response was called before, and this call has no exc_info")
+        code, reason = _parsed_status(status)
         fields = _encoded(headers)
         self._left = _content_length(fields)
-        self._head = {
-            "type": "http.response.start",
-            "status": _status_code(status),
-            "headers": fields,
-        }
+        self._head = {"type": "http.response.start", "status": code, "headers": fields}
+        if reason:
+            self._head |= {"type": REASONED_START, "reason": reason}
         return self.write
 
 
-def _status_code(status: str) -> int:
+def _parsed_status(status: str) -> tuple[int, bytes]:
+    """The code, and the reason phrase if it isn't the usual one (RFC 9112, section 4)."""
     if not isinstance(status, str):
         raise TypeError(f"the status is a string, not {type(status).__name__}")
-    if not _STATUS.fullmatch(status):
+    match = _STATUS.fullmatch(status)
+    if match is None:
         raise ValueError(f"{status!r} is no status; one is '200 OK', from 200 to 999")
-    return int(status[:3])
+    code, reason = int(match[1]), match[2] or ""
+    if reason == REASONS.get(code):
+        return code, b""
+    try:
+        return code, reason.strip().encode("latin-1")
+    except UnicodeEncodeError:
+        raise ValueError(f"the reason phrase of {status!r} can't be sent as Latin-1") from None
 
 
 def _encoded(headers: Iterable[tuple[str, str]]) -> Headers:
@@ -569,7 +683,7 @@ def _encoded(headers: Iterable[tuple[str, str]]) -> Headers:
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"header names and values are strings, not {name!r}: {value!r}")
         if name.lower() in HOP_BY_HOP:
-            raise ValueError(f"{name} is a hop-by-hop header, which an application can't send")
+            continue
         try:
             fields.append((name.encode("latin-1"), value.encode("latin-1")))
         except UnicodeEncodeError:

@@ -91,12 +91,13 @@ class LogBook(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # As text, since a traceback would keep alive all that its frames hold.
-        record.exc_text = logging.Formatter().format(record).partition("\n")[2] or None
-        record.exc_info = None
+        if record.exc_info:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+            record.exc_info = None
         self.records.append(record)
 
     def claim(self, text: str) -> str:
-        """Take one expected error with `text` in it out of the log; gives it with its traceback."""
+        """Take one expected error or warning with `text` out of the log; gives it in full."""
         for record in self.errors:
             if text in record.getMessage():
                 self.records.remove(record)

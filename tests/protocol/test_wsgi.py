@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import io
 import sys
 import threading
 import tracemalloc
@@ -13,7 +14,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from esg.server.wsgi import WSGIAdapter
+from esg.server.wsgi import HOP_BY_HOP, WSGIAdapter
 
 from .wire import (
     Truncated,
@@ -195,14 +196,15 @@ async def test_several_fields_of_one_name(serve_wsgi):
 @pytest.mark.parametrize(
     ("status", "headers", "reason"),
     [
-        ("200", [], "'200' is no status"),
+        ("20", [], "'20' is no status"),
         ("OK 200", [], "no status"),
         ("100 Continue", [], "no status"),
         ("200 OK\r\nX: y", [], "no status"),
         (200, [], "the status is a string, not int"),
-        ("200 OK", [("Connection", "close")], "Connection is a hop-by-hop header"),
-        ("200 OK", [("transfer-encoding", "chunked")], "hop-by-hop"),
-        ("200 OK", [("Upgrade", "h2c")], "hop-by-hop"),
+        ("200 \x00", [], "no status"),
+        ("200 a\tb", [], "no status"),
+        ("200 a\x7f", [], "no status"),
+        ("200 \u20ac", [], "can't be sent as Latin-1"),
         ("200 OK", [(b"X", b"y")], "strings, not b'X'"),
         ("200 OK", [("X", 1)], "strings, not 'X': 1"),
         ("200 OK", [("X", "\u20ac")], "can't be sent as Latin-1"),
@@ -215,6 +217,70 @@ async def test_a_head_that_cannot_be_sent(serve_wsgi, log, status, headers, reas
     response = await serve_wsgi(wsgi(status, headers)).connect().request(get())
     assert response.status == 500
     assert reason in log.claim("exception in the application")
+
+
+@pytest.mark.parametrize("body", [[b"hello"], [b"hel", b"lo"]])
+async def test_hop_by_hop_fields_are_dropped(serve_wsgi, body):
+    """Examples of event streams set Connection: keep-alive; PEP 3333 leaves these to the server."""
+    headers = [(name.title(), "x") for name in (*HOP_BY_HOP, "connection")]
+    app = wsgi(headers=[*headers, ("X-Other", "1"), ("Connection", "keep-alive")], body=body)
+    client = serve_wsgi(app).connect()
+    response = await client.request(get())
+    assert (response.body, response[b"x-other"]) == (b"hello", b"1")
+    names = {name for name, _ in response.fields}
+    assert names <= {b"server", b"date", b"X-Other", b"content-length", b"transfer-encoding"}
+    await client.quiet()
+
+
+async def test_connection_close_is_obeyed(serve_wsgi):
+    client = serve_wsgi(wsgi(headers=[("Connection", "Close")])).connect()
+    assert (await client.request(get())).closes
+    await client.closed()
+
+
+@pytest.mark.parametrize(
+    ("status", "line"),
+    [
+        ("404 Gone Fishing", b"404 Gone Fishing"),
+        ("200 OK", b"200 OK"),
+        ("299 My Own", b"299 My Own"),
+        ("299", b"299 "),
+        ("404 ", b"404 Not Found"),
+        ("404", b"404 Not Found"),
+        ("404  spaced ", b"404 spaced"),
+        ("422 Unprocessable Entity", b"422 Unprocessable Entity"),
+        ("404 Pas trouv\xc3\xa9", b"404 Pas trouv\xc3\xa9"),
+    ],
+)
+async def test_the_reason_phrase_is_the_applications(serve_wsgi, status, line):
+    client = serve_wsgi(wsgi(status)).connect()
+    for _ in range(3):
+        await client.send(get())
+        expected = b"HTTP/1.1 %b\r\n" % line
+        await client.exactly(expected)
+        rest = await client.read(len(b"server: esg\r\n"))
+        assert rest == b"server: esg\r\n"
+        async with asyncio.timeout(LONGEST_WAIT):
+            assert (await client._read_until(b"\r\n\r\n")).count(b"content-length: 5\r\n") == 1
+        await client.exactly(b"hello")
+
+
+async def test_a_reason_phrase_stays_with_its_response(serve_wsgi):
+    def app(environ, start_response):
+        start_response(environ["QUERY_STRING"].replace("+", " "), [("X-Same", "1")])
+        return [b""]
+
+    client = serve_wsgi(app).connect()
+    for phrase in (b"Mine", b"OK", b"Yours", b"OK", b"Mine"):
+        response = await client.request(get(b"/?200+" + phrase))
+        assert (response.reason, response.all(b"x-same")) == (phrase, [b"1"])
+
+
+async def test_a_reason_phrase_without_default_fields(serve_wsgi):
+    server = serve_wsgi(wsgi("404 Mine", []), server_header=False, date_header=False)
+    for version in (b"1.0", b"1.1"):
+        response = await server.connect().request(get(version=version))
+        assert (response.status, response.reason) == (404, b"Mine")
 
 
 async def test_the_head_waits_for_the_first_bytes(serve_wsgi):
@@ -358,21 +424,61 @@ async def test_an_asgi_application_is_told_to_be_one(serve_wsgi, log):
 
 
 @pytest.mark.parametrize("kind", [list, iter])
-@pytest.mark.parametrize("pieces", [[b"too long"], [b"too ", b"long"]])
-async def test_a_body_longer_than_its_length_is_not_sent(serve_wsgi, log, kind, pieces):
-    app = wsgi(headers=[("Content-Length", "3")], body=kind(pieces))
-    assert (await serve_wsgi(app).connect().request(get())).status == 500
-    assert "longer than its Content-Length" in log.claim("exception in the application")
+@pytest.mark.parametrize("length", [0, 3, 4])
+@pytest.mark.parametrize("pieces", [[b"too long"], [b"too ", b"long"], [b"", b"too ", b"long"]])
+async def test_a_body_longer_than_its_length_is_cut(serve_wsgi, log, kind, length, pieces):
+    """PEP 3333, "Handling the Content-Length Header"; the connection goes on."""
+    app = wsgi(headers=[("Content-Length", str(length))], body=kind(pieces))
+    client = serve_wsgi(app).connect()
+    assert (await client.request(get())).body == b"too long"[:length]
+    await until(lambda: log.errors)
+    warning = log.claim("longer than its Content-Length, and was cut there: GET '/'")
+    assert warning.count("\n") == 0
+    await client.quiet()
 
 
-async def test_what_is_beyond_the_length_is_not_sent(serve_wsgi, log):
-    result = Result(b"enough", b"more")
+async def test_nothing_is_asked_for_beyond_the_length(serve_wsgi, log):
+    asked = []
+    result = Result(b"enough", b"more", lambda: asked.append(1) or b"most")
     client = serve_wsgi(returning(result, [("Content-Length", "6")])).connect()
     assert (await client.request(get())).body == b"enough"
-    await until(lambda: log.errors)
-    assert "longer than its Content-Length" in log.claim("exception in the application")
+    await until(lambda: result.closed)
     await client.quiet()
-    assert result.closed == 1
+    assert (asked, result.closed) == ([], 1)
+    log.claim("longer than its Content-Length")
+
+
+async def test_an_endless_body_ends_at_its_length(serve_wsgi, log):
+    result = Result(*[b"ab"] * 2, *[b""] * 1000)
+    server = serve_wsgi(returning(result, [("Content-Length", "3")]))
+    client = server.connect()
+    assert (await client.request(get())).body == b"aba"
+    await until(lambda: result.closed)
+    assert next(result) == b""
+    log.claim("longer than its Content-Length")
+
+
+async def test_an_empty_piece_behind_a_complete_body_ends_it(serve_wsgi):
+    result = Result(b"abc", b"", b"never asked for")
+    client = serve_wsgi(returning(result, [("Content-Length", "3")])).connect()
+    assert (await client.request(get())).body == b"abc"
+    await until(lambda: result.closed)
+    assert next(result) == b"never asked for"
+
+
+async def test_too_long_bodies_are_a_warning_now_and_then(serve_wsgi, log):
+    client = serve_wsgi(wsgi(headers=[("Content-Length", "1")])).connect()
+    for _ in range(5):
+        assert (await client.request(get())).body == b"h"
+    log.claim("longer than its Content-Length")
+
+
+async def test_a_head_response_to_a_body_that_is_too_long(serve_wsgi, log):
+    client = serve_wsgi(wsgi(headers=[("Content-Length", "3")])).connect()
+    for _ in range(2):
+        response = await client.request(request(b"HEAD", b"/"), "HEAD")
+        assert response[b"content-length"] == b"3"
+    log.claim("longer than its Content-Length")
 
 
 async def test_writing_more_than_the_length(serve_wsgi, log):
@@ -382,6 +488,17 @@ async def test_writing_more_than_the_length(serve_wsgi, log):
 
     assert (await serve_wsgi(app).connect().request(get())).status == 500
     assert "longer than its Content-Length" in log.claim("exception in the application")
+
+
+async def test_what_follows_all_that_was_written_is_not_sent(serve_wsgi, log):
+    def app(environ, start_response):
+        start_response("200 OK", [("Content-Length", "3")])(b"all")
+        return [b"more"]
+
+    client = serve_wsgi(app).connect()
+    for _ in range(2):
+        assert (await client.request(get())).body == b"all"
+    log.claim("longer than its Content-Length")
 
 
 async def test_a_body_shorter_than_its_length(serve_wsgi, log):
@@ -424,6 +541,54 @@ async def test_file_wrapper(serve_wsgi, tmp_path):
     client = serve_wsgi(app).connect()
     assert (await client.request(get())).body == content
     await until(lambda: files[0].closed)
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+async def test_a_part_of_a_file(serve_wsgi, size):
+    """As for a range: what is sent ends at the Content-Length, not at the file's end."""
+
+    def app(environ, start_response):
+        file = io.BytesIO(bytes(range(256)) * 1000)
+        file.seek(100)
+        start_response("206 Partial Content", [("Content-Length", str(size))])
+        return environ["wsgi.file_wrapper"](file)
+
+    client = serve_wsgi(app).connect()
+    for _ in range(2):
+        response = await client.request(get())
+        assert response.body == (bytes(range(256)) * 1000)[100 : 100 + size]
+
+
+async def test_a_generator_of_empty_pieces_notices_that_the_client_left(serve_wsgi):
+    await _notices(serve_wsgi, [])
+
+
+async def test_and_so_it_does_behind_its_first_piece(serve_wsgi):
+    await _notices(serve_wsgi, [b"first"])
+
+
+async def _notices(serve_wsgi, first):
+    begun, closed = threading.Event(), threading.Event()
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        try:
+            yield from first
+            while not closed.wait(0.001):
+                begun.set()
+                yield b""
+        finally:
+            closed.set()
+
+    server = serve_wsgi(app)
+    client = server.connect()
+    await client.send(get())
+    await until(begun.is_set)
+    if not first:
+        await client.quiet()
+    client.reset()
+    await until(closed.is_set)
+    await until(lambda: server.service.idle)
 
 
 # -- close() ---------------------------------------------------------------------------
@@ -602,9 +767,8 @@ async def test_the_error_stream_is_the_log(serve_wsgi, log):
         return [b""]
 
     assert (await serve_wsgi(app).connect().request(get())).status == 200
-    await until(lambda: len(log.errors) == 2)
-    log.claim("wsgi.errors: half and half")
-    log.claim("wsgi.errors: the rest")
+    await until(lambda: log.errors)
+    log.claim("wsgi.errors: half and half\nthe rest")
 
 
 # -- the request's body ----------------------------------------------------------------

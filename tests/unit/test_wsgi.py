@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import io
 import logging
+import sys
 import threading
+import traceback
 import weakref
 from urllib.parse import quote
 
@@ -18,6 +20,7 @@ from esg.server.asgi import http_scope, http_template
 from esg.server.http1.exchange import ClientDisconnected
 from esg.server.wsgi import (
     FILE_BLOCK,
+    MOST_HELD,
     ErrorStream,
     FileWrapper,
     Input,
@@ -274,14 +277,135 @@ def lines(caplog, monkeypatch):
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def test_each_line_is_a_line_of_the_log(lines):
+def test_each_write_is_a_record(lines):
     stream = ErrorStream(worker_subject(1, 1, 1))
     stream.write("a\nb\n\n")
-    stream.writelines(["c", "\n", "d"])
-    assert lines() == [f"worker=1 gen=1 pid=1 wsgi.errors: {text}" for text in "abc"]
+    stream.writelines(["c\n", "d", "\n"])
+    subject = "worker=1 gen=1 pid=1 wsgi.errors:"
+    assert lines() == [f"{subject} a\nb", f"{subject} c\nd"]
+
+
+def test_the_rest_of_a_line_belongs_to_its_record(lines):
+    stream = ErrorStream(None)
+    for text in ("half ", "and half\nthe", " rest\n", "", "\n", " \n"):
+        stream.write(text)
+    assert lines() == ["wsgi.errors: half and half\nthe rest"]
+
+
+def test_flush_logs_what_was_begun(lines):
+    stream = ErrorStream(None)
+    stream.write("begun")
+    assert lines() == []
     stream.flush()
     stream.flush()
-    assert lines()[3:] == ["worker=1 gen=1 pid=1 wsgi.errors: d"]
+    assert lines() == ["wsgi.errors: begun"]
+
+
+def test_a_line_without_an_end_is_not_held_without_bound(lines):
+    stream = ErrorStream(None)
+    for _ in range(40):
+        stream.write("x" * 5000)
+    assert [len(line) > MOST_HELD for line in lines()] == [True, True]
+    assert len(stream._begun) <= MOST_HELD
+
+
+def test_bytes_are_refused(lines):
+    stream = ErrorStream(None)
+    for begun in ("", "begun"):
+        stream.write(begun)
+        with pytest.raises(TypeError):
+            stream.write(b"bytes\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("plain text", "WARNING"),
+        ("an ERROR in the middle", "WARNING"),
+        ("ERRORS: 5", "WARNING"),
+        ("Traceback (most recent call last):\n  File\nERROR: x", "WARNING"),
+        ("ERROR:app:logging's basic format", "ERROR"),
+        ("INFO: text", "INFO"),
+        ("WARN text", "WARNING"),
+        ("FATAL: text", "CRITICAL"),
+        ("[2026-11-26 10:00:00,123] ERROR in app: Flask's format", "ERROR"),
+        ("[2026-11-26 10:00:00,123] INFO in app: Flask's format", "INFO"),
+        ("2026-11-26 10:00:00,123 CRITICAL text", "CRITICAL"),
+        ("2026-11-26T10:00:00.123Z - DEBUG - text", "DEBUG"),
+        ("2026-11-26 10:00:00.123 | ERROR    | app:view:1 - loguru's format", "ERROR"),
+        ("2026-11-26 10:00:00 [error    ] structlog's format", "ERROR"),
+        ("[2026-11-26 10:00:00 +0000] [7] [INFO] gunicorn's format", "INFO"),
+        ("[26/Nov/2026 10:00:00] DEBUG text", "DEBUG"),
+        ("\x1b[31mERROR\x1b[0m text", "ERROR"),
+        ("1" * 100_000 + " ERROR", "WARNING"),
+        ("[" * 100_000 + " ERROR", "WARNING"),
+    ],
+)
+def test_the_level_that_a_text_begins_with(caplog, lines, text, level):
+    caplog.set_level(logging.DEBUG, "esg")
+    ErrorStream(None).write(f"{text}\n")
+    assert [record.levelname for record in caplog.records] == [level]
+
+
+def test_a_record_of_logging_is_one_record(caplog, lines):
+    """With its traceback, as Flask's default handler writes it."""
+    handler = logging.StreamHandler(ErrorStream(None))
+    handler.setFormatter(
+        logging.Formatter("[%(asctime)s] %(levelname)s in %(module)s: %(message)s")
+    )
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        error = sys.exc_info()
+    handler.emit(logging.LogRecord("app", logging.ERROR, "app.py", 1, "Exception on /", (), error))
+    (line,) = lines()
+    assert "in app: Exception on /\nTraceback" in line
+    assert line.endswith("ValueError: broken")
+    assert caplog.records[0].levelname == "ERROR"
+
+
+def failing(*errors):
+    """Raise the last of these errors, each caused by the one before it."""
+    *before, last = errors
+    if not before:
+        raise last
+    try:
+        failing(*before)
+    except Exception as cause:
+        raise last from cause
+
+
+@pytest.mark.parametrize(
+    ("errors", "ends"),
+    [
+        ([ValueError("broken")], ["ValueError: broken"]),
+        ([ValueError("two\nlines")], ["lines"]),
+        ([SyntaxError("bad", ("app.py", 1, 2, "x y", 1, 3))], ["SyntaxError: bad"]),
+        ([ValueError("first"), KeyError("second")], ["ValueError: first", "KeyError: 'second'"]),
+        ([ExceptionGroup("several", [ValueError(1), KeyError(2)])], ["-" * 20]),
+    ],
+)
+def test_a_printed_traceback_is_one_record(lines, errors, ends):
+    stream = ErrorStream(None)
+    with pytest.raises(type(errors[-1])) as raised:
+        failing(*errors)
+    traceback.print_exception(raised.value, file=stream)
+    print("next", file=stream)
+    *tracebacks, last = lines()
+    assert last == "wsgi.errors: next"
+    assert len(tracebacks) == len(ends)
+    for text, end in zip(tracebacks, ends, strict=True):
+        assert "Traceback (most recent call last):\n" in text
+        assert text.endswith(end)
+
+
+def test_a_traceback_that_ends_early_is_logged(lines):
+    stream = ErrorStream(None)
+    stream.write("Traceback (most recent call last):\n")
+    stream.write('  File "app.py", line 1\n')
+    assert lines() == []
+    stream.flush()
+    assert lines()[0].endswith("line 1")
 
 
 def test_print_can_be_used(lines):

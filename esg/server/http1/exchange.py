@@ -37,6 +37,7 @@ from esg.server.http1.response import (
     USUAL,
     Content,
     check_fields,
+    status_line,
 )
 from esg.server.http1.sendfile import open_file
 from esg.server.stacks import task_stack
@@ -57,6 +58,14 @@ DONE = ""
 GONE = "no message: the client has disconnected"
 """The states of a response. START and BODY are the type of the message expected in them; in the
 other states no message is an ordinary one.
+"""
+
+CHECK = "esg.http.check"
+"""A message of ESG's own: it sends nothing, and raises ClientDisconnected if the client is gone."""
+
+REASONED_START = "esg.http.response.start"
+"""As `http.response.start`, with a `reason`: the phrase of the status line, as checked bytes. WSGI
+applications give one; ASGI has none.
 """
 
 IN_CHUNKS = -1
@@ -206,7 +215,12 @@ class Exchange:
         kind, state = message["type"], self.state
         if state is GONE:
             raise ClientDisconnected("the client has disconnected")
-        if kind == "http.response.early_hint" and state in (START, BODY):
+        if kind == CHECK:
+            return
+        if kind == REASONED_START and state is START:
+            await self.send({**message, "type": START})
+            self._give_reason(message["reason"])
+        elif kind == "http.response.early_hint" and state in (START, BODY):
             self._send_early_hint(message)
         elif kind == "http.response.trailers" and state is TRAILERS:
             self._send_trailers(message)
@@ -247,6 +261,12 @@ class Exchange:
         if not service.held:
             service.loop.call_soon(service.release_heads)
         service.held.append(self)
+
+    def _give_reason(self, reason: bytes) -> None:
+        """Replace the reason phrase of the head that is held (RFC 9112, section 4)."""
+        assert self._lines is not None
+        usual = status_line(self.status)
+        self._lines[0] = status_line(self.status, reason) + self._lines[0].removeprefix(usual)
 
     def flush_head(self) -> None:
         """Send a head that is still held, since no body came with it in the same turn."""

@@ -203,9 +203,14 @@ _MONTHS = (
 )  # fmt: skip
 
 
-def status_line(status: int) -> bytes:
-    """`HTTP/1.1 200 OK`. The version is the server's own, whatever the client's (RFC 9110, 2.5)."""
-    return b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, "").encode("ascii"))
+def status_line(status: int, reason: bytes | None = None) -> bytes:
+    """`HTTP/1.1 200 OK`. The version is the server's own, whatever the client's (RFC 9110, 2.5).
+
+    `reason` is a phrase other than the usual one.
+    """
+    if reason is None:
+        reason = REASONS.get(status, "").encode("ascii")
+    return b"HTTP/1.1 %d %b\r\n" % (status, reason)
 
 
 Content = tuple[bytes, bytes]
