@@ -11,7 +11,6 @@ write the former and pass on, unread, whatever a client put into the latter.
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import itertools
 import re
@@ -21,6 +20,7 @@ from typing import NamedTuple
 from esg.config import Config
 from esg.errors import ConfigError
 from esg.server.asgi import Endpoint, Headers, Scope
+from esg.server.memo import Memo
 
 MOST_HOPS = 64
 """Elements of a field that are looked at, from the right; no chain of proxies is longer."""
@@ -28,8 +28,11 @@ MOST_HOPS = 64
 LONGEST_NODE = 64
 """Characters of the longest text that can name a node: an IPv6 address, brackets and a port."""
 
-MOST_KNOWN, LONGEST_KNOWN = 1024, 256
+MOST_KNOWN, LONGEST_KNOWN = 1024, 384
 """Header sections remembered, and bytes of the longest of them. Reading one takes about 5 us."""
+
+MOST_NODES = 4096
+"""Addresses that are remembered with what they are."""
 
 _FORWARDED = b"forwarded"
 _FOR, _PROTO = b"x-forwarded-for", b"x-forwarded-proto"
@@ -53,6 +56,9 @@ _ESCAPED = re.compile(r"\\(.)")
 
 Fields = tuple[tuple[bytes, bytes], ...]
 
+Node = tuple[str, int, bool]
+"""An address, its port (0 if it has none), and whether the address is trusted."""
+
 
 class Said(NamedTuple):
     """What trusted proxies say of a request; None where they say nothing that can be used."""
@@ -68,8 +74,10 @@ class TrustedProxies:
 
     def __init__(self, entries: Sequence[str], origin: str) -> None:
         """`origin` is where the entries came from. Raises ConfigError for one that is none."""
-        self.known: dict[Fields, Said] = {}
+        self.known: Memo[Fields, Said] = Memo(MOST_KNOWN, LONGEST_KNOWN)
         """What was said lately: a client's requests all say the same."""
+        self._trusted: Memo[str | None, bool] = Memo(MOST_NODES, LONGEST_NODE)
+        self._nodes: Memo[str, Node | None] = Memo(MOST_NODES, LONGEST_NODE)
         self._everyone = "*" in entries
         self._unnamed = self._everyone or "unix:" in entries
         self._addresses: set[str] = set()
@@ -78,12 +86,6 @@ class TrustedProxies:
         for entry in entries:
             if entry not in ("*", "unix:"):
                 self._add(entry, origin)
-        self.trusts = functools.lru_cache(4096)(self._trusts)
-        """Whether the peer with this address is trusted; None is one on a UNIX socket."""
-        self.node = functools.lru_cache(4096)(self._node)
-        """Who an element of X-Forwarded-For or a `for` of Forwarded names, or None if nobody: its
-        address, its port (0 if it has none), and whether that address is trusted.
-        """
 
     def _add(self, entry: str, origin: str) -> None:
         try:
@@ -98,6 +100,13 @@ class TrustedProxies:
                     "10.0.0.1, 10.0.0.0/8, unix: or *"
                 ) from None
             self._names.add(entry)
+
+    def trusts(self, host: str | None) -> bool:
+        """Whether the peer with this address is trusted; None is one on a UNIX socket."""
+        trusted = self._trusted.get(host)
+        if trusted is None:
+            trusted = self._trusted.keep(host, self._trusts(host), host or "")
+        return trusted
 
     def _trusts(self, host: str | None) -> bool:
         if self._everyone or host is None:
@@ -114,7 +123,14 @@ class TrustedProxies:
         """Whether an identifier that stands for a proxy (RFC 7239, section 6.3) is listed."""
         return self._everyone or identifier in self._names
 
-    def _node(self, text: str) -> tuple[str, int, bool] | None:
+    def node(self, text: str) -> Node | None:
+        """Who an element of X-Forwarded-For or a `for` of Forwarded names, or None if nobody."""
+        try:
+            return self._nodes[text]
+        except KeyError:
+            return self._nodes.keep(text, self._node(text), text)
+
+    def _node(self, text: str) -> Node | None:
         match = _NODE.fullmatch(text) if len(text) <= LONGEST_NODE else None
         if match is None:
             return None
@@ -170,11 +186,8 @@ def read(headers: Headers, proxies: TrustedProxies) -> Said:
     fields = tuple([field for field in headers if field[0] in FIELDS])
     said = proxies.known.get(fields)
     if said is None:
-        said = _read(fields, proxies)
-        if sum(len(value) for _, value in fields) <= LONGEST_KNOWN:
-            if len(proxies.known) >= MOST_KNOWN:
-                proxies.known.clear()
-            proxies.known[fields] = said
+        parts = itertools.chain.from_iterable(fields)  # names, too: fields may be many and empty
+        said = proxies.known.keep(fields, _read(fields, proxies), *parts)
     return said
 
 

@@ -32,6 +32,7 @@ from esg.server import stacks
 from esg.server.asgi import Headers, Message, Receive, Scope, Send
 from esg.server.http1.exchange import CHECK, REASONED_START, ClientDisconnected
 from esg.server.http1.response import REASONS
+from esg.server.memo import Memo
 from esg.server.seldom import Seldom
 
 logger = logging.getLogger("esg")
@@ -139,8 +140,7 @@ def _may_have_body(environ: Environ) -> bool:
 
 # -- environ ---------------------------------------------------------------------------
 
-_MOST_KNOWN_NAMES = 512
-_known_names: dict[bytes, str] = {}
+_known_names: Memo[bytes, str] = Memo(entries=512, longest=64)
 """Field names that were seen before, with their keys: clients send the same few all the time."""
 
 
@@ -157,10 +157,7 @@ def _key(name: bytes) -> str:
         key = name.decode("latin-1").upper().replace("-", "_")
         if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             key = f"HTTP_{key}"
-    if len(_known_names) >= _MOST_KNOWN_NAMES:
-        _known_names.clear()
-    _known_names[name] = key
-    return key
+    return _known_names.keep(name, key, name)
 
 
 def request_environ(scope: Scope) -> Environ:

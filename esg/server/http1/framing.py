@@ -12,6 +12,7 @@ from typing import Protocol
 from esg.errors import BadRequest, HeaderFieldsTooLarge, NotImplementedByServer, VersionNotSupported
 from esg.server import proxy_headers
 from esg.server.asgi import Headers, is_authority
+from esg.server.memo import Memo
 
 DECIDING = frozenset(
     (
@@ -36,9 +37,7 @@ CHUNKED = -1
 """The body length of a request whose body comes in chunks."""
 
 _DIGITS = frozenset(b"0123456789")
-_MOST_KNOWN_HOSTS = 256
-_LONGEST_KNOWN_HOST = 255
-_known_hosts: set[bytes] = set()
+_known_hosts: Memo[bytes, None] = Memo(entries=256, longest=255)
 """Values of Host that were checked before: clients send the same few over and over."""
 
 
@@ -177,10 +176,7 @@ def _check_host(value: bytes) -> None:
     """Raise BadRequest for a Host that is no host and port; remember it otherwise."""
     if not is_authority(value):
         raise BadRequest("malformed Host")
-    if len(value) <= _LONGEST_KNOWN_HOST:
-        if len(_known_hosts) >= _MOST_KNOWN_HOSTS:
-            _known_hosts.clear()
-        _known_hosts.add(value)
+    _known_hosts.keep(value, None, value)
 
 
 def _body_length(http11: bool, lengths: Sequence[bytes], codings: Sequence[bytes]) -> int:

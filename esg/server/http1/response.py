@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from esg.server.memo import Memo
+
 CONTENT_LENGTH = 1
 DATE = 2
 SERVER = 4
@@ -40,15 +42,16 @@ _KINDS = {
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FORBIDDEN_IN_VALUE = re.compile(rb"[\x00\r\n]")
 
+LONGEST_READY = 4096
+"""Bytes of a response's head that is kept for the next one with the same status."""
+
 Line = tuple[bytes, int, int]
 """A field as sent, the bits of its kind, and its number if it is a Content-Length."""
 
-_CACHE_SIZE = 512
-_CACHEABLE_VALUE = 64
 NO_FIELDS = object()
 """What no application's fields are equal to."""
 
-_lines: dict[object, Line] = {}
+_lines: Memo[object, Line] = Memo(entries=512, longest=128)
 """Header lines that were checked before: applications send the same few over and over."""
 
 REASONS = {status.value: status.phrase for status in HTTPStatus} | {
@@ -113,11 +116,7 @@ def _checked_line(name: bytes, value: bytes) -> Line:
     elif kind == CONNECTION and b"close" in [o.strip() for o in value.lower().split(b",")]:
         kind |= CLOSE
     line = (b"%b: %b\r\n" % (name, value), kind, number)
-    if len(value) <= _CACHEABLE_VALUE:
-        if len(_lines) >= _CACHE_SIZE:
-            _lines.clear()
-        _lines[name, value] = line
-    return line
+    return _lines.keep((name, value), line, name, value)
 
 
 Ready = tuple[int, bytes, int, object, bytes, int, int]
@@ -190,6 +189,8 @@ class Heads:
     def remember(self, code: int, headers: object, lines: list[bytes], *meaning: int) -> None:
         """Have the fields of a response `ready`, unless the application could change them."""
         known = self.ready[code]
+        if sum(map(len, lines)) > LONGEST_READY:
+            return
         if type(headers) is list and all(type(header) is tuple for header in headers):
             given, length = meaning
             self.ready[code] = (*known[:3], headers.copy(), b"".join(lines), given, length)
