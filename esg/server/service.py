@@ -45,6 +45,7 @@ class Service:
     __slots__ = (
         "_refusals",
         "_row",
+        "_warned_of_http10",
         "accepting",
         "access_log",
         "app",
@@ -112,6 +113,7 @@ class Service:
         """Those that wait for the application's answer."""
         self.root_path = config.root_path
         self._refusals = Seldom()
+        self._warned_of_http10 = False
         self.proxies = trusted_proxies(config) if config.proxy_headers else None
         """Whose word on a request's client is taken."""
         self.state: dict[str, Any] = {}
@@ -196,6 +198,16 @@ class Service:
         peer = client[0] if client else "a UNIX socket"
         text = "%s refused a request from %s: %s (%d)%s"
         logger.log(level, text, self.subject, peer, error, error.status, more)
+
+    def warn_of_http10_upgrades(self) -> None:
+        """Log, once, what to do about a proxy that asks for WebSockets over HTTP/1.0."""
+        if not self._warned_of_http10:
+            self._warned_of_http10 = True
+            logger.warning(
+                "%s a WebSocket was requested over HTTP/1.0, which has no upgrades; it is served, "
+                "but if nginx is in front, set `proxy_http_version 1.1;` in its location",
+                self.subject,
+            )
 
     def attend(self, exchange: Exchange) -> Application:
         """Look at a request that begins, where there is something to look for.

@@ -102,6 +102,18 @@ def it_leads_to_tls(plain: int) -> None:
     assert response.headers["location"] == "https://example.org/order?n=1"
 
 
+def test_websockets_without_http11_are_served_with_a_warning(start: Start, tmp_path: Path) -> None:
+    """As in guides that forget a line: nginx's default for its upstreams is HTTP/1.0."""
+    esg = start(source=SOURCE, files=FILES)
+    values = {"127.0.0.1:8000;": f"127.0.0.1:{esg.port};", "    proxy_http_version 1.1;\n": ""}
+    with nginx(tmp_path, values) as (front, _):
+        for _ in range(2):
+            it_upgrades_websockets(front)
+    warnings = [record for record in esg.records if record.level == "WARNING"]
+    assert len(warnings) == 1
+    assert "set `proxy_http_version 1.1;` in its location" in warnings[0].message
+
+
 def test_its_connections_are_kept(start: Start, tmp_path: Path) -> None:
     esg = start(source=SOURCE, files=FILES)
     (worker,) = esg.workers()

@@ -180,7 +180,7 @@ async def test_a_subprotocol_that_was_not_offered_is_left_out(serve, log, subpro
 async def test_fields_that_cannot_be_sent(serve, log, headers):
     client = serve(Echo(headers=headers)).connect()
     assert (await client.request(offer())).status == 500
-    log.claim("exception in the application: GET '/'")
+    log.claim("exception in the application: WebSocket '/'")
 
 
 @pytest.mark.parametrize(
@@ -209,13 +209,54 @@ async def test_a_handshake_that_is_none(serve, change, status):
     "data",
     [
         offer().replace(b"GET", b"POST"),
-        offer().replace(b"HTTP/1.1", b"HTTP/1.0"),
         offer().replace(b"Upgrade: websocket", b"Upgrade: h2c"),
         offer().replace(b"keep-alive, Upgrade", b"keep-alive"),
         offer(b"/", b"Content-Length: 2") + b"xx",
     ],
 )
 async def test_other_upgrades_are_plain_http(serve, data):
+    assert (await serve(hello).connect().request(data)).body == b"hello"
+
+
+def offer10(*fields):
+    """As nginx sends it without `proxy_http_version 1.1;`."""
+    return get(b"/", *OFFER, *fields, version=b"1.0").replace(b"keep-alive, Upgrade", b"upgrade")
+
+
+async def test_one_over_http10_is_served_with_a_warning(serve, log):
+    echo = Echo()
+    server = serve(echo)
+    for _ in range(3):
+        client = server.connect()
+        await client.send(offer10())
+        await (await WebSocket.opened(client)).echoes(TEXT, b"x")
+    assert log.claim("requested over HTTP/1.0").endswith(
+        "set `proxy_http_version 1.1;` in its location"
+    )
+    assert echo.scope["http_version"] == "1.1"
+
+
+async def test_one_over_http10_is_refused_without_chunks(serve, log):
+    async def deny(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+        await send({"type": "websocket.http.response.body", "body": b"a", "more_body": True})
+        await send({"type": "websocket.http.response.body", "body": b"b"})
+
+    response = await serve(deny).connect().request(offer10())
+    assert (response.status, response.body, response.closes) == (401, b"ab", True)
+    log.claim("requested over HTTP/1.0")
+
+
+async def test_one_over_http10_that_is_none(serve, log):
+    client = serve(hello).connect()
+    response = await client.request(offer10().replace(KEY, b"short"))
+    assert (response.status, response.closes) == (400, True)
+    log.claim("requested over HTTP/1.0")
+
+
+async def test_plain_requests_over_http10_are_not_warned_of(serve):
+    data = get(b"/", b"Connection: upgrade", b"Upgrade: h2c", version=b"1.0")
     assert (await serve(hello).connect().request(data)).body == b"hello"
 
 
@@ -339,7 +380,7 @@ async def test_a_message_out_of_turn(serve, log, messages):
 
     client = serve(app).connect()
     assert (await client.request(offer())).status == 500
-    log.claim("exception in the application: GET '/'")
+    log.claim("exception in the application: WebSocket '/'")
 
 
 async def test_an_application_that_fails_before_it_accepts(serve, log):
@@ -347,7 +388,7 @@ async def test_an_application_that_fails_before_it_accepts(serve, log):
         raise ValueError("no")
 
     assert (await serve(app).connect().request(offer())).status == 500
-    assert "ValueError: no" in log.claim("exception in the application: GET '/'")
+    assert "ValueError: no" in log.claim("exception in the application: WebSocket '/'")
 
 
 async def test_an_application_that_returns_without_an_answer(serve, log):

@@ -495,14 +495,18 @@ class Exchange:
 
     def _log_error(self, what: str, error: BaseException | None = None, stack: str = "") -> None:
         logger.error(
-            "%s %s: %s %s%s",
+            "%s %s: %s%s",
             self._connection.service.subject,
             what,
-            self.scope["method"],
-            ascii(self.scope["path"]),
+            self._named,
             f"\n{stack}" if stack else "",
             exc_info=error,
         )
+
+    @property
+    def _named(self) -> str:
+        """What the log calls this request."""
+        return f"{self.scope['method']} {self.scope['path']!a}"
 
     # -- the connection's side ---------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from esg.server.asgi import Application, Headers, Message, Scope
 from esg.server.http1.exchange import DONE, GONE, START, ClientDisconnected
-from esg.server.http1.framing import Framing
+from esg.server.http1.framing import VERSIONS, Framing
 from esg.server.http1.observed import Observed
 from esg.server.http1.response import REASONS, InvalidHeader, check_fields
 from esg.server.service import TICK
@@ -44,15 +44,19 @@ _SERVERS_OWN = frozenset(
 )
 """Fields of the response that aren't the application's to give."""
 
-_LAST = Framing(0, keep_alive=False)
+_LAST = {version: Framing(0, version=version, keep_alive=False) for version in VERSIONS}
 """A connection on which a handshake was refused isn't used again: who knows what the client sent
 after it.
 """
 
 
 def is_handshake(scope: Scope) -> bool:
-    """Whether an HTTP request with an Upgrade wants a WebSocket."""
-    if scope["method"] != "GET" or scope["http_version"] != "1.1":
+    """Whether an HTTP request with an Upgrade wants a WebSocket.
+
+    RFC 9110 (section 7.8) has no upgrades of HTTP/1.0, but nginx sends them unless it is told to
+    speak HTTP/1.1, and takes the answer for what it is.
+    """
+    if scope["method"] != "GET":
         return False
     return b"websocket" in _tokens(scope["headers"], b"upgrade")
 
@@ -65,8 +69,10 @@ class Handshake(Observed):
     def __init__(
         self, connection: Connection, scope: Scope, framing: Framing, target: bytes
     ) -> None:
-        super().__init__(connection, scope, _LAST, target)
+        super().__init__(connection, scope, _LAST[framing.version], target)
         service = connection.service
+        if not framing.http11:
+            service.warn_of_http10_upgrades()
         self.socket_scope = _socket_scope(scope)
         self.session = Session(service, self, self.socket_scope)
         self.status = 0
@@ -107,6 +113,10 @@ class Handshake(Observed):
         finally:
             service.handshakes.discard(self)
             service.running.discard(self)
+
+    @property
+    def _named(self) -> str:
+        return f"WebSocket {self.scope['path']!a}"
 
     async def _refused(self, app: Application) -> bool:
         """Answer a request that can't become a WebSocket, or not now; False if it can."""
@@ -258,6 +268,7 @@ def _socket_scope(scope: Scope) -> Scope:
     if "tls" in scope["extensions"]:
         extensions["tls"] = scope["extensions"]["tls"]
     made["type"] = "websocket"
+    made["http_version"] = "1.1"  # the specification has no 1.0 here
     made["asgi"] = {**scope["asgi"], "spec_version": SPEC_VERSION}
     made["scheme"] = _SCHEMES.get(scope["scheme"], scope["scheme"])
     made["subprotocols"] = _subprotocols(scope["headers"])
