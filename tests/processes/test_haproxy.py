@@ -43,10 +43,16 @@ class HAProxy:
         self.front, self.plain, self._admin = front, plain, admin
 
     def statuses(self) -> dict[str, str]:
-        """How its health checks find each server."""
+        """What its health checks found for each server; nothing until its admin socket is there.
+
+        HAProxy renames that socket into place after it has begun to listen on its ports.
+        """
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(DEADLINE)
-            sock.connect(str(self._admin))
+            try:
+                sock.connect(str(self._admin))
+            except FileNotFoundError:
+                return {}
             sock.sendall(b"show stat\n")
             with sock.makefile() as answer:
                 rows = csv.DictReader(answer.read().removeprefix("# ").splitlines())
