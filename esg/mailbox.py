@@ -1,6 +1,13 @@
-"""Typed messages between the arbiter and a worker, over a socket pair that keeps their borders.
+"""Typed messages between the arbiter and a worker.
 
-End of file on a mailbox means that the other side died: a worker's mailbox is its lifeline.
+The two directions are different channels, because a worker may be hostile and the arbiter may be
+root. The arbiter sends over a socket (SOCK_SEQPACKET), which can carry descriptors: a worker needs
+those of reopened log files. A worker sends over a pipe, which can't carry any: a descriptor that
+reaches a process must be closed by it, and close(2) of a TCP socket with SO_LINGER and unsent data
+waits. The arbiter's end of the socket is shut for reading before a worker can write to it, so
+nothing can be queued there either: sending to it fails with EPIPE.
+
+The end of a mailbox means that the other side died: a worker's mailbox is its lifeline.
 """
 
 from __future__ import annotations
@@ -10,9 +17,13 @@ import dataclasses
 import json
 import logging
 import os
+import select
 import socket
+import time
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
+
+from esg.seldom import Seldom
 
 logger = logging.getLogger("esg")
 
@@ -20,7 +31,22 @@ MESSAGE_LIMIT = 96 * 1024
 """Largest encoded message, in bytes; below the kernel's default send buffer (net.core.wmem)."""
 
 MOST_AT_ONCE = 1000
-"""Messages that are received in one call; who sends without end must not keep it from ending."""
+"""Messages that are received in one call, so that a flood can't keep the receiver from its work."""
+
+READ_AT_ONCE = 16 * 1024
+"""Bytes that are read from the pipe in one go."""
+
+MOST_READS = 8
+"""How often the pipe is read in one call; by default it holds half of what these take (pipe(7))."""
+
+PIPE_ATOMIC = 4096
+"""Bytes that one write(2) puts into a pipe whole or not at all: pipe(7), PIPE_BUF."""
+
+PATIENCE = 1.0
+"""Seconds that a worker waits for room for the rest of a message that is longer than that.
+
+Only BootFailed and what a watcher sends can be; their senders have no event loop that runs.
+"""
 
 TEXT_LIMIT = 32 * 1024
 """Longest text in a message, in bytes as encoded; of a longer one the end is kept."""
@@ -80,6 +106,17 @@ class NewLogFiles:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class NewRow:
+    """Arbiter to worker: the scoreboard has a row of this number, which `fds` is for reading.
+
+    The descriptor is a copy, which the receiver has to close.
+    """
+
+    number: int
+    fds: list[int] = dataclasses.field(default_factory=list, compare=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ReloadFailed:
     """Arbiter to worker: code or settings that should have taken over could not, and why."""
 
@@ -110,7 +147,7 @@ class CantWatch:
 
 FromWorker = Ready | BootFailed | Due | Draining
 FromWatcher = Watching | Changed | CantWatch
-FromArbiter = Drain | NewLogFiles | ReloadFailed
+FromArbiter = Drain | NewLogFiles | NewRow | ReloadFailed
 Message = FromWorker | FromWatcher | FromArbiter
 
 
@@ -165,19 +202,81 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 class Mailbox:
-    """One end of the pair. Neither `send` nor `receive` ever waits."""
+    """One end of a mailbox. Receiving never waits; sending doesn't, but for a long message."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    sender: str = "the arbiter"
+    """Who sends what is received here, for the log."""
+
+    def __init__(self, sock: socket.socket, pipe: int) -> None:
         self._sock = sock
+        self._pipe = pipe
+        self._refusals = Seldom()
         sock.setblocking(False)
 
     def fileno(self) -> int:
-        return self._sock.fileno()
+        """What becomes readable when there is mail, or the other side is gone."""
+        raise NotImplementedError
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """The descriptors that this end consists of."""
+        return self._sock.fileno(), self._pipe
 
     def send(self, message: Message) -> bool:
         """Post a message; False if the other side is gone or doesn't read."""
+        raise NotImplementedError
+
+    def receive(self, expected: UnionType = Message) -> tuple[list[Any], bool]:
+        """The messages of these kinds that have come, and whether the other side is still there.
+
+        Anything else that comes is ignored. That is logged as an error once, then only counted:
+        the sender decides how often it happens.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close this end; more than once does no harm."""
+        self._sock.close()
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+
+    def _decoded(self, data: bytes, expected: UnionType) -> Message | None:
+        """The message in these bytes; None, and an error in the log, if none is expected there."""
         try:
-            if isinstance(message, NewLogFiles):
+            message = decode(data)
+            if not isinstance(message, expected):
+                raise MessageError(f"{type(message).__name__}, which isn't sent to this side")
+        except MessageError as error:
+            self._refuse(str(error))
+            return None
+        return message
+
+    def _refuse(self, what: str) -> None:
+        more = self._refusals.now(time.monotonic())
+        if more is not None:
+            count = f" ({more} more before it)" if more else ""
+            logger.error("ignored what came by mailbox from %s: %s%s", self.sender, what, count)
+
+
+class ArbitersEnd(Mailbox):
+    """Sends over the socket, descriptors too; receives from the pipe, which can't bring any."""
+
+    sender = "a worker"
+
+    def __init__(self, sock: socket.socket, pipe: int) -> None:
+        """Shuts `sock` for reading, so the other end must not have been given away yet."""
+        super().__init__(sock, pipe)
+        self._begun = b""
+        self._skips = False
+        sock.shutdown(socket.SHUT_RD)
+
+    def fileno(self) -> int:
+        return self._pipe
+
+    def send(self, message: Message) -> bool:
+        try:
+            if isinstance(message, NewLogFiles | NewRow):
                 socket.send_fds(self._sock, [encode(message)], message.fds)
             else:
                 self._sock.send(encode(message))
@@ -186,39 +285,99 @@ class Mailbox:
         return True
 
     def receive(self, expected: UnionType = Message) -> tuple[list[Any], bool]:
-        """All messages of these kinds that have come, and whether the other side is still there.
+        messages: list[Message] = []
+        looked_at = 0
+        for _ in range(MOST_READS):
+            try:
+                data = os.read(self._pipe, READ_AT_ONCE)
+            except BlockingIOError:
+                return messages, True
+            except OSError:
+                data = b""
+            if not data:
+                self._report_refusals()
+                return messages, False
+            for line in filter(None, self._lines(data)):
+                looked_at += 1
+                if looked_at > MOST_AT_ONCE:
+                    self._refuse(f"more than {MOST_AT_ONCE} messages at once")
+                elif (message := self._decoded(line, expected)) is not None:
+                    messages.append(message)
+        return messages, True
 
-        Whatever else comes is logged as an error, and ignored.
-        """
+    def _report_refusals(self) -> None:
+        """The other side is gone: log how many more messages were ignored than the log says."""
+        more, self._refusals = self._refusals.suppressed, Seldom()
+        if more:
+            logger.error("ignored %d more messages by mailbox from %s", more, self.sender)
+
+    def _lines(self, data: bytes) -> list[bytes]:
+        """The lines that end in this piece; what is left is the beginning of the next one."""
+        *lines, begun = (self._begun + data).split(b"\n")
+        if self._skips and lines:
+            del lines[0]
+            self._skips = False
+        if self._skips or len(begun) > MESSAGE_LIMIT:
+            if not self._skips:
+                self._refuse(f"a message of more than {MESSAGE_LIMIT} bytes")
+            self._skips, begun = True, b""
+        self._begun = begun
+        return lines
+
+
+class WorkersEnd(Mailbox):
+    """Sends into the pipe; receives from the socket, descriptors too."""
+
+    def __init__(self, sock: socket.socket, pipe: int) -> None:
+        super().__init__(sock, pipe)
+        self._torn = False
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def send(self, message: Message) -> bool:
+        data = encode(message) + b"\n"
+        if self._torn:  # a message before was cut off for lack of room: it ends here
+            data = b"\n" + data
+        left = memoryview(data)
+        deadline = time.monotonic() + (PATIENCE if len(data) > PIPE_ATOMIC else 0.0)
+        while left:
+            try:
+                left = left[os.write(self._pipe, left) :]
+                self._torn = bool(left)
+            except BlockingIOError:
+                wait = deadline - time.monotonic()
+                if wait <= 0:
+                    return False
+                poll = select.poll()
+                poll.register(self._pipe, select.POLLOUT)
+                poll.poll(wait * 1000)
+            except OSError:
+                return False
+        return True
+
+    def receive(self, expected: UnionType = Message) -> tuple[list[Any], bool]:
         messages: list[Message] = []
         for _ in range(MOST_AT_ONCE):
             try:
                 data, ancillary, _, _ = self._sock.recvmsg(
                     MESSAGE_LIMIT, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC
                 )
-                fds = _fds_in(ancillary)
             except BlockingIOError:
                 return messages, True
             except OSError:
                 return messages, False
             if not data:
                 return messages, False
-            try:
-                message = decode(data)
-                if not isinstance(message, expected):
-                    raise MessageError(f"{type(message).__name__}, which isn't sent to this side")
-                if isinstance(message, NewLogFiles):
-                    message.fds[:], fds = fds, []
+            fds = _fds_in(ancillary)
+            message = self._decoded(data, expected)
+            if message is not None:
                 messages.append(message)
-            except MessageError as error:
-                logger.error("ignored what came by mailbox: %s", error)
-            finally:
-                for fd in fds:  # that nobody has asked for
-                    os.close(fd)
+                if isinstance(message, NewLogFiles | NewRow):
+                    message.fds[:], fds = fds, []
+            for fd in fds:  # which no message has a use for
+                os.close(fd)
         return messages, True
-
-    def close(self) -> None:
-        self._sock.close()
 
 
 def _fds_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
@@ -234,7 +393,13 @@ def _fds_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return list(fds)
 
 
-def pair() -> tuple[Mailbox, Mailbox]:
-    """A connected pair of mailboxes."""
+def pair() -> tuple[ArbitersEnd, WorkersEnd]:
+    """A connected pair of mailboxes. Raises OSError, with nothing left open."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return Mailbox(ours), Mailbox(theirs)
+    try:
+        reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+    return ArbitersEnd(ours, reading), WorkersEnd(theirs, writing)

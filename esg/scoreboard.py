@@ -1,12 +1,22 @@
-"""Shared memory in which each worker says how it is; one row a worker, written by it alone.
+"""Shared memory in which workers publish their state: each has a row, which it alone writes.
 
-The arbiter makes the board before it forks, clears a row when its worker is gone, and reads.
-Every cell is one aligned 64-bit word, so a reader sees a value whole, if perhaps an old one.
+Each row is a memory file of its own (memfd_create(2)), sealed against a change of its size. A
+worker has its own row mapped for writing, and maps those of the others read-only, from descriptors
+that are open for reading only. So it can't change what the arbiter or other workers read about a
+third one. Rows of one shared file wouldn't do: mremap(2) can grow a mapping into the next row.
+
+The arbiter makes a row before it first forks a worker of that number, clears it when its worker is
+gone, and reads. Every cell is one aligned 64-bit word, so a reader sees a whole value, though it
+may be an old one.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import math
 import mmap
+import os
 import time
 from enum import IntEnum
 
@@ -46,19 +56,34 @@ class RowState(IntEnum):
 
 
 WORDS = 16
+_SIZE = WORDS * 8
 _EMPTY = [0] * WORDS
 _EMPTY[Cell.LOAD] = NOT_ACCEPTING
 
+_FUTURE_WRITE = 0x10
+"""F_SEAL_FUTURE_WRITE, since Linux 5.1: no mapping for writing is made from now on (fcntl(2))."""
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
 
 class Row:
-    """A worker's row, as that worker writes it."""
+    """A worker's row, as that worker writes it, and the loads of the others, which it reads."""
 
-    __slots__ = ("_board", "_words", "number")
+    __slots__ = ("_all", "_others", "_words", "number")
 
-    def __init__(self, board: Scoreboard, number: int) -> None:
+    def __init__(self, words: memoryview, number: int = 1) -> None:
+        """`words` is the row's memory."""
         self.number = number
-        self._board = board
-        self._words = board.words_of(number)
+        self._words = words
+        self._others: dict[int, memoryview] = {}
+        self._all = [words]
+
+    @classmethod
+    def alone(cls) -> Row:
+        """A row of a worker that no arbiter and no other worker looks at."""
+        memory = memoryview(bytearray(_SIZE)).cast("Q")
+        _empty(memory)
+        return cls(memory)
 
     def __getitem__(self, cell: Cell) -> int:
         return self._words[cell]
@@ -70,48 +95,136 @@ class Row:
         """Record that the event loop turns."""
         self._words[Cell.BEAT] = time.monotonic_ns()
 
+    def see(self, number: int, fd: int) -> None:
+        """Read the load of the worker `number`, too, in the row behind `fd`, which is closed.
+
+        Raises OSError or ValueError if there is no such memory.
+        """
+        try:
+            self._see(number, _words_behind(fd, mmap.PROT_READ))
+        finally:
+            os.close(fd)
+
+    def _see(self, number: int, words: memoryview) -> None:
+        self._others[number] = words
+        self._all = [self._words, *self._others.values()]
+
     def loads(self) -> list[int]:
         """The load of every worker there may be; NOT_ACCEPTING for those that aren't ready."""
-        return self._board.loads()
+        return [words[Cell.LOAD] for words in self._all]
 
 
 class Scoreboard:
-    """The whole board. Worker numbers begin at 1; the first row holds the board's own facts."""
+    """The arbiter's view of all rows. Worker numbers begin at 1."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.capacity = capacity
-        self._memory = mmap.mmap(-1, (capacity + 1) * WORDS * 8)
-        self._words = memoryview(self._memory).cast("Q")
-        self._loads = self._words[WORDS + Cell.LOAD :: WORDS]
-        self._header = self._words[:WORDS]
-        for number in range(1, capacity + 1):
-            self.clear(number)
-
-    def words_of(self, number: int) -> memoryview:
-        """The words of a row; ValueError if there is no such row."""
-        if not 1 <= number <= self.capacity:
-            raise ValueError(f"no row {number} on a board of {self.capacity}")
-        return self._words[number * WORDS : (number + 1) * WORDS]
+        self._words: dict[int, memoryview] = {}
+        self._reading: dict[int, int] = {}
+        """Descriptors of the rows, open for reading only; a row without a file has none."""
 
     def row(self, number: int) -> Row:
-        """The row of a worker, to write."""
-        return Row(self, number)
+        """The row of a worker, to write; it is made if there is none.
+
+        Raises ValueError if there can't be such a row, and OSError if there is no memory or no
+        descriptor for it.
+        """
+        if not 1 <= number <= self.capacity:
+            raise ValueError(f"no row {number} on a board of {self.capacity}")
+        if number not in self._words:
+            self._make(number)
+        return Row(self._words[number], number)
+
+    def _make(self, number: int) -> None:
+        words, reading = _memory(f"esg-row-{number}")
+        _empty(words)
+        self._words[number] = words
+        if reading >= 0:
+            self._reading[number] = reading
+
+    def has(self, number: int) -> bool:
+        """Whether the row was made already, so that workers forked from now on inherit it."""
+        return number in self._words
+
+    def reading_fd(self, number: int) -> int | None:
+        """A descriptor of a row that can only be read; None if it is no file."""
+        return self._reading.get(number)
+
+    def hand_over(self, row: Row) -> None:
+        """In a worker: give up all rows but its own, and let it read the loads of the others."""
+        for number, words in self._words.items():
+            if number == row.number:
+                continue
+            if number in self._reading:
+                memory = words.obj
+                words.release()
+                assert isinstance(memory, mmap.mmap)
+                memory.close()
+                row.see(number, self._reading.pop(number))
+            else:
+                row._see(number, words)
+        self.let_go()
+        self._words = {}
+
+    def let_go(self) -> None:
+        """Close the descriptors for reading."""
+        for fd in self._reading.values():
+            os.close(fd)
+        self._reading = {}
 
     def clear(self, number: int) -> None:
         """Empty a row: before its worker is forked, and after it is gone. For the arbiter."""
-        words = self.words_of(number)
-        for cell, value in enumerate(_EMPTY):
-            words[cell] = value
+        if number in self._words:
+            _empty(self._words[number])
 
-    def note_highest(self, number: int) -> None:
-        """Tell readers that no row beyond `number` is in use. For the arbiter."""
-        self._header[0] = number
+    def age(self, number: int) -> float:
+        """Seconds since the worker's last beat; 0 before its first one.
 
-    def loads(self) -> list[int]:
-        """The loads of the rows that may be in use."""
-        return self._loads[: self._header[0]].tolist()
+        A beat in the future is infinitely old: the worker made it up, since both read one clock.
+        """
+        words = self._words.get(number)
+        beat = words[Cell.BEAT] if words is not None else 0
+        if not beat:
+            return 0.0
+        age = time.monotonic_ns() - beat  # read after the beat, which may be newer else
+        return age / 1e9 if age >= 0 else math.inf
 
-    def age(self, number: int, now_ns: int) -> float:
-        """Seconds since the worker's last beat; 0 before its first one."""
-        beat = self._words[number * WORDS + Cell.BEAT]
-        return max(0, now_ns - beat) / 1e9 if beat else 0.0
+
+def _empty(words: memoryview) -> None:
+    for cell, value in enumerate(_EMPTY):
+        words[cell] = value
+
+
+def _memory(name: str) -> tuple[memoryview, int]:
+    """Shared memory for a row, and a descriptor of it that can only be read. Raises OSError.
+
+    Where a sandbox denies memory files or /proc, children inherit the memory, and all of them can
+    write to it; then the descriptor is -1.
+    """
+    try:
+        return _memory_file(name)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        return memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q"), -1
+
+
+def _memory_file(name: str) -> tuple[memoryview, int]:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, mmap.PAGESIZE)
+        os.fchmod(fd, 0o400)  # or whoever has it could open it again, for writing
+        words = _words_behind(fd, mmap.PROT_READ | mmap.PROT_WRITE)
+        try:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS | _FUTURE_WRITE)
+        except OSError:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        return words, os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(fd)
+
+
+def _words_behind(fd: int, access: int) -> memoryview:
+    """The words of the row in this file. Raises OSError or ValueError if it can't be mapped."""
+    memory = mmap.mmap(fd, mmap.PAGESIZE, prot=access)
+    return memoryview(memory).cast("Q")

@@ -30,7 +30,7 @@ from esg.errors import BootError, ESGError
 from esg.listeners import Listener
 from esg.logfiles import LogFiles
 from esg.payload import Assignment, WorkerInfo, set_current_worker
-from esg.scoreboard import Scoreboard
+from esg.scoreboard import Row
 from esg.server.access_log import AccessLog, LoggedAccess, printable, shown
 from esg.server.interfaces import adapt
 from esg.server.loops import loop_factory
@@ -286,7 +286,7 @@ class _Serving(Worker):
             config=config,
             listeners=[Listener(_own(sock.sock)) for sock in owner.sockets],
             mailbox=theirs,
-            row=Scoreboard(1).row(1),
+            row=Row.alone(),
             stack_fd=-1,
             logs=logs.LogSetup.open(_quiet(config), LogFiles()),
         )

@@ -23,7 +23,7 @@ from esg.listeners import Listener, open_listeners
 from esg.loader import load_application
 from esg.logfiles import LogFiles
 from esg.payload import Assignment
-from esg.scoreboard import Scoreboard
+from esg.scoreboard import Row
 from esg.server.interfaces import adapt
 from esg.server.loops import loop_factory
 from esg.server.prepare import prepare
@@ -111,7 +111,7 @@ class Server:
             config=config,
             listeners=listeners,
             mailbox=workers_end,
-            row=Scoreboard(1).row(1),
+            row=Row.alone(),
             stack_fd=-1,
             logs=setup,
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from esg.config import Config
 from esg.errors import HTTPError
 from esg.scoreboard import NOT_ACCEPTING, Cell, Row
+from esg.seldom import Seldom
 from esg.server.access_log import AccessLog, LoggedAccess, SocketRecord
 from esg.server.asgi import Application, Endpoint, Receive, Scope, Send
 from esg.server.http1.exchange import BODY, Exchange
@@ -22,7 +23,6 @@ from esg.server.http1.observed import Observed
 from esg.server.http1.parser import parser_class
 from esg.server.http1.response import Heads
 from esg.server.proxy_headers import trusted_proxies
-from esg.server.seldom import Seldom
 from esg.server.websocket.codec import library as websocket_library
 
 if TYPE_CHECKING:

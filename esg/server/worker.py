@@ -202,12 +202,26 @@ class Worker:
             elif isinstance(message, mailbox.NewLogFiles):
                 self._assignment.logs.files.take_over(message.paths, message.fds)
                 logs.reopen_handlers()
+            elif isinstance(message, mailbox.NewRow):
+                self._see(message)
         if not alive:
             self._loop.remove_reader(self._mailbox.fileno())
             if not self._stopping.is_set():
                 logs.logger.error("%s the arbiter is gone, draining", self._subject)
             grace = self._config.graceful_timeout
             self._stop(mailbox.Drain(ORPHANED, grace, final=True))
+
+    def _see(self, message: mailbox.NewRow) -> None:
+        for fd in message.fds:
+            try:
+                self._row.see(message.number, fd)
+            except (OSError, ValueError) as error:
+                logs.logger.warning(
+                    "%s can't see how many connections worker=%d has: %s",
+                    self._subject,
+                    message.number,
+                    error,
+                )
 
     def _on_terminate(self) -> None:
         """SIGTERM to this worker alone: be replaced, then drain; a second one drains at once."""

@@ -28,12 +28,12 @@ from urllib.parse import unquote_to_bytes
 
 from esg import logs
 from esg.payload import current_worker
+from esg.seldom import Seldom
 from esg.server import stacks
 from esg.server.asgi import Headers, Message, Receive, Scope, Send
 from esg.server.http1.exchange import CHECK, REASONED_START, ClientDisconnected
 from esg.server.http1.response import REASONS
 from esg.server.memo import Memo
-from esg.server.seldom import Seldom
 
 logger = logging.getLogger("esg")
 

@@ -264,8 +264,7 @@ class Arbiter:
                 return on.WorkerRetiring(number, message.reason)
 
     def _beats(self) -> on.BeatsRead:
-        now = time.monotonic_ns()
-        return on.BeatsRead({number: self._board.age(number, now) for number in self._handles})
+        return on.BeatsRead({number: self._board.age(number) for number in self._handles})
 
     # -- what to do --------------------------------------------------------------------
 
@@ -284,8 +283,9 @@ class Arbiter:
         Raises ESGError if log files that had been closed meanwhile can't be opened again.
         """
         setup = self._log_setup(action.config)
+        is_new_row = not self._board.has(action.number)
+        row = self._board.row(action.number)
         self._board.clear(action.number)
-        self._board.note_highest(max([action.number, *self._handles]))
         listeners = self._sockets.of(action.config)
         handle, workers_end = WorkerHandle.open(action.number, action.generation)
         handle.listeners = listeners
@@ -295,7 +295,7 @@ class Arbiter:
             config=action.config,
             listeners=handle.listeners,
             mailbox=workers_end,
-            row=self._board.row(action.number),
+            row=row,
             stack_fd=handle.stack_fd,
             logs=setup,
         )
@@ -306,7 +306,16 @@ class Arbiter:
             raise
         finally:
             workers_end.close()
+        if is_new_row:
+            self._tell_of_row(action.number)
         return handle
+
+    def _tell_of_row(self, number: int) -> None:
+        """Give workers that were forked before the row was made a descriptor to read it."""
+        fd = self._board.reading_fd(number)
+        if fd is not None:
+            for handle in self._handles.values():
+                handle.mailbox.send(mailbox.NewRow(number, [fd]))
 
     def _run_worker(self, assignment: Assignment, own: WorkerHandle) -> int:
         """In the child: let go of what is the arbiter's, then run the payload."""
@@ -320,6 +329,7 @@ class Arbiter:
         self._sockets.let_go(assignment.listeners)
         if self._pid_file is not None:
             self._pid_file.close()
+        self._board.hand_over(assignment.row)
         config = assignment.config
         setproctitle(
             f"esg: worker {assignment.number} gen {assignment.generation} [{config.title}]"

@@ -73,7 +73,7 @@ class SpawnFailed:
 
 @dataclass(frozen=True, slots=True)
 class BeatsRead:
-    """Seconds since each worker's event loop last turned."""
+    """Seconds since each worker's event loop last turned; infinite if what it says can't be so."""
 
     ages: Mapping[int, float]
 

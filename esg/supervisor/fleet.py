@@ -13,6 +13,7 @@ deadline goes through `ESCALATION`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -335,7 +336,10 @@ class Fleet:
 
     def _condemn_stuck(self, member: Member, still: float, now: float) -> None:
         limit = "--graceful-timeout" if member.is_overdue(now) else "--timeout"
-        message = f"stuck: its event loop has stood still for {still:.1f} s ({limit})"
+        if still == math.inf:
+            message = "stuck: its last heartbeat is in the future, so it isn't one"
+        else:
+            message = f"stuck: its event loop has stood still for {still:.1f} s ({limit})"
         self._log("error", message, member)
         was_active = member.active
         self._leaving(member, now)

@@ -50,6 +50,7 @@ class WorkerHandle:
         except OSError:
             os.close(stack_fd)
             raise
+        ours.sender = f"worker={number} gen={generation}" if number else "the watcher"
         return cls(number, generation, ours, stack_fd), theirs
 
     @property

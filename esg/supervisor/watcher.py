@@ -177,7 +177,7 @@ def run(config: Config, post: mailbox.Mailbox, since: int) -> int:
     """
     for signum in (signal.SIGTERM, signal.SIGQUIT):
         signal.signal(signum, signal.SIG_IGN)
-    _close_all_but(post.fileno())
+    _close_all_but(post.descriptors)
     threading.Thread(target=_end_with_arbiter, args=(post.fileno(),), daemon=True).start()
     try:
         Watch(config, post, since).run()
@@ -195,9 +195,12 @@ def explained(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _close_all_but(fd: int) -> None:
-    os.closerange(3, fd)
-    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+def _close_all_but(kept: Iterable[int]) -> None:
+    first = 3
+    for fd in sorted(kept):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 def _end_with_arbiter(fd: int) -> None:

@@ -37,25 +37,65 @@ def line_of(esg: Esg, text: str) -> int:
 
 # -- workers that talk nonsense --------------------------------------------------------
 
-BABBLES = """\
-    import socket
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        try:
-            sock = socket.socket(fileno=os.dup(fd))
-        except OSError:
-            continue
-        if sock.type == socket.SOCK_SEQPACKET:
-            sock.send(b"[" * 50000)
-            sock.send(b'["Due", {"reason": {}}]')
-            sock.send(b'["Drain", {"reason": "", "grace": 1, "final": true}]')
+HOSTILE = """\
+    import array, errno, gc, socket, struct
+    from esg.mailbox import WorkersEnd
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sender = socket.create_connection(listener.getsockname())
+        reader, _ = listener.accept()
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+    sender.setblocking(False)
+    try:
+        while True:
+            sender.send(bytes(1 << 16))
+    except BlockingIOError:
+        pass
+    globals()["kept"] = reader, sender  # unread, so that the last close() of the sender waits
+    right = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sender.fileno()]))]
+    (mailbox,) = [thing for thing in gc.get_objects() if isinstance(thing, WorkersEnd)]
+    sock, pipe = mailbox.descriptors
+    try:
+        socket.socket(fileno=os.dup(sock)).sendmsg([b'["Ready", {}]'], right)
+    except OSError as error:
+        note("refused-" + errno.errorcode[error.errno])
+    try:
+        for junk in (b"[" * 4000, b'["Due", {"reason": {}}]', b"x" * 4000, b""):
+            for _ in range(20):
+                os.write(pipe, junk + b"\\n")
+        os.write(pipe, b'["Drain", {"reason": "", "grace": 1, "final": true}]\\n')
+    except BlockingIOError:
+        pass
 """
 
 
 def test_whatever_a_worker_sends_the_arbiter_lives_on(start: Start) -> None:
-    esg = start(source=application(at_startup=BABBLES.strip()))
-    esg.claim("ignored what came by mailbox")
-    assert len(esg.logged("ignored what came by mailbox: ")) == 3
+    """Neither nonsense nor descriptors that take long to close make it stand still."""
+    esg = start(source=application(at_startup=HOSTILE.strip()))
+    esg.claim("by mailbox")
+    assert len(esg.notes("refused-EPIPE")) == 1
+    (record,) = esg.logged("ignored what came by mailbox from worker=1 gen=1: ")
+    assert record.level == "ERROR"
     assert esg.whoami()["worker"] == 1
+    esg.signal(signal.SIGHUP)
+    esg.wait_for_log("reloaded ")
+    esg.wait_for_log("messages by mailbox from worker=1 gen=1")
+
+
+FROM_THE_FUTURE = """\
+    from esg.scoreboard import Cell, Row
+    def beat(self):
+        self[Cell.BEAT] = 2**62
+    Row.beat = beat
+"""
+
+
+def test_a_worker_whose_heartbeat_is_in_the_future_is_not_believed(start: Start) -> None:
+    esg = start("--timeout", "2", source=application(at_startup=FROM_THE_FUTURE.strip()))
+    esg.claim("stuck: its last heartbeat is in the future")
+    esg.claim(STACKS)
+    esg.claim("killed by SIGABRT from the arbiter")
+    esg.claim("worker's event loop stood still")
+    esg.wait_for_log("stuck: its last heartbeat is in the future")
 
 
 # -- workers that die ------------------------------------------------------------------

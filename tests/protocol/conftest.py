@@ -25,7 +25,7 @@ from esg.config import Config
 from esg.listeners import open_listeners
 from esg.logfiles import LogFile, LogFiles
 from esg.logs import LogSetup, worker_subject
-from esg.scoreboard import Scoreboard
+from esg.scoreboard import Row
 from esg.server.acceptor import Acceptor
 from esg.server.access_log import AccessLog, LoggedAccess, access_log
 from esg.server.prepare import prepare
@@ -131,7 +131,7 @@ class Server:
         self._loop = loop
         self._piece = piece
         self._clients: list[Client] = []
-        self.row = Scoreboard(1).row(1)
+        self.row = Row.alone()
         self.dues: list[int] = []
         self.service = Service(
             app,

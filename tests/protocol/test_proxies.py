@@ -9,8 +9,8 @@ import struct
 
 import pytest
 
+from esg.seldom import COMPLAINT_INTERVAL
 from esg.server.proxy_protocol import SIGNATURE_V2
-from esg.server.seldom import COMPLAINT_INTERVAL
 
 from .apps import Gate, Recorder, hello
 from .tls_client import TLSClient

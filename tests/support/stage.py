@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from esg.config import Config
-from esg.scoreboard import Scoreboard
+from esg.scoreboard import Row
 from esg.server.http1.connection import Connection
 from esg.server.service import Service
 
@@ -111,7 +111,7 @@ class Stage:
             self._app,
             config,
             loop,
-            Scoreboard(1).row(1),
+            Row.alone(),
             subject="worker=1 gen=1 pid=1",
             access_log=None,
             due_at=0,

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from esg.mailbox import (
+    MESSAGE_LIMIT,
+    MOST_AT_ONCE,
+    ArbitersEnd,
     BootFailed,
     CantWatch,
     Changed,
     Drain,
     Draining,
     Due,
+    FromWatcher,
     FromWorker,
     MessageError,
     NewLogFiles,
+    NewRow,
     Ready,
     ReloadFailed,
     Watching,
@@ -35,6 +42,7 @@ MESSAGES = st.one_of(
     st.builds(Due, TEXT),
     st.builds(Draining, TEXT),
     st.builds(NewLogFiles, st.lists(TEXT)),
+    st.builds(NewRow, st.integers(1, 1024)),
     st.builds(ReloadFailed, TEXT, TEXT),
     st.builds(Watching, TEXT),
     st.builds(Changed, TEXT),
@@ -62,13 +70,36 @@ def test_a_message_is_decoded_as_it_was_encoded(message):
 def test_the_longest_texts_arrive(ends, char):
     """A traceback in any script, that is; it must neither be lost nor arrive in part."""
     ours, theirs = ends
-    was_sent = ours.send(BootFailed(char * 10**6 + "why", char * 10**6 + "end", 3))
-    assert was_sent
-    (message,), alive = theirs.receive()
+    sending = threading.Thread(
+        target=theirs.send, args=(BootFailed(char * 10**6 + "why", char * 10**6 + "end", 3),)
+    )
+    sending.start()  # it waits for room
+    message, alive = received(ours)
+    sending.join()
     assert alive
     assert message.message.endswith("why")
     assert message.detail.endswith("end")
     assert message.exit_code == 3
+
+
+def received(end):
+    """The one message that comes, and whether the other side is still there."""
+    while True:
+        assert select.select([end], [], [], 10)[0], "a message within its time"
+        messages, alive = end.receive()
+        if messages or not alive:
+            (message,) = messages
+            return message, alive
+
+
+def test_a_long_message_is_not_sent_if_nobody_makes_room(ends, monkeypatch):
+    monkeypatch.setattr("esg.mailbox.PATIENCE", 0.0)
+    ours, theirs = ends
+    long = CantWatch("x" * 30_000)
+    assert [theirs.send(long) for _ in range(3)] == [True, True, False]
+    assert ours.receive(FromWatcher) == ([long, long], True)
+    assert theirs.send(Ready())
+    assert ours.receive() == ([Ready()], True)
 
 
 def test_the_end_of_a_long_text_is_what_is_kept():
@@ -78,12 +109,12 @@ def test_the_end_of_a_long_text_is_what_is_kept():
 
 
 def test_messages_keep_their_order_and_borders(ends):
-    ours, theirs = ends
     sent = [Due("a"), Draining("b"), Ready()]
-    for message in sent:
-        assert ours.send(message)
-    assert theirs.receive() == (sent, True)
-    assert theirs.receive() == ([], True)
+    for sender, receiver in (ends, reversed(ends)):
+        for message in sent:
+            assert sender.send(message)
+        assert receiver.receive() == (sent, True)
+        assert receiver.receive() == ([], True)
 
 
 def test_both_ends_send_and_receive(ends):
@@ -95,28 +126,138 @@ def test_both_ends_send_and_receive(ends):
     assert ours.receive() == ([Ready()], True)
 
 
-def test_a_closed_end_is_noticed_behind_what_it_sent(ends):
+@pytest.mark.parametrize("turn", [1, -1], ids=["to the arbiter", "to the worker"])
+class TestBothDirections:
+    def test_a_closed_end_is_noticed_behind_what_it_sent(self, ends, turn):
+        receiver, sender = ends[::turn]
+        sender.send(Ready())
+        sender.close()
+        assert receiver.receive() == ([Ready()], False)
+        assert receiver.receive() == ([], False)
+
+    def test_sending_to_a_closed_end_says_so(self, ends, turn):
+        receiver, sender = ends[::turn]
+        receiver.close()
+        assert sender.send(Ready()) is False
+
+    def test_sending_never_waits(self, ends, turn):
+        receiver, sender = ends[::turn]
+        results = [sender.send(Due("x" * 1000)) for _ in range(10_000)]
+        assert results[0] is True
+        assert results[-1] is False
+        messages, alive = receiver.receive()
+        assert alive
+        assert messages == [Due("x" * 1000)] * results.count(True)
+
+    def test_what_is_no_message_is_logged_and_ignored(self, ends, turn, caplog):
+        receiver, sender = ends[::turn]
+        raw(sender, b'["Nothing", {}]')
+        sender.send(Ready())
+        assert receiver.receive() == ([Ready()], True)
+        (record,) = caplog.records
+        assert record.levelname == "ERROR"
+        assert record.message.startswith("ignored what came by mailbox from ")
+
+
+def raw(end, data):
+    """Send bytes as a message."""
+    if isinstance(end, ArbitersEnd):
+        end._sock.send(data)
+    else:
+        os.write(end.descriptors[1], data + b"\n")
+
+
+# -- what a hostile worker tries ---------------------------------------------------------
+
+
+def test_a_worker_can_send_no_descriptor(ends):
+    """Closing one could make the arbiter wait: TCP, SO_LINGER, unsent data."""
+    _, theirs = ends
+    for family in (b"x", b""):
+        with pytest.raises(BrokenPipeError):
+            socket.send_fds(theirs._sock, [family], [0])
+    with pytest.raises(OSError, match="Socket operation on non-socket"):
+        socket.send_fds(socket.socket(fileno=os.dup(theirs.descriptors[1])), [b"x"], [0])
+
+
+def test_a_worker_can_not_connect_its_socket_again(ends):
     ours, theirs = ends
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind("")  # to an abstract name that the kernel chooses
+        listener.listen()
+        with pytest.raises(OSError, match="already connected"):
+            theirs._sock.connect(listener.getsockname())
+    with pytest.raises(BrokenPipeError):
+        theirs._sock.send(b"x")
+    assert ours.send(Drain("reload", 1.0, final=False)), "the way to the worker is open"
+    assert theirs.receive()[0] == [Drain("reload", 1.0, final=False)]
+
+
+def test_a_worker_learns_of_the_arbiters_end_by_a_hang_up_alone(ends):
+    """As the lifeline polls: it must not take the one-way socket for a dead arbiter."""
+    ours, theirs = ends
+    poll = select.poll()
+    poll.register(theirs, 0)
+    assert poll.poll(0) == []
+    ours.send(Ready())
+    assert poll.poll(0) == []
+    ours.close()
+    assert poll.poll(0) == [(theirs.fileno(), select.POLLHUP)]
+
+
+def test_a_flood_of_nonsense_is_logged_once_and_then_counted(ends, caplog):
+    ours, theirs = ends
+    ours.sender = "worker=1 gen=1"
+    for _ in range(50):
+        raw(theirs, b"nonsense")
     theirs.send(Ready())
+    assert ours.receive(FromWorker) == ([Ready()], True)
     theirs.close()
-    assert ours.receive() == ([Ready()], False)
-    assert ours.receive() == ([], False)
+    assert ours.receive(FromWorker) == ([], False)
+    assert [record.message for record in caplog.records] == [
+        "ignored what came by mailbox from worker=1 gen=1: 8 bytes that are no message",
+        "ignored 49 more messages by mailbox from worker=1 gen=1",
+    ]
 
 
-def test_sending_to_a_closed_end_says_so(ends):
+def test_a_flood_is_not_decoded_beyond_a_bound(ends, caplog):
     ours, theirs = ends
-    theirs.close()
-    assert ours.send(Ready()) is False
+    os.write(theirs.descriptors[1], b'["Ready", {}]\n' * 4000)
+    messages, alive = ours.receive(FromWorker)
+    assert (len(messages), alive) == (MOST_AT_ONCE, True)
+    assert theirs.send(Due("later"))
+    assert ours.receive(FromWorker) == ([Due("later")], True)
+    (record,) = caplog.records
+    assert record.message.endswith(f"more than {MOST_AT_ONCE} messages at once")
 
 
-def test_sending_never_waits(ends):
+def test_a_message_without_end_takes_bounded_memory(ends, caplog):
     ours, theirs = ends
-    results = [ours.send(Due("x" * 1000)) for _ in range(10_000)]
-    assert results[0] is True
-    assert results[-1] is False
-    messages, alive = theirs.receive()
-    assert alive
-    assert len(messages) == results.count(True)
+    for _ in range(40):
+        os.write(theirs.descriptors[1], b"x" * 10_000)
+        assert ours.receive(FromWorker) == ([], True)
+        assert len(ours._begun) <= MESSAGE_LIMIT
+    os.write(theirs.descriptors[1], b"x\n")
+    theirs.send(Ready())
+    assert ours.receive(FromWorker) == ([Ready()], True)
+    (record,) = caplog.records
+    assert record.message.endswith(f"a message of more than {MESSAGE_LIMIT} bytes")
+
+
+@given(st.lists(st.binary(max_size=300), max_size=20))
+def test_any_bytes_of_a_worker_are_survived(pieces):
+    ours, theirs = pair()
+    try:
+        for piece in pieces:
+            os.write(theirs.descriptors[1], piece)
+            assert ours.receive(FromWorker)[1]
+        os.write(theirs.descriptors[1], b"\n")
+        theirs.send(Due("after it"))
+        messages, alive = ours.receive(FromWorker)
+        assert (messages[-1], alive) == (Due("after it"), True)
+    finally:
+        ours.close()
+        theirs.close()
 
 
 def test_descriptors_arrive_as_copies_that_programs_do_not_inherit(ends, tmp_path):
@@ -153,39 +294,21 @@ def test_descriptors_arrive_as_copies_that_programs_do_not_inherit(ends, tmp_pat
     ],
     ids=lambda data: data[:60].decode("latin-1"),
 )
-def test_what_is_no_message_is_one_kind_of_error(ends, data, caplog):
+def test_what_is_no_message_is_one_kind_of_error(data):
     with pytest.raises(MessageError):
         decode(data)
-    ours, theirs = ends
-    ours._sock.send(data)
-    ours.send(Ready())
-    assert theirs.receive() == ([Ready()], True)
-    (record,) = caplog.records
-    assert record.levelname == "ERROR"
-    assert record.message.startswith("ignored what came by mailbox: ")
 
 
 def test_what_the_other_side_has_no_business_to_send_is_ignored(ends, caplog):
     ours, theirs = ends
-    before = os.listdir("/proc/self/fd")
     theirs.send(Drain("mine", 1.0, final=True))
     theirs.send(NewLogFiles(["/log"], [0]))
     theirs.send(Ready())
     assert ours.receive(FromWorker) == ([Ready()], True)
-    assert [record.message for record in caplog.records] == [
-        f"ignored what came by mailbox: {name}, which isn't sent to this side"
-        for name in ("Drain", "NewLogFiles")
-    ]
-    assert os.listdir("/proc/self/fd") == before
-
-
-def test_who_sends_without_end_gets_a_turn_like_everybody(ends, monkeypatch):
-    monkeypatch.setattr("esg.mailbox.MOST_AT_ONCE", 2)
-    ours, theirs = ends
-    for reason in "abc":
-        ours.send(Due(reason))
-    assert theirs.receive() == ([Due("a"), Due("b")], True)
-    assert theirs.receive() == ([Due("c")], True)
+    (record,) = caplog.records
+    assert record.message == (
+        "ignored what came by mailbox from a worker: Drain, which isn't sent to this side"
+    )
 
 
 def test_numbers_of_descriptors_are_not_taken_from_the_text(ends):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
+import json
+import math
+import mmap
 import os
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esg.scoreboard import NOT_ACCEPTING, WORDS, Cell, RowState, Scoreboard
+from esg.scoreboard import NOT_ACCEPTING, WORDS, Cell, Row, RowState, Scoreboard
 
 
 def test_a_new_board_is_empty():
@@ -22,7 +29,7 @@ def test_a_new_board_is_empty():
 
 @given(st.sampled_from(Cell), st.integers(0, 2**64 - 1))
 def test_a_cell_holds_64_bits(cell, value):
-    row = Scoreboard(1).row(1)
+    row = Row.alone()
     row[cell] = value
     assert row[cell] == value
 
@@ -57,7 +64,6 @@ def test_two_rows_of_one_number_are_the_same_memory():
     board = Scoreboard(2)
     board.row(1)[Cell.PID] = 7
     assert board.row(1)[Cell.PID] == 7
-    assert board.words_of(1)[Cell.PID] == 7
 
 
 def test_clearing_a_row_leaves_the_others():
@@ -71,41 +77,193 @@ def test_clearing_a_row_leaves_the_others():
     assert (board.row(2)[Cell.PID], board.row(2)[Cell.LOAD]) == (2, 5)
 
 
-def test_loads_reach_to_the_highest_row_in_use():
-    board = Scoreboard(8)
-    assert board.loads() == []
-    board.row(1)[Cell.LOAD] = 10
-    board.row(3)[Cell.LOAD] = 30
-    board.row(5)[Cell.LOAD] = 50
-    board.note_highest(3)
-    assert board.loads() == [10, NOT_ACCEPTING, 30]
-    assert board.row(1).loads() == board.loads()
+def test_an_embedded_server_sees_its_own_load_alone():
+    row = Row.alone()
+    row[Cell.LOAD] = 5
+    assert row.loads() == [5]
 
 
-def test_the_age_of_a_beat():
+def test_a_beat_has_an_age():
     board = Scoreboard(2)
-    assert board.age(1, 10**18) == 0
+    assert board.age(1) == 0, "there is no such row yet"
     row = board.row(1)
-    row.beat()
-    beat = row[Cell.BEAT]
-    assert board.age(1, beat) == 0
-    assert board.age(1, beat + 1_500_000_000) == 1.5
-    assert board.age(1, beat - 1) == 0
+    assert board.age(1) == 0, "it has not beaten yet"
+    before = time.monotonic_ns()
+    row[Cell.BEAT] = before - 1_500_000_000
+    age = board.age(1)
+    assert 1.5 <= age <= 1.5 + (time.monotonic_ns() - before) / 1e9
+
+
+@pytest.mark.parametrize("ahead", [10**9, 2**63, 2**64 - 1])
+def test_a_beat_in_the_future_is_no_sign_of_life(ahead):
+    board = Scoreboard(1)
+    row = board.row(1)
+    row[Cell.BEAT] = min(time.monotonic_ns() + ahead, 2**64 - 1)
+    assert board.age(1) == math.inf
+
+
+def test_an_honest_beat_is_never_in_the_future():
+    board = Scoreboard(1)
+    row = board.row(1)
+    for _ in range(1000):
+        row.beat()
+        assert board.age(1) < math.inf
 
 
 def test_beats_go_forward():
-    row = Scoreboard(1).row(1)
+    row = Row.alone()
     row.beat()
     first = row[Cell.BEAT]
     row.beat()
     assert row[Cell.BEAT] >= first > 0
 
 
-def test_a_child_writes_what_its_parent_reads():
-    board = Scoreboard(2)
+# -- in another process ------------------------------------------------------------------
+
+
+def in_child(function):
+    """Run `function` in a forked child; its result must be JSON."""
+    reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
-        board.row(2)[Cell.PID] = os.getpid()
+        try:
+            result = function()
+        except BaseException as error:  # noqa: BLE001 - the parent shows it
+            result = repr(error)
+        os.write(writing, json.dumps(result).encode())
         os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        result = json.loads(pipe.read())
     os.waitpid(pid, 0)
-    assert board.row(2)[Cell.PID] == pid
+    return result
+
+
+def test_a_worker_writes_what_the_arbiter_reads():
+    board = Scoreboard(3)
+    rows = {number: board.row(number) for number in (1, 2, 3)}
+    rows[3][Cell.LOAD] = 7
+
+    def work():
+        board.hand_over(rows[2])
+        rows[2][Cell.PID] = 4711
+        rows[2][Cell.LOAD] = 5
+        return rows[2].loads()
+
+    assert sorted(in_child(work)) == [5, 7, NOT_ACCEPTING]
+    assert rows[2][Cell.PID] == 4711
+    rows[1][Cell.PID] = 1
+    assert board.row(1)[Cell.PID] == 1, "the arbiter still has every row"
+
+
+def test_a_worker_sees_a_row_that_was_made_after_its_fork():
+    board = Scoreboard(2)
+    row = board.row(1)
+    board.hand_over(row)  # as its process does
+    later = Scoreboard(2)
+    fd = later.reading_fd(2)
+    assert fd is None
+    other = later.row(2)
+    row.see(2, os.dup(later.reading_fd(2)))
+    other[Cell.LOAD] = 9
+    assert row.loads() == [NOT_ACCEPTING, 9]
+    again = Scoreboard(2)
+    again.row(2)[Cell.LOAD] = 3
+    row.see(2, os.dup(again.reading_fd(2)))
+    assert row.loads() == [NOT_ACCEPTING, 3]
+    later.let_go()
+    again.let_go()
+
+
+def test_what_is_no_row_is_refused_and_closed(tmp_path):
+    row = Row.alone()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises((OSError, ValueError)):
+        row.see(2, os.open(tmp_path, os.O_RDONLY))
+    assert os.listdir("/proc/self/fd") == before
+    assert row.loads() == [NOT_ACCEPTING]
+
+
+def test_a_worker_can_write_to_its_own_row_alone():
+    """Not by any way that native code has: another descriptor, mprotect(2), mremap(2)."""
+    board = Scoreboard(3)
+    rows = {number: board.row(number) for number in (1, 2, 3)}
+    rows[1][Cell.PID] = rows[3][Cell.PID] = 1
+
+    def attack():
+        board.hand_over(rows[2])
+        return [*written_by_descriptor(rows[2]), *written_by_memory(rows[2])]
+
+    assert in_child(attack) == []
+    assert rows[1][Cell.PID] == rows[3][Cell.PID] == 1
+
+
+def written_by_descriptor(own):
+    """Which ways there are to write to a row by a descriptor that this process has."""
+    ways = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            name = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:  # the one of listdir()
+            continue
+        if "esg-row" not in name:
+            continue
+        os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY))
+        again = [fd]
+        with contextlib.suppress(OSError):
+            os.fchmod(fd, 0o600)
+            again.append(os.open(f"/proc/self/fd/{fd}", os.O_RDWR))
+        for other in again:
+            for what, write in {
+                "pwrite": lambda fd: os.pwrite(fd, b"x", 0),
+                "truncate": lambda fd: os.ftruncate(fd, 0),
+                "grow": lambda fd: os.ftruncate(fd, 1 << 20),
+                "map": lambda fd: mmap.mmap(fd, mmap.PAGESIZE)[0],
+            }.items():
+                with contextlib.suppress(OSError):
+                    write(other)
+                    ways.append(f"{what} {name}")
+    return ways
+
+
+def written_by_memory(own):
+    libc = ctypes.CDLL(None, use_errno=True)
+    ways = []
+    with open("/proc/self/maps") as maps:
+        lines = [line.split() for line in maps if "esg-row" in line]
+    for addresses, access, *_, name, _deleted in lines:
+        begin, end = (int(text, 16) for text in addresses.split("-"))
+        if access[1] == "w":
+            ways += [] if name.endswith(f"esg-row-{own.number}") else [f"writable {name}"]
+        elif libc.mprotect(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), 3) == 0:
+            ways.append(f"mprotect {name}")
+    if len(lines) != 3:
+        ways.append(f"not all rows are seen: {lines}")
+    return ways
+
+
+def test_without_memory_files_rows_are_inherited_memory(monkeypatch):
+    def denied(name, flags):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("esg.scoreboard.os.memfd_create", denied)
+    board = Scoreboard(2)
+    rows = {number: board.row(number) for number in (1, 2)}
+
+    def work():
+        board.hand_over(rows[2])
+        rows[2][Cell.LOAD] = 5
+        return rows[2].loads()
+
+    assert in_child(work) == [5, NOT_ACCEPTING]
+    assert rows[2][Cell.LOAD] == 5
+    assert board.reading_fd(1) is None
+
+
+def test_a_lack_of_descriptors_is_an_error(monkeypatch):
+    def none_left(name, flags):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("esg.scoreboard.os.memfd_create", none_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        Scoreboard(2).row(1)
