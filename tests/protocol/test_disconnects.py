@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
+from esg.server.http1.connection import SILENCE
 from esg.server.http1.exchange import ClientDisconnected
+from esg.server.service import TICK
 
 from .apps import Gate, Probe, echo, hello, piece, read_body, respond, start
 from .wire import get, post, request, settled, turns, until
@@ -41,7 +43,8 @@ async def test_send_after_the_client_left_raises_oserror(serve, how):
     probe.done.set()
 
 
-async def test_the_first_send_after_the_client_left_raises_oserror(serve):
+async def test_a_whole_response_to_a_client_that_left_is_ignored(serve):
+    """Nobody is helped by an error report about each client that doesn't wait."""
     probe = Probe()
     server = serve(probe)
     client = server.connect()
@@ -49,8 +52,22 @@ async def test_the_first_send_after_the_client_left_raises_oserror(serve):
     await probe.called.wait()
     client.reset()
     await server.connections(0)
+    await respond(probe.send, b"too late")
+    probe.done.set()
+
+
+async def test_a_stream_to_a_client_that_left_raises_oserror(serve):
+    """Or it might never end."""
+    probe = Probe()
+    server = serve(probe)
+    client = server.connect()
+    await client.send(get())
+    await probe.called.wait()
+    client.reset()
+    await server.connections(0)
+    await start(probe.send)
     with pytest.raises(ClientDisconnected):
-        await start(probe.send)
+        await piece(probe.send, b"too late")
     probe.done.set()
 
 
@@ -230,6 +247,67 @@ async def test_a_half_closed_client_gets_a_stream_to_its_end(serve):
     await client.closed()
 
 
+async def test_a_half_closed_client_gets_a_stream_that_makes_progress(serve):
+    """However long it takes, and though the application listens for a disconnect."""
+    heard, more = [], asyncio.Semaphore(0)
+
+    async def app(scope, receive, send):
+        async def listen():
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            heard.append("disconnect")
+
+        listening = asyncio.ensure_future(listen())
+        await start(send)
+        for _ in range(10):
+            await more.acquire()
+            await piece(send, b"x")
+        await more.acquire()
+        await piece(send, more=False)
+        await listening
+
+    server = serve(app)
+    client = server.connect()
+    await client.send(get())
+    client.shutdown()
+    await client.head()
+    await until(lambda: all(connection.ends_soon for connection in server.service.connections))
+    for _ in range(10):
+        more.release()
+        await client.exactly(b"1\r\nx\r\n")
+        server.advance(SILENCE + 2 * TICK)
+        await turns(3)
+        assert heard == []
+    more.release()
+    await client.exactly(b"0\r\n\r\n")
+    await client.closed()
+
+
+async def test_a_half_closed_client_that_reads_slowly_has_not_left(serve):
+    heard = []
+
+    async def app(scope, receive, send):
+        async def listen():
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            heard.append("disconnect")
+
+        listening = asyncio.ensure_future(listen())
+        await respond(send, bytes(20_000_000))
+        await listening
+
+    server = serve(app)
+    client = server.connect(receive_buffer=65536)
+    await client.send(get())
+    client.shutdown()
+    await client.head()
+    for _ in range(5):
+        await client.skip(1_000_000)
+        server.advance(SILENCE + 2 * TICK)
+        await turns(3)
+    assert len(await client.rest()) == 15_000_000
+
+
 async def test_a_half_closed_client_gets_a_large_body(serve):
     body = bytes(30_000_000)
 
@@ -367,6 +445,12 @@ async def test_a_stream_to_a_client_that_is_gone_lets_the_others_be_served(serve
 # -- applications that end when they hear of it ----------------------------------------------
 
 
+async def silence(server):
+    """Let so much time pass that a client whose side is closed counts as gone."""
+    await until(lambda: all(connection.ends_soon for connection in server.service.connections))
+    server.advance(SILENCE + 2 * TICK)
+
+
 async def wait_for_disconnect(scope, receive, send):
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -390,6 +474,28 @@ async def test_an_application_may_end_when_it_hears_that_the_client_left(serve, 
         client.shutdown()
     else:
         gone(client, how)
+    await silence(server)
     await until(lambda: server.service.idle)
     # The log has no error (its fixture looks), and no request is made a 500 for it.
+    assert server.service.statuses[5] == 0
+
+
+async def raise_on_disconnect(scope, receive, send):
+    await wait_for_disconnect(scope, receive, send)
+    raise ClientDisconnected("as frameworks do")
+
+
+@pytest.mark.parametrize("how", ["close", "reset", "half"])
+async def test_an_application_may_raise_when_it_hears_that_the_client_left(serve, how):
+    server = serve(raise_on_disconnect)
+    client = server.connect()
+    await client.send(get())
+    await until(lambda: server.service.running)
+    await turns(3)
+    if how == "half":
+        client.shutdown()
+    else:
+        gone(client, how)
+    await silence(server)
+    await until(lambda: server.service.idle)
     assert server.service.statuses[5] == 0

@@ -17,6 +17,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from esg.server.http1.connection import SILENCE
+from esg.server.service import TICK
+
 from .wire import get, until
 
 
@@ -232,6 +235,76 @@ async def test_base_http_middleware_when_the_client_leaves(serve, log):
     await started.wait()
     client.reset()
     await until(lambda: server.service.idle)
+    assert log.errors == []
+
+
+def quiet_stream(waiting, ended, background):
+    """A stream that has told something, and waits for more to tell."""
+
+    async def stream(request: Request) -> Response:
+        async def events():
+            waiting.append(request)
+            try:
+                yield b"first"
+                await asyncio.Event().wait()
+            except BaseException as error:
+                ended.append(type(error))
+                raise
+
+        return StreamingResponse(events(), background=BackgroundTask(background.append, "run"))
+
+    return stream
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+@pytest.mark.parametrize("middleware", [0, 1, 2])
+@pytest.mark.parametrize("framework", [application, "fastapi"])
+async def test_a_quiet_stream_is_cancelled_when_its_client_leaves(
+    serve, log, framework, middleware, how
+):
+    waiting, ended, background = [], [], []
+    stream = quiet_stream(waiting, ended, background)
+    if framework == "fastapi":
+        app = FastAPI(middleware=[Middleware(Tagging)] * middleware)
+        app.get("/", response_model=None)(stream)
+    else:
+        app = application(("/", stream), middleware=[Middleware(Tagging)] * middleware)
+    server = serve(app)
+    client = server.connect()
+    await client.send(get())
+    await until(lambda: waiting)
+    await client.head()
+    client.reset() if how == "reset" else client.close()
+    await until(lambda: all(connection.ends_soon for connection in server.service.connections))
+    server.advance(SILENCE + 2 * TICK)
+    await until(lambda: ended and server.service.idle)
+    assert ended == [asyncio.CancelledError]
+    assert background == ["run"]
+    assert log.errors == []
+
+
+async def test_a_handler_of_errors_is_not_called_for_a_client_that_left(serve, log):
+    """The response isn't a stream, so nothing has to tell the application to end."""
+    handled, release = [], asyncio.Event()
+
+    async def late(request: Request) -> Response:
+        await release.wait()
+        return PlainTextResponse("too late")
+
+    async def handle(request: Request, error: Exception) -> Response:
+        handled.append(error)
+        return PlainTextResponse("error", status_code=500)
+
+    app = Starlette(routes=[Route("/", late)], exception_handlers={Exception: handle})
+    server = serve(app)
+    client = server.connect()
+    await client.send(get())
+    await until(lambda: server.service.running)
+    client.reset()
+    await server.connections(0)
+    release.set()
+    await until(lambda: server.service.idle)
+    assert handled == []
     assert log.errors == []
 
 

@@ -1,4 +1,4 @@
-"""The scope of an HTTP request, field by field (ASGI HTTP specification, version 2.4)."""
+"""The scope of an HTTP request, field by field (ASGI HTTP specification, version 2.3)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_scope_has_every_field_and_no_other(serve):
     await client.request(get(b"/a/b?c=d"))
     assert record.scope == {
         "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": "GET",
         "scheme": "http",

@@ -8,12 +8,15 @@ import gc
 import io
 import sys
 import threading
+import time
 import tracemalloc
 import weakref
 from wsgiref.validate import validator
 
 import pytest
 
+from esg.server.http1.connection import SILENCE
+from esg.server.service import TICK
 from esg.server.wsgi import HOP_BY_HOP, WSGIAdapter
 
 from .wire import (
@@ -281,6 +284,34 @@ async def test_a_reason_phrase_without_default_fields(serve_wsgi):
     for version in (b"1.0", b"1.1"):
         response = await server.connect().request(get(version=version))
         assert (response.status, response.reason) == (404, b"Mine")
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_a_generator_of_empty_pieces_ends_when_its_client_leaves(serve_wsgi, log, how):
+    """Also if the client only closes its socket, which looks like half a close."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        try:
+            yield b"first"
+            while True:
+                begun.set()
+                time.sleep(0.01)
+                yield b""
+        finally:
+            ended.set()
+
+    server = serve_wsgi(app)
+    client = server.connect()
+    await client.send(get())
+    await client.head()
+    await until(begun.is_set)
+    client.reset() if how == "reset" else client.close()
+    await until(lambda: all(connection.ends_soon for connection in server.service.connections))
+    server.advance(SILENCE + 2 * TICK)
+    await until(ended.is_set)
+    assert log.errors == []
 
 
 async def test_the_head_waits_for_the_first_bytes(serve_wsgi):

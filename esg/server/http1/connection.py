@@ -60,6 +60,11 @@ DISCARD_LIMIT = 262144
 LINGER = 2.0
 """Seconds a closing connection waits for the client's end (RFC 9112, section 9.6)."""
 
+SILENCE = 1.0
+"""Seconds without a byte of a response after which a client that has closed its side counts as
+gone.
+"""
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 METHODS = {
@@ -107,10 +112,12 @@ class Connection(asyncio.Protocol):
         "_unsent",
         "_wait",
         "_write_waiters",
+        "_wrote",
         "buffered",
         "deadline",
         "ends_soon",
         "is_closing",
+        "left",
         "parser",
         "raised",
         "service",
@@ -165,6 +172,8 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self.ends_soon = False
         """Whether the client has closed its side, so that no further request can come."""
+        self.left = False
+        """Whether it seems to have closed the whole connection: see `_look_for_client`."""
         # writing
         self.write_paused = False
         self._write_waiters: list[asyncio.Future[None]] = []
@@ -172,6 +181,8 @@ class Connection(asyncio.Protocol):
         """Bytes that waited to be sent when that was last looked at."""
         self._progress_at = 0.0
         """When there were last fewer of them."""
+        self._wrote = False
+        """Whether something was written since that was last looked at, once `ends_soon`."""
         # time
         self._wait = REQUEST
         self.deadline = math.inf
@@ -200,9 +211,14 @@ class Connection(asyncio.Protocol):
             return False  # nothing is due, or it was cut off in its middle
         if self._incoming is not None:
             self._queue.remove(self._incoming)
+        self.write = self._write_half_closed
+        self._wake_exchanges()
+        self._watch()
+        return True
+
+    def _wake_exchanges(self) -> None:
         for exchange in filter(None, (self._exchange, *self._queue)):
             exchange.wake()
-        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.service.lost(self)
@@ -651,8 +667,16 @@ class Connection(asyncio.Protocol):
 
     def write_lines(self, pieces: Iterable[bytes]) -> None:
         """Send several pieces at once, in order."""
-        if self.write is not _write_nothing:
+        if self.ends_soon:
+            self.write(b"".join(pieces))
+        elif self.write is not _write_nothing:
             lines_writer(self._transport)(pieces)
+
+    def _write_half_closed(self, data: bytes) -> None:
+        """What `write` is once the client has closed its side: see `_look_for_client`."""
+        self._wrote = True
+        self.left = False
+        self._transport.write(data)
 
     async def send_file(self, fd: int, offset: int, count: int) -> int:
         """Send a part of a file; returns the number of bytes sent. Raises OSError.
@@ -661,7 +685,9 @@ class Connection(asyncio.Protocol):
         """
         loop, transport = self.service.loop, self._transport
         if transport.get_extra_info("sslcontext") is not None:
-            return await copy_part(loop, self.write, fd, offset, count, self._flushed)
+            return await copy_part(
+                loop, lambda piece: self.write(piece), fd, offset, count, self._flushed
+            )
         transport.set_write_buffer_limits(0)  # so that what is writable has nothing unsent
         # Event loops don't let others wait for a transport's descriptor, but for a copy of it.
         out = os.dup(transport.get_extra_info("socket").fileno())
@@ -718,7 +744,7 @@ class Connection(asyncio.Protocol):
         if incoming is not None and not self._paused and not incoming.expects_unread:
             self._await(BODY, self.service.config.timeout_request_body)
         elif self._exchange is not None:
-            self._await(APPLICATION, math.inf)
+            self._await(APPLICATION, SILENCE if self.ends_soon else math.inf)
         elif self._wait is not HEAD and self._head_size:
             self._await(HEAD, self.service.config.timeout_request_header)
 
@@ -735,11 +761,28 @@ class Connection(asyncio.Protocol):
         elif wait is BODY and self._incoming is not None:
             self._refuse_incoming(RequestTimeout("the request's body stood still"))
         elif self._exchange is not None:
-            self._await(APPLICATION, math.inf)
+            if self.ends_soon:
+                self._look_for_client()
+            self._await(APPLICATION, SILENCE if self.ends_soon else math.inf)
         elif wait is HEAD:
             self._refuse_incoming(RequestTimeout("the request's header did not come in time"))
         else:
             self.close()
+
+    def _look_for_client(self) -> None:
+        """Decide whether a client that has closed its side has left, and tell the application.
+
+        TCP says the same of a client that has closed its socket and of one that only sends no more
+        (`printf ... | nc`). They differ when something is sent to them: the first answers with a
+        reset, which ends the connection. So as long as a response makes progress, nothing needs to
+        be decided, and the second sort of client gets all of it. If the response stands still, the
+        client is taken for the first sort, which is far more frequent, so that a stream or a long
+        poll for nobody ends.
+        """
+        self.left = not self._wrote
+        self._wrote = False
+        if self.left:
+            self._wake_exchanges()
 
     def _expire_sending(self, now: float) -> None:
         """Go on as long as the client takes something of what is to be sent to it."""

@@ -7,13 +7,15 @@ Everything that affects the state of a response is in this file:
     START      | BODY                | error                            | error
     BODY       | error               | BODY                             | DONE or TRAILERS
     DONE       | error               | error                            | error
-    GONE       | ClientDisconnected, an OSError
+    GONE       | ignored             | ClientDisconnected, an OSError   | ignored
 
 The extensions: `http.response.early_hint` changes no state; `http.response.pathsend` and
 `http.response.zerocopysend` are a piece of the body that passes through FILE; the last of
 `http.response.trailers` ends TRAILERS, and with it the response. From DONE and GONE on, `receive`
 gives `http.disconnect`; every state becomes GONE when the client does. See the ASGI HTTP
-specification, version 2.4.
+specification: up to version 2.3 servers ignore what is sent to a client that has gone, since 2.4
+`send` raises an OSError. Only a stream needs the error, since nothing else would end it; for a
+response that ends anyway it would be one more exception in the application's error reports.
 """
 
 from __future__ import annotations
@@ -74,6 +76,13 @@ NO_BODY = -3
 """How a body is delimited where it isn't by a number of bytes."""
 
 LAST_CHUNK = b"0\r\n\r\n"
+
+TURNS_TO_CANCEL = 5
+"""Turns of the event loop that a `send` to nobody takes before it raises.
+
+A framework that listens for `http.disconnect` cancels its stream meanwhile, which it expects more
+than an error.
+"""
 
 JOIN_LIMIT = 65536
 """Largest body, in bytes, that is copied behind its head."""
@@ -165,7 +174,7 @@ class Exchange:
                 return self._request_message(self._take_body())
             if self.complete and not self._told:
                 return self._request_message(b"")
-            if self._connection.ends_soon:
+            if self._connection.left:
                 self._told = DISCONNECT
                 return {"type": "http.disconnect"}
             if self._awaiting_continue and not self.complete:
@@ -177,7 +186,10 @@ class Exchange:
             await waiter
 
     async def send(self, message: Message) -> None:
-        """The ASGI `send` of this request. Raises ClientDisconnected once the client is gone."""
+        """The ASGI `send` of this request.
+
+        Raises ClientDisconnected for a piece of a stream once the client is gone.
+        """
         state = self.state
         if message["type"] != state:
             await self._extend(message)
@@ -214,8 +226,12 @@ class Exchange:
         """What is neither the head nor a piece of the body, where one of them was expected."""
         kind, state = message["type"], self.state
         if state is GONE:
-            raise ClientDisconnected("the client has disconnected")
+            await _send_to_nobody(message)
+            return
         if kind == CHECK:
+            if self._connection.left:
+                self._told = DISCONNECT
+                raise ClientDisconnected("the client has disconnected")
             return
         if kind == REASONED_START and state is START:
             await self.send({**message, "type": START})
@@ -441,8 +457,9 @@ class Exchange:
     # -- what may go wrong -------------------------------------------------------------
 
     def _failed(self, error: BaseException) -> None:
-        if self.state is GONE and is_disconnect(error):
+        if (self.state is GONE or self._told == DISCONNECT) and is_disconnect(error):
             logger.debug("the client left before its response", exc_info=error)
+            self._leave()
             return
         self._log_error("exception in the application", error)
         self._end_badly(error=error)
@@ -450,14 +467,20 @@ class Exchange:
     def _unfinished(self) -> None:
         if self._told == DISCONNECT:
             logger.debug("the application ended when it heard that the client had gone")
-            if self.head_sent:
-                self._connection.record(self)
-            self.disconnect()
-            self._connection.cut()
+            self._leave()
             return
         what = "without a response" if self.state is START else "before its response was complete"
         self._log_error(f"the application returned {what}")
         self._end_badly()
+
+    def _leave(self) -> None:
+        """Neither side goes on: end the connection without another byte."""
+        if self.state is DONE or self.state is GONE:
+            return
+        if self.head_sent:
+            self._connection.record(self)
+        self.disconnect()
+        self._connection.cut()
 
     def time_out(self) -> None:
         """The request has taken too long: log where it is, answer 503, and cancel it."""
@@ -565,6 +588,14 @@ class Exchange:
     def expects_unread(self) -> bool:
         """Whether the client still waits for a 100 (Continue) that was never sent."""
         return self._awaiting_continue and not self.complete
+
+
+async def _send_to_nobody(message: Message) -> None:
+    """Raise ClientDisconnected if more is to follow; see the module's docstring."""
+    for _ in range(TURNS_TO_CANCEL):
+        await asyncio.sleep(0)
+    if message.get("more_body", False) or message["type"] == CHECK:
+        raise ClientDisconnected("the client has disconnected")
 
 
 def _wants_trailers(headers: Headers) -> bool:
