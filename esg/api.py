@@ -56,22 +56,31 @@ def run(app: Any, *, config: str | None = None, **settings: Any) -> None:
 
     `app` is `MODULE:ATTRIBUTE` or the application itself; workers get the object by forking, and a
     reload goes on with the same one. `settings` are named as in docs/settings.md, or as the
-    options of uvicorn and gunicorn; None is the same as leaving one out. They are stronger than
-    the environment, which is stronger than the file: `config`, or else `esg.toml` or
-    `pyproject.toml` in the current folder.
+    options and keywords of uvicorn and gunicorn; None is the same as leaving one out, but for the
+    few that mean something else by it (docs/api.md). They are stronger than the environment, which
+    is stronger than the file: `config`, or else `esg.toml` or `pyproject.toml` in the current
+    folder.
 
     Returns when the service was stopped in an orderly way. Raises ConfigError and ListenError
     where it can't be started like this, RuntimeError outside the main thread or in an event loop,
     and SystemExit with the exit code of the `esg` command if it fails later (docs/signals.md).
     """
     _check_place()
+    factory = _ssl_context_factory(settings)
     given = _given(app, settings)
     folder = Path.cwd()
     target = None if isinstance(app, str) else app
     before = {signum: signal.getsignal(signum) for signum in HANDLED}
     try:
         code = serve(
-            lambda: sources.load(given, os.environ, file=config, folder=folder, target=target)
+            lambda: sources.load(
+                given,
+                os.environ,
+                file=config,
+                folder=folder,
+                target=target,
+                ssl_context_factory=factory,
+            )
         )
     finally:
         for signum, handler in before.items():
@@ -99,11 +108,23 @@ class Config(internal.Config):
 
     def __init__(self, app: Any, **settings: Any) -> None:
         target = None if isinstance(app, str) else app
+        factory = _ssl_context_factory(settings)
         raw = _given(app, settings)
         variables = sources.from_env_file(raw.get("env_file"), Path.cwd())
         variables = {name: text for name, text in variables.items() if name not in os.environ}
-        built = build(raw, variables=variables, target=target)
+        built = build(raw, variables=variables, target=target, ssl_context_factory=factory)
         super().__init__(**vars(built))
+
+
+def _ssl_context_factory(settings: Mapping[str, Any]) -> Any:
+    """The function of that keyword, or None. Raises ConfigError for what can't be called."""
+    factory = settings.get("ssl_context_factory")
+    if factory is not None and not callable(factory):
+        raise ConfigError(
+            "argument ssl_context_factory: expected a function of a Config and of a function that "
+            f"makes the usual context, not {factory!r}"
+        )
+    return factory
 
 
 def _given(app: Any, settings: Mapping[str, Any]) -> dict[str, Raw]:
@@ -111,15 +132,43 @@ def _given(app: Any, settings: Mapping[str, Any]) -> dict[str, Raw]:
     name = app if isinstance(app, str) else _name_of(app)
     given = {"app": Raw(name, "argument app")}
     for keyword, value in settings.items():
+        if keyword == "ssl_context_factory":
+            continue
+        if keyword in REFUSED:
+            if value is None:
+                continue
+            raise ConfigError(f"argument {keyword}: {REFUSED[keyword]}")
         declared = setting_named(PLURALS.get(keyword, keyword), "arguments")
         if declared.name in given:
             raise ConfigError(
                 f"{given[declared.name].origin} and {keyword} are the same; give one of them"
             )
+        if value is None:
+            value = NONE_MEANS.get(declared.name)
         if value is not None:
-            text = os.fspath(value) if isinstance(value, os.PathLike) else value
-            given[declared.name] = Raw(text, f"argument {keyword}")
+            given[declared.name] = Raw(_text_of(value), f"argument {keyword}")
     return given
+
+
+REFUSED: Mapping[str, str] = {
+    "callback_notify": "ESG calls no function of the application's from time to time; "
+    "start a task in its lifespan",
+}
+"""Keywords of uvicorn's that aren't options, and why they can't be had; None is fine."""
+
+NONE_MEANS: Mapping[str, object] = {
+    "log_config": internal.LogDefinition(None),
+    "ws_ping_interval": 0,
+    "ws_ping_timeout": 0,
+}
+"""What None says where it doesn't say the same as no keyword: uvicorn's meaning of it."""
+
+
+def _text_of(value: Any) -> Any:
+    """Paths as text, also those in a list; anything else as it is."""
+    if isinstance(value, list | tuple):
+        return [_text_of(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _name_of(app: Any) -> str:

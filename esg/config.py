@@ -7,11 +7,15 @@ documentation are all made from these declarations.
 
 from __future__ import annotations
 
+import configparser
 import dataclasses
+import datetime
 import difflib
+import io
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from fractions import Fraction
 from typing import Any, Literal
 
 from esg import cpus, gunicorn, logformat
@@ -88,19 +92,85 @@ def whole_number(least: int, most: int | None = None) -> Kind:
     return Kind("INTEGER", parse, types=(int,))
 
 
+_DURATION_UNITS: Mapping[str, float] = {
+    "ms": 0.001,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+}
+_SIZE_UNITS: Mapping[str, int] = {"k": 1024, "m": 1024**2, "g": 1024**3}
+"""Powers of 1024, as nginx and systemd have them; `kB` and `KiB` are the same as `k`."""
+
+_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
+
+
 def seconds(least: float = 0.0) -> Kind:
-    """A finite number of seconds >= `least`."""
+    """A duration of at least `least` seconds, kept in seconds.
+
+    It is a number of seconds, a `datetime.timedelta`, or text with units: `500ms`, `30s`, `5m`,
+    `1h`, `1d`, `1h30m`.
+    """
 
     def parse(raw: object) -> float:
-        try:
-            value = math.nan if isinstance(raw, bool) else float(str(raw))
-        except ValueError:
-            value = math.nan
+        value = raw.total_seconds() if isinstance(raw, datetime.timedelta) else _seconds_in(raw)
         if not math.isfinite(value) or value < least:
-            raise ValueError(f"expected a number of seconds >= {least:g}")
+            raise ValueError(
+                f"expected a number of seconds >= {least:g}, or a time such as {_TIMES}"
+            )
         return value
 
-    return Kind("SECONDS", parse, types=(float,))
+    return Kind("DURATION", parse, types=(float, str))
+
+
+_TIMES = "500ms, 30s, 5m, 1h or 1d"
+
+
+def _seconds_in(raw: object) -> float:
+    """The seconds that a number or a text stands for; not a number if it is neither."""
+    if isinstance(raw, bool):
+        return math.nan
+    text = str(raw).strip()
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    if not re.fullmatch(rf"(?:{_AMOUNT.pattern} ?)+", text):
+        return math.nan
+    amounts = _AMOUNT.findall(text)
+    return math.fsum(
+        float(number) * _DURATION_UNITS.get(unit, math.nan) for number, unit in amounts
+    )
+
+
+def size(least: int) -> Kind:
+    """A size of at least `least` bytes, kept in bytes: a whole number, or text such as `64k`.
+
+    Units are `k`, `m` and `g`, also written `kB` or `KiB`, in either case; each is 1024 times the
+    one before.
+    """
+
+    def parse(raw: object) -> int:
+        value = math.nan if isinstance(raw, bool) else _bytes_in(str(raw).strip())
+        if not value >= least:
+            raise ValueError(
+                f"expected a whole number >= {least} of bytes, or a size such as 64k or 16MiB"
+            )
+        return int(value)
+
+    return Kind("SIZE", parse, types=(int, str))
+
+
+def _bytes_in(text: str) -> float:
+    """The bytes that a text stands for; not a number if it is no size."""
+    if re.fullmatch(r"[0-9]+", text):
+        return int(text)
+    amount = _AMOUNT.fullmatch(text)
+    unit = re.fullmatch(r"([kmg])(?:i?b)?", amount[2].lower()) if amount else None
+    if amount is None or unit is None:
+        return math.nan
+    value = Fraction(amount[1]) * _SIZE_UNITS[unit[1]]
+    return int(value) if value.denominator == 1 else math.nan
 
 
 def choice(*names: str) -> Kind:
@@ -177,6 +247,9 @@ def _parse_items(raw: object) -> tuple[str, ...]:
     return _parse_texts(",".join(_parse_texts(raw)))
 
 
+SPOKEN: Mapping[str, str] = {"asgi": "asgi3", "wsgi": "wsgi"}
+"""Interfaces by the names that hypercorn puts in front of an application, as in `wsgi:app:main`."""
+
 CALL = "()"
 """Behind the name of an application this says, as gunicorn has it, that it is a factory."""
 
@@ -184,7 +257,7 @@ CALL = "()"
 def _parse_app(raw: object) -> str:
     text = _parse_text(raw).strip()
     wanted = "expected MODULE:ATTRIBUTE, for example example:app"
-    module, _, attribute = text.partition(":")
+    module, _, attribute = _without_interface(text)[1].partition(":")
     if "/" in module or module.endswith(".py"):
         dotted = module.removesuffix(".py").strip("./").replace("/", ".")
         raise ValueError(f"{wanted}; write {dotted}:{attribute or 'app'}, not a file name")
@@ -193,6 +266,15 @@ def _parse_app(raw: object) -> str:
     if not all(module.split(".")) or not all(name.isidentifier() for name in attributes):
         raise ValueError(wanted)
     return text
+
+
+def _without_interface(app: str) -> tuple[str, str]:
+    """The interface in front of an application's name, if there is one, and the rest.
+
+    It takes two colons, since a module may be called `asgi`.
+    """
+    interface, _, rest = app.partition(":")
+    return (interface, rest) if interface in SPOKEN and ":" in rest else ("", app)
 
 
 def _parse_workers(raw: object) -> int:
@@ -282,6 +364,70 @@ CERT_REQS = synonyms(
         "required": ("CERT_REQUIRED", "2"),
     },
 )
+LOG_LEVELS: Mapping[str, int] = {
+    "critical": 50,
+    "error": 40,
+    "warning": 30,
+    "info": 20,
+    "debug": 10,
+    "trace": 5,
+}
+"""The levels with the numbers that the logging module has for them; trace is uvicorn's."""
+
+
+def _parse_log_level(raw: object) -> str:
+    names = {str(number): name for name, number in LOG_LEVELS.items()}
+    names |= {name: name for name in LOG_LEVELS} | {"warn": "warning", "fatal": "critical"}
+    word = "" if isinstance(raw, bool) else str(raw).strip().lower()
+    if word not in names:
+        hint = difflib.get_close_matches(word, LOG_LEVELS, 1)
+        meant = f" (did you mean {hint[0]!r}?)" if hint else ""
+        numbers = ", ".join(str(number) for number in LOG_LEVELS.values())
+        raise ValueError(
+            f"expected one of {', '.join(LOG_LEVELS)}, or their numbers {numbers}{meant}"
+        )
+    return names[word]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogDefinition:
+    """What a file of `--log-config` would say, given in its place.
+
+    `content` is the dictionary for `logging.config.dictConfig`, the text of a file in the form of
+    `logging.config.fileConfig`, or None to leave logging to the application.
+    """
+
+    content: dict[str, Any] | str | None
+
+
+def copied(value: Any) -> Any:
+    """A copy of dictionaries and lists in each other; whatever else they hold is shared.
+
+    Unlike `copy.deepcopy` it leaves open files and other objects that can't be copied alone.
+    """
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, list) else value
+
+
+def _parse_log_config(raw: object) -> str | LogDefinition:
+    if isinstance(raw, dict):
+        return LogDefinition(copied(raw))
+    if isinstance(raw, configparser.RawConfigParser):
+        text = io.StringIO()
+        raw.write(text)
+        return LogDefinition(text.getvalue())
+    if isinstance(raw, io.TextIOBase):
+        return LogDefinition(raw.read())
+    if isinstance(raw, LogDefinition):
+        return raw
+    if isinstance(raw, str):
+        return _parse_text(raw)
+    raise ValueError(
+        "expected the name of a file, or a dictionary as for logging.config.dictConfig"
+    )
+
+
 SWITCH = Kind("BOOLEAN", _parse_switch, is_flag=True, types=(bool,))
 BOOLEAN = Kind("BOOLEAN", _parse_switch, types=(bool,))
 WORKERS = Kind("INTEGER|auto", _parse_workers, types=(int,), words=("auto",))
@@ -292,6 +438,10 @@ ACCOUNT = Kind("NAME|ID", _parse_account)
 OCTAL = Kind("OCTAL", _parse_octal)
 OPTIONAL_OCTAL = Kind("OCTAL", _parse_optional_octal)
 LOG_FORMAT = Kind("FORMAT", _parse_log_format)
+LOG_LEVEL = Kind(
+    f"[{'|'.join(LOG_LEVELS)}]", _parse_log_level, choices=tuple(LOG_LEVELS), types=(str, int)
+)
+LOG_CONFIG = Kind("FILE", _parse_log_config, types=(str, dict))
 TEXTS = Kind("TEXT", _parse_texts, types=(str, list))
 ITEMS = Kind("TEXT", _parse_items, types=(str, list))
 """As TEXTS, where an item can have no comma, so that commas separate within a list, too."""
@@ -381,6 +531,9 @@ LOGGING = "Logging"
 DEVELOPMENT = "Development"
 
 
+ASK_FOR_ACCESS_LOG = {"access_log", "access_logfile"}
+"""Settings that say of the access log whether there is one; else the level of the log does."""
+
 WHERE = ("bind", "uds", "fd")
 """Settings that say where to listen as host and port do."""
 
@@ -466,7 +619,7 @@ class Config:
         None,
         whole_number(0),
         SOCKETS,
-        "Descriptor of a socket that is handed over, and listens.",
+        "Descriptor of a socket that is handed over, bound and perhaps listening.",
     )
     backlog: int = setting(
         2048,
@@ -535,7 +688,8 @@ class Config:
         "",
         WORKER_CLASS,
         PROCESSES,
-        "A worker class of gunicorn's, for the interface and parser it stands for.",
+        "A worker class of gunicorn's or hypercorn's, for the interface, parser and event loop it "
+        "stands for.",
         flags=("-k", "--worker-class"),
     )
     preload: bool = setting(
@@ -681,7 +835,7 @@ class Config:
     )
     ws_max_size: int = setting(
         16777216,
-        whole_number(0),
+        size(0),
         WEBSOCKET,
         "Largest message from a client, in bytes (1009 beyond); 0 for no limit.",
         flags=("--websocket-max-message-size", "--ws-max-size"),
@@ -709,20 +863,20 @@ class Config:
     )
 
     limit_request_line: int = setting(
-        8190, whole_number(64), LIMITS, "Longest request target accepted, in bytes (414)."
+        8190, size(64), LIMITS, "Longest request target accepted, in bytes (414)."
     )
     limit_request_fields: int = setting(
         100, whole_number(1), LIMITS, "Most header fields in a request (431)."
     )
     limit_request_header_size: int = setting(
         65536,
-        whole_number(256),
+        size(256),
         LIMITS,
         "Largest header section of a request, in bytes (431).",
         flags=("--h11-max-incomplete-event-size", "--limit-request-header-size"),
     )
     limit_request_body: int = setting(
-        0, whole_number(0), LIMITS, "Largest request body, in bytes (413); 0 for no limit."
+        0, size(0), LIMITS, "Largest request body, in bytes (413); 0 for no limit."
     )
     timeout_request_header: float = setting(
         10.0, seconds(0.1), LIMITS, "Time a client may take to send a request's header (408)."
@@ -738,7 +892,8 @@ class Config:
         0,
         whole_number(0),
         LIMITS,
-        "Most requests in progress in one worker (503 beyond); 0 for no limit.",
+        "Most calls of APP in progress in one worker (503 beyond): requests with their background "
+        "tasks, and open WebSockets, but no idle connections; 0 for no limit.",
     )
     limit_connections: int = setting(
         0,
@@ -799,9 +954,10 @@ class Config:
 
     log_level: str = setting(
         "info",
-        choice("critical", "error", "warning", "info", "debug", "trace"),
+        LOG_LEVEL,
         LOGGING,
-        "The least severe level that is logged.",
+        "The least severe level that is logged. From warning on there is no access log either, "
+        "unless --access-log or --access-logfile asks for it.",
     )
     access_log: bool = setting(True, SWITCH, LOGGING, "Log each request, on standard output.")
     access_logfile: str = setting(
@@ -823,8 +979,12 @@ class Config:
     log_format: str = setting(
         "text", choice("text", "json"), LOGGING, "Form of both logs; json is an object a line."
     )
-    log_config: str = setting(
-        "", TEXT, LOGGING, "Configure logging from this .ini, .json or .yaml file instead."
+    log_config: str | LogDefinition = setting(  # noqa: RUF009 - a field, as the others are
+        "",
+        LOG_CONFIG,
+        LOGGING,
+        "Configure logging from this .ini, .json or .yaml file instead.",
+        flags=("--log-config-json", "--log-config"),
     )
     enable_stdio_inheritance: bool = setting(
         False,
@@ -838,7 +998,11 @@ class Config:
     )
 
     debug: bool = setting(
-        False, SWITCH, DEVELOPMENT, "Show the application's exceptions to clients, as tracebacks."
+        False,
+        SWITCH,
+        DEVELOPMENT,
+        "Show the application's exceptions to clients, as tracebacks, and reload when a file "
+        "changes, unless --no-reload is given.",
     )
     reload: bool = setting(
         False,
@@ -884,6 +1048,9 @@ class Config:
     """The files that settings were read from, or would be if they were there; absolute paths."""
     target: Any = dataclasses.field(default=None, compare=False, repr=False)
     """The application itself, or its factory, where it was given as an object."""
+    ssl_context_factory: Any = dataclasses.field(default=None, compare=False, repr=False)
+    """A function that makes the SSL context: of this Config, and of a function that makes the one
+    that the TLS settings describe. It can be given in Python alone."""
 
     @property
     def title(self) -> str:
@@ -893,12 +1060,17 @@ class Config:
     @property
     def scheme(self) -> str:
         """What URLs of the listeners begin with."""
-        return "https" if self.ssl_certfile else "http"
+        return "https" if self.ssl_certfile or self.ssl_context_factory else "http"
 
     @property
     def ways(self) -> tuple[str, ...]:
         """Which of WHERE say where to listen; without any, host and port do."""
         return tuple(name for name in WHERE if getattr(self, name) not in ((), "", None))
+
+    @property
+    def leaves_logging(self) -> bool:
+        """Whether logging is up to the application: `log_config=None`."""
+        return isinstance(self.log_config, LogDefinition) and self.log_config.content is None
 
     @property
     def binds(self) -> tuple[str, ...]:
@@ -943,6 +1115,14 @@ class Config:
                 f"{self.origin('worker_class')}: {self.worker_class} means "
                 f"{text or 'what ESG does anyway'}",
             )
+        if "uds" in self.ways or "fd" in self.ways:
+            for name in ("host", "port"):
+                if name in self.origins:
+                    yield (
+                        "info",
+                        f"{self.origin(name)} has nothing to do here: {self.binds_origin} says "
+                        "where to listen",
+                    )
         for name, instead in NOTHING_TO_DO.items():
             if getattr(self, name) != SETTINGS[name].default:
                 yield "info", f"{self.origin(name)} has nothing to do here: {instead}"
@@ -1032,10 +1212,11 @@ def build(
     strays: tuple[str, ...] = (),
     files: tuple[str, ...] = (),
     target: Any = None,
+    ssl_context_factory: Any = None,
 ) -> Config:
     """Check every value and make a Config of them; what is missing takes its default.
 
-    `variables`, `strays`, `files` and `target` are the Config's. Raises ConfigError for the first
+    The other arguments are the Config's. Raises ConfigError for the first
     value that can't be used.
     """
     values = {name: _checked(SETTINGS[name], given) for name, given in _to_check(raw, target)}
@@ -1052,6 +1233,7 @@ def build(
         strays=strays,
         files=files,
         target=target,
+        ssl_context_factory=ssl_context_factory,
     )
     _check_together(config)
     return config
@@ -1073,17 +1255,38 @@ def _implied(
                 "say different things; use one"
             )
         yield "interface", Raw("wsgi", origins["wsgi"])
-    if target is None and values.get("app", "").endswith(CALL):
-        if not values.get("factory", True):
-            raise ConfigError(
-                f"{origins['app']} {values['app']!r} and {origins['factory']} "
-                "say different things; use one"
-            )
-        yield "app", Raw(values["app"].removesuffix(CALL), origins["app"])
-        yield "factory", Raw(True, f"{origins['app']} {values['app']}")
+    if target is None and "app" in values:
+        yield from _implied_by_name(values, origins)
     for name, value in gunicorn.WORKER_CLASSES.get(values.get("worker_class", ""), {}).items():
         if name not in values:
             yield name, Raw(value, f"{origins['worker_class']} {values['worker_class']}")
+    level = values.get("log_level", "info")
+    if LOG_LEVELS[level] > LOG_LEVELS["info"] and not ASK_FOR_ACCESS_LOG & values.keys():
+        yield "access_log", Raw(False, f"{origins['log_level']} {level}")
+
+
+def _implied_by_name(
+    values: Mapping[str, Any], origins: Mapping[str, str]
+) -> Iterator[tuple[str, Raw]]:
+    """What the name of an application says besides where it is: `wsgi:` before, `()` behind."""
+    origin = f"{origins['app']} {values['app']}"
+    interface, app = _without_interface(values["app"])
+    meant: dict[str, object] = {}
+    if interface:
+        meant["interface"] = SPOKEN[interface]
+    if app.endswith(CALL):
+        meant["factory"] = True
+    for name, value in meant.items():
+        other = "wsgi" if name == "interface" and values.get("wsgi") else name
+        said = "wsgi" if other == "wsgi" else values.get(name, value)
+        if said not in ("auto", value):
+            raise ConfigError(
+                f"{origins['app']} {values['app']!r} and {origins[other]} say different things; "
+                "use one"
+            )
+        yield name, Raw(value, origin)
+    if meant:
+        yield "app", Raw(app.removesuffix(CALL), origins["app"])
 
 
 def _checked(declared: Setting, given: Raw) -> Any:
@@ -1110,8 +1313,10 @@ def _complaint(declared: Setting, origin: str, value: object, error: ValueError)
 def _check_together(config: Config) -> None:
     if not config.app:
         raise ConfigError("no application given; expected MODULE:ATTRIBUTE, as in: esg example:app")
-    said = [*config.ways, *(name for name in ("host", "port") if name in config.origins)]
-    if config.ways and len(said) > 1:
+    said = [*config.ways]
+    if "bind" in config.ways:
+        said += [name for name in ("host", "port") if name in config.origins]
+    if len(said) > 1:
         raise ConfigError(
             f"{config.origin(said[0])} and {config.origin(said[1])} both say where to listen; "
             "use one, or several --bind"
@@ -1128,16 +1333,17 @@ def _check_together(config: Config) -> None:
         )
     if config.root_path and not config.root_path.startswith("/"):
         raise ConfigError(f"{config.origin('root_path')}: {config.root_path!r} must begin with '/'")
-    if config.log_config:
+    if config.log_config and not config.leaves_logging:
         _check_log_config(config)
 
 
 def _check_log_config(config: Config) -> None:
     """What `--log-config` says in its file can't be said beside it."""
-    for name in ("access_logfile", "error_logfile", "log_format", "use_colors"):
+    for name in ("access_logfile", "error_logfile", "log_format"):
         if getattr(config, name) != SETTINGS[name].default:
+            what = "the file of " if isinstance(config.log_config, str) else ""
             raise ConfigError(
-                f"{config.origin(name)}: the file of {config.origin('log_config')} decides on "
+                f"{config.origin(name)}: {what}{config.origin('log_config')} decides on "
                 "that; say it there, or leave one of them out"
             )
 

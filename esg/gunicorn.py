@@ -1,4 +1,4 @@
-"""What names from gunicorn mean here: worker classes, and the settings of its Python file. Data."""
+"""What names from gunicorn and hypercorn mean here: worker classes, settings in Python. Data."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ WORKER_CLASSES: Mapping[str, Mapping[str, str]] = {
     "uvicorn_worker.UvicornH11Worker": {"http": "h11"},
     "sync": {"interface": "wsgi"},
     "gthread": {"interface": "wsgi"},
+    "asyncio": {"loop": "asyncio"},
+    "uvloop": {"loop": "uvloop"},
 }
-"""Worker classes whose work ESG does, and the settings that each stands for."""
+"""Worker classes whose work ESG does, and the settings that each stands for; the last two are
+hypercorn's."""
 
 _CANT = {
     "gevent": "it patches the standard library, and ESG's workers run asyncio",
     "eventlet": "it patches the standard library, and ESG's workers run asyncio",
     "tornado": "Tornado's applications have an interface of their own",
     "aiohttp": "aiohttp's applications have an interface of their own",
+    "trio": "ESG's workers run asyncio",
 }
 
 RENAMED: Mapping[str, str] = {
@@ -31,6 +35,8 @@ RENAMED: Mapping[str, str] = {
     "errorlog": "error_logfile",
     "keepalive": "timeout_keep_alive",
     "logconfig": "log_config",
+    "logconfig_dict": "log_config",
+    "logconfig_json": "log_config",
     "loglevel": "log_level",
     "pidfile": "pid",
     "preload_app": "preload",

@@ -296,7 +296,7 @@ class _Opener:
             raise ListenError(
                 "sockets are handed over at a start, and this one isn't listened on; restart for it"
             )
-        self.opened.append(Listener(adopted(fd), address, borrowed=fd))
+        self.opened.append(Listener(adopted(fd, self._backlog), address, borrowed=fd))
         return self.opened[-1]
 
     # -- addresses in use ----------------------------------------------------------------
@@ -381,8 +381,11 @@ def _stream_at(fd: int) -> tuple[int, SocketName]:
     return 0, ""
 
 
-def adopted(fd: int) -> socket.socket:
-    """The listening stream socket that is open as `fd`, for this process alone.
+def adopted(fd: int, backlog: int | None = None) -> socket.socket:
+    """The stream socket that is open as `fd`, for this process alone, listening.
+
+    If it is only bound, it begins to listen with this backlog (listen(2)); without a backlog that
+    is an error, too. The backlog of a socket that listens already is left as it is.
 
     Programs that a worker starts don't inherit it; a standard stream is /dev/null from now on.
     O_NONBLOCK is set, and so for every process that has the socket (open(2), file status flags).
@@ -397,7 +400,7 @@ def adopted(fd: int) -> socket.socket:
     if not is_socket:
         raise ListenError("that descriptor is no socket")
     with _borrowed(fd) as probe:
-        reason = _why_unfit(probe)
+        reason = _why_unfit(probe) or _made_to_listen(probe, backlog)
     if reason:
         raise ListenError(reason)
     if fd < 3:
@@ -420,8 +423,22 @@ def _why_unfit(sock: socket.socket) -> str:
     if sock.type != socket.SOCK_STREAM:
         udp = sock.type == socket.SOCK_DGRAM and sock.family != socket.AF_UNIX
         return f"that socket is {'UDP' if udp else sock.type.name}; a stream socket is needed"
-    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        return "that socket doesn't listen; call listen() on it before it is handed over"
+    return ""
+
+
+def _made_to_listen(sock: socket.socket, backlog: int | None) -> str:
+    """Have a bound socket listen, if it doesn't yet; returns why that can't be, or nothing."""
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return ""
+    name = _name_of(sock)
+    if not (name[1] if isinstance(name, tuple) else name):
+        return "that socket isn't bound; call bind() on it before it is handed over"
+    if backlog is None:
+        return "that socket doesn't listen"
+    try:
+        sock.listen(backlog)
+    except OSError as error:
+        return f"that socket can't listen: {error.strerror}"
     return ""
 
 

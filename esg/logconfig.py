@@ -7,18 +7,21 @@ instead, means ESG's. https://docs.python.org/3/library/logging.config.html
 from __future__ import annotations
 
 import configparser
+import contextlib
 import copy
+import dataclasses
 import importlib.util
 import json
 import logging
 import logging.config
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from esg.config import copied
 from esg.errors import ConfigError
 
 Definition = dict[str, Any] | str
@@ -29,9 +32,9 @@ _THEIRS = {"uvicorn", "uvicorn.error", "uvicorn.access"}
 
 
 def read(path: str, origin: str) -> Definition:
-    """What the file says: .json, .yaml or .yml, all others .ini. Raises ConfigError.
+    """What the file says: .json, .yaml or .yml, else .ini, or JSON if it begins with a brace.
 
-    `origin` is where the path came from.
+    `origin` is where the path came from. Raises ConfigError.
     """
     where = f"{origin}: {path}"
     try:
@@ -41,10 +44,12 @@ def read(path: str, origin: str) -> Definition:
     except UnicodeDecodeError:
         raise ConfigError(f"{where}: is not text in UTF-8") from None
     parse = _PARSERS.get(Path(path).suffix.lower())
+    if parse is None and text.lstrip().startswith("{"):
+        parse = json.loads  # no file in .ini form begins like that
     try:
         return _ini(text, path) if parse is None else _dictionary(parse, text)
     except ImportError:
-        raise ConfigError(f"{where}: YAML needs PyYAML; pip install 'esg[standard]'") from None
+        raise ConfigError(f"{where}: YAML needs PyYAML; try: pip install pyyaml") from None
     except (ValueError, configparser.Error) as error:
         raise ConfigError(f"{where}: {_line(error)}") from None
 
@@ -87,13 +92,24 @@ def _parser(text: str, path: str = "") -> configparser.ConfigParser:
     return parser
 
 
-def apply(definition: Definition, where: str) -> None:
-    """Configure logging so. Raises ConfigError, with what is wrong and `where`."""
+def apply(
+    definition: Definition,
+    where: str,
+    application: Application | None = None,
+    *,
+    colors: bool | None = None,
+) -> None:
+    """Configure logging as `definition` says. Raises ConfigError, with what is wrong and `where`.
+
+    The definition may name classes of the `application`. `colors` is whether uvicorn's formatters
+    in it write in colour; None leaves that to the definition.
+    """
     try:
-        if isinstance(definition, str):
-            named = _apply_ini(definition)
-        else:
-            named = _apply_dictionary(definition)
+        with contextlib.nullcontext() if application is None else application.importable():
+            if isinstance(definition, str):
+                named = _apply_ini(definition, colors)
+            else:
+                named = _apply_dictionary(definition, colors)
     except Exception as error:  # noqa: BLE001 - such a file names code, which may raise anything
         cause = f": {_line(error.__cause__)}" if error.__cause__ else ""
         raise ConfigError(f"{where}: can't configure logging: {_line(error)}{cause}") from None
@@ -105,10 +121,67 @@ def apply(definition: Definition, where: str) -> None:
             access.parent = logging.getLogger("uvicorn.access")
 
 
-def _apply_dictionary(definition: dict[str, Any]) -> set[str]:
-    definition = copy.deepcopy(definition)
-    formatters = definition.get("formatters")
-    for formatter in formatters.values() if isinstance(formatters, dict) else ():
+@dataclasses.dataclass(frozen=True, slots=True)
+class Application:
+    """Where the modules are that a definition may name, and what they find in the environment.
+
+    `forgotten`: modules imported for a definition are imported again by whoever needs them. An
+    arbiter forks the workers of later generations, and these must import the code that is on the
+    disk by then.
+    """
+
+    folder: str
+    variables: Mapping[str, str]
+    forgotten: bool
+
+    @contextlib.contextmanager
+    def importable(self) -> Iterator[None]:
+        """Find modules in the folder first, for as long as this lasts and afterwards.
+
+        It stays on the Python path for what a formatter imports when it is called, until the
+        folder of another generation takes its place.
+        """
+        global _folder
+        folder = os.path.abspath(self.folder)
+        if _folder in sys.path:
+            sys.path.remove(_folder)
+        _folder = "" if folder in sys.path else folder
+        if _folder:
+            sys.path.insert(0, _folder)
+        importlib.invalidate_caches()
+        modules, environment = set(sys.modules), dict(os.environ)
+        os.environ.update(self.variables)
+        try:
+            yield
+        finally:
+            if self.forgotten:
+                for name in os.environ.keys() - environment.keys():
+                    del os.environ[name]
+                os.environ.update(environment)
+                for name in set(sys.modules) - modules:
+                    if _home(sys.modules[name]) == folder:
+                        del sys.modules[name]
+
+
+_folder = ""
+"""What `importable` has put on the Python path of this process."""
+
+
+def _home(module: object) -> str:
+    """The entry of the Python path that a module was found in; the longest, if several may be."""
+    file = os.path.abspath(getattr(module, "__file__", None) or os.sep)
+    entries = [os.path.abspath(entry) for entry in sys.path]
+    return max((e for e in entries if file.startswith(e + os.sep)), key=len, default="")
+
+
+def _apply_dictionary(definition: dict[str, Any], colors: bool | None) -> set[str]:
+    definition = copied(definition)
+    found = definition.get("formatters")
+    formatters = list(found.values()) if isinstance(found, dict) else []
+    if colors is not None:
+        for formatter in _of_uvicorn(formatters):
+            formatter["use_colors"] = colors
+    for formatter in formatters:
         for key in ("()", "class"):
             if key in formatter:
                 formatter[key] = _available(formatter[key])
@@ -116,7 +189,20 @@ def _apply_dictionary(definition: dict[str, Any]) -> set[str]:
     return set(definition.get("loggers", ()))
 
 
-def _apply_ini(text: str) -> set[str]:
+def _of_uvicorn(formatters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that know colours. Raises ValueError if there are none."""
+    found = [each for each in formatters if str(each.get("()")).startswith(_UVICORN)]
+    if not found:
+        raise ValueError(_NO_COLORS)
+    return found
+
+
+_NO_COLORS = "no formatter of uvicorn's in a dictionary, to which --use-colors could apply"
+
+
+def _apply_ini(text: str, colors: bool | None) -> set[str]:
+    if colors is not None:
+        raise ValueError(_NO_COLORS)
     parser = _parser(text)
     for section in parser.sections():
         if section.startswith("formatter_") and parser.has_option(section, "class"):

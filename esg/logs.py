@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from esg import logconfig, logfiles
-from esg.config import Config
+from esg.config import Config, LogDefinition
 from esg.errors import ConfigError
 from esg.logfiles import LogFile, LogFiles
 
@@ -32,6 +32,9 @@ logging.addLevelName(TRACE, "TRACE")
 logger = logging.getLogger("esg")
 access_logger = logging.getLogger("esg.access")
 """What access lines go through where `--log-config` says how they are logged."""
+
+PEERS_LOGGERS = ("uvicorn", "gunicorn.error", "hypercorn.error")
+"""Loggers of other servers, which applications that were written for these use as their own."""
 
 CONTINUATION = "  "
 """How the further lines of a record begin."""
@@ -237,7 +240,7 @@ class LogSetup:
     error: LogFile
     access: LogFile
     definition: logconfig.Definition | None
-    """What the file of `--log-config` says."""
+    """What `--log-config` says; None without one, and where logging is up to the application."""
 
     @classmethod
     def open(cls, config: Config, files: LogFiles) -> LogSetup:
@@ -247,7 +250,9 @@ class LogSetup:
         access = files.open(path, 1, config.origin("access_logfile"))
         access.complain = error.complain if access is error else _complain_in_log
         definition = None
-        if config.log_config:
+        if isinstance(config.log_config, LogDefinition):
+            definition = config.log_config.content
+        elif config.log_config:
             definition = logconfig.read(config.log_config, config.origin("log_config"))
         return cls(config, files, error, access, definition)
 
@@ -258,15 +263,25 @@ class LogSetup:
         error then.
         """
         self._apply_options(subject)
+        config = self.config
+        if config.leaves_logging:
+            self._leave_to_application()
         if self.definition is None:
             return
-        config = self.config
         logger.handlers[:] = []
         logger.setLevel(logging.NOTSET)
         logger.propagate = True
-        where = f"{config.origin('log_config')}: {config.log_config}"
+        for log in _peers_loggers():
+            log.handlers[:] = []
+            log.setLevel(logging.NOTSET)
+            log.propagate = True
+        where = config.origin("log_config")
+        if isinstance(config.log_config, str):
+            where += f": {config.log_config}"
         try:
-            logconfig.apply(self.definition, where)
+            in_arbiter = subject.worker is None
+            application = logconfig.Application(config.app_dir, config.variables, in_arbiter)
+            logconfig.apply(self.definition, where, application, colors=config.use_colors)
         except ConfigError:
             self._apply_options(subject)
             raise
@@ -274,6 +289,15 @@ class LogSetup:
         logging.lastResort = _PYTHONS_LAST_RESORT
         if "log_level" in config.origins:
             logger.setLevel(config.log_level.upper())
+
+    def _leave_to_application(self) -> None:
+        """Log through the root logger's handlers as soon as there are some."""
+        for log in (logger, *_peers_loggers()):
+            for handler in log.handlers:
+                handler.addFilter(_nobody_else_does)
+            log.propagate = True
+            if logging.root.handlers and "log_level" not in self.config.origins:
+                log.setLevel(logging.NOTSET)
 
     def _apply_options(self, subject: Subject) -> None:
         """What there is to do without a `--log-config`."""
@@ -290,6 +314,10 @@ class LogSetup:
         access_logger.setLevel(logging.NOTSET)
         access_logger.propagate, access_logger.disabled = True, False
         logger.parent, access_logger.parent = logging.root, logger
+        for log in _peers_loggers():
+            log.handlers[:] = [LineHandler(self.error, formatter)]
+            log.setLevel(config.log_level.upper())
+            log.propagate = log.disabled = False
         # For records that nobody else takes, as of "asyncio" where the application sets up no
         # logging of its own. The root logger is the application's, and left alone.
         logging.lastResort = LineHandler(self.error, formatter, logging.WARNING)
@@ -376,7 +404,7 @@ def _take_warnings(handler: LineHandler) -> None:
 
     Or those of `--log-config`.
     """
-    handler.addFilter(lambda record: not logging.root.handlers)
+    handler.addFilter(_nobody_else_does)
     log = logging.getLogger("py.warnings")
     log.handlers[:] = [handler]
     log.propagate, log.disabled = True, False
@@ -384,14 +412,25 @@ def _take_warnings(handler: LineHandler) -> None:
     logging.captureWarnings(True)
 
 
+def _nobody_else_does(record: logging.LogRecord) -> bool:
+    """A filter: whether the root logger has no handlers, so that nobody else logs the record."""
+    return not logging.root.handlers
+
+
 _PYTHONS_LAST_RESORT = logging.lastResort
+
+
+def _peers_loggers() -> list[logging.Logger]:
+    """Those of PEERS_LOGGERS that nobody has given handlers of other kinds."""
+    loggers = [logging.getLogger(name) for name in PEERS_LOGGERS]
+    return [log for log in loggers if all(type(h) is LineHandler for h in log.handlers)]
 
 
 class State:
     """What a LogSetup changes in this process, to be put back."""
 
     def __init__(self) -> None:
-        loggers = logger, access_logger, logging.getLogger("py.warnings")
+        loggers = logger, access_logger, logging.getLogger("py.warnings"), *_peers_loggers()
         self._loggers = [
             (log, log.handlers[:], log.level, log.propagate, log.disabled, log.parent)
             for log in loggers

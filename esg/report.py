@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from esg.config import SETTINGS, Config, Setting
+from esg.config import SETTINGS, Config, LogDefinition, Setting
 
 MASK = "********"
 
@@ -21,7 +21,7 @@ def plain(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(value)
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.15g}"
     return "" if value is None else str(value)
 
 
@@ -44,6 +44,8 @@ def lines(config: Config) -> Iterator[str]:
 
 def _assignment(declared: Setting, value: Any) -> str:
     """`name = value`; commented out where TOML has no way to say it."""
+    if isinstance(value, LogDefinition):
+        value = value.content if isinstance(value.content, dict) else None
     if value is None:
         return f"# {declared.name} ="
     shown = MASK if declared.secret and value else value
@@ -52,6 +54,10 @@ def _assignment(declared: Setting, value: Any) -> str:
 
 def _toml(value: Any) -> str:
     """A value in TOML: its strings, numbers, words and lists are a superset of JSON's."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_toml(key)} = {_toml(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(item) for item in value)}]"
     if isinstance(value, float):
         return f"{value:.15g}"
     text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
@@ -83,8 +89,11 @@ from, `esg --check-config` also imports the application.
 A switch is turned off with `--no-` in front of its name. An option that is repeatable is a list in
 a file, and in the environment a text with commas (`ESG_HEADER`: with ends of line). In a file,
 numbers and `true` or `false` stand without quotes. A variable `ESG_*` that is no setting is warned
-of at the start. Times are in seconds, sizes in bytes. *Restart*: a reload can't change it.
-*Not yet*: known, and refused by this version.
+of at the start. *Restart*: a reload can't change it. *Not yet*: known, and refused by this version.
+
+A *DURATION* is a number of seconds, or has a unit: `500ms`, `30s`, `5m`, `1h`, `1d`, `1h30m`. A
+*SIZE* is a number of bytes, or has a unit: `64k`, `16MiB`, `1g`; `k`, `kB` and `KiB` are all 1024
+bytes, and so on. In a file a value with a unit is a string: `timeout = "5m"`.
 
 An option that has several names has a key and a variable by each of them, which mean the same
 (`limit_max_requests`, `ESG_LIMIT_MAX_REQUESTS`). The column has the variable that is the strongest,

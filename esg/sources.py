@@ -5,8 +5,9 @@ The environment is that of the process, and below it the variables of `--env-fil
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import importlib
+import importlib.util
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,12 +36,14 @@ def load(
     file: str | None = None,
     folder: Path | None = None,
     target: Any = None,
+    ssl_context_factory: Any = None,
 ) -> Config:
     """Read every source and make a Config of what they say.
 
     `file` is the one named on the command line; without it `esg.toml`, then `[tool.esg]` of
     `pyproject.toml`, is looked for in `folder` (the current one by default), which relative names
-    of files start from. `target` is the application where it is an object. Raises ConfigError.
+    of files start from. `target` is the application where it is an object; `ssl_context_factory` is
+    the Config's. Raises ConfigError.
     """
     current = _current_folder()  # whatever comes next needs that there is one
     folder = folder or current
@@ -63,7 +66,30 @@ def load(
         strays += _foreign_file(folder)
     files = _files(file, named.get("env_file"))
     paths = tuple(str(folder.absolute() / name) for name in files)
-    return build(raw, variables=added, strays=tuple(strays), files=paths, target=target)
+    config = build(
+        raw,
+        variables=added,
+        strays=tuple(strays),
+        files=paths,
+        target=target,
+        ssl_context_factory=ssl_context_factory,
+    )
+    return _reloading(config) if config.debug and "reload" not in raw else config
+
+
+def _reloading(config: Config) -> Config:
+    """The settings of `--debug` without a word on `--reload`: it reloads where it can."""
+    origin = config.origin("debug")
+    if config.target is not None:
+        return config  # an object's code can't be loaded again
+    if importlib.util.find_spec("watchfiles") is None:
+        stray = (
+            f"{origin}: a file that changes isn't noticed, since watchfiles is not installed; "
+            "try: pip install watchfiles (or --no-reload)"
+        )
+        return dataclasses.replace(config, strays=(*config.strays, stray))
+    origins = {**config.origins, "reload": origin}
+    return dataclasses.replace(config, reload=True, origins=origins)
 
 
 def _files(file: str | None, env_file: Raw | None) -> list[str]:

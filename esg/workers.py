@@ -35,6 +35,7 @@ from esg.server.access_log import AccessLog, LoggedAccess, printable, shown
 from esg.server.interfaces import adapt
 from esg.server.loops import loop_factory
 from esg.server.prepare import prepare
+from esg.server.tls import described
 from esg.server.worker import Worker
 
 SAME: Mapping[str, str] = {
@@ -109,7 +110,8 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
             config = prepare(self._settings())
             context = config.ssl_context
             if context is not None:
-                context = self.cfg.ssl_context(self.cfg, lambda: context)
+                made = self.cfg.ssl_context(self.cfg, lambda: context)
+                context = described(made, getattr(made, "certificate", None))
             config = Config(**(vars(config) | {"ssl_context": context}))
             app = adapt(self.wsgi, config)
             # Not closed: what that does is done with a limit, by a worker that beats meanwhile.

@@ -187,7 +187,7 @@ def access_log(
     line = formatted(config.access_logformat) if config.access_logformat else None
     socket_line = None
     observes = line is not None
-    if setup.definition is not None:
+    if setup.definition is not None or (config.leaves_logging and logging.root.handlers):
         return LoggedAccess(line, observes)
     if config.log_format == "json":
         socket_line = socket_json_line(subject, line or _socket_message)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from typing import Any
+from typing import Any, cast
 
 from esg.config import Config
 from esg.errors import ConfigError
@@ -52,10 +52,10 @@ _SHORT_NAMES = {
 
 
 class ServerContext(ssl.SSLContext):
-    """An SSLContext, and what scopes need to know of it."""
+    """An SSLContext, and what scopes need to know of it. See `described`."""
 
-    certificate: str
-    """The certificate that clients are sent, in PEM."""
+    certificate: str | None
+    """The certificate that clients are sent, in PEM; None if that isn't known."""
     cipher_numbers: dict[str, int]
     """The numbers that cipher suites have on the wire."""
 
@@ -63,16 +63,58 @@ class ServerContext(ssl.SSLContext):
 def server_context(config: Config) -> ServerContext | None:
     """The context that the TLS settings describe, or None if they turn TLS off.
 
-    Raises ConfigError for whatever would keep it from serving TLS as told.
+    It is the one that `ssl_context_factory` makes, if there is such a function. Raises ConfigError
+    for whatever would keep it from serving TLS as told.
     """
+    if config.ssl_context_factory is not None:
+        return _made(config)
     _check_together(config)
-    if not config.ssl_certfile:
-        return None
-    context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
+    return _usual_context(config) if config.ssl_certfile else None
+
+
+def described(context: ssl.SSLContext, certificate: str | None) -> ServerContext:
+    """The same context, with what scopes need to know of it."""
+    context = cast(ServerContext, context)
+    context.certificate = certificate
+    context.cipher_numbers = {
+        cipher["name"]: cipher["id"] & 0xFFFF for cipher in context.get_ciphers()
+    }
+    return context
+
+
+def _made(config: Config) -> ServerContext:
+    """What `ssl_context_factory` makes; called as uvicorn calls it."""
+    where = "argument ssl_context_factory"
+
+    def usual() -> ssl.SSLContext:
+        if not config.ssl_certfile:
+            raise ConfigError(
+                f"{where}: the function that it is given needs ssl_certfile; give that, too, or "
+                "make the context without calling the function"
+            )
+        _check_together(config)
+        return _usual_context(config)
+
+    try:
+        context = config.ssl_context_factory(config, usual)
+    except ConfigError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{where}: it failed: {reason}") from error
+    if not isinstance(context, ssl.SSLContext):
+        raise ConfigError(f"{where}: it returned {context!r}, not an ssl.SSLContext")
+    if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+        raise ConfigError(f"{where}: it returned a context for clients; use PROTOCOL_TLS_SERVER")
+    return described(context, getattr(context, "certificate", None))
+
+
+def _usual_context(config: Config) -> ServerContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = VERSIONS[config.ssl_version]
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
-    _load_certificate(context, config)
+    certificate = _load_certificate(context, config)
     _set_verification(context, config)
     if config.ssl_ciphers:
         try:
@@ -82,10 +124,7 @@ def server_context(config: Config) -> ServerContext | None:
             raise ConfigError(
                 f"{origin}: {config.ssl_ciphers!r} selects no cipher; see: openssl ciphers -v"
             ) from None
-    context.cipher_numbers = {
-        cipher["name"]: cipher["id"] & 0xFFFF for cipher in context.get_ciphers()
-    }
-    return context
+    return described(context, certificate)
 
 
 def _check_together(config: Config) -> None:
@@ -107,17 +146,22 @@ def _check_together(config: Config) -> None:
         )
 
 
-def _load_certificate(context: ServerContext, config: Config) -> None:
-    certfile = config.ssl_certfile
-    keyfile = config.ssl_keyfile or certfile
-    text = _read(certfile, config.origin("ssl_certfile"))
-    found = _CERTIFICATE.search(text)
+def _certificate(config: Config) -> str:
+    """The first certificate in the file of `--ssl-certfile`, in PEM."""
+    found = _CERTIFICATE.search(_read(config.ssl_certfile, config.origin("ssl_certfile")))
     if found is None:
         raise ConfigError(
-            f"{config.origin('ssl_certfile')}: no certificate in {certfile!r}; expected PEM, which "
-            "begins with -----BEGIN CERTIFICATE-----"
+            f"{config.origin('ssl_certfile')}: no certificate in {config.ssl_certfile!r}; expected "
+            "PEM, which begins with -----BEGIN CERTIFICATE-----"
         )
-    context.certificate = found[0] + "\n"
+    return found[0] + "\n"
+
+
+def _load_certificate(context: ssl.SSLContext, config: Config) -> str:
+    """Load certificate and key; returns the certificate, in PEM."""
+    certfile = config.ssl_certfile
+    keyfile = config.ssl_keyfile or certfile
+    certificate = _certificate(config)
     key_origin = config.origin("ssl_keyfile" if config.ssl_keyfile else "ssl_certfile")
     if "PRIVATE KEY-----" not in _read(keyfile, key_origin):
         raise ConfigError(
@@ -140,6 +184,7 @@ def _load_certificate(context: ServerContext, config: Config) -> None:
             f"{config.origin('ssl_keyfile_password')}: the key in {keyfile!r} has no password; "
             "leave this out"
         )
+    return certificate
 
 
 def _why_not_loaded(
@@ -174,7 +219,7 @@ def _read(path: str, origin: str) -> str:
         raise ConfigError(f"{origin}: {path!r} can't be read: {why}") from None
 
 
-def _set_verification(context: ServerContext, config: Config) -> None:
+def _set_verification(context: ssl.SSLContext, config: Config) -> None:
     context.verify_mode = CERT_REQS[config.ssl_cert_reqs]
     if not config.ssl_ca_certs:
         return

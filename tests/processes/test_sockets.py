@@ -229,6 +229,24 @@ def test_sockets_of_other_families(start: Start, folder: Path, family: int, wher
         assert family != socket.AF_UNIX or os.path.exists(f"{folder}/web")
 
 
+@pytest.mark.parametrize(
+    ("family", "where"), [(socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_UNIX, "{}/web")]
+)
+def test_a_socket_that_is_only_bound(
+    start: Start, folder: Path, family: int, where: object
+) -> None:
+    with socket.socket(family) as sock:
+        sock.bind(where.format(folder) if isinstance(where, str) else where)
+        listen = ("--fd", str(sock.fileno()), "--port", "1")
+        esg = start(listen=listen, pass_fds=(sock.fileno(),))
+        assert esg.logged("--port has nothing to do here: --fd says where to listen")
+        with socket.socket(family) as client:
+            client.settimeout(5)
+            client.connect(sock.getsockname())
+            client.sendall(b"GET /whoami HTTP/1.0\r\nHost: a\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
 def test_programs_of_the_application_do_not_inherit_the_socket(start: Start) -> None:
     with listening() as sock:
         source = SCOPES.replace(
@@ -242,11 +260,18 @@ def test_programs_of_the_application_do_not_inherit_the_socket(start: Start) -> 
     assert "socket:" not in seen
 
 
+def connected() -> socket.socket:
+    """A client's socket; its other end is gone, which doesn't matter here."""
+    with listening() as listener:
+        return socket.create_connection(listener.getsockname())
+
+
 BAD_DESCRIPTORS = {
     "not open": (None, "isn't open"),
     "a file": (tempfile.TemporaryFile, "no socket"),
     "UDP": (lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM), "that socket is UDP"),
-    "not listening": (lambda: socket.socket(), "doesn't listen"),
+    "not bound": (lambda: socket.socket(), "isn't bound"),
+    "connected": (connected, "can't listen: Invalid argument"),
     "UNIX datagrams": (
         lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
         "that socket is SOCK_DGRAM",

@@ -197,7 +197,18 @@ PROGRAMS = {
         "reload_exclude": ("x",),
         "reload_delay": 2,
     },
-    "uvicorn example:app --uds /run/x": {"uds": "/run/x"},
+    "uvicorn example:app --uds /run/x --port 80": {"uds": "/run/x", "binds": ("unix:/run/x",)},
+    "gunicorn example:app --log-config-json log --timeout 2m": {
+        "log_config": "log",
+        "timeout": 120,
+    },
+    "hypercorn asgi:example:app -k uvloop --log-level warn": {
+        "app": "example:app",
+        "interface": "asgi3",
+        "loop": "uvloop",
+        "log_level": "warning",
+        "access_log": False,
+    },
     "uvicorn example:app --fd 3": {"fd": 3},
     "uvicorn example:app --log-config log.ini --http2": {"log_config": "log.ini", "http2": True},
     "gunicorn -w 4 -k uvicorn.workers.UvicornWorker -b 0.0.0.0:80 example:app": {

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import dataclasses
+import datetime
+import io
+import logging
 import math
 import re
 
@@ -24,6 +28,7 @@ from esg.config import (
     WORKER_CLASS,
     WORKERS,
     Config,
+    LogDefinition,
     Raw,
     build,
     check_reload,
@@ -31,6 +36,7 @@ from esg.config import (
     nearest,
     seconds,
     setting_named,
+    size,
     whole_number,
 )
 from esg.errors import ConfigError
@@ -76,9 +82,99 @@ def test_seconds_are_read_back(number):
     assert seconds().parse(number) == number
 
 
-@pytest.mark.parametrize("raw", ["", "x", "nan", "inf", "-inf", "-1", "5s", True, None, math.nan])
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [
+        ("500ms", 0.5),
+        ("30s", 30),
+        (" 30 s ", 30),
+        ("1.5m", 90),
+        ("5m", 300),
+        ("1h", 3600),
+        ("1d", 86400),
+        ("1h30m", 5400),
+        ("1m 30s", 90),
+        ("0s", 0),
+        (datetime.timedelta(minutes=2), 120),
+    ],
+)
+def test_times_with_units(raw, value):
+    assert seconds().parse(raw) == value
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [
+        (65536, 65536),
+        ("65536", 65536),
+        ("64k", 65536),
+        ("64K", 65536),
+        ("64kB", 65536),
+        ("64KiB", 65536),
+        ("16MiB", 2**24),
+        ("16 mb", 2**24),
+        ("1g", 2**30),
+        ("0.5g", 2**29),
+        ("0k", 0),
+    ],
+)
+def test_sizes(raw, value):
+    assert size(0).parse(raw) == value
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "",
+        "k",
+        "-1",
+        "-1k",
+        "1.5",
+        "0.0001k",
+        "1t",
+        "1kib2",
+        "1k 1k",
+        "1e3",
+        "\u0661",
+        1.5,
+        True,
+        None,
+        [],
+    ],
+)
+def test_no_sizes(raw):
+    with pytest.raises(ValueError, match="of bytes, or a size such as 64k or 16MiB"):
+        size(0).parse(raw)
+
+
+def test_sizes_have_a_least_value():
+    assert size(1024).parse("1k") == 1024
+    with pytest.raises(ValueError, match="1025"):
+        size(1025).parse("1k")
+
+
+def test_every_time_and_size_takes_units():
+    for declared in SETTINGS.values():
+        metavar = declared.kind.metavar
+        if isinstance(declared.default, float):
+            assert metavar == "DURATION", declared.name
+            assert made(**{declared.name: "1m"}) == made(**{declared.name: 60})
+        elif ", in bytes" in declared.help:
+            assert metavar == "SIZE", declared.name
+            assert made(**{declared.name: "64k"}) == made(**{declared.name: 65536})
+        else:
+            assert metavar not in ("DURATION", "SIZE"), declared.name
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *("", "x", "nan", "inf", "-inf", "-1", "-1s", "5w", "5S", "s", "1h30", "h1", "5 s m"),
+        *(True, None, math.nan, datetime.timedelta(seconds=-1)),
+    ],
+)
 def test_not_seconds(raw):
-    with pytest.raises(ValueError, match="seconds"):
+    with pytest.raises(ValueError, match="number of seconds >= 0, or a time such as 500ms, 30s"):
         seconds().parse(raw)
 
 
@@ -565,6 +661,137 @@ def test_title():
     assert made(name="shop").title == "shop"
 
 
+@pytest.mark.parametrize("way", [{"uds": "/x"}, {"fd": "3"}])
+@pytest.mark.parametrize(
+    "overruled", [{"port": 80}, {"host": "::1"}, {"host": "127.0.0.1", "port": 8000}]
+)
+def test_a_socket_is_stronger_than_host_and_port(way, overruled):
+    config = made(**way, **overruled)
+    assert config.binds == made(**way).binds
+    (origin,) = [f"--{name}" for name in way]
+    assert config.binds_origin == origin
+    assert list(config.notices()) == [
+        ("info", f"--{name} has nothing to do here: {origin} says where to listen")
+        for name in overruled
+    ]
+
+
+# -- the access log ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["warning", "error", "critical", 30, "warn"])
+def test_a_level_above_info_turns_the_access_log_off(level):
+    config = made(log_level=level)
+    assert not config.access_log
+    assert config.origin("access_log") == f"--log_level {config.log_level}"
+
+
+@pytest.mark.parametrize("level", ["info", "debug", "trace"])
+def test_other_levels_leave_the_access_log_on(level):
+    assert made(log_level=level).access_log
+
+
+@pytest.mark.parametrize("asked", [{"access_log": True}, {"access_logfile": "-"}])
+def test_an_access_log_that_is_asked_for_has_no_level(asked):
+    assert made(log_level="warning", **asked).access_log
+
+
+def test_no_access_log_holds_whatever_the_level():
+    assert not made(log_level="warning", access_log=False, access_logfile="a.log").access_log
+
+
+# -- the level of the log, and its configuration -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        (logging.INFO, "info"),
+        ("20", "info"),
+        (5, "trace"),
+        ("TRACE", "trace"),
+        (" Warning ", "warning"),
+        ("warn", "warning"),
+        (logging.FATAL, "critical"),
+        ("fatal", "critical"),
+    ],
+)
+def test_levels_by_name_and_number(raw, name):
+    assert made(log_level=raw).log_level == name
+
+
+@pytest.mark.parametrize("raw", [25, 0, True, "loud", "", None, ["info"]])
+def test_no_levels(raw):
+    with pytest.raises(ConfigError, match=r"one of critical, .* or their numbers 50, 40, 30, 20"):
+        made(log_level=raw)
+
+
+def test_a_log_configuration_given_in_python():
+    parser = configparser.RawConfigParser()
+    parser.read_string("[loggers]\nkeys=root")
+    given = {"version": 1, "handlers": {"h": {"stream": io.StringIO(), "args": ["a"]}}}
+    config = made(log_config=given).log_config
+    assert config == LogDefinition(given)
+    assert config.content["handlers"]["h"] is not given["handlers"]["h"]
+    assert made(log_config=parser).log_config == LogDefinition("[loggers]\nkeys = root\n\n")
+    assert made(log_config=io.StringIO("[x]")).log_config == LogDefinition("[x]")
+    assert made(log_config="log.ini").log_config == "log.ini"
+
+
+@pytest.mark.parametrize("raw", [5, [1], b"x", None, True])
+def test_no_log_configurations(raw):
+    with pytest.raises(ConfigError, match="a file, or a dictionary as for"):
+        made(log_config=raw)
+
+
+@pytest.mark.parametrize("name", ["access_logfile", "error_logfile", "log_format"])
+def test_a_log_configuration_leaves_nothing_to_say_beside_it(name):
+    value = "json" if name == "log_format" else "file"
+    with pytest.raises(ConfigError, match=f"--{name}: --log_config decides on that"):
+        made(log_config={"version": 1}, **{name: value})
+    assert getattr(made(log_config=LogDefinition(None), **{name: value}), name) == value
+
+
+# -- what hypercorn writes -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("app", "name", "interface", "factory"),
+    [
+        ("wsgi:shop:app", "shop:app", "wsgi", False),
+        ("asgi:shop:app", "shop:app", "asgi3", False),
+        ("wsgi:shop:make()", "shop:make", "wsgi", True),
+        ("asgi:app", "asgi:app", "auto", False),
+        ("wsgi:application", "wsgi:application", "auto", False),
+        ("wsgi", "wsgi", "auto", False),
+    ],
+)
+def test_an_interface_in_front_of_the_application(app, name, interface, factory):
+    config = made(app=app)
+    assert (config.app, config.interface, config.factory) == (name, interface, factory)
+    assert build({"app": Raw(app, "argument app")}, target=object()).app == app
+
+
+@pytest.mark.parametrize(
+    ("app", "said"),
+    [("wsgi:a:b", {"interface": "asgi3"}), ("asgi:a:b", {"wsgi": True})],
+)
+def test_an_interface_in_front_must_not_be_contradicted(app, said):
+    with pytest.raises(ConfigError, match="say different things; use one"):
+        made(app=app, **said)
+
+
+@pytest.mark.parametrize("name", ["asyncio", "uvloop"])
+def test_a_worker_class_may_be_an_event_loop(name):
+    assert made(worker_class=name).loop == name
+    assert made(worker_class=name, loop="auto").loop == "auto"
+
+
+def test_trio_is_refused():
+    with pytest.raises(ConfigError, match="run asyncio; leave it out"):
+        made(worker_class="trio")
+
+
 # -- reloading -------------------------------------------------------------------------
 
 
@@ -631,7 +858,7 @@ def test_port_of_the_platform_does_not_say_where():
 
 @pytest.mark.parametrize(
     "given",
-    [{"bind": ["a:1"], "uds": "/x"}, {"uds": "/x", "fd": "3"}, {"fd": "3", "port": "80"}],
+    [{"bind": ["a:1"], "uds": "/x"}, {"uds": "/x", "fd": "3"}, {"bind": ["a:1"], "port": "80"}],
 )
 def test_only_one_way_to_say_where(given):
     first, second = given

@@ -87,7 +87,6 @@ def test_the_setting_is_refused_with_its_origin():
         ("access_logfile", "a"),
         ("error_logfile", "a"),
         ("log_format", "json"),
-        ("use_colors", "yes"),
     ],
 )
 def test_a_log_config_leaves_nothing_to_say_beside_it(name, value):

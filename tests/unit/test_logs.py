@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import logging
 import logging.config
+import os
 import re
 import sys
 import warnings
@@ -14,9 +16,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from uvicorn.config import LOGGING_CONFIG
 
 from esg import logs
-from esg.config import Config
+from esg.config import Config, LogDefinition
 from esg.errors import ConfigError
 from esg.logfiles import LogFiles
 from tests.support.log import records
@@ -25,7 +28,10 @@ from tests.support.log import records
 @pytest.fixture
 def configured():
     """Leaves ESG's loggers, and what Python does for those without handlers, as they were."""
-    mine = (logs.logger, logs.access_logger, logging.getLogger("py.warnings"))
+    names = ("esg", "esg.access", "py.warnings", "uvicorn.error", *logs.PEERS_LOGGERS)
+    mine = [logging.getLogger(name) for name in names]
+    for log in mine:
+        log.disabled = False  # as other tests' dictConfig may have left it
     before = [(log, log.handlers[:], log.propagate, log.level, log.parent) for log in mine]
     last_resort = logging.lastResort
     yield logs.logger
@@ -466,7 +472,7 @@ def test_a_bad_file_is_told_in_one_line(log_config, suffix, text, told):
 
 def test_yaml_without_its_library(log_config, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(ConfigError, match=r"pip install 'esg\[standard\]'"):
+    with pytest.raises(ConfigError, match="pip install pyyaml"):
         log_config(YAML, ".yaml")
 
 
@@ -524,6 +530,174 @@ def test_the_example_in_the_documentation_can_be_applied(log_config, tmp_path):
     log_config(example.replace("/var/log/shop", str(tmp_path)), ".yaml")
     logs.logger.info("hello")
     assert (tmp_path / "all.log").read_text().endswith(" INFO esg hello\n")
+
+
+# -- what Python programs give in place of a file ----------------------------------------
+
+
+@pytest.mark.parametrize("colors", [None, True, False])
+def test_uvicorns_own_dictionary(configured, capfd, colors):
+    before = copy.deepcopy(LOGGING_CONFIG)
+    made = setup(log_config=LogDefinition(LOGGING_CONFIG), use_colors=colors)
+    for _ in range(2):  # as an arbiter and its worker do
+        made.apply(SUBJECT)
+    logs.logger.info("hello")
+    logs.access_logger.info('%s - "%s %s HTTP/%s" %d', "192.0.2.1:9", "GET", "/", "1.1", 200)
+    out, err = capfd.readouterr()
+    assert ("\033[" in err, "\033[" in out) == (colors is True, colors is True)
+    assert re.sub(r"\033\[\d+m", "", err) == "INFO:     hello\n"
+    assert re.sub(r"\033\[\d+m", "", out) == 'INFO:     192.0.2.1:9 - "GET / HTTP/1.1" 200 OK\n'
+    assert before == LOGGING_CONFIG
+
+
+def test_objects_in_a_dictionary_are_taken_as_they_are(configured):
+    stream = io.StringIO()
+    content = dictionary("esg", stream=stream)
+    setup(log_config=LogDefinition(content)).apply(SUBJECT)
+    logs.logger.warning("hello")
+    assert stream.getvalue() == "esg|hello\n"
+
+
+def test_the_text_of_an_ini_file(configured, capfd):
+    setup(log_config=LogDefinition(INI)).apply(SUBJECT)
+    logs.logger.warning("hello")
+    assert capfd.readouterr().err == "hello!\n"
+
+
+@pytest.mark.parametrize(("content", "suffix"), [(INI, ".ini"), (dictionary("esg"), ".json")])
+def test_colours_that_nothing_shows_are_refused(log_config, content, suffix):
+    with pytest.raises(ConfigError, match="no formatter of uvicorn's"):
+        log_config(content, suffix, use_colors=True)
+
+
+def test_json_by_its_content(log_config, capfd):
+    log_config(json.dumps(dictionary("esg")), ".conf")
+    logs.logger.warning("hello")
+    assert capfd.readouterr().err == "esg|hello\n"
+
+
+@pytest.mark.parametrize("level", [None, "error"])
+def test_logging_that_is_left_to_the_application(configured, capfd, bare_root, level):
+    root = bare_root()
+    made = setup(log_config=LogDefinition(None), **({"log_level": level} if level else {}))
+    made.apply(SUBJECT)
+    logs.logger.error("before")
+    assert capfd.readouterr().err.endswith(f"ERROR    {SUBJECT} before\n")
+    stream = io.StringIO()
+    root.handlers[:] = [logging.StreamHandler(stream)]
+    made.apply(SUBJECT)
+    for name in ("esg", "uvicorn.error"):
+        logging.getLogger(name).warning("a warning of %s", name)
+        logging.getLogger(name).error("an error of %s", name)
+    shown = [line for line in stream.getvalue().splitlines() if "warning" in line]
+    assert shown == ([] if level else ["a warning of esg", "a warning of uvicorn.error"])
+    assert "an error of esg\nan error of uvicorn.error\n" in stream.getvalue().replace(
+        "a warning of uvicorn.error\n", ""
+    )
+    assert capfd.readouterr().err == ""
+
+
+# -- classes of the application's ----------------------------------------------------------
+
+SHOUTING = """
+import logging, os
+class Formatter(logging.Formatter):
+    def format(self, record):
+        return f"{os.environ['SHOP']} {record.getMessage()} V1"
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of the application with a formatter, which isn't on the path."""
+    (tmp_path / "shoplog").mkdir()
+    (tmp_path / "shoplog" / "__init__.py").write_text("")
+    (tmp_path / "shoplog" / "log.py").write_text(SHOUTING)
+    monkeypatch.setenv("SHOP", "outer")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield tmp_path
+    for name in ("shoplog", "shoplog.log"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("in_worker", [False, True])
+def test_a_formatter_of_the_applications(configured, capfd, package, in_worker):
+    content = dictionary("esg", **{"()": "shoplog.log.Formatter"})
+    made = setup(
+        log_config=LogDefinition(content), app_dir=str(package), variables={"SHOP": "books"}
+    )
+    subject = SUBJECT if in_worker else logs.arbiter_subject(1, 4700)
+    made.apply(subject)
+    kept = {name for name in ("shoplog", "shoplog.log") if name in sys.modules}
+    assert kept == ({"shoplog", "shoplog.log"} if in_worker else set())
+    assert os.environ["SHOP"] == ("books" if in_worker else "outer")
+    logs.logger.info("hello")
+    assert capfd.readouterr().err == f"{os.environ['SHOP']} hello V1\n"
+
+
+def test_a_formatter_is_what_is_on_the_disk_at_a_reload(configured, capfd, package):
+    content = dictionary("esg", **{"()": "shoplog.log.Formatter"})
+    made = setup(log_config=LogDefinition(content), app_dir=str(package))
+    made.apply(logs.arbiter_subject(1, 4700))
+    (package / "shoplog" / "log.py").write_text(SHOUTING.replace("V1", "V2"))
+    made.apply(logs.arbiter_subject(2, 4700))
+    logs.logger.info("hello")
+    assert capfd.readouterr().err == "outer hello V2\n"
+
+
+def test_the_folder_of_another_release_takes_the_place_of_the_first(configured, package, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for folder in (package, other):
+        made = setup(log_config=LogDefinition(dictionary("esg")), app_dir=str(folder))
+        made.apply(logs.arbiter_subject(1, 4700))
+    assert str(package) not in sys.path
+    assert sys.path[0] == str(other)
+
+
+def test_a_library_within_the_folder_stays_imported(configured, package, monkeypatch):
+    (package / "lib").mkdir()
+    (package / "shoplog").rename(package / "lib" / "shoplog")
+    monkeypatch.syspath_prepend(str(package / "lib"))
+    content = dictionary("esg", **{"()": "shoplog.log.Formatter"})
+    setup(log_config=LogDefinition(content), app_dir=str(package)).apply(
+        logs.arbiter_subject(1, 4700)
+    )
+    assert "shoplog.log" in sys.modules
+
+
+# -- loggers of other servers ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "uvicorn.error", "gunicorn.error", "hypercorn.error"])
+@pytest.mark.parametrize(("level", "shown"), [("info", ["info"]), ("warning", []), ("debug", 2)])
+def test_other_servers_loggers_log_at_the_level(configured, capfd, name, level, shown):
+    setup(log_level=level).apply(SUBJECT)
+    logging.getLogger(name).info("info")
+    logging.getLogger(name).debug("debug")
+    lines = capfd.readouterr().err.splitlines()
+    wanted = ["info", "debug"] if shown == 2 else shown
+    assert [line.partition(f"{SUBJECT} ")[2] for line in lines] == [
+        f"{name}: {text}" for text in wanted
+    ]
+
+
+def test_what_an_application_copies_from_gunicorns_logger_works(configured, capfd):
+    setup().apply(SUBJECT)
+    theirs, own = logging.getLogger("gunicorn.error"), logging.getLogger("shop.own")
+    own.handlers, own.level, own.propagate = theirs.handlers, theirs.level, False
+    own.info("hello")
+    own.handlers = []
+    assert capfd.readouterr().err.endswith(f"INFO     {SUBJECT} shop.own: hello\n")
+
+
+def test_other_servers_loggers_with_handlers_are_left_alone(configured, capfd):
+    log, stream = logging.getLogger("uvicorn"), io.StringIO()
+    log.handlers[:] = [logging.StreamHandler(stream)]
+    setup(log_level="debug").apply(SUBJECT)
+    log.warning("hello")
+    assert (stream.getvalue(), capfd.readouterr().err) == ("hello\n", "")
 
 
 # -- subjects ----------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import pytest
 
-from esg import sources
-from esg.config import SETTINGS, WORKERS, Raw, build
+from esg import report, sources
+from esg.config import SETTINGS, WORKERS, LogDefinition, Raw, build
 from esg.errors import ConfigError
 from esg.sources import from_environment, from_file, load, strays_in
 
@@ -20,6 +22,72 @@ def write(folder, name, text):
 
 def loaded(folder, environment=(), command_line=(), file=None):
     return load(APP | dict(command_line), dict(environment), file=file, folder=folder)
+
+
+# -- --debug reloads -------------------------------------------------------------------
+
+
+def installed(monkeypatch, answer):
+    found = sources.importlib.util.find_spec
+    monkeypatch.setattr(
+        sources.importlib.util,
+        "find_spec",
+        lambda name: (object() if answer else None) if name == "watchfiles" else found(name),
+    )
+
+
+def test_debug_reloads_unless_it_is_told_not_to(tmp_path, monkeypatch):
+    installed(monkeypatch, True)
+    config = loaded(tmp_path, command_line={"debug": Raw(True, "--debug")})
+    assert config.reload
+    assert config.origin("reload") == "--debug"
+    assert config.strays == ()
+    for where in ({"ESG_RELOAD": "no"}, ()):
+        write(tmp_path, "esg.toml", "debug = true" + ("" if where else "\nreload = false"))
+        assert not loaded(tmp_path, where).reload
+
+
+def test_debug_without_the_library_says_so_and_serves(tmp_path, monkeypatch):
+    installed(monkeypatch, False)
+    config = loaded(tmp_path, {"ESG_DEBUG": "1"})
+    assert config.debug
+    assert not config.reload
+    (stray,) = config.strays
+    assert stray.startswith("environment ESG_DEBUG: ")
+    assert "pip install watchfiles (or --no-reload)" in stray
+
+
+def test_debug_leaves_an_object_as_it_is(tmp_path, monkeypatch):
+    installed(monkeypatch, True)
+    given = APP | {"debug": Raw(True, "argument debug")}
+    config = load(given, {}, folder=tmp_path, target=object())
+    assert (config.reload, config.strays) == (False, ())
+
+
+# -- units -----------------------------------------------------------------------------
+
+
+def test_units_in_every_source(tmp_path):
+    write(tmp_path, "esg.toml", 'timeout = "1m"\nlimit_request_body = "16MiB"\nws_max_size = 1024')
+    environment = {"ESG_GRACEFUL_TIMEOUT": "90s", "ESG_LIMIT_REQUEST_LINE": "4k"}
+    option = {"timeout_keep_alive": Raw("500ms", "--timeout-keep-alive")}
+    config = loaded(tmp_path, environment, option)
+    assert (config.timeout, config.graceful_timeout, config.timeout_keep_alive) == (60, 90, 0.5)
+    assert (config.limit_request_body, config.limit_request_line) == (2**24, 4096)
+    assert config.ws_max_size == 1024
+
+
+def test_a_bad_unit_is_blamed_on_its_source(tmp_path):
+    with pytest.raises(ConfigError, match=r"^environment ESG_TIMEOUT: .*'5 minutes'.*30s, 5m, 1h"):
+        loaded(tmp_path, {"ESG_TIMEOUT": "5 minutes"})
+
+
+def test_logging_may_be_a_table_of_the_file(tmp_path):
+    write(tmp_path, "esg.toml", "[log_config]\nversion = 1\n[log_config.root]\nlevel = 'INFO'")
+    config = loaded(tmp_path)
+    assert config.log_config == LogDefinition({"version": 1, "root": {"level": "INFO"}})
+    shown = "\n".join(report.lines(config))
+    assert tomllib.loads(shown)["log_config"] == config.log_config.content
 
 
 # -- which source wins -----------------------------------------------------------------
@@ -278,7 +346,8 @@ def test_a_setting_stands_in_a_file_once(tmp_path, text):
         ("bind = 1", r"bind: invalid value 1: expected a string or a list, not a whole number"),
         ("port = '8000'", r"port: invalid value '8000': expected a whole number, not a string"),
         ("workers = '4'", r"workers: invalid value '4': expected a whole number or 'auto'"),
-        ("timeout = '5'", r"timeout: invalid value '5': expected a number, not a string"),
+        ("timeout = '5 parsecs'", r"timeout: invalid value '5 parsecs': .* 30s, 5m, 1h"),
+        ("limit_request_body = '1x'", r"limit_request_body: invalid value '1x': .*16MiB"),
         ("access_log = 1", r"access_log: invalid value 1: expected true or false, not a whole"),
         ("access_log = 'on'", r"access_log: invalid value 'on': expected true or false"),
         ("name = 2026-01-01", r"name: invalid value .*: expected a string, not a date or time"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ssl
 from pathlib import Path
 
@@ -37,6 +38,71 @@ def refusal(**values):
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+# -- ssl_context_factory -----------------------------------------------------------------
+
+
+def made_by(factory, **values):
+    return dataclasses.replace(config(**values), ssl_context_factory=factory)
+
+
+def test_a_factory_changes_the_usual_context(pair):
+    certfile, keyfile = pair
+    seen = []
+
+    def factory(its_config, usual):
+        seen.append(its_config.ssl_certfile)
+        context = usual()
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        return context
+
+    made = made_by(factory, ssl_certfile=certfile, ssl_keyfile=keyfile)
+    context = server_context(made)
+    assert seen == [certfile]
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_3
+    assert context.certificate in Path(certfile).read_text()
+
+
+def test_a_factory_makes_a_context_of_its_own(pair):
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made = made_by(lambda *_: own)
+    assert made.scheme == "https"
+    context = server_context(made)
+    assert context is own
+    assert context.certificate is None
+    assert 0x1302 in context.cipher_numbers.values()
+
+
+def test_a_factory_is_asked_again_at_each_reload(pair):
+    calls = []
+
+    def factory(*_):
+        calls.append(1)
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    made = made_by(factory)
+    prepare(made)
+    prepare(made)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("factory", "told"),
+    [
+        (lambda config, usual: usual(), "needs ssl_certfile"),
+        (lambda config, usual: None, "returned None, not an ssl.SSLContext"),
+        (lambda config, usual: 1 / 0, "failed: ZeroDivisionError: division by zero"),
+        (lambda: None, "failed: TypeError"),
+        (lambda *_: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "a context for clients"),
+    ],
+)
+def test_what_a_factory_must_not_do(factory, told):
+    with pytest.raises(ConfigError, match=f"^argument ssl_context_factory: .*{told}"):
+        server_context(made_by(factory))
+
+
+# -- the settings ------------------------------------------------------------------------
 
 
 def test_no_certificate_is_no_tls():

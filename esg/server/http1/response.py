@@ -128,6 +128,15 @@ to send the same fields again, and a comparison costs a fifth of checking them.
 """
 
 
+def _kind_of(field: str) -> int:
+    return _KINDS.get(field.partition(":")[0].lower().encode("latin-1"), 0)
+
+
+def _joined(lines: Iterable[tuple[int, bytes]], wanted: int) -> bytes:
+    """The lines of one kind, one after the other."""
+    return b"".join(line for kind, line in lines if kind == wanted)
+
+
 class Heads:
     """Status lines with the default fields behind them, made anew once a second for the Date."""
 
@@ -136,22 +145,15 @@ class Heads:
     def __init__(self, server_header: bool, date_header: bool, added: Sequence[str] = ()) -> None:
         """`added` are fields for every response, as `NAME: VALUE`.
 
-        A Server or Date among them replaces the default one; with an application's own field of
-        another name both are sent.
+        Server or Date fields among them, one or several, replace the default one; with an
+        application's own field of another name both are sent.
         """
         self._server = b"server: %b\r\n" % SERVER_NAME if server_header else b""
-        self._dated = date_header
-        self._date = b""
-        self._added = b""
-        for field in added:
-            line = field.encode("latin-1") + b"\r\n"
-            kind = _KINDS.get(line.partition(b":")[0].lower())
-            if kind == SERVER:
-                self._server = line
-            elif kind == DATE:
-                self._dated, self._date = False, line
-            else:
-                self._added += line
+        lines = [(_kind_of(field), field.encode("latin-1") + b"\r\n") for field in added]
+        self._server = _joined(lines, SERVER) or self._server
+        self._date = _joined(lines, DATE)
+        self._dated = date_header and not self._date
+        self._added = b"".join(line for kind, line in lines if kind not in (SERVER, DATE))
         self.ready: dict[int, Ready] = {}
         self.refresh(time.time())
 
