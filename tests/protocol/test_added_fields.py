@@ -21,3 +21,11 @@ async def test_fields_for_every_response_are_in_the_servers_own_too(serve):
     client = serve(hello, header=("Server: mine", "X-B: 2")).connect()
     response = await client.request(b"GET / HTTP/1.1\r\n\r\n")
     assert (response.status, response[b"server"], response[b"x-b"]) == (400, b"mine", b"2")
+
+
+async def test_several_fields_in_the_place_of_a_default_one(serve):
+    client = serve(hello, header=("Server: a", "X-B: 2", "server: b", "Date: c")).connect()
+    response = await client.request(get(b"/"))
+    assert response.all(b"server") == [b"a", b"b"]
+    assert response.all(b"date") == [b"c"]
+    assert response.all(b"x-b") == [b"2"]
