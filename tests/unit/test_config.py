@@ -416,6 +416,7 @@ def test_every_field_of_a_config_but_what_is_made_of_them_is_declared():
         "files",
         "origins",
         "ssl_context",
+        "ssl_context_factory",
         "strays",
         "target",
         "variables",
