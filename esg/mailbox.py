@@ -107,7 +107,7 @@ class NewLogFiles:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NewRow:
-    """Arbiter to worker: the scoreboard has a row of this number, which `fds` is for reading.
+    """Arbiter to worker: the worker `number` is new; its row on the scoreboard is behind `fds`.
 
     The descriptor is a copy, which the receiver has to close.
     """

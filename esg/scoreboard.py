@@ -5,9 +5,9 @@ worker has its own row mapped for writing, and maps those of the others read-onl
 that are open for reading only. So it can't change what the arbiter or other workers read about a
 third one. Rows of one shared file wouldn't do: mremap(2) can grow a mapping into the next row.
 
-The arbiter makes a row before it first forks a worker of that number, clears it when its worker is
-gone, and reads. Every cell is one aligned 64-bit word, so a reader sees a whole value, though it
-may be an old one.
+The arbiter makes a row before it forks the worker, tells the workers that are there already, reads
+it, and empties it when its worker is gone. Every cell is one aligned 64-bit word, so a reader sees
+a whole value, though it may be an old one.
 """
 
 from __future__ import annotations
@@ -123,31 +123,33 @@ class Scoreboard:
         self._reading: dict[int, int] = {}
         """Descriptors of the rows, open for reading only; a row without a file has none."""
 
-    def row(self, number: int) -> Row:
-        """The row of a worker, to write; it is made if there is none.
+    def new_row(self, number: int) -> Row:
+        """Make the row of a worker about to be forked, in memory that no other worker has had.
 
         Raises ValueError if there can't be such a row, and OSError if there is no memory or no
         descriptor for it.
         """
         if not 1 <= number <= self.capacity:
             raise ValueError(f"no row {number} on a board of {self.capacity}")
-        if number not in self._words:
-            self._make(number)
-        return Row(self._words[number], number)
-
-    def _make(self, number: int) -> None:
+        self.remove(number)
         words, reading = _memory(f"esg-row-{number}")
         _empty(words)
         self._words[number] = words
         if reading >= 0:
             self._reading[number] = reading
+        return Row(words, number)
 
-    def has(self, number: int) -> bool:
-        """Whether the row was made already, so that workers forked from now on inherit it."""
-        return number in self._words
+    def remove(self, number: int) -> None:
+        """Empty the row of a worker that is gone, for those who still see it, and let go of it."""
+        words = self._words.pop(number, None)
+        if words is not None:
+            _empty(words)
+        reading = self._reading.pop(number, None)
+        if reading is not None:
+            os.close(reading)
 
     def reading_fd(self, number: int) -> int | None:
-        """A descriptor of a row that can only be read; None if it is no file."""
+        """A descriptor of a row, open for reading only; None if the row is no file."""
         return self._reading.get(number)
 
     def hand_over(self, row: Row) -> None:
@@ -171,11 +173,6 @@ class Scoreboard:
         for fd in self._reading.values():
             os.close(fd)
         self._reading = {}
-
-    def clear(self, number: int) -> None:
-        """Empty a row: before its worker is forked, and after it is gone. For the arbiter."""
-        if number in self._words:
-            _empty(self._words[number])
 
     def age(self, number: int) -> float:
         """Seconds since the worker's last beat; 0 before its first one.

@@ -232,7 +232,7 @@ class Arbiter:
         self._on_mail(handle)  # its last words, if it left any
         if handle.mailbox in self._watched():
             self._selector.unregister(handle.mailbox)
-        self._board.clear(handle.number)
+        self._board.remove(handle.number)
         detail = handle.last_stack()
         handle.close()
         event = on.WorkerExited(handle.number, handle.describe(status), status == 0, detail)
@@ -283,12 +283,15 @@ class Arbiter:
         Raises ESGError if log files that had been closed meanwhile can't be opened again.
         """
         setup = self._log_setup(action.config)
-        is_new_row = not self._board.has(action.number)
-        row = self._board.row(action.number)
-        self._board.clear(action.number)
         listeners = self._sockets.of(action.config)
         handle, workers_end = WorkerHandle.open(action.number, action.generation)
         handle.listeners = listeners
+        try:
+            row = self._board.new_row(action.number)
+        except OSError:
+            handle.close()
+            workers_end.close()
+            raise
         assignment = Assignment(
             number=action.number,
             generation=action.generation,
@@ -303,15 +306,15 @@ class Arbiter:
             handle.pid = fork(lambda: self._run_worker(assignment, handle))
         except OSError:
             handle.close()
+            self._board.remove(action.number)
             raise
         finally:
             workers_end.close()
-        if is_new_row:
-            self._tell_of_row(action.number)
+        self._show_row(action.number)
         return handle
 
-    def _tell_of_row(self, number: int) -> None:
-        """Give workers that were forked before the row was made a descriptor to read it."""
+    def _show_row(self, number: int) -> None:
+        """Give the workers that were forked before this one a descriptor to read its row."""
         fd = self._board.reading_fd(number)
         if fd is not None:
             for handle in self._handles.values():

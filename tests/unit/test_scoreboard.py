@@ -21,7 +21,7 @@ from esg.scoreboard import NOT_ACCEPTING, WORDS, Cell, Row, RowState, Scoreboard
 def test_a_new_board_is_empty():
     board = Scoreboard(4)
     for number in range(1, 5):
-        row = board.row(number)
+        row = board.new_row(number)
         assert row[Cell.STATE] == RowState.GONE
         assert row[Cell.LOAD] == NOT_ACCEPTING
         assert all(row[cell] == 0 for cell in Cell if cell is not Cell.LOAD)
@@ -41,18 +41,19 @@ def test_a_cell_holds_64_bits(cell, value):
 )
 def test_rows_do_not_overlap(values):
     board = Scoreboard(8)
+    rows = {number: board.new_row(number) for number in range(1, 9)}
     for (number, cell), value in values.items():
-        board.row(number)[cell] = value
-    for number in range(1, 9):
+        rows[number][cell] = value
+    for number, row in rows.items():
         for cell in Cell:
             empty = NOT_ACCEPTING if cell is Cell.LOAD else 0
-            assert board.row(number)[cell] == values.get((number, cell), empty)
+            assert row[cell] == values.get((number, cell), empty)
 
 
 @pytest.mark.parametrize("number", [-1, 0, 5])
 def test_rows_that_do_not_exist(number):
     with pytest.raises(ValueError, match=str(number)):
-        Scoreboard(4).row(number)
+        Scoreboard(4).new_row(number)
 
 
 def test_every_cell_is_within_its_row():
@@ -60,21 +61,27 @@ def test_every_cell_is_within_its_row():
     assert len({int(cell) for cell in Cell}) == len(Cell)
 
 
-def test_two_rows_of_one_number_are_the_same_memory():
+def test_a_row_that_is_removed_is_empty_for_those_who_still_see_it():
     board = Scoreboard(2)
-    board.row(1)[Cell.PID] = 7
-    assert board.row(1)[Cell.PID] == 7
+    rows = {number: board.new_row(number) for number in (1, 2)}
+    for number, row in rows.items():
+        row[Cell.BEAT] = number
+        row[Cell.LOAD] = 5
+    before = len(os.listdir("/proc/self/fd"))
+    board.remove(1)
+    board.remove(1)
+    assert rows[1][Cell.BEAT] == 0
+    assert rows[1][Cell.LOAD] == NOT_ACCEPTING
+    assert (rows[2][Cell.BEAT], rows[2][Cell.LOAD]) == (2, 5)
+    del rows[1]
+    assert len(os.listdir("/proc/self/fd")) < before, "no descriptor of it is left"
 
 
-def test_clearing_a_row_leaves_the_others():
-    board = Scoreboard(2)
-    for number in (1, 2):
-        board.row(number)[Cell.PID] = number
-        board.row(number)[Cell.LOAD] = 5
-    board.clear(1)
-    assert board.row(1)[Cell.PID] == 0
-    assert board.row(1)[Cell.LOAD] == NOT_ACCEPTING
-    assert (board.row(2)[Cell.PID], board.row(2)[Cell.LOAD]) == (2, 5)
+def test_a_new_worker_has_memory_that_the_one_before_can_not_write_to():
+    board = Scoreboard(1)
+    old, new = board.new_row(1), board.new_row(1)
+    old[Cell.BEAT] = 7
+    assert new[Cell.BEAT] == 0
 
 
 def test_an_embedded_server_sees_its_own_load_alone():
@@ -86,7 +93,7 @@ def test_an_embedded_server_sees_its_own_load_alone():
 def test_a_beat_has_an_age():
     board = Scoreboard(2)
     assert board.age(1) == 0, "there is no such row yet"
-    row = board.row(1)
+    row = board.new_row(1)
     assert board.age(1) == 0, "it has not beaten yet"
     before = time.monotonic_ns()
     row[Cell.BEAT] = before - 1_500_000_000
@@ -97,14 +104,14 @@ def test_a_beat_has_an_age():
 @pytest.mark.parametrize("ahead", [10**9, 2**63, 2**64 - 1])
 def test_a_beat_in_the_future_is_no_sign_of_life(ahead):
     board = Scoreboard(1)
-    row = board.row(1)
+    row = board.new_row(1)
     row[Cell.BEAT] = min(time.monotonic_ns() + ahead, 2**64 - 1)
     assert board.age(1) == math.inf
 
 
 def test_an_honest_beat_is_never_in_the_future():
     board = Scoreboard(1)
-    row = board.row(1)
+    row = board.new_row(1)
     for _ in range(1000):
         row.beat()
         assert board.age(1) < math.inf
@@ -141,7 +148,7 @@ def in_child(function):
 
 def test_a_worker_writes_what_the_arbiter_reads():
     board = Scoreboard(3)
-    rows = {number: board.row(number) for number in (1, 2, 3)}
+    rows = {number: board.new_row(number) for number in (1, 2, 3)}
     rows[3][Cell.LOAD] = 7
 
     def work():
@@ -152,23 +159,23 @@ def test_a_worker_writes_what_the_arbiter_reads():
 
     assert sorted(in_child(work)) == [5, 7, NOT_ACCEPTING]
     assert rows[2][Cell.PID] == 4711
-    rows[1][Cell.PID] = 1
-    assert board.row(1)[Cell.PID] == 1, "the arbiter still has every row"
+    rows[1].beat()
+    assert board.age(1) < math.inf, "the arbiter still has every row"
 
 
 def test_a_worker_sees_a_row_that_was_made_after_its_fork():
     board = Scoreboard(2)
-    row = board.row(1)
+    row = board.new_row(1)
     board.hand_over(row)  # as its process does
     later = Scoreboard(2)
     fd = later.reading_fd(2)
     assert fd is None
-    other = later.row(2)
+    other = later.new_row(2)
     row.see(2, os.dup(later.reading_fd(2)))
     other[Cell.LOAD] = 9
     assert row.loads() == [NOT_ACCEPTING, 9]
     again = Scoreboard(2)
-    again.row(2)[Cell.LOAD] = 3
+    again.new_row(2)[Cell.LOAD] = 3
     row.see(2, os.dup(again.reading_fd(2)))
     assert row.loads() == [NOT_ACCEPTING, 3]
     later.let_go()
@@ -187,7 +194,7 @@ def test_what_is_no_row_is_refused_and_closed(tmp_path):
 def test_a_worker_can_write_to_its_own_row_alone():
     """Not by any way that native code has: another descriptor, mprotect(2), mremap(2)."""
     board = Scoreboard(3)
-    rows = {number: board.row(number) for number in (1, 2, 3)}
+    rows = {number: board.new_row(number) for number in (1, 2, 3)}
     rows[1][Cell.PID] = rows[3][Cell.PID] = 1
 
     def attack():
@@ -248,7 +255,7 @@ def test_without_memory_files_rows_are_inherited_memory(monkeypatch):
 
     monkeypatch.setattr("esg.scoreboard.os.memfd_create", denied)
     board = Scoreboard(2)
-    rows = {number: board.row(number) for number in (1, 2)}
+    rows = {number: board.new_row(number) for number in (1, 2)}
 
     def work():
         board.hand_over(rows[2])
@@ -266,4 +273,4 @@ def test_a_lack_of_descriptors_is_an_error(monkeypatch):
 
     monkeypatch.setattr("esg.scoreboard.os.memfd_create", none_left)
     with pytest.raises(OSError, match="Too many open files"):
-        Scoreboard(2).row(1)
+        Scoreboard(2).new_row(1)
