@@ -57,8 +57,10 @@ class Listener:
     """The file of a UNIX socket, if it was made here."""
     borrowed: int | None = None
     """The descriptor as which somebody else gave it, who may have it served on after us."""
-    stored: bool = False
-    """Whether the service manager keeps a copy of it, for the case of a crash."""
+    stored: bool | None = False
+    """Whether the service manager keeps a copy of it, for the case of a crash; None if it was asked
+    to and doesn't say whether it does.
+    """
     name: SocketName = dataclasses.field(init=False)
     """What it is bound to; known of a closed one, too."""
 
@@ -90,8 +92,9 @@ class Listener:
         socket, thus for every process that holds it, so a borrowed one is left alone. Returns
         whether some that have begun may still come.
 
-        TCP: socket(7), SO_ATTACH_FILTER; where the kernel has none, closing is as abrupt as it
-        always was. UNIX: shutdown(2), after which connect(2) is refused and the queue remains.
+        TCP: socket(7), SO_ATTACH_FILTER; where the kernel has none, or a sandbox denies it with
+        whatever error, connections that begin until it is closed are accepted, too. UNIX:
+        shutdown(2), after which connect(2) is refused and the queue remains.
         """
         if self.borrowed is not None:
             return False
@@ -102,11 +105,8 @@ class Listener:
         code = b"".join(struct.pack("=HBBI", *line) for line in _DROP_NEW_CONNECTIONS)
         buffer = ctypes.create_string_buffer(code)
         program = struct.pack("HL", len(_DROP_NEW_CONNECTIONS), ctypes.addressof(buffer))
-        try:
+        with contextlib.suppress(OSError):
             self.sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
-        except OSError as error:
-            if error.errno not in (errno.ENOPROTOOPT, errno.EPERM, errno.EBADF):
-                raise
         return True
 
     def close(self) -> None:
@@ -413,7 +413,8 @@ def adopted(fd: int, backlog: int | None = None) -> socket.socket:
     sock = socket.socket(fileno=number)
     sock.setblocking(False)
     if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):  # a sandbox may deny it; responses are slower then
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
 

@@ -111,6 +111,8 @@ class Acceptor:
         self._refusals = Seldom()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[Listener, asyncio.TimerHandle] = {}
+        self._rest: asyncio.TimerHandle | None = None
+        """Ends a pause of all listeners."""
 
     def start(self) -> None:
         """Begin to accept."""
@@ -123,28 +125,32 @@ class Acceptor:
         """Accept no more. What the kernel has queued stays there for the other workers."""
         self._service.accepting = False
         self._service.change_load(0)
+        self._end_rest()
         for listener in self._listeners:
             self._unwatch(listener)
             listener.close()
         self._listeners = []
 
-    async def stop_last(self, ends: Callable[[Listener], bool]) -> None:
+    async def stop_last(
+        self, ends: Callable[[Listener], bool], *, empties_all: bool = False
+    ) -> None:
         """Accept no more, when nobody else will: take what the kernel has queued first.
 
         `ends` tells the listeners that nobody goes on with; of the others, whoever has them next
-        takes the queue.
+        takes the queue. With `empties_all` this worker does so first, since there may be nobody.
         """
         self._limit = sys.maxsize
+        self._end_rest()
         unfinished = False
         for listener in self._listeners:
             self._unwatch(listener)
-            if ends(listener) and listener.refuse_new():
+            if listener.refuse_new() if ends(listener) else empties_all:
                 unfinished = True
                 self._service.loop.add_reader(listener.fileno(), self._accept_batch, listener)
         if unfinished:
             await asyncio.sleep(DRAIN_TIME)
         for listener in self._listeners:
-            if ends(listener):
+            if empties_all or ends(listener):
                 self._accept_batch(listener, most=MOST_QUEUED)
         self.stop()
 
@@ -157,7 +163,8 @@ class Acceptor:
 
     def _watch(self, listener: Listener) -> None:
         self._timers.pop(listener, None)
-        self._service.loop.add_reader(listener.fileno(), self._on_readable, listener)
+        if self._rest is None:
+            self._service.loop.add_reader(listener.fileno(), self._on_readable, listener)
 
     def _unwatch(self, listener: Listener) -> None:
         timer = self._timers.pop(listener, None)
@@ -170,15 +177,38 @@ class Acceptor:
         loop = self._service.loop
         self._timers[listener] = loop.call_later(seconds, self._watch, listener)
 
+    def _pause_all(self, seconds: float) -> None:
+        """Leave all listeners alone: the load that they add to is one.
+
+        If each had a pause of its own, each would end it with a connection, so a worker that is
+        ahead would take as many times more as it has listeners.
+        """
+        for listener in self._listeners:
+            self._service.loop.remove_reader(listener.fileno())
+        self._rest = self._service.loop.call_later(seconds, self._watch_all)
+
+    def _watch_all(self) -> None:
+        self._rest = None
+        for listener in self._listeners:
+            if listener not in self._timers:
+                self._watch(listener)
+
+    def _end_rest(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
+
     def _on_readable(self, listener: Listener) -> None:
+        if self._rest is not None:
+            return  # another listener, earlier in this turn, has begun a pause
         if self._service.load >= self._limit:
-            self._pause(listener, FULL_PAUSE)
+            self._pause_all(FULL_PAUSE)
             return
         loads = [load for load in self._loads() if load != NOT_ACCEPTING]
         if len(loads) < 2:
             self._accept_batch(listener)
         elif self._balance.yields(self._service.load, loads):
-            self._pause(listener, PAUSE)
+            self._pause_all(PAUSE)
         else:
             self._accept_batch(listener, most=1)
 

@@ -38,6 +38,12 @@ TICK = 1.0
 STANDSTILL = 2 * TICK
 """Seconds between two turns that mean that this process, or its loop, stood still."""
 
+LATE_TURNS = 3
+"""Turns of the loop in which it reads what clients sent while it stood still."""
+
+EXPIRE_AGAIN = 60.0
+"""Seconds until a connection is looked at again whose deadline could not be dealt with."""
+
 
 class Service:
     """One application being served on one event loop."""
@@ -45,6 +51,7 @@ class Service:
     __slots__ = (
         "_refusals",
         "_row",
+        "_stood_still",
         "_warned_of_http10",
         "accepting",
         "access_log",
@@ -114,6 +121,8 @@ class Service:
         self.root_path = config.root_path
         self._refusals = Seldom()
         self._warned_of_http10 = False
+        self._stood_still = False
+        """Whether the last turn of the clock came late."""
         self.proxies = trusted_proxies(config) if config.proxy_headers else None
         """Whose word on a request's client is taken."""
         self.state: dict[str, Any] = {}
@@ -229,16 +238,49 @@ class Service:
         self.idle_deadline = now + self.config.timeout_keep_alive + TICK
         self.heads.refresh(time.time())
         self._publish()
-        if now - before > STANDSTILL:
-            return  # what clients sent meanwhile is to be read before anybody is late
+        stood_still, self._stood_still = self._stood_still, now - before > STANDSTILL
+        if not self._stood_still:
+            self._sweep()
+        elif stood_still:
+            # Again: a loop that blocks all the time must not keep its clients for ever.
+            self._sweep_later(LATE_TURNS)
+        # else what clients sent meanwhile is to be read before anybody is late
+
+    def _sweep_later(self, turns: int) -> None:
+        if turns:
+            self.loop.call_soon(self._sweep_later, turns - 1)
+        else:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Deal with connections, handshakes and requests that are past their deadline."""
+        now = self.now
         for connection in [c for c in self.connections if c.deadline < now]:
-            connection.expire(now)
+            try:
+                connection.expire(now)
+            except Exception as error:  # noqa: BLE001 - the others are to be looked at, too
+                self._failed_to_expire(connection, error)
         for handshake in [h for h in self.handshakes if h.deadline < now]:
-            handshake.expire()
+            try:
+                handshake.expire()
+            except Exception as error:  # noqa: BLE001
+                self._failed_to_expire(handshake, error)
         if self.config.request_timeout:
             begun = now - self.config.request_timeout
             for exchange in [e for e in self.running if e.started <= begun]:
-                exchange.time_out()
+                try:
+                    exchange.time_out()
+                except Exception as error:  # noqa: BLE001
+                    self._failed_to_expire(None, error)
+
+    def _failed_to_expire(
+        self, what: Connection | Session | Handshake | None, error: Exception
+    ) -> None:
+        """Log a fault of this server's, and look again later, not each second."""
+        if what is not None:
+            what.deadline = self.now + EXPIRE_AGAIN
+        event = "can't deal with a deadline that has passed"
+        logger.error("%s %s", self.subject, event, exc_info=error)
 
     def _publish(self) -> None:
         row = self._row

@@ -268,7 +268,8 @@ class Worker:
         if self._quick.is_set():
             self._acceptor.stop()
         else:
-            await self._acceptor.stop_last(self._ends)
+            orphaned = self._order.reason == ORPHANED
+            await self._acceptor.stop_last(self._ends, empties_all=orphaned)
         if self._config.reload:
             self._close_idle()
         await self._wait_until_idle(deadline)
@@ -280,8 +281,8 @@ class Worker:
 
     def _ends(self, listener: Listener) -> bool:
         """Whether nobody accepts from this listener after this worker."""
-        if self._order.reason == ORPHANED and listener.stored:
-            return False  # the next arbiter has it from the service manager
+        if self._order.reason == ORPHANED and listener.stored is not False:
+            return False  # the next arbiter has it, or may have it, from the service manager
         return self._order.final or listener.url() in self._order.dropped
 
     def _close_idle(self) -> None:

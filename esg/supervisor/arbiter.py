@@ -44,7 +44,9 @@ class Arbiter:
 
         Raises ListenError if a service manager's sockets aren't there.
         """
-        # First of all: whatever is opened here could be taken for one of them.
+        # It takes its variables, and opens nothing: see below.
+        self._notifier = Notifier.from_environment(os.environ, os.getpid())
+        # Before anything is opened, which could be taken for one of them.
         self._handed = handed_over(os.environ, os.getpid(), needed=not config.says_where)
         self._config = config
         self._payload = payload
@@ -53,7 +55,6 @@ class Arbiter:
         self._fleet = Fleet(config, time.monotonic(), capacity=scoreboard.CAPACITY)
         self._board = scoreboard.Scoreboard()
         self._handles: dict[int, WorkerHandle] = {}
-        self._notifier = Notifier.from_environment(os.environ, os.getpid())
         self._sockets = Sockets(
             self._notifier, functools.partial(self._log, logging.INFO), self._handles.values
         )

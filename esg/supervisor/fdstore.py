@@ -63,19 +63,26 @@ class Store:
         return [listener for listener in found.values() if not self._turned_down(listener, binds)]
 
     def put(self, listener: Listener) -> None:
-        """Have the service manager keep a copy, if there is one and it is ours."""
-        if listener.borrowed is not None or listener.stored:
+        """Have the service manager keep a copy, if there is one and it is ours.
+
+        It is believed to do so only within the number of descriptors that it says it stores. It
+        doesn't answer, and ignores what is beyond that.
+        """
+        if listener.borrowed is not None or listener.stored is not False:
+            return
+        capacity = self._notifier.capacity
+        if capacity is not None and len(self._names) >= capacity:
             return
         name = f"{name_of(listener.bind)}/{_identity(listener)}"
-        self._names[listener] = name
-        listener.stored = self._notifier.send(
-            "FDSTORE=1", f"FDNAME={name}", fds=[listener.fileno()]
-        )
+        if self._notifier.send("FDSTORE=1", f"FDNAME={name}", fds=[listener.fileno()]):
+            self._names[listener] = name
+            listener.stored = None if capacity is None else True
 
     def remove(self, listener: Listener) -> None:
         """Have the service manager close its copy."""
         name = self._names.pop(listener, "")
-        if listener.stored:
+        if name:
+            listener.stored = False
             self._forget(name)
 
     def _turned_down(self, listener: Listener, binds: Sequence[Bind]) -> bool:

@@ -43,8 +43,17 @@ SETTLED: State = "serving"
 class Notifier:
     """Sends what the service manager wants to know, and knows when it wants to hear again."""
 
-    def __init__(self, address: str = "", watchdog: float = 0.0) -> None:
-        """`address` is NOTIFY_SOCKET, `watchdog` its interval in seconds; 0 for none."""
+    def __init__(
+        self, address: str = "", watchdog: float = 0.0, capacity: int | None = None
+    ) -> None:
+        """`address` is NOTIFY_SOCKET, `watchdog` its interval in seconds; 0 for none.
+
+        `capacity` is FDSTORE.
+        """
+        self.capacity = capacity
+        """How many descriptors the manager stores; None if it doesn't say. systemd says so since
+        version 254, and says nothing where it stores none.
+        """
         self.problem = ""
         """Why nothing is sent though there is an address; empty if all is well."""
         self._address = "\0" + address[1:] if address.startswith("@") else address
@@ -65,7 +74,7 @@ class Notifier:
         interval = environ.pop("WATCHDOG_USEC", "")
         meant_for = environ.pop("WATCHDOG_PID", "") or str(pid)
         watchdog = (_number(interval) or 0) / 1e6 if meant_for == str(pid) else 0.0
-        return cls(address, watchdog)
+        return cls(address, watchdog, _number(environ.pop("FDSTORE", "")))
 
     def send(self, *lines: str, fds: Sequence[int] = ()) -> bool:
         """Send these assignments in one message, with descriptors; whether it was taken.

@@ -15,7 +15,7 @@ import pytest
 from tests.support.app import application
 from tests.support.load import Load
 from tests.support.manager import Manager
-from tests.support.runner import Esg
+from tests.support.runner import Esg, answer, session
 from tests.support.waiting import all_along, eventually
 
 from .test_reload import open_files
@@ -173,6 +173,28 @@ def test_listeners_survive_a_crash_of_the_arbiter(start: Start, manager: Manager
     assert again.wait() == 0
     assert manager.said("FDSTOREREMOVE") == ["1"]
     assert manager.store == {}
+
+
+@pytest.mark.parametrize("store", [None, "1"])
+def test_what_is_queued_at_a_crash_is_answered_without_a_store(
+    start: Start, manager: Manager, store: str | None
+) -> None:
+    """The store may be none, or may be flushed since the unit isn't started again."""
+    manager.stores = False
+    extra = manager.environment | ({} if store is None else {"FDSTORE": store})
+    esg = start(extra=extra)
+    esg.claim("the arbiter is gone")
+    esg.exit_code = -signal.SIGKILL
+    blocked = esg.in_flight("/block/1")
+    queued = [esg.begin("/whoami") for _ in range(5)]
+    assert len(manager.said("FDSTORE")) == 1
+    esg.process.kill()
+    esg.process.wait()
+    pid = answer(blocked)["pid"]
+    assert [answer(connection)["pid"] for connection in queued] == [pid] * 5
+    for connection in (blocked, *queued):
+        connection.close()
+    eventually(lambda: session(esg.process.pid) == [], "the worker ends")
 
 
 def test_what_is_in_the_store_and_not_wanted_is_removed(start: Start, manager: Manager) -> None:

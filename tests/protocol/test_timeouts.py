@@ -6,8 +6,13 @@ import asyncio
 
 import pytest
 
+from esg.server.http1.connection import END, Connection
+from esg.server.service import EXPIRE_AGAIN
+from esg.server.websocket.handshake import Handshake
+
 from .apps import Disconnected, Gate, Probe, echo, hello, read_body, respond
 from .wire import get, post, request, turns, until
+from .ws_client import offer
 
 HEADER = 7
 BODY = 21
@@ -333,3 +338,80 @@ async def test_a_lost_connection_has_no_deadline(serve, log):
         await server.connections(0)
         server.advance(1000)
     assert log.errors == []
+
+
+# -- a sweep that fails, or comes late -------------------------------------------------
+
+
+async def test_a_deadline_that_cannot_be_dealt_with_does_not_stop_the_sweep(
+    serve, log, monkeypatch
+):
+    server = serve(hello, **LIMITS)
+    clients = [server.connect() for _ in range(5)]
+    await server.connections(5)
+    broken = set(list(server.service.connections)[:2])
+    expire = Connection.expire
+
+    def fail(self, now):
+        if self in broken:
+            raise RuntimeError("a fault")
+        expire(self, now)
+
+    monkeypatch.setattr(Connection, "expire", fail)
+    server.advance(HEADER + SLACK)
+    assert {c for c in server.service.connections if c._wait is not END} == broken
+    server.advance(1)
+    for _ in broken:  # once each, not each second
+        assert "a fault" in log.claim("can't deal with a deadline")
+    assert log.errors == []
+    broken.clear()
+    server.advance(EXPIRE_AGAIN)
+    server.advance(1)
+    for client in clients:
+        await client.closed()
+
+
+async def test_a_handshake_that_cannot_be_dealt_with_does_not_stop_the_sweep(
+    serve, log, monkeypatch
+):
+    gate = Gate()
+
+    async def app(scope, receive, send):
+        await gate(scope, receive, send)
+
+    server = serve(app, request_timeout=30, ws_handshake_timeout=10)
+    socket, plain = server.connect(), server.connect()
+    await socket.send(offer())
+    await plain.send(get())
+    await until(lambda: len(gate.paths) == 2)
+
+    def fail(self):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(Handshake, "expire", fail)
+    server.advance(31)
+    log.claim("can't deal with a deadline")
+    assert (await plain.response()).status == 503
+    assert (await socket.response()).status == 503
+    log.claim("request timed out")
+    log.claim("request timed out")
+
+
+async def test_a_loop_that_always_blocks_lets_clients_go_all_the_same(serve):
+    server = serve(hello, **LIMITS)
+    client = server.connect()
+    await server.connections(1)
+    server.stand_still(HEADER + SLACK)
+    await client.quiet()  # the first time, what it sent may be on its way
+    server.stand_still(3)
+    await client.closed()
+
+
+async def test_a_loop_that_always_blocks_reads_before_it_blames(serve):
+    server = serve(hello, **LIMITS)
+    client = server.connect()
+    await server.connections(1)
+    server.stand_still(HEADER + SLACK)
+    client.sock.send(get())  # nothing runs that could read it
+    server.stand_still(HEADER)
+    assert (await client.response()).status == 200

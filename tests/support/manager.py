@@ -19,6 +19,8 @@ class Manager:
         self._messages: list[dict[str, str]] = []
         self.store: dict[str, list[int]] = {}
         """Descriptors by name, which would be handed over at a start."""
+        self.stores = True
+        """Whether it keeps descriptors: not without FileDescriptorStoreMax= in the unit."""
         self.environment = {"NOTIFY_SOCKET": self._sock.getsockname()}
 
     @property
@@ -30,7 +32,10 @@ class Manager:
             except BlockingIOError:
                 return self._messages
             message = dict(line.split("=", 1) for line in data.decode().split("\n"))
-            if "FDSTORE" in message:
+            if "FDSTORE" in message and not self.stores:
+                for fd in fds:
+                    os.close(fd)
+            elif "FDSTORE" in message:
                 self.store.setdefault(message["FDNAME"], []).extend(fds)
             else:
                 assert not fds

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
 import pytest
 
 from esg.errors import ConfigError, ListenError
-from esg.listeners import Handed, open_listeners
+from esg.listeners import SO_ATTACH_FILTER, Handed, Listener, open_listeners
 
 
 @pytest.fixture
@@ -126,6 +127,28 @@ def test_refusing_new_connections_keeps_the_queued_ones(listen):
             sock.setblocking(True)
             queued.sendall(b"x")
             assert sock.recv(1) == b"x"
+
+
+class Denying(socket.socket):
+    """A socket in a sandbox that denies filters."""
+
+    error = errno.EPERM
+
+    def setsockopt(self, level, option, value):
+        if option == SO_ATTACH_FILTER:
+            raise OSError(self.error, "denied")
+        super().setsockopt(level, option, value)
+
+
+@pytest.mark.parametrize("error", ["EPERM", "ENOPROTOOPT", "ENOSYS", "EACCES", "EINVAL", "ENOMEM"])
+def test_a_filter_that_is_denied_is_done_without(listen, error):
+    (opened,) = listen("127.0.0.1:0")
+    with Denying(fileno=opened.sock.detach()) as sock:
+        sock.error = getattr(errno, error)
+        listener = Listener(sock)
+        assert listener.refuse_new()
+        with socket.create_connection(listener.name):
+            listener.sock.accept()[0].close()
 
 
 # -- names with an address that isn't there --------------------------------------------

@@ -23,6 +23,7 @@ class Notes:
 
     def __init__(self):
         self.said = []
+        self.capacity = None
 
     def send(self, *lines, fds=()):
         self.said.append(" ".join(lines))
@@ -167,6 +168,36 @@ def test_what_is_opened_is_stored_and_removed_when_it_is_closed(sockets, notifie
     assert notifier.names("FDSTOREREMOVE") == [two]
     sockets.close()
     assert notifier.names("FDSTOREREMOVE") == [two, one]
+
+
+@pytest.mark.parametrize(
+    ("capacity", "stored"),
+    [(None, [None] * 3), (0, [False] * 3), (2, [True, True, False]), (5, [True] * 3)],
+)
+def test_a_store_is_believed_in_as_far_as_it_says(sockets, notifier, capacity, stored):
+    notifier.capacity = capacity
+    found = sockets.of(config("127.0.0.1:0", "127.0.0.2:0", "127.0.0.3:0"))
+    assert [listener.stored for listener in found] == stored
+    assert len(notifier.names("FDSTORE")) == 3 - stored.count(False)
+    sockets.close()
+    assert notifier.names("FDSTOREREMOVE") == notifier.names("FDSTORE")
+
+
+def test_a_store_has_room_again_for_what_is_new(sockets, notifier):
+    notifier.capacity = 1
+    (old,) = sockets.of(config("127.0.0.1:0"))
+    wanted = config("127.0.0.2:0")
+    (waiting,) = sockets.of(wanted)
+    assert (old.stored, waiting.stored) == (True, False)
+    sockets.keep([wanted])
+    (new,) = sockets.of(config("127.0.0.3:0"))
+    assert (old.stored, new.stored) == (False, True)
+
+
+def test_without_a_manager_nothing_is_stored(sockets, notifier, monkeypatch):
+    monkeypatch.setattr(notifier, "send", lambda *lines, fds=(): False)
+    (listener,) = sockets.of(config("127.0.0.1:0"))
+    assert listener.stored is False
 
 
 # -- handed over -----------------------------------------------------------------------

@@ -206,6 +206,16 @@ def test_no_interval_of_a_watchdog(manager, text):
     assert notifier.next_deadline() is None
 
 
+@pytest.mark.parametrize(
+    ("given", "capacity"), [({"FDSTORE": "16"}, 16), ({}, None), ({"FDSTORE": "many"}, None)]
+)
+def test_how_much_is_stored(given, capacity):
+    """systemd.exec(5), $FDSTORE: since version 254, and only where something is stored."""
+    environ = {"NOTIFY_SOCKET": "/run/systemd/notify", **given}
+    assert Notifier.from_environment(environ, 7).capacity == capacity
+    assert environ == {}
+
+
 def test_the_variables_of_sockets_are_taken_out():
     environ = {"LISTEN_PIDFDID": "8", "LISTEN_FDNAMES": "a", "FDSTORE": "4", "A": "b"}
     assert handed_over(environ, 7, needed=True) == ([], "")

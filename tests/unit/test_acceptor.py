@@ -1,0 +1,207 @@
+"""What a worker does with several listeners, in simulated time."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import types
+
+import pytest
+
+from esg.config import Config
+from esg.server.acceptor import FULL_PAUSE, OUT_OF_FILES_PAUSE, PAUSE, Acceptor
+from esg.server.prepare import prepare
+
+
+class Loop:
+    """In place of an event loop: readable listeners are told once in each millisecond."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.readers = {}
+        self.timers = []
+
+    def time(self):
+        return self.now
+
+    def add_reader(self, fd, callback, *args):
+        self.readers[fd] = (callback, args)
+
+    def remove_reader(self, fd):
+        self.readers.pop(fd, None)
+
+    def call_later(self, seconds, callback, *args):
+        timer = types.SimpleNamespace(at=self.now + seconds, run=lambda: callback(*args))
+        timer.cancel = lambda: self.timers.remove(timer)
+        self.timers.append(timer)
+        return timer
+
+    def run(self, seconds, after=lambda: None):
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 0.001
+            for timer in [timer for timer in self.timers if timer.at <= self.now]:
+                self.timers.remove(timer)
+                timer.run()
+            # As a poll does: what was readable is told, even if a callback stopped watching it.
+            for callback, args in list(self.readers.values()):
+                callback(*args)
+            after()
+
+
+class Listener:
+    """One that is readable all the time; `error` is what accepting fails with."""
+
+    def __init__(self, number):
+        self.number = number
+        self.sock = self
+        self.accepted = 0
+        self.error = None
+        self.closed = False
+
+    def fileno(self):
+        return self.number
+
+    def accept(self):
+        if self.error:
+            raise OSError(self.error, "failed")
+        self.accepted += 1
+        return None, None
+
+    def refuse_new(self):
+        return False
+
+    def close(self):
+        self.closed = True
+
+
+class Service:
+    """What an acceptor needs of a service."""
+
+    def __init__(self, load, **settings):
+        self.config = prepare(Config(app="test:app", **settings))
+        self.loop = Loop()
+        self.load = load
+        self.accepting = False
+        self.errors = []
+        self.log_error = self.errors.append
+
+    def change_load(self, by):
+        self.load += by
+
+
+@pytest.fixture
+def world(monkeypatch):
+    """Makes an acceptor with listeners, and workers with these loads beside it."""
+
+    def take(self, sock, peer):
+        self._service.change_load(+1)
+
+    monkeypatch.setattr(Acceptor, "_take", take)
+
+    def make(count, own, *others, **settings):
+        service = Service(own, **settings)
+        listeners = [Listener(number) for number in range(count)]
+        acceptor = Acceptor(service, listeners, lambda: [service.load, *others])
+        acceptor.start()
+        return service, listeners, acceptor
+
+    return make
+
+
+def taken(listeners):
+    return sum(listener.accepted for listener in listeners)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_several_listeners_have_the_credit_of_one(world, count):
+    """A worker that is ahead takes one connection after a pause, then two, then four."""
+    service, listeners, _ = world(count, 20, 5)
+    before = []
+    while len(before) < 7:
+        service.loop.run(PAUSE / 2)
+        if service.loop.readers == {} and taken(listeners) not in before:
+            before.append(taken(listeners))
+    assert before == [0, 1, 3, 7, 15, 31, 63]
+
+
+def test_the_others_get_what_comes_meanwhile(world):
+    others = [5.0]
+    service, listeners, acceptor = world(2, 20)
+    acceptor._loads = lambda: [service.load, int(others[0])]
+
+    def take_some():
+        others[0] += 1
+
+    service.loop.run(5 * PAUSE, take_some)
+    assert taken(listeners) == 0
+
+
+def test_no_listener_starves(world):
+    service, listeners, _ = world(3, 0, 0)
+    service.loop.run(1.0, lambda: service.change_load(-service.load))
+    assert min(listener.accepted for listener in listeners) > 100
+
+
+def test_all_listeners_wait_for_room(world):
+    service, listeners, _ = world(2, 3, limit_connections=4)
+    service.loop.run(2 * FULL_PAUSE)
+    assert taken(listeners) == 1
+    service.load = 0
+    service.loop.run(2 * FULL_PAUSE)
+    assert taken(listeners) == 1 + 4
+
+
+def test_a_listener_that_fails_leaves_the_others_alone(world):
+    service, (bad, good), _ = world(2, 0, 0)
+    bad.error = errno.EMFILE
+    service.loop.run(OUT_OF_FILES_PAUSE / 2, lambda: service.change_load(-service.load))
+    assert good.accepted > 10
+    assert len(service.errors) == 1
+
+
+def test_a_listener_that_failed_does_not_come_back_early(world):
+    """A pause of all, which ends while one has a longer pause of its own."""
+    service, (bad, good), _ = world(2, 0, 0)
+    bad.error = errno.EMFILE
+    service.loop.run(0.001)
+    bad.error = None
+    service.load = 20
+    service.loop.run(OUT_OF_FILES_PAUSE / 2)
+    assert (good.accepted > 10, bad.accepted) == (True, 0)
+    service.loop.run(OUT_OF_FILES_PAUSE)
+    assert bad.accepted > 0
+
+
+def test_a_stop_in_a_pause_ends_it(world):
+    service, listeners, acceptor = world(2, 20, 5)
+    service.loop.run(0.001)
+    assert service.loop.readers == {}
+    acceptor.stop()
+    assert service.loop.timers == []
+    assert all(listener.closed for listener in listeners)
+
+
+class Queued(Listener):
+    """One that has some connections in its queue."""
+
+    left = 5
+
+    def accept(self):
+        if not self.left:
+            raise BlockingIOError
+        self.left -= 1
+        return super().accept()
+
+
+@pytest.mark.parametrize(("empties_all", "left"), [(False, 5), (True, 0)])
+def test_queues_that_others_may_have(world, monkeypatch, empties_all, left):
+    """Without anybody who is known to go on, a worker takes them before it leaves."""
+    monkeypatch.setattr("esg.server.acceptor.DRAIN_TIME", 0)
+    _, _, acceptor = world(0, 0, 0)
+    acceptor._listeners = [Queued(1), Queued(2)]
+    listeners = list(acceptor._listeners)
+    stop = acceptor.stop_last(lambda listener: listener is listeners[1], empties_all=empties_all)
+    asyncio.run(stop)
+    assert [listener.left for listener in listeners] == [left, 0]
+    assert all(listener.closed for listener in listeners)
