@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -158,6 +159,9 @@ class MessageError(ValueError):
 _FDS_SPACE = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 """Room for the descriptors that one message may bring: eight."""
 
+_FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
+"""Errors of sendmsg(2) that may be over later; unix(7) has the last one."""
+
 _TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 _FIELDS = {kind: get_type_hints(kind) for kind in _TYPES.values()}
@@ -276,13 +280,27 @@ class ArbitersEnd(Mailbox):
 
     def send(self, message: Message) -> bool:
         try:
-            if isinstance(message, NewLogFiles | NewRow):
-                socket.send_fds(self._sock, [encode(message)], message.fds)
-            else:
-                self._sock.send(encode(message))
+            self._send(message)
         except OSError:
             return False
         return True
+
+    def offer(self, message: Message) -> bool:
+        """Post a message, unless the other side has to read others first: False then.
+
+        A message for a side that is gone counts as posted, since nobody is left to read it.
+        """
+        try:
+            self._send(message)
+        except OSError as error:
+            return error.errno not in _FULL
+        return True
+
+    def _send(self, message: Message) -> None:
+        if isinstance(message, NewLogFiles | NewRow):
+            socket.send_fds(self._sock, [encode(message)], message.fds)
+        else:
+            self._sock.send(encode(message))
 
     def receive(self, expected: UnionType = Message) -> tuple[list[Any], bool]:
         messages: list[Message] = []

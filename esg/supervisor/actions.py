@@ -84,7 +84,7 @@ class ReopenLogs:
 
 @dataclass(frozen=True, slots=True)
 class ShowFailure:
-    """Have these workers tell browsers why a reload failed, where `--debug` is on."""
+    """Have these workers, which run with `--debug`, show browsers why a reload failed."""
 
     numbers: tuple[int, ...]
     reason: str
@@ -105,15 +105,18 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
-    """The fleet's state changed: for the process title and whoever watches.
+class Adopt:
+    """From now on this generation serves: the log, notices and the watcher follow it."""
 
-    `generation` and `config` are of the generation that is wanted.
-    """
-
-    state: State
     generation: int
     config: Config
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """The fleet's state changed: for the process title and the service manager."""
+
+    state: State
     status: str
     anew: bool = False
     """Whether a reload was asked for: so it is one that begins, even in the course of another."""
@@ -148,6 +151,7 @@ Action = (
     | ReopenLogs
     | ShowFailure
     | Log
+    | Adopt
     | Tell
     | Answer
     | Exit

@@ -101,6 +101,8 @@ class Arbiter:
             if self._time_left() == 0:
                 self._dispatch(self._beats())
                 self._dispatch(on.Tick())
+                for handle in self._handles.values():
+                    handle.deliver()
                 self._reloader.tick(time.monotonic())
             self._notifier.turn(time.monotonic())
             self._control.turn(time.monotonic())
@@ -354,15 +356,14 @@ class Arbiter:
         # A reload that drops a bind leaves its queue to the last worker that has it.
         self._sockets.keep(self._fleet.wanted)
         dropped = self._sockets.given_up(handle.listeners)
-        message = mailbox.Drain(action.reason, action.grace, action.final, dropped)
-        handle.mailbox.send(message)
+        handle.post(mailbox.Drain(action.reason, action.grace, action.final, dropped))
 
     def _discard(self, action: do.Discard) -> None:
         """In boot a worker ends on the signal; one that serves leaves that to the mail."""
         handle = self._handles.get(action.number)
         if handle is not None:  # else it couldn't be forked, which the fleet is yet to hear
             handle.draining = True
-            handle.mailbox.send(mailbox.Drain("discarded", action.grace, action.final))
+            handle.post(mailbox.Drain("discarded", action.grace, action.final))
             handle.signal(signal.SIGTERM)
 
     def _quit(self, action: do.Quit) -> None:
@@ -395,14 +396,13 @@ class Arbiter:
             self._log(logging.ERROR, error)
         news = mailbox.NewLogFiles([file.path for file in files], [file.fd for file in files])
         for handle in [self._handles[n] for n in action.numbers if n in self._handles]:
-            if not handle.mailbox.send(news):
-                handle.signal(signal.SIGUSR1)  # it has more mail than it reads: a last resort
+            handle.post(news)
         self._log(logging.INFO, "log files reopened")
 
     def _show_failure(self, action: do.ShowFailure) -> None:
         message = mailbox.ReloadFailed(action.reason, action.detail)
         for handle in [self._handles[n] for n in action.numbers if n in self._handles]:
-            handle.mailbox.send(message)
+            handle.post(message)
 
     def _log_action(self, action: do.Log) -> None:
         level = logging.getLevelNamesMapping()[action.level.upper()]
@@ -413,24 +413,21 @@ class Arbiter:
             subject = logs.worker_subject(handle.number, handle.generation, handle.pid)
         logs.write(level, subject, action.event, action.detail)
 
-    def _tell(self, action: do.Tell) -> None:
-        config = action.config
-        is_new = config is not self._config
-        changed = is_new or action.generation != self._generation
+    def _adopt(self, action: do.Adopt) -> None:
         before = self._config
-        self._config, self._generation = config, action.generation
-        if changed:
-            self._change_log()
-        if is_new:
-            self._log_notices(config, before)
-            self._reloader.follow(config)
+        self._config, self._generation = action.config, action.generation
+        self._change_log()
+        self._log_notices(self._config, before)
+        self._reloader.follow(self._config)
+
+    def _tell(self, action: do.Tell) -> None:
         if action.state == "stopping":
             self._reloader.stop()
         if action.state == "serving":
             self._forget_log_setups()
             self._sockets.keep(self._fleet.wanted)
         self._notifier.tell(action.state, action.status, anew=action.anew)
-        setproctitle(f"esg: arbiter [{config.title}] gen {action.generation}")
+        setproctitle(f"esg: arbiter [{self._config.title}] gen {self._generation}")
         self._log(logging.DEBUG, f"{action.state}: {action.status}")
 
     def _answer(self, action: do.Answer) -> None:
@@ -453,6 +450,7 @@ class Arbiter:
         do.ReopenLogs: _reopen_logs,
         do.ShowFailure: _show_failure,
         do.Log: _log_action,
+        do.Adopt: _adopt,
         do.Tell: _tell,
         do.Answer: _answer,
         do.Exit: _exit,

@@ -52,6 +52,10 @@ STANDSTILL = 2.0
 Seen at two looks running they are at least the 3 that the lifespan's shutdown has, which may block.
 """
 
+OVERTAKEN_WAIT = 1.0
+"""Seconds for which a canary waits for one that it overtook to end, so that reloads in quick
+succession don't fill the memory with workers that nobody wants any more."""
+
 QUIT_GRACE = 8.0
 """Seconds a worker has to end that was told to quit, or that said it can't boot."""
 
@@ -83,6 +87,8 @@ class Member:
     escalated: int = 0
     explained: bool = False
     late: bool = False
+    discarded_at: float | None = None
+    """When it was told to end while it booted, if it isn't known to have served by then."""
 
     @property
     def active(self) -> bool:
@@ -110,6 +116,8 @@ class Fleet:
         self.members: dict[int, Member] = {}
         self._capacity = capacity
         self._generations = 1
+        self._settled = 1
+        """The newest generation that has come to serve, or failed to."""
         self._candidate: Generation | None = None
         self._roll: Roll | None = None
         self._pending: Config | None = None
@@ -183,10 +191,12 @@ class Fleet:
 
     def _on_ready(self, event: on.WorkerReady, now: float) -> None:
         member = self.members.get(event.number)
-        if member is None or member.state is not WorkerState.BOOTING:
-            if member is not None and not (self._quick or member.escalated):
-                # It was discarded when it served already, so it has requests to finish.
-                self._finishing(member, now)
+        if member is None:
+            return
+        if member.discarded_at is not None and not (self._quick or member.escalated):
+            # It served already when it was discarded, so it has requests to finish.
+            self._finishing(member, now)
+        if member.state is not WorkerState.BOOTING:
             return
         member.state = WorkerState.READY
         member.deadline = None
@@ -422,17 +432,26 @@ class Fleet:
         old, new = self.current.config, self._candidate.config
         if new.workers != old.workers:
             self.target = new.workers
-        self.current, self._candidate = self._candidate, None
+        self._settled = self._candidate.number
+        self._adopt(self._candidate)
+        self._candidate = None
         self._backoff = Backoff()  # what failed before was other code
+
+    def _adopt(self, generation: Generation) -> None:
+        """From here on this generation is the one that serves, and that the log speaks of."""
+        self.current = generation
+        self._out.append(do.Adopt(generation.number, generation.config))
 
     def _roll_back(self, reason: str, detail: str) -> None:
         assert self._roll is not None
         failed = self.current
-        self.current, self.target = self._roll.previous, self._roll.previous_target
+        self._adopt(self._roll.previous)
+        self.target = self._roll.previous_target
         self._roll = None
         self._report_failed_reload(failed, reason, detail)
 
     def _report_failed_reload(self, failed: Generation, reason: str, detail: str) -> None:
+        self._settled = failed.number
         self._trouble = f"last reload failed: {reason}"
         text = f"reload failed, gen={self.current.number} goes on serving: gen={failed.number}: "
         text += reason
@@ -441,7 +460,9 @@ class Fleet:
         self._show_failure(reason, detail)
 
     def _show_failure(self, reason: str, detail: str = "") -> None:
-        self._out.append(do.ShowFailure(tuple(self.members), reason, detail))
+        shown = [m.number for m in self.members.values() if m.generation.config.debug]
+        if shown:
+            self._out.append(do.ShowFailure(tuple(shown), reason, detail))
 
     def _finish_roll(self) -> None:
         fresh = [m for m in self._fresh() if m.state is WorkerState.READY]
@@ -555,11 +576,23 @@ class Fleet:
     def _spawn_canary(self, now: float) -> None:
         if self._candidate is None or self._room() <= 0:
             return
-        newest = self.current.number
-        if any(m.generation.number > newest and not m.active for m in self.members.values()):
-            return  # a canary that was overtaken by this one is still on its way out
+        if any(self._waits_for(member, now) for member in self.members.values()):
+            return
         if not any(m.generation is self._candidate for m in self._active()):
             self._spawn(self._candidate, now)
+
+    def _waits_for(self, member: Member, now: float) -> bool:
+        """Whether this is a canary that was overtaken, and is about to end.
+
+        A worker that failed, or that finishes requests, holds no canary up: the next one may well
+        be the repair.
+        """
+        began = member.discarded_at
+        return (
+            began is not None
+            and now < began + OVERTAKEN_WAIT
+            and member.generation.number > self._settled
+        )
 
     def _spawn_missing(self, now: float) -> None:
         if self._wants_spawn() and self._backoff.allows(now):
@@ -582,6 +615,7 @@ class Fleet:
         grace = member.generation.config.graceful_timeout
         self._out.append(do.Discard(member.number, grace, final=self._closed))
         self._leaving(member, now + QUIT_GRACE)
+        member.discarded_at = now
 
     def _quit(self, member: Member, now: float) -> None:
         self._out.append(do.Quit(member.number))
@@ -595,6 +629,7 @@ class Fleet:
     def _leaving(self, member: Member, deadline: float) -> None:
         member.state = WorkerState.DRAINING
         member.deadline = deadline
+        member.discarded_at = None
 
     def _note_complete(self) -> None:
         ready = sum(m.state is WorkerState.READY for m in self._active())
@@ -610,7 +645,7 @@ class Fleet:
         self._out.append(do.Log(level, event, member.number if member else None, detail))
 
     def _tell(self) -> None:
-        told = do.Tell(self._state(), self.current.number, self.current.config, self._status())
+        told = do.Tell(self._state(), self._status())
         if told != self._told:
             self._told = told
             self._out.append(told)
@@ -621,8 +656,7 @@ class Fleet:
         One that is refused is told of as one that was over at once.
         """
         if self._complete and not self.stopping:
-            current = self.current
-            told = do.Tell("reloading", current.number, current.config, self._status())
+            told = do.Tell("reloading", self._status())
             self._out.append(dataclasses.replace(told, anew=True))
             self._told = told
 

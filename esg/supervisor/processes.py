@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from esg.listeners import Listener
-from esg.mailbox import Mailbox, pair
+from esg.mailbox import ArbitersEnd, Drain, FromArbiter, Mailbox, pair
 from esg.payload import DUMP_SIGNAL
 from esg.supervisor.signals import CHILD, HANDLED
 
@@ -26,7 +28,7 @@ FATAL = "Fatal Python error: "
 class WorkerHandle:
     """A worker as the arbiter holds it: process, mailbox, and the file its stacks go to."""
 
-    def __init__(self, number: int, generation: int, mailbox: Mailbox, stack_fd: int) -> None:
+    def __init__(self, number: int, generation: int, mailbox: ArbitersEnd, stack_fd: int) -> None:
         self.number = number
         self.generation = generation
         self.mailbox = mailbox
@@ -37,6 +39,8 @@ class WorkerHandle:
         self.listeners: Sequence[Listener] = ()
         self._stack_read = 0
         self._sent: set[int] = set()
+        self._owed: list[tuple[float, FromArbiter]] = []
+        """Mail that the mailbox had no room for, and when it was posted."""
 
     @classmethod
     def open(cls, number: int, generation: int) -> tuple[WorkerHandle, Mailbox]:
@@ -57,6 +61,26 @@ class WorkerHandle:
     def accepts(self) -> bool:
         """Whether it takes new connections, or will, as far as the arbiter knows."""
         return not (self.draining or self.reaped)
+
+    def post(self, message: FromArbiter) -> None:
+        """Send mail; if the worker has more than it reads, `deliver` sends it later.
+
+        Of several messages of one kind that wait, the newest counts.
+        """
+        self._owed = [owed for owed in self._owed if type(owed[1]) is not type(message)]
+        self._owed.append((time.monotonic(), message))
+        self.deliver()
+
+    def deliver(self) -> None:
+        """Send the mail that is owed, as far as there is room for it by now."""
+        while self._owed:
+            posted_at, message = self._owed[0]
+            if isinstance(message, Drain):  # its time has run since then
+                left = max(0.0, message.grace - (time.monotonic() - posted_at))
+                message = dataclasses.replace(message, grace=left)
+            if not self.mailbox.offer(message):
+                return
+            del self._owed[0]
 
     def signal(self, signum: int) -> None:
         """Send a signal, unless the process was reaped: then the pid may be another's."""

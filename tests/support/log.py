@@ -66,6 +66,20 @@ def _record(match: re.Match[str] | None, rest: list[str]) -> Record:
     )
 
 
+def misattributed(log: list[Record]) -> list[Record]:
+    """The lines that say that a reload is over with another generation than the one that serves.
+
+    A reload is over when the last worker of the new generation has become ready.
+    """
+    wrong, ready = [], None
+    for record in log:
+        if record.worker is not None and record.event == "ready":
+            ready = record.generation
+        elif record.event.startswith("reloaded workers=") and ready is not None:
+            wrong += [record] if record.generation != ready else []
+    return wrong
+
+
 def is_trouble(record: Record) -> bool:
     """Whether nobody should see this in the log of a healthy program.
 

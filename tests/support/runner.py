@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from .app import application
-from .log import Record, is_trouble, records
+from .log import Record, is_trouble, misattributed, records
 from .waiting import DEADLINE, eventually
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -279,6 +279,7 @@ class Esg:
             left = session(self.process.pid)
             trouble = [r.text for r in self.records if is_trouble(r) and not self._claimed(r)]
             assert left == [], "processes were left behind"
+            assert misattributed(self.records) == [], "the generation of a `reloaded` line"
             assert trouble == [], "errors in the log that the test hasn't claimed"
             assert code == self.exit_code, "exit code"
         finally:

@@ -23,6 +23,7 @@ from esg.supervisor.fleet import (
     CHECK_INTERVAL,
     ESCALATION,
     EXIT_MARGIN,
+    OVERTAKEN_WAIT,
     QUIT_GRACE,
     STANDSTILL,
     SUSPENSION,
@@ -49,6 +50,7 @@ class Process:
     stuck: bool = False
     stuck_since: float = 0.0
     dead: bool = False
+    repeats_ready: bool = False
 
 
 class World:
@@ -63,6 +65,7 @@ class World:
         self.jobs = 0
         self.answers: dict[int, do.Answer] = {}
         self.told: list[do.Tell] = []
+        self.adopted = 1
         self.listening = True
         self.spawns = 0
         self.violations: list[str] = []
@@ -99,8 +102,12 @@ class World:
                 self.processes[action.number].dead = True
             case do.CloseListeners():
                 self.listening = False
+            case do.Adopt(generation):
+                self.adopted = generation
             case do.Log():
                 self.log.append(action)
+                if action.event.startswith("reloaded "):
+                    self.check_reloaded_line()
             case do.Tell():
                 self.told.append(action)
             case do.Answer(job):
@@ -109,6 +116,12 @@ class World:
                 self.answers[job] = action
             case do.Exit(code):
                 self.exits.append(code)
+
+    def check_reloaded_line(self) -> None:
+        """The line is logged as of the generation that was adopted last: the one that serves."""
+        serving = {p.generation for p in self.processes.values() if p.leaving_since is None}
+        if serving != {self.adopted}:
+            self.violations.append(f"reloaded gen={self.adopted}, while {serving} serve")
 
     def ask_for_reload(self, config: Config) -> int:
         """A reload, of which somebody waits for the outcome; gives the number of the job."""
@@ -153,11 +166,13 @@ class World:
         self.may_dip = any(age > BEAT_LIMIT for age in ages.values())
         self.tell(on.BeatsRead(ages))
         self.tell(on.Tick())
+        for process in [p for p in self.processes.values() if p.repeats_ready]:
+            self.tell(on.WorkerReady(process.number))
         self.may_dip = False
         self.reap()
 
 
-def config_of(workers: int, surge: int, drain_delay: float = 0.0) -> Config:
+def config_of(workers: int, surge: int, drain_delay: float = 0.0, *, debug: bool = False) -> Config:
     return Config(
         app="example:app",
         workers=workers,
@@ -166,6 +181,7 @@ def config_of(workers: int, surge: int, drain_delay: float = 0.0) -> Config:
         timeout_boot=BOOT_LIMIT,
         timeout=BEAT_LIMIT,
         drain_delay=drain_delay,
+        debug=debug,
     )
 
 
@@ -212,6 +228,16 @@ class FleetHistories(RuleBasedStateMachine):
                 process.ready = True
                 self.served = True
             self.world.tell(on.WorkerReady(process.number))
+
+    @alive
+    @rule(data=st.data())
+    def repeats_ready(self, data: st.DataObject) -> None:
+        """It says so again and again from now on, also while it drains."""
+        repeating = [
+            p for p in self.world.processes.values() if p.ready or p.leaving_since is not None
+        ]
+        if repeating:
+            data.draw(st.sampled_from(repeating)).repeats_ready = True
 
     @alive
     @rule()
@@ -277,10 +303,17 @@ class FleetHistories(RuleBasedStateMachine):
     @rule(workers=st.integers(1, 5), is_awaited=st.booleans())
     def reload(self, workers: int, is_awaited: bool) -> None:
         config = config_of(workers, self.surge)
+        world = self.world
+        active = [p for p in world.processes.values() if p.leaving_since is None]
+        room = world.fleet.target + self.surge - len(active)
+        boots_now = self.served and room > 0 and not world.fleet.reloading
+        spawns = world.spawns
         if is_awaited:
-            self.world.ask_for_reload(config)
+            world.ask_for_reload(config)
         else:
-            self.world.tell(on.ReloadRequested(config))
+            world.tell(on.ReloadRequested(config))
+        if boots_now and not world.fleet.stopping:
+            assert world.spawns > spawns, "a reload waits, for what failed or is on its way out"
 
     @alive
     @rule()
@@ -432,9 +465,9 @@ class TestFleetHistories(FleetHistories.TestCase):  # type: ignore[name-defined,
 # -- single stories, each an invariant or a trap of its own ----------------------------------------
 
 
-def serving(workers: int = 3, surge: int = 1) -> World:
+def serving(workers: int = 3, surge: int = 1, *, debug: bool = False) -> World:
     """A world whose first generation is ready."""
-    world = World(config_of(workers, surge))
+    world = World(config_of(workers, surge, debug=debug))
     world.tell(on.Started())
     boot_all(world)
     return world
@@ -498,20 +531,27 @@ def failures(actions: list[do.Action]) -> list[do.ShowFailure]:
 
 
 def test_the_workers_hear_why_a_reload_failed() -> None:
-    world = serving(2)
+    world = serving(2, debug=True)
     old = tuple(world.processes)
     world.tell(on.ReloadRequested(config_of(2, 1)))
     (canary,) = (p for p in world.processes.values() if p.generation == 2)
     canary.leaving_since = world.now
     (told,) = failures(world.tell(on.WorkerBootFailed(canary.number, "no module", "Traceback", 4)))
-    assert set(old) <= set(told.numbers)
+    assert told.numbers == old
     assert told.detail == "Traceback"
 
 
 def test_the_workers_hear_why_a_reload_was_refused() -> None:
-    world = serving(2)
+    world = serving(2, debug=True)
     (told,) = failures(world.tell(on.ReloadRefused("unknown key")))
     assert told == do.ShowFailure(tuple(world.processes), "unknown key", "")
+
+
+def test_workers_without_debug_are_not_told_why_a_reload_failed() -> None:
+    world = serving(2)
+    assert failures(world.tell(on.ReloadRefused("unknown key"))) == []
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    assert failures(world.tell(on.WorkerBootFailed(3, "no module", "Traceback", 4))) == []
 
 
 def test_a_worker_that_dies_while_nothing_reloads_is_no_failed_reload() -> None:
@@ -563,6 +603,68 @@ def test_a_reload_asked_for_while_a_canary_boots_takes_its_place() -> None:
     (overtaken,) = [p for p in world.processes.values() if p.generation == 2]
     world.exit(overtaken)
     assert generations(world) == [1, 1, 3]
+
+
+def test_an_overtaken_canary_that_does_not_end_holds_up_the_next_one_for_a_moment_only() -> None:
+    world = serving(2)
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.pass_time(OVERTAKEN_WAIT + CHECK_INTERVAL)
+    assert generations(world) == [1, 1, 3]
+
+
+def test_an_overtaken_canary_that_serves_does_not_hold_up_the_next_one() -> None:
+    world = serving(2)
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    (canary,) = (p for p in world.processes.values() if p.generation == 2)
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.tell(on.WorkerReady(canary.number))
+    assert generations(world) == [1, 1, 3]
+
+
+def test_a_canary_does_not_wait_for_workers_of_a_failed_roll() -> None:
+    world = serving(4)
+    world.tell(on.ReloadRequested(config_of(4, 1)))
+    boot_all(world)
+    fresh = next(p for p in world.processes.values() if p.generation == 2 and p.ready)
+    booting = [p for p in world.processes.values() if p.generation == 2 and not p.ready]
+    world.exit(fresh)
+    assert [p.told for p in booting] == [["Discard"]]  # and it is still there
+    boot_all(world)
+    world.tell(on.ReloadRequested(config_of(4, 1)))
+    assert 3 in generations(world)
+
+
+def test_a_canary_does_not_wait_for_one_that_could_not_boot() -> None:
+    world = serving(2)
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    (canary,) = (p for p in world.processes.values() if p.generation == 2)
+    canary.leaving_since = world.now
+    world.tell(on.WorkerBootFailed(canary.number, "no module", "Traceback", 4))
+    world.tell(on.ReloadRequested(config_of(2, 1)))
+    assert generations(world) == [1, 1, 3]
+
+
+def test_a_second_ready_changes_nothing() -> None:
+    world = serving(2)
+    process = world.processes[1]
+    assert world.tell(on.WorkerReady(1)) == []
+    world.tell(on.WorkerRetiring(1, "SIGTERM"))
+    process.leaving_since = world.now
+    process.repeats_ready = True
+    world.pass_time(GRACE + EXIT_MARGIN + ESCALATION[0][1] + ESCALATION[1][1])
+    assert process.told == ["DumpStack", "Abort"]
+
+
+def test_the_line_that_a_reload_is_over_names_the_generation_that_serves() -> None:
+    world = serving(1)
+    actions = world.tell(on.ReloadRequested(config_of(1, 1)))
+    (number,) = [a.number for a in actions if isinstance(a, do.Spawn)]
+    world.processes[number].ready = True
+    actions = world.tell(on.WorkerReady(number))
+    adopted = next(i for i, a in enumerate(actions) if isinstance(a, do.Adopt))
+    reloaded = actions.index(do.Log("info", "reloaded workers=1"))
+    assert adopted < reloaded
 
 
 def test_a_reload_asked_for_in_a_roll_comes_after_it() -> None:

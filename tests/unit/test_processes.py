@@ -1,0 +1,72 @@
+"""A worker as the arbiter holds it: its mail, its signals, the file of its stacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from esg.mailbox import Drain, FromArbiter, Mailbox, ReloadFailed
+from esg.supervisor.processes import WorkerHandle
+
+
+@pytest.fixture
+def handle_and_worker() -> Iterator[tuple[WorkerHandle, Mailbox]]:
+    """A handle without a process, and the worker's end of its mailbox."""
+    handle, workers_end = WorkerHandle.open(1, 1)
+    yield handle, workers_end
+    handle.close()
+    workers_end.close()
+
+
+def fill(handle: WorkerHandle) -> None:
+    """Post until there is no room, in a mailbox that nobody reads."""
+    while handle.mailbox.send(ReloadFailed("full", "x" * 4000)):
+        continue
+
+
+def received(mailbox: Mailbox) -> list[FromArbiter]:
+    """What has come, without what `fill` has posted."""
+    messages, _ = mailbox.receive(FromArbiter)
+    return [message for message in messages if getattr(message, "reason", "") != "full"]
+
+
+def test_a_drain_that_finds_a_full_mailbox_is_delivered_later(handle_and_worker) -> None:
+    handle, worker = handle_and_worker
+    fill(handle)
+    handle.post(Drain("reload", 30.0, final=False))
+    handle.deliver()
+    assert received(worker) == []
+    handle.deliver()
+    (drain,) = received(worker)
+    assert drain.reason == "reload"
+
+
+def test_the_grace_of_a_drain_that_is_owed_runs(handle_and_worker, monkeypatch) -> None:
+    handle, worker = handle_and_worker
+    now = [100.0]
+    monkeypatch.setattr("esg.supervisor.processes.time.monotonic", lambda: now[0])
+    fill(handle)
+    handle.post(Drain("reload", 30.0, final=False))
+    now[0] += 12.0
+    received(worker)
+    handle.deliver()
+    assert received(worker) == [Drain("reload", 18.0, final=False)]
+
+
+def test_of_mail_that_waits_the_newest_of_a_kind_counts(handle_and_worker) -> None:
+    handle, worker = handle_and_worker
+    fill(handle)
+    for reason in ("first", "second"):
+        handle.post(ReloadFailed(reason, ""))
+    handle.post(Drain("shutdown", 1.0, final=True))
+    received(worker)
+    handle.deliver()
+    assert [message.reason for message in received(worker)] == ["second", "shutdown"]
+
+
+def test_mail_for_a_worker_that_is_gone_is_not_kept(handle_and_worker) -> None:
+    handle, worker = handle_and_worker
+    worker.close()
+    handle.post(Drain("reload", 30.0, final=False))
+    assert handle._owed == []
