@@ -85,6 +85,8 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
 
     def data_received(self, data: bytes) -> None:
         if self._ended or self._told_end or self._closing:
+            if self._above is not None and not self._closing:
+                self._above.data_received(b"")  # dropped, but a sign of life
             return
         self._in.write(data)
         if self._above is None:

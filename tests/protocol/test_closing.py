@@ -10,6 +10,8 @@ import asyncio
 
 import pytest
 
+from esg.server.http1.connection import DISCARD_LIMIT
+
 from .apps import hello, piece, respond, start
 from .wire import get, post, post_chunked, request, settled, turns, until
 
@@ -164,15 +166,90 @@ async def test_a_small_rest_of_a_body_is_read_and_the_connection_goes_on(serve):
     assert (await client.response()).body == b"hello"
 
 
+async def refuse_in_pieces(scope, receive, send):
+    """As every response behind Starlette's BaseHTTPMiddleware comes."""
+    if scope["method"] == "GET":
+        await respond(send)
+        return
+    await start(send, 413, [(b"content-length", b"2")])
+    await piece(send, b"no")
+    await piece(send, more=False)
+
+
+async def refuse_while_reading(scope, receive, send):
+    """As Quart does."""
+
+    async def read():
+        while (await receive())["type"] == "http.request":
+            pass
+
+    reading = asyncio.ensure_future(read())
+    await asyncio.sleep(0)
+    await refuse_in_pieces(scope, receive, send)
+    reading.cancel()
+
+
+@pytest.mark.parametrize("app", [refuse_in_pieces, refuse_while_reading])
+@pytest.mark.parametrize("size", [100_000, 300_000, 2_000_000])
+async def test_an_early_response_in_pieces_announces_the_end_of_the_connection(serve, app, size):
+    server = serve(app)
+    client = server.connect()
+    await client.send(request(b"POST", b"/", b"Content-Length: %d" % size))
+    response = await client.response()
+    assert (response.status, response.body) == (413, b"no")
+    await client.push(bytes(size))
+    if response.closes:
+        assert size > DISCARD_LIMIT
+        await client.closed()
+    else:
+        assert (await client.request(get())).body == b"hello"
+
+
+@pytest.mark.parametrize("app", [hello, refuse_in_pieces, refuse_while_reading])
+async def test_a_body_in_chunks_is_read_on_behind_an_early_response(serve, app):
+    """Nobody knows how large it is, so the response can't say that it is too large."""
+    client = serve(app).connect()
+    await client.send(request(b"POST", b"/", b"Transfer-Encoding: chunked"))
+    assert not (await client.response()).closes
+    await client.send((b"10000\r\n" + bytes(65536) + b"\r\n") * 20 + b"0\r\n\r\n")
+    assert (await client.request(get())).body == b"hello"
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_slow_upload_is_dropped_for_a_while_so_that_its_413_arrives(serve, framing):
+    """A reset would destroy the response, which this client reads last."""
+    server = serve(hello, limit_request_body=1000)
+    client = server.connect()
+    if framing == "length":
+        head, data = request(b"POST", b"/", b"Content-Length: 1000000"), bytes(10_000)
+    else:
+        head = request(b"POST", b"/", b"Transfer-Encoding: chunked")
+        data = b"2710\r\n" + bytes(10_000) + b"\r\n"
+    await client.send(head)
+    for _ in range(7):
+        await client.send(data)
+        await turns(20)
+        server.advance(4)
+    response = await client.response()
+    assert response.status == 413
+    assert response.closes
+    await client.closed()
+    await server.connections(1)
+    for _ in range(3):
+        server.advance(4)
+        await turns(3)
+    await server.connections(0)
+
+
 async def test_an_endless_body_that_nobody_wants_is_not_read_for_ever(serve):
     server = serve(hello)
     client = server.connect()
     await client.send(request(b"POST", b"/", b"Transfer-Encoding: chunked"))
     assert (await client.response()).body == b"hello"
-    for _ in range(20):
+    for _ in range(25):
         await client.push((b"10000\r\n" + bytes(65536) + b"\r\n") * 8)
         await turns(10)
-        server.advance(1)
+        server.advance(2)
     await server.connections(0)
 
 
@@ -194,7 +271,9 @@ async def test_a_connection_closed_while_requests_wait_drops_them_quietly(serve,
     assert (await client.response()).body == b"hello"
     await client.closed()
     await server.connections(1)
-    server.advance(6)
+    for _ in range(2):
+        await turns(20)
+        server.advance(6)
     await server.connections(0)
     assert calls == ["/1"]
     assert log.errors == []

@@ -321,10 +321,10 @@ async def test_a_client_that_sends_for_ever_after_the_end_is_cut_off(serve):
     server = serve(hello, **LIMITS)
     client = server.connect()
     await client.request(get(b"/", b"Connection: close"))
-    for _ in range(6):
+    for _ in range(25):
         await client.push(bytes(100_000))
         await turns(5)
-        server.advance(1)
+        server.advance(2)
     await server.connections(0)
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
 
 from esg.config import Config
 from esg.scoreboard import Row
 from esg.server.http1.connection import Connection
 from esg.server.service import Service
+
+T = TypeVar("T")
 
 PARSERS = ("httptools", "h11")
 
@@ -128,28 +130,24 @@ class Stage:
 
     def play(self, plays: Iterable[Sequence[bytes]]) -> list[Verdict]:
         """Send each sequence of pieces on a connection of its own, side by side."""
-        return self._runner.run(self._play([list(pieces) for pieces in plays]))
+        return self.run(self._play([list(pieces) for pieces in plays]))
 
     async def _play(self, plays: list[list[bytes]]) -> list[Verdict]:
         connections = []
         for number, pieces in enumerate(plays):
-            connection = Connection(self.service, ("client", number), ("server", 80))
             wire = Wire()
-            self._seen[number] = []
-            self.service.change_load(1)
-            connection.connection_made(wire)
-            connections.append((connection, wire, pieces))
+            connections.append((self.connect(wire, number), wire, pieces))
         for turn in range(max(map(len, plays), default=0)):
             for connection, _, pieces in connections:
                 if turn < len(pieces):
                     connection.data_received(pieces[turn])
             await asyncio.sleep(0)
-        await self._settled([wire for _, wire, _ in connections])
+        await self.settled([wire for _, wire, _ in connections])
         verdicts = []
         for number, (connection, wire, _) in enumerate(connections):
             output = b"".join(wire.output)
             seen = tuple(self._seen[number])
-            verdicts.append(Verdict(_statuses(output), wire.ended, seen, output))
+            verdicts.append(Verdict(statuses_of(output), wire.ended, seen, output))
             connection.connection_lost(None)
         for _ in range(MOST_TURNS):
             if self.service.idle:
@@ -157,7 +155,20 @@ class Stage:
             await asyncio.sleep(0)
         raise AssertionError("the application hangs after the end of its connection")
 
-    async def _settled(self, wires: list[Wire]) -> None:
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the stage's loop."""
+        return self._runner.run(coroutine)
+
+    def connect(self, wire: Wire, number: int = 0) -> Connection:
+        """A connection over `wire`, from the client of this number; from within the loop."""
+        connection = Connection(self.service, ("client", number), ("server", 80))
+        wire.protocol = connection
+        self._seen[number] = []
+        self.service.change_load(1)
+        connection.connection_made(wire)
+        return connection
+
+    async def settled(self, wires: list[Wire]) -> None:
         """Wait until nothing happens any more."""
         before, quiet = None, 0
         for _ in range(MOST_TURNS):
@@ -194,7 +205,7 @@ class Stage:
         await send({"type": "http.response.body", "body": b""})
 
 
-def _statuses(output: bytes) -> tuple[int, ...]:
+def statuses_of(output: bytes) -> tuple[int, ...]:
     """The statuses of all final responses in what a server sent, each with a Content-Length."""
     statuses, at = [], 0
     while at < len(output):

@@ -55,10 +55,24 @@ BODY_BUFFER = 65536
 """Bytes of request body held for applications that don't ask; beyond it we stop reading."""
 
 DISCARD_LIMIT = 262144
-"""Bytes of unread request body that are read and dropped to keep a connection alive."""
+"""Bytes of unread request body that are read and dropped to keep a connection alive.
+
+If more is to come, the response says that the connection closes. A body in chunks, whose size
+nobody knows, is read for LINGER_LONGEST seconds.
+"""
 
 LINGER = 2.0
 """Seconds a closing connection waits for the client's end (RFC 9112, section 9.6)."""
+
+LINGER_UPLOADING = 5.0
+"""Seconds without a byte that it waits for if the client may still be sending its request."""
+
+LINGER_LONGEST = 30.0
+"""Seconds for which bytes of such a client are read and dropped.
+
+A client that sends the whole of its request before it reads needs them, or the reset that answers
+its next bytes destroys the response. These are nginx's lingering_timeout and lingering_time.
+"""
 
 SILENCE = 1.0
 """Seconds without a byte of a response after which a client that has closed its side counts as
@@ -93,12 +107,14 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_body_put_off",
         "_deciding",
-        "_discard_until",
         "_exchange",
         "_fed",
         "_head_size",
         "_headers",
+        "_heard",
         "_incoming",
+        "_linger",
+        "_linger_until",
         "_make_scope",
         "_paused",
         "_pending",
@@ -165,7 +181,6 @@ class Connection(asyncio.Protocol):
         self._refusal: int | None = None
         self.raised: HTTPError | None = None
         self._body_put_off = False
-        self._discard_until = 0
         # reading
         self.buffered = 0
         self._pending = b""
@@ -183,6 +198,11 @@ class Connection(asyncio.Protocol):
         """When there were last fewer of them."""
         self._wrote = False
         """Whether something was written since that was last looked at, once `ends_soon`."""
+        # closing
+        self._heard = False
+        """Whether the client has sent something since that was last looked at."""
+        self._linger = LINGER
+        self._linger_until = 0.0
         # time
         self._wait = REQUEST
         self.deadline = math.inf
@@ -198,6 +218,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._wait is END or self._refusal is not None:
+            self._heard = True
             return  # read only to be dropped: the connection is on its way out
         if self._pending or self._paused:
             self._pending += data
@@ -207,14 +228,35 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client sends no more; the response to what it sent may still be due."""
         self.ends_soon = True
-        if self._exchange is self._incoming or self._wait is END:
-            return False  # nothing is due, or it was cut off in its middle
-        if self._incoming is not None:
-            self._queue.remove(self._incoming)
+        if self._wait is END:
+            return False
         self.write = self._write_half_closed
+        if self._pending:
+            return True  # what came before the end is parsed first
+        return self._input_ended()
+
+    def _input_ended(self) -> bool:
+        """All that the client has sent is parsed; whether a response to it is still owed."""
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None and incoming is self._exchange:
+            return False  # it was cut off in its middle
+        if incoming is not None:
+            self._queue.remove(incoming)
+        if not self._owes:
+            return False
         self._wake_exchanges()
         self._watch()
         return True
+
+    @property
+    def _owes(self) -> bool:
+        """Whether a request that came in whole still awaits its response, or a part of that."""
+        return self._exchange is not None or bool(self._queue)
+
+    @property
+    def _owes_next(self) -> bool:
+        """Whether something behind the request being answered awaits its response."""
+        return bool(self._queue or self._pending) or self._refusal is not None
 
     def _wake_exchanges(self) -> None:
         for exchange in filter(None, (self._exchange, *self._queue)):
@@ -483,6 +525,9 @@ class Connection(asyncio.Protocol):
         if self._pending and not self._paused and self._wait is not END:
             data, self._pending = self._pending, b""
             self._feed(data)
+            if self.ends_soon and not self._pending and not self._input_ended():
+                self.close()
+                return
         if not self._pending and not self._paused:
             self._transport.resume_reading()  # at the end, too: to drop what still comes
 
@@ -501,16 +546,16 @@ class Connection(asyncio.Protocol):
         if self._exchange is not None:
             self._begin(self._exchange)
 
-    def may_go_on(self, exchange: Exchange, whole: bool) -> bool:
-        """Whether the connection can stay open after this response, as far as is known now.
+    def may_go_on(self, exchange: Exchange) -> bool:
+        """Whether the connection can stay open after this response.
 
-        `whole`: the response is all there, so nobody will ask for the request's body any more.
+        It can't if the application may leave more of the request's body unread than we would read.
         """
-        if self._queue:
+        if self._queue or self._refusal is not None:
             return True  # what was sent already is answered first
-        if whole and exchange.unread > DISCARD_LIMIT:
+        if exchange.unread > DISCARD_LIMIT or exchange.expects_unread:
             return False
-        return not (self.service.draining or self.ends_soon or exchange.expects_unread)
+        return not self.service.draining and (not self.ends_soon or bool(self._pending))
 
     def exchange_done(self, exchange: Exchange) -> None:
         """The response is complete: take up the next request, or close."""
@@ -518,12 +563,12 @@ class Connection(asyncio.Protocol):
         service.statuses[exchange.status // 100] += 1
         if service.access_log is not None:
             service.access_log.record(exchange)
-        if not exchange.keep_alive or (self.ends_soon and not self._queue):
+        if not exchange.keep_alive or (self.ends_soon and not self._owes_next):
             self.close()
         elif exchange.complete:
             self._next()
         else:
-            self._discard_rest(exchange)
+            self._discard_rest()
 
     def record(self, exchange: Exchange) -> None:
         """Count a finished exchange, and log it."""
@@ -531,12 +576,9 @@ class Connection(asyncio.Protocol):
         if self.service.access_log is not None:
             self.service.access_log.record(exchange)
 
-    def _discard_rest(self, exchange: Exchange) -> None:
-        """Read past a body that the application didn't want, if that isn't too much."""
-        if exchange.expects_unread or exchange.unread > DISCARD_LIMIT:
-            self.close()
-            return
-        self._discard_until = exchange.received + DISCARD_LIMIT
+    def _discard_rest(self) -> None:
+        """Read past a body that the application didn't want."""
+        self._linger_until = self.service.now + LINGER_LONGEST + TICK
         self._regulate()
         self._watch()
 
@@ -545,8 +587,9 @@ class Connection(asyncio.Protocol):
         assert exchange is not None
         if exchange.complete:
             self._next()
-        elif exchange.received > self._discard_until:
+        elif self.service.now > self._linger_until:
             self.close()
+            self._linger_until = self.service.now
 
     def _next(self) -> None:
         """The turn of the next request, or of waiting for one."""
@@ -563,7 +606,7 @@ class Connection(asyncio.Protocol):
             self.service.loop.call_soon(self._begin_queued, context=self.service.context)
         elif self._refusal is not None:
             self._answer_refusal()
-        elif self._head_size:
+        elif self._head_size and self._wait is not SENDING:
             self._await(HEAD, self.service.config.timeout_request_header)
         if self._paused:
             self._regulate()
@@ -578,10 +621,10 @@ class Connection(asyncio.Protocol):
             self._queue.remove(incoming)
         self._refusal = error.status
         self.service.log_refusal(self._template["client"], error)
-        if self._exchange is None:
-            self._answer_refusal()
-        elif self._exchange is incoming:
+        if self._exchange is not None and self._exchange is incoming:
             self._give_up(incoming)
+        elif not self._owes:
+            self._answer_refusal()
 
     def _give_up(self, exchange: Exchange) -> None:
         """The request being answered turned out to be broken in its body."""
@@ -624,6 +667,7 @@ class Connection(asyncio.Protocol):
         Closing with unread bytes makes the kernel send a reset, which can destroy the last
         response before the client has read it (RFC 9112, section 9.6).
         """
+        uploading = self._incoming is not None or self._refusal is not None
         self._exchange = self._start = None
         self._queue.clear()
         self._pending = b""
@@ -636,7 +680,10 @@ class Connection(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
         self._unsent = 0
+        self._heard = False
         self._progress_at = self.service.now
+        self._linger = LINGER_UPLOADING if uploading else LINGER
+        self._linger_until = self.service.now + LINGER_LONGEST + TICK
         self._await(END, LINGER)
         end_output(self._transport)
 
@@ -786,13 +833,14 @@ class Connection(asyncio.Protocol):
 
     def _expire_sending(self, now: float) -> None:
         """Go on as long as the client takes something of what is to be sent to it."""
-        before, self._unsent = self._unsent, unsent(self._transport)
-        if self._unsent < before:
-            self._progress_at = now
         lingering, limit = self._wait is END, self.service.config.timeout_send
+        before, self._unsent = self._unsent, unsent(self._transport)
+        heard, self._heard = self._heard, False
+        if self._unsent < before or (lingering and heard and now < self._linger_until):
+            self._progress_at = now
         # When all is with the kernel, that goes on without us.
         stalls = bool(self._transport.get_write_buffer_size()) or not lingering
-        if now - self._progress_at < (limit if stalls else LINGER):
+        if now - self._progress_at < (limit if stalls else self._linger):
             self.deadline = now + (LINGER if lingering else limit)
         elif stalls:
             reset(self._transport)  # the kernel would go on trying, with what it has buffered

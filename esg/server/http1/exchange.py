@@ -316,7 +316,7 @@ class Exchange:
             self._left = UNTIL_CLOSE
             self._given |= CLOSE
         if connection.ends_soon or connection.service.draining or not self.complete:
-            self._given |= 0 if connection.may_go_on(self, body_length >= 0) else CLOSE
+            self._given |= 0 if connection.may_go_on(self) else CLOSE
         if self._given & CLOSE or not framing.keep_alive:
             self.keep_alive = False
             lines.append(b"connection: close\r\n\r\n")
