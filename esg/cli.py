@@ -26,6 +26,7 @@ from esg.loader import load_application
 from esg.server.http1.parser import parser_class
 from esg.server.loops import loop_factory
 from esg.server.prepare import prepare
+from esg.server.websocket.codec import library
 from esg.supervisor.privileges import identity
 from esg.supervisor.signals import HANDLED
 from esg.supervisor.watcher import check
@@ -84,10 +85,11 @@ def _check(config: Config) -> int:
         parse_bind(bind, config.binds_origin)
     access(config)
     identity(config)
-    loop_factory(config.loop)
-    parser_class(config.http)
     check(config)
     config = prepare(config)
+    loop_factory(config.loop)  # imports what the setting names, as the next ones do
+    parser_class(config.http)
+    library(config)
     logs.check(config)
     try:
         load_application(config)

@@ -51,6 +51,7 @@ def _complain(message: str, code: int) -> int:
 
 
 @click.group(
+    invoke_without_command=True,
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 80},
     help="Tell a running arbiter what to do. It is found by its control socket: esg "
     "--control-socket PATH.",
@@ -71,7 +72,10 @@ def _complain(message: str, code: int) -> int:
 )
 @click.pass_context
 def group(context: click.Context, control_socket: str | None, config: str | None) -> None:
-    """Find out which arbiter is meant."""
+    """Find out which arbiter is meant; without a command print the help."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+        return
     context.obj = lambda: control_socket or _configured_path(config)
 
 

@@ -68,6 +68,27 @@ class BootFailed:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class NoLifespan:
+    """Worker to arbiter: the application ended its lifespan with an exception before it began.
+
+    `usual`: with one that applications without a lifespan raise. `reason` is the exception.
+    """
+
+    reason: str
+    usual: bool
+
+    @property
+    def line(self) -> str:
+        """What the log says about it."""
+        if self.usual:
+            return f"the application has no lifespan: {self.reason}"
+        return (
+            f"the application's lifespan failed before it began: {self.reason}; it is served "
+            "without one (--lifespan on refuses that, off doesn't try)"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Due:
     """Worker to arbiter: wants to be replaced, and goes on serving until then."""
 
@@ -146,7 +167,7 @@ class CantWatch:
     reason: str
 
 
-FromWorker = Ready | BootFailed | Due | Draining
+FromWorker = Ready | BootFailed | NoLifespan | Due | Draining
 FromWatcher = Watching | Changed | CantWatch
 FromArbiter = Drain | NewLogFiles | NewRow | ReloadFailed
 Message = FromWorker | FromWatcher | FromArbiter

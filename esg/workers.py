@@ -338,6 +338,9 @@ class _Serving(Worker):
         for message in self._ours.receive()[0]:
             if isinstance(message, mailbox.Ready):
                 self._beat()
+            elif isinstance(message, mailbox.NoLifespan):
+                tell = self._owner.log.info if message.usual else self._owner.log.warning
+                tell("%s: %s", self._owner, message.line)
             elif isinstance(message, mailbox.Due):
                 self._owner.log.info("Autorestarting worker after current request.")
                 self._leave(message.reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -26,7 +27,7 @@ from esg.payload import Assignment
 from esg.scoreboard import Row
 from esg.server.interfaces import adapt
 from esg.server.loops import loop_factory
-from esg.server.prepare import prepare
+from esg.server.prepare import check_packages, prepare
 from esg.server.worker import Worker
 from esg.unixsocket import access
 
@@ -51,7 +52,10 @@ class Server:
     """
 
     def __init__(self, config: Config) -> None:
-        """Raises ConfigError for settings that need an arbiter, as `workers` does."""
+        """Raises ConfigError for settings that need an arbiter, as `workers` does.
+
+        Also for those that need a package which isn't installed.
+        """
         for name, declared in SETTINGS.items():
             foreign = declared.group == PROCESSES and name not in _MEANT_HERE
             if (foreign or name in ("chdir", "reload")) and getattr(
@@ -61,17 +65,21 @@ class Server:
                     f"{config.origin(name)}: esg.Server runs in a process that isn't its own; "
                     "use esg.run()"
                 )
+        check_packages(config)
         self.config = config
         self.started = False
         self._should_exit = False
         self._force_exit = False
+        self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._worker: Worker | None = None
         self._mailbox: mailbox.Mailbox
         self._final = True
-        self._captured: list[int] = []
-        pid = os.getpid()
-        self._subject = logs.Subject(1, 1, pid, text=f"server pid={pid}")
+        self._captured: list[signal.Signals] = []
+        self._logged = 0
+        """How many of these signals the log has."""
+        self._reason = "should_exit"
+        self._subject = logs.worker_subject(next(_numbers), 1, os.getpid())
 
     def run(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Serve on a new event loop until told to stop; in any thread. Raises as `serve` does."""
@@ -121,6 +129,7 @@ class Server:
             with self._signals():
                 await self._attended(self._worker)
         finally:
+            self._log("stopped")
             self.started = False
             self._worker = None
             self._loop.remove_reader(self._mailbox.fileno())
@@ -136,6 +145,7 @@ class Server:
         try:
             await asyncio.shield(running)
         except asyncio.CancelledError:
+            self._drains("cancelled")
             worker.hurry("cancelled")
             await asyncio.gather(running, return_exceptions=True)
             raise
@@ -164,7 +174,7 @@ class Server:
 
     def handle_exit(self, signum: int, frame: FrameType | None) -> None:
         """The handler of SIGINT and SIGTERM: stop; at a second SIGINT at once."""
-        self._captured.append(signum)
+        self._captured.append(signal.Signals(signum))
         if self._should_exit and signum == signal.SIGINT:
             self.force_exit = True
         else:
@@ -176,19 +186,33 @@ class Server:
                 self._loop.call_soon_threadsafe(self._pass_on)
 
     def _pass_on(self) -> None:
-        """Tell the worker what was asked for."""
+        """Log the signals that came, and tell the worker what was asked for."""
+        for signum in self._captured[self._logged :]:
+            self._logged += 1
+            self._log(f"received {signum.name}")
         if self._worker is not None and self._should_exit:
+            self._drains(self._reason)
             grace = self.config.graceful_timeout
             self._mailbox.send(mailbox.Drain("should_exit", grace, self._final))
         if self._worker is not None and self._force_exit:
+            self._drains("force_exit")
             self._worker.hurry("force_exit")
+
+    def _drains(self, reason: str) -> None:
+        """Log that the worker drains, once."""
+        if not self._draining:
+            self._draining = True
+            self._log(f"draining reason={reason}")
 
     def _on_mail(self) -> None:
         for message in self._mailbox.receive()[0]:
             if isinstance(message, mailbox.Ready):
                 self.started = True
                 self._log("ready")
+            elif isinstance(message, mailbox.NoLifespan):
+                self._log(message.line, "info" if message.usual else "warning")
             elif isinstance(message, mailbox.Due):
+                self._reason = message.reason
                 self.should_exit = True
 
     # -- sockets and signals -----------------------------------------------------------
@@ -224,6 +248,9 @@ class Server:
         number = logging.getLevelNamesMapping()[level.upper()]
         logs.logger.log(number, "%s %s", self._subject, event)
 
+
+_numbers = itertools.count(1)
+"""By these the log tells the servers of this process apart, as it does an arbiter's workers."""
 
 _in_force: list[tuple[logs.LogSetup, logs.Subject]] = []
 """How the servers of this process log: the newest decides on what they share."""

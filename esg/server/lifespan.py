@@ -7,22 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from typing import Any
 
 from esg.errors import BootError
 from esg.loader import application_traceback
 from esg.logs import Subject
+from esg.mailbox import NoLifespan
 from esg.server.asgi import LIFESPAN_SPEC_VERSION, VERSION, Application, Message
 
 logger = logging.getLogger("esg")
 
 
+LONGEST_REASON = 300
+"""Characters of an exception that are told; a message with them fits into one write to a pipe."""
+
+
 class Lifespan:
-    """One run of an application's lifespan. `state` is what it leaves for its requests."""
+    """One run of an application's lifespan. `state` is what it leaves for its requests.
+
+    `refusal` says why it has none, if its call ended with an exception before it began, and not
+    with one that small applications raise for any scope but HTTP's.
+    """
 
     def __init__(self, app: Application, mode: str, subject: Subject) -> None:
         """`mode` is `auto`, `on` or `off`, as `--lifespan`; `subject` is how the log names us."""
         self.state: dict[str, Any] = {}
+        self.refusal: NoLifespan | None = None
         self._app = app
         self._mode = mode
         self._subject = subject
@@ -102,15 +113,9 @@ class Lifespan:
             detail = application_traceback(error) if error else ""
             self._failure = BootError(f"lifespan did not start: {reason}", detail)
         elif isinstance(error, Exception):
-            expected = isinstance(error, (AssertionError, KeyError, NotImplementedError))
-            level = logging.DEBUG if expected else logging.WARNING
-            logger.log(
-                level,
-                "%s the application seems not to support lifespan: %s: %s",
-                self._subject,
-                type(error).__name__,
-                error,
-            )
+            if not isinstance(error, (AssertionError, KeyError, NotImplementedError)):
+                reason = " ".join("".join(traceback.format_exception_only(error)).split())
+                self.refusal = NoLifespan(reason[:LONGEST_REASON], _is_usual(error))
             logger.debug("%s how lifespan ended", self._subject, exc_info=error)
 
     async def _send(self, message: Message) -> None:
@@ -134,3 +139,11 @@ class Lifespan:
             self._stopped.set()
         else:
             raise RuntimeError(f"lifespan has no message {kind!r}")
+
+
+def _is_usual(error: Exception) -> bool:
+    """Whether applications that have no lifespan raise such an exception for its scope.
+
+    Django and Channels raise a ValueError that says so, asgiref's WsgiToAsgi one about the scope.
+    """
+    return isinstance(error, ValueError) and ("lifespan" in str(error) or "scope" in str(error))

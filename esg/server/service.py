@@ -99,8 +99,7 @@ class Service:
     ) -> None:
         """`on_due` is called once, when the request number `due_at` begins; 0 is never.
 
-        `subject` is how the log names this worker. Raises BootError if `--http` or `--ws` names
-        a library that isn't installed.
+        `subject` is how the log names this worker.
         """
         self.app = app
         self.config = config

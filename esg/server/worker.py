@@ -159,6 +159,8 @@ class Worker:
             await self._lifespan.cancel()
             return False
         await startup
+        if self._lifespan.refusal is not None:
+            self._mailbox.send(self._lifespan.refusal)
         logs.stay_enabled()
         self._service.state = self._lifespan.state
         return True

@@ -35,6 +35,9 @@ from esg.supervisor.reloader import Reloader
 from esg.supervisor.sockets import Sockets
 from esg.supervisor.systemd import Notifier, handed_over
 
+_ForFleet = mailbox.Ready | mailbox.BootFailed | mailbox.Due | mailbox.Draining
+"""Mail of workers that the fleet decides on."""
+
 
 class Arbiter:
     """The master process: sockets, children, signals."""
@@ -52,6 +55,8 @@ class Arbiter:
         self._payload = payload
         self._read_config = read_config
         self._generation = 1
+        self._no_lifespan = 0
+        """The newest generation of which the log says that its application has no lifespan."""
         self._fleet = Fleet(config, time.monotonic(), capacity=scoreboard.CAPACITY)
         self._board = scoreboard.Scoreboard()
         self._handles: dict[int, WorkerHandle] = {}
@@ -249,11 +254,22 @@ class Arbiter:
     def _on_mail(self, handle: WorkerHandle) -> None:
         messages, alive = handle.mailbox.receive(mailbox.FromWorker)
         for message in messages:
-            self._dispatch(self._event_of(handle.number, message))
+            if isinstance(message, mailbox.NoLifespan):
+                self._log_lifespan(handle, message)
+            else:
+                self._dispatch(self._event_of(handle.number, message))
         if not alive and handle.mailbox in self._watched():
             self._selector.unregister(handle.mailbox)
 
-    def _event_of(self, number: int, message: mailbox.FromWorker) -> on.Event:
+    def _log_lifespan(self, handle: WorkerHandle, message: mailbox.NoLifespan) -> None:
+        """Log that the application has no lifespan, for the first worker of a generation."""
+        if handle.generation > self._no_lifespan:
+            self._no_lifespan = handle.generation
+            subject = logs.worker_subject(handle.number, handle.generation, handle.pid)
+            level = logging.INFO if message.usual else logging.WARNING
+            logs.write(level, subject, message.line)
+
+    def _event_of(self, number: int, message: _ForFleet) -> on.Event:
         match message:
             case mailbox.Ready():
                 return on.WorkerReady(number)

@@ -94,3 +94,9 @@ def test_fields_of_json_records():
 def test_python_names():
     headings = re.findall(r"^## esg\.(\w+)\(", (DOCS / "api.md").read_text(), re.M)
     assert sorted(headings) == sorted(set(esg.__all__) - {"__version__", "WorkerInfo"})
+
+
+def test_hints_name_packages_of_the_index():
+    """`esg` on the package index is another project, so its extras help nobody."""
+    assert "pip install" in SOURCES
+    assert re.findall(r"pip install '?esg", SOURCES) == []

@@ -161,9 +161,9 @@ def test_what_is_not_installed_is_named(
 ) -> None:
     (tmp_path / "example.py").write_text(APPLICATION)
     told = run(
-        installed, "example:app", "--app-dir", str(tmp_path), "--port", "0", option, package, code=3
+        installed, "example:app", "--app-dir", str(tmp_path), "--port", "0", option, package, code=2
     )
-    assert f"{option} {package}: {package} is not installed; try: pip install {package}" in told
+    assert f"esg: error: {option}: {package} is not installed; try: pip install {package}, " in told
 
 
 def test_without_watchfiles_there_is_one_line(installed: Path) -> None:

@@ -24,6 +24,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Esg]]:
         folder = tmp_path / str(len(started) + 1)
         folder.mkdir()
         for name, text in (files or {}).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
         esg = Esg(folder, *arguments, **options)
         started.append(esg)

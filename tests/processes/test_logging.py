@@ -334,6 +334,50 @@ def test_a_log_config_takes_over_both_logs(start: Start, name: str, text: str, l
     assert (esg.folder / "stderr").read_text() == (esg.folder / "stdout").read_text() == ""
 
 
+FORMATTER = """
+import os
+from esg.logs import TextFormatter
+
+SHOP = os.environ["SHOP"]
+
+class Formatter(TextFormatter):
+    def format(self, record):
+        return f"{super().format(record)} [{SHOP} V1]"
+"""
+
+SHOP = json.dumps(
+    {
+        "version": 1,
+        "formatters": {"shop": {"()": "shop.log.Formatter"}},
+        "handlers": {"h": {"class": "logging.StreamHandler", "formatter": "shop"}},
+        "loggers": {"esg": {"handlers": ["h"], "level": "INFO"}},
+    }
+)
+
+
+@pytest.mark.parametrize("app_dir", ["", "src"])
+@pytest.mark.parametrize("command", [(), ("-P",)], ids=["python -m esg", "esg"])
+def test_a_formatter_of_the_applications(
+    start: Start, command: tuple[str, ...], app_dir: str
+) -> None:
+    """With -P the current folder isn't on Python's path, as for the `esg` command."""
+    inside = f"{app_dir}/" if app_dir else ""
+    files = {
+        f"{inside}shop/__init__.py": "",
+        f"{inside}shop/log.py": FORMATTER,
+        f"{inside}example.py": application(),
+        "log.json": SHOP,
+        "vars": "SHOP=books\n",
+    }
+    options = ["--log-config", "log.json", "--env-file", "vars"]
+    options += ["--app-dir", app_dir] if app_dir else []
+    esg = start(*options, wrapper=command, files=files)
+    assert all(record.message.endswith(" [books V1]") for record in esg.logged(""))
+    assert esg.logged(r"worker=1 .* ready")
+    esg.write(FORMATTER.replace("V1", "second"), f"{inside}shop/log.py")
+    assert esg.reload().message.endswith(" [books second]")
+
+
 def test_a_bad_log_config_ends_the_start_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "example.py").write_text(application())
     (tmp_path / "log.json").write_text('{"version": 1, "handlers": {"h": {"class": "No.Such"}}}')

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.log import records
 from tests.support.runner import environment, kill_session, session
 from tests.support.waiting import DEADLINE, eventually
 
@@ -183,6 +184,18 @@ def test_what_fails_ends_the_program(
     assert program.output == ""
 
 
+def test_uvicorns_own_configuration_of_logging(script: Callable[[str], Script]) -> None:
+    program = script(
+        "from uvicorn.config import LOGGING_CONFIG; "
+        "esg.run(app, port=0, log_config=LOGGING_CONFIG, log_level=20, timeout='1m')"
+    )
+    program.ask()
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+    assert re.search(r"^INFO:     worker=1 gen=1 pid=\d+ ready$", program.log, re.MULTILINE)
+    assert re.match(r'INFO:     127\.0\.0\.1:\d+ - "GET / HTTP/1\.1" 200 OK\n', program.output)
+
+
 # -- Server ----------------------------------------------------------------------------
 
 
@@ -191,19 +204,24 @@ def test_a_server_stopped_by_a_signal_dies_of_it_in_the_end(
     script: Callable[[str], Script], signum: int, code: int
 ) -> None:
     program = script("esg.Server(esg.Config(app, port=0)).run()")
-    program.wait_for("server pid=.* ready")
+    program.wait_for("worker=1 gen=1 pid=.* ready")
     assert program.ask() == ("one", program.process.pid)
     program.signal(signum)
     assert program.wait() == code
     assert program.output.splitlines()[1:] == []
+    told = [record.event for record in records(program.log) if record.worker == 1]
+    name = signal.Signals(signum).name
+    assert told[1:] == ["ready", f"received {name}", "draining reason=should_exit", "stopped"]
 
 
 def test_a_server_that_stops_of_itself_returns(script: Callable[[str], Script]) -> None:
     program = script("esg.Server(esg.Config(app, port=0, limit_max_requests=1)).run()")
-    program.wait_for("server pid=.* ready")
+    program.wait_for("worker=1 gen=1 pid=.* ready")
     program.ask()
     assert program.wait() == 0
     assert program.output.splitlines()[-1] == "after"
+    told = [record.event for record in records(program.log)]
+    assert told[-2:] == ["draining reason=max-requests", "stopped"]
 
 
 def test_the_package_is_light_for_an_application() -> None:

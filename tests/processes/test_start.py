@@ -328,3 +328,27 @@ def test_the_access_log_is_alone_on_standard_output(start: Start) -> None:
     esg.stop()
     (line,) = (esg.folder / "stdout").read_text().splitlines()
     assert_matches(r'^INFO:     127\.0\.0\.1:\d+ - "GET /whoami HTTP/1\.1" 200 OK$', line)
+
+
+# -- an application without a lifespan ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        ("ValueError('Django can only handle ASGI/HTTP connections, not lifespan.')", "INFO"),
+        ("ConnectionError('no database')", "WARNING"),
+    ],
+)
+def test_the_log_says_once_a_generation_that_there_is_no_lifespan(
+    start: Start, error: str, level: str
+) -> None:
+    source = (
+        application() + "\nserve = app\nasync def app(scope, receive, send):\n"
+        f"    if scope['type'] == 'lifespan': raise {error}\n"
+        "    await serve(scope, receive, send)\n"
+    )
+    esg = start("--workers", "3", source=source)
+    esg.reload()
+    told = esg.logged("lifespan")
+    assert [(record.level, record.generation) for record in told] == [(level, 1), (level, 2)]

@@ -450,7 +450,7 @@ def logging_as_it_was():
         (["--log-config", "nowhere.ini"], 2, "can't configure logging: .*missing/log"),
         (["--error-logfile", "missing/x"], 1, "--error-logfile: can't open the log file '.*/x'"),
         (["--access-logfile", "."], 1, "--access-logfile: can't open the log file .*directory"),
-        (["--http", "httptools"], 3, "--http httptools: httptools is not installed"),
+        (["--http", "httptools"], 2, "--http: httptools is not installed; try: pip install httpt"),
     ],
 )
 def test_a_check_finds_what_would_stop_the_start(

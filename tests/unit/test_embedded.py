@@ -16,6 +16,7 @@ import pytest
 
 import esg
 from esg.errors import AppImportError, BootError, ConfigError, ListenError
+from tests.support.log import records
 from tests.support.waiting import DEADLINE, eventually
 
 LOOPS = ["asyncio", "uvloop"]
@@ -147,12 +148,19 @@ def test_it_listens_where_its_config_says(capfd):
         await task
         with pytest.raises(ConnectionRefusedError):
             await asyncio.to_thread(get, port)
-        return port
+        return server, port
 
-    port = asyncio.run(main())
+    server, port = asyncio.run(main())
     captured = capfd.readouterr()
-    assert f"server pid={os.getpid()} listening on http://127.0.0.1:{port}" in captured.err
-    assert f"server pid={os.getpid()} ready" in captured.err
+    told = [record for record in records(captured.err) if record.pid == os.getpid()]
+    assert len(told) == len(captured.err.splitlines())
+    assert {record.worker for record in told} == {server._subject.worker}
+    assert [record.event for record in told] == [
+        f"listening on http://127.0.0.1:{port}",
+        "ready",
+        "draining reason=should_exit",
+        "stopped",
+    ]
     assert '"GET / HTTP/1.1" 200 OK' in captured.out
 
 

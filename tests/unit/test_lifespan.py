@@ -9,6 +9,7 @@ import pytest
 
 from esg.errors import BootError
 from esg.logs import worker_subject
+from esg.mailbox import PIPE_ATOMIC, encode
 from esg.server.lifespan import Lifespan
 
 SUBJECT = worker_subject(3, 2, 4711)
@@ -163,12 +164,30 @@ def test_nothing_is_left_running():
 # -- an application that doesn't -------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Django can only handle ASGI/HTTP connections, not lifespan.",
+        "WSGI wrapper received a non-HTTP scope",
+        "No application configured for scope type 'lifespan'",
+    ],
+)
+def test_auto_takes_a_frameworks_refusal_for_no_support(log, text):
+    async def app(scope, receive, send):
+        raise ValueError(text)
+
+    refusal = run(app).refusal
+    assert refusal.usual
+    assert refusal.line == f"the application has no lifespan: ValueError: {text}"
+    assert levels(log) == {logging.DEBUG}
+
+
 @pytest.mark.parametrize("error", [AssertionError(), KeyError("method"), NotImplementedError()])
 def test_auto_takes_an_early_exception_for_no_support(log, error):
     async def app(scope, receive, send):
         raise error
 
-    run(app)
+    assert run(app).refusal is None
     assert levels(log) == {logging.DEBUG}
     assert any(record.exc_info for record in log.records)
 
@@ -177,16 +196,24 @@ def test_auto_warns_of_an_unusual_exception(log):
     async def app(scope, receive, send):
         raise ConnectionError("no database")
 
-    run(app)
-    assert max(levels(log)) == logging.WARNING
+    refusal = run(app).refusal
+    assert not refusal.usual
+    assert "failed before it began: ConnectionError: no database; " in refusal.line
     assert "no database" in log.text
+
+
+def test_the_reason_fits_into_one_write_whatever_it_is(log):
+    async def app(scope, receive, send):
+        raise ValueError("\N{ROCKET} \n" * 10_000)
+
+    assert len(encode(run(app).refusal)) < PIPE_ATOMIC
 
 
 def test_auto_takes_an_early_return_for_no_support(log):
     async def app(scope, receive, send):
         return
 
-    run(app)
+    assert run(app).refusal is None
     assert levels(log) <= {logging.DEBUG}
 
 

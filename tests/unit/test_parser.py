@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from esg.errors import BadRequest, BootError, ContentTooLarge
+from esg.errors import BadRequest, ContentTooLarge
 from esg.server.http1 import parser
 from esg.server.http1.h11_parser import H11Parser
 from esg.server.http1.httptools_parser import HttptoolsParser
@@ -29,11 +29,6 @@ def no_httptools(monkeypatch):
 @pytest.mark.parametrize("name", ["auto", "h11"])
 def test_h11_where_httptools_is_missing(no_httptools, name):
     assert parser.parser_class(name) is H11Parser
-
-
-def test_httptools_asked_for_and_missing(no_httptools):
-    with pytest.raises(BootError, match="--http httptools: httptools is not installed; try: pip"):
-        parser.parser_class("httptools")
 
 
 def test_the_server_runs_without_httptools():

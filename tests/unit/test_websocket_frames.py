@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esg.config import Config
-from esg.errors import BootError
 from esg.server.websocket import frames
 from esg.server.websocket.codec import library
 
@@ -90,12 +89,3 @@ def test_the_library_that_is_named(name, expected, monkeypatch):
 
 def test_auto_without_a_library(monkeypatch):
     assert library_of("auto", monkeypatch, missing=["websockets"]) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "module"),
-    [("websockets", "websockets"), ("websockets-sansio", "websockets"), ("wsproto", "wsproto")],
-)
-def test_a_library_that_is_missing(name, module, monkeypatch):
-    with pytest.raises(BootError, match=f"^--ws: {module} is not installed; try: pip install"):
-        library_of(name, monkeypatch, missing=[module])

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Protocol
 
-from esg.errors import BootError, HTTPError
+from esg.errors import HTTPError
 
 
 class Sink(Protocol):
@@ -112,18 +112,12 @@ class Held:
 def parser_class(name: str) -> Callable[[Sink], Parser]:
     """The parser that `--http` names; `auto` is httptools where it is installed.
 
-    Raises BootError if it isn't installed.
+    Whether another one is installed has been checked when the settings were read (`prepare`).
     """
-    installed = importlib.util.find_spec("httptools") is not None
-    if name == "h11" or (name == "auto" and not installed):
+    if name == "h11" or (name == "auto" and importlib.util.find_spec("httptools") is None):
         from esg.server.http1.h11_parser import H11Parser
 
         return H11Parser
-    if not installed:
-        raise BootError(
-            "--http httptools: httptools is not installed; "
-            "try: pip install httptools, or --http h11"
-        )
     from esg.server.http1.httptools_parser import HttptoolsParser
 
     return HttptoolsParser

@@ -10,7 +10,6 @@ import importlib.util
 from typing import Protocol
 
 from esg.config import Config
-from esg.errors import BootError
 
 
 class Sink(Protocol):
@@ -55,26 +54,19 @@ class Library(Protocol):
 
 
 def library(config: Config) -> Library | None:
-    """What `--ws` names: None for no WebSockets. Raises BootError if it isn't installed."""
+    """What `--ws` names: None for no WebSockets.
+
+    Whether it is installed has been checked when the settings were read (`prepare`).
+    """
     name = config.ws
     if name == "none":
         return None
     if name == "wsproto":
-        _require("wsproto", config)
         from esg.server.websocket.wsproto_codec import Wsproto
 
         return Wsproto()
     if name == "auto" and importlib.util.find_spec("websockets") is None:
         return None
-    _require("websockets", config)
     from esg.server.websocket.websockets_codec import Websockets
 
     return Websockets()
-
-
-def _require(module: str, config: Config) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise BootError(
-            f"{config.origin('ws')}: {module} is not installed; try: pip install {module}, "
-            "or --ws none"
-        )
