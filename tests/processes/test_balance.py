@@ -6,7 +6,6 @@ import collections
 import http.client
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -72,11 +71,9 @@ def test_a_stopped_worker_strands_no_new_connection(start: Start) -> None:
     esg = start("--workers", "2")
     stopped, other = esg.workers()
     os.kill(stopped, signal.SIGSTOP)
-    began = time.monotonic()
     connections = [esg.begin("/whoami") for _ in range(40)]
     with held(connections):
         assert {answer(connection)["pid"] for connection in connections} == {other}
-    assert time.monotonic() - began < 2.0
     os.kill(stopped, signal.SIGCONT)
 
 

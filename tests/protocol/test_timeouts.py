@@ -348,7 +348,8 @@ async def test_a_deadline_that_cannot_be_dealt_with_does_not_stop_the_sweep(
 ):
     server = serve(hello, **LIMITS)
     clients = [server.connect() for _ in range(5)]
-    await server.connections(5)
+    for client in clients:
+        await client.request(get())
     broken = set(list(server.service.connections)[:2])
     expire = Connection.expire
 
@@ -400,7 +401,7 @@ async def test_a_handshake_that_cannot_be_dealt_with_does_not_stop_the_sweep(
 async def test_a_loop_that_always_blocks_lets_clients_go_all_the_same(serve):
     server = serve(hello, **LIMITS)
     client = server.connect()
-    await server.connections(1)
+    await client.request(get())
     server.stand_still(HEADER + SLACK)
     await client.quiet()  # the first time, what it sent may be on its way
     server.stand_still(3)
@@ -410,7 +411,7 @@ async def test_a_loop_that_always_blocks_lets_clients_go_all_the_same(serve):
 async def test_a_loop_that_always_blocks_reads_before_it_blames(serve):
     server = serve(hello, **LIMITS)
     client = server.connect()
-    await server.connections(1)
+    await client.request(get())
     server.stand_still(HEADER + SLACK)
     client.sock.send(get())  # nothing runs that could read it
     server.stand_still(HEADER)
