@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from esg import config as internal
-from esg import logs, sources
+from esg import folders, logs, sources
 from esg.config import PLURALS, Raw, build, setting_named
 from esg.errors import ConfigError
 from esg.server.prepare import prepare
@@ -29,26 +29,24 @@ def serve(read_config: Callable[[], internal.Config]) -> int:
 
     `read_config` is called again at each reload. Raises ConfigError, ListenError.
     """
-    config = read_config()
-    enter_folder(config)
+    config = _ready(read_config())
     with logs.captured_warnings():
-        return Arbiter(_ready(config), run_worker, lambda: _ready(read_config())).run()
+        return Arbiter(config, run_worker, lambda: _ready(read_config())).run()
 
 
 def _ready(config: internal.Config) -> internal.Config:
-    """The same settings, checked against what is installed and on the disk. Raises ConfigError."""
+    """The same settings, checked against what is installed and on the disk. Raises ConfigError.
+
+    This process is in their folder from then on.
+    """
+    config = enter_folder(config)
     check(config)
     return prepare(config)
 
 
-def enter_folder(config: internal.Config) -> None:
-    """Do what `--chdir` says. Raises ConfigError."""
-    try:
-        os.chdir(config.chdir or ".")
-    except OSError as error:
-        raise ConfigError(
-            f"{config.origin('chdir')}: can't change to {config.chdir!r}: {error.strerror}"
-        ) from None
+def enter_folder(config: internal.Config) -> internal.Config:
+    """Do what `--chdir` says; the same settings, with where that led. Raises ConfigError."""
+    return folders.enter(config)
 
 
 def run(app: Any, *, config: str | None = None, **settings: Any) -> None:
@@ -68,7 +66,7 @@ def run(app: Any, *, config: str | None = None, **settings: Any) -> None:
     _check_place()
     factory = _ssl_context_factory(settings)
     given = _given(app, settings)
-    folder = Path.cwd()
+    folder = Path(folders.current())
     target = None if isinstance(app, str) else app
     before = {signum: signal.getsignal(signum) for signum in HANDLED}
     try:
@@ -110,7 +108,7 @@ class Config(internal.Config):
         target = None if isinstance(app, str) else app
         factory = _ssl_context_factory(settings)
         raw = _given(app, settings)
-        variables = sources.from_env_file(raw.get("env_file"), Path.cwd())
+        variables = sources.from_env_file(raw.get("env_file"), Path())
         variables = {name: text for name, text in variables.items() if name not in os.environ}
         built = build(raw, variables=variables, target=target, ssl_context_factory=factory)
         super().__init__(**vars(built))

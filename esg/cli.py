@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 import esg
-from esg import api, logfiles, logs, report, sources
+from esg import api, folders, logfiles, logs, report, sources
 from esg.binds import parse_bind
 from esg.config import SETTINGS, Config, Raw, Setting
 from esg.errors import BootError, ESGError
@@ -80,7 +80,7 @@ def _serve(*, print_config: bool, check_config: bool, **values: Any) -> int:
 
 def _check(config: Config) -> int:
     """Try all that can be tried without serving. Raises ESGError; returns the exit code."""
-    api.enter_folder(config)
+    config = api.enter_folder(config)
     for bind in config.binds:
         parse_bind(bind, config.binds_origin)
     access(config)
@@ -103,7 +103,7 @@ def _check(config: Config) -> int:
 
 def _config_reader(context: click.Context, values: dict[str, Any]) -> Callable[[], Config]:
     """A function that reads every source, now and again at each reload."""
-    file, folder = values.pop("config"), Path.cwd()
+    file, folder = values.pop("config"), Path(folders.current())
     given = {
         name: Raw(value, _origin(SETTINGS[name]))
         for name, value in values.items()

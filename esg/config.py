@@ -13,6 +13,7 @@ import datetime
 import difflib
 import io
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
@@ -578,7 +579,12 @@ class Config:
         "Read variables from this file, also settings; those in the environment are stronger.",
     )
     chdir: str = setting(
-        "", TEXT, APPLICATION, "Change to this folder before anything else.", reloadable=False
+        "",
+        TEXT,
+        APPLICATION,
+        "Run in this folder, which may be a symbolic link: each reload follows it again. Other "
+        "relative paths start there, but not those of -c and --env-file.",
+        reloadable=False,
     )
     reset_contextvars: bool = setting(
         False, SWITCH, APPLICATION, "Run each request in an empty contextvars.Context."
@@ -1046,6 +1052,12 @@ class Config:
     """What is wrong with variables that look like settings and are none, a line for each source."""
     files: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
     """The files that settings were read from, or would be if they were there; absolute paths."""
+    folder: str = dataclasses.field(default="", compare=False, repr=False)
+    """The folder to run in, by the path that the operator gave; absolute, "" for no change."""
+    real_folder: str = dataclasses.field(default="", compare=False, repr=False)
+    """Where `folder` led when this generation began; "" until then."""
+    app_link: str = dataclasses.field(default="", compare=False, repr=False)
+    """`app_dir` by the path that the operator gave; absolute, "" until the generation begins."""
     target: Any = dataclasses.field(default=None, compare=False, repr=False)
     """The application itself, or its factory, where it was given as an object."""
     ssl_context_factory: Any = dataclasses.field(default=None, compare=False, repr=False)
@@ -1123,6 +1135,7 @@ class Config:
                         f"{self.origin(name)} has nothing to do here: {self.binds_origin} says "
                         "where to listen",
                     )
+        yield from self._folder_notices()
         for name, instead in NOTHING_TO_DO.items():
             if getattr(self, name) != SETTINGS[name].default:
                 yield "info", f"{self.origin(name)} has nothing to do here: {instead}"
@@ -1142,6 +1155,29 @@ class Config:
                 f"{self.origin('debug')}: clients see tracebacks of the application; "
                 "this must not face the internet",
             )
+
+    def _folder_notices(self) -> Iterator[tuple[Literal["info", "warning"], str]]:
+        """Where links lead, and what stays behind when they are switched."""
+        if self.app_link and not self.real_folder:
+            yield (
+                "warning",
+                f"the folder {self.folder} that ESG was started in is gone, and relative paths "
+                "with it; start ESG again in another folder",
+            )
+        if self.app_link and self.app_dir != os.path.normpath(self.app_link):
+            yield "info", f"{self.origin('app_dir')}: {self.app_link} leads to {self.app_dir}"
+        if not self.real_folder or self.real_folder == os.path.normpath(self.folder):
+            return
+        where = f"{self.origin('chdir')}: " if self.chdir else ""
+        yield "info", f"{where}running in {self.real_folder}, where {self.folder} leads"
+        for name in ("pid", "control_socket"):
+            path = getattr(self, name)
+            if path and not os.path.isabs(path):
+                yield (
+                    "warning",
+                    f"{self.origin(name)}: {path!r} is in a folder behind a symbolic link, and "
+                    "isn't moved when the link is switched; give an absolute path",
+                )
 
 
 def _declared(field: dataclasses.Field[Any]) -> Setting:
@@ -1211,13 +1247,14 @@ def build(
     variables: Mapping[str, str] | None = None,
     strays: tuple[str, ...] = (),
     files: tuple[str, ...] = (),
+    start: str = "",
     target: Any = None,
     ssl_context_factory: Any = None,
 ) -> Config:
     """Check every value and make a Config of them; what is missing takes its default.
 
-    The other arguments are the Config's. Raises ConfigError for the first
-    value that can't be used.
+    `start` is the absolute path that `chdir` is relative to; the other arguments are the Config's.
+    Raises ConfigError for the first value that can't be used.
     """
     values = {name: _checked(SETTINGS[name], given) for name, given in _to_check(raw, target)}
     if target is not None:
@@ -1232,6 +1269,7 @@ def build(
         variables=variables or {},
         strays=strays,
         files=files,
+        folder=os.path.join(start, values["chdir"]) if values.get("chdir") else start,
         target=target,
         ssl_context_factory=ssl_context_factory,
     )

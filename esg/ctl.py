@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from esg import commands, logfiles, platforms, sources
+from esg import commands, folders, logfiles, platforms, sources
 from esg.commands import Answer
 from esg.config import SETTINGS
 from esg.errors import ConfigError, ESGError
@@ -117,7 +117,7 @@ def ask(path: str, command: str) -> Answer:
 
 def _configured_path(config: str | None) -> str:
     """The path that the arbiter's own settings give it. Raises ConfigError."""
-    raw = sources.from_file(config, Path.cwd()) | sources.from_environment(os.environ)
+    raw = sources.from_file(config, Path(folders.current())) | sources.from_environment(os.environ)
     given = raw.get("control_socket")
     if given is None or not isinstance(given.value, str) or not given.value:
         option = SETTINGS["control_socket"].option

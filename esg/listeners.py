@@ -189,7 +189,11 @@ class _Opener:
 
     def open(self, address: Bind) -> list[Listener]:
         """Listen on all that an address stands for."""
-        kept = [listener for listener in self._kept if listener.bind == address]
+        kept = [
+            listener
+            for listener in self._kept
+            if listener.bind == address and not _is_elsewhere(listener, address)
+        ]
         try:
             match address:
                 case Descriptor():
@@ -261,7 +265,7 @@ class _Opener:
     ) -> Listener | None:
         """One that has this address already, or was handed over with it, if there is one."""
         for listener in (*self.opened, *self._kept):
-            if listener.name == name:
+            if listener.name == name and not _is_elsewhere(listener, address):
                 return self._as_it_is(listener, address, beside)
         for item in self._handed if self._at_start else ():
             if _stream_at(item.fd) == (family, name):
@@ -319,6 +323,13 @@ class _Opener:
         for who, listener in self._leaving:
             text = f"perhaps by {who}, which is on its way out; try again when it is gone"
             yield text, listener.name
+
+
+def _is_elsewhere(listener: Listener, address: Bind) -> bool:
+    """Whether a relative path names another file by now, as that of a new release does."""
+    if listener.file is None or not isinstance(address, UnixAddress):
+        return False
+    return listener.file.path != os.path.abspath(address.path) and not os.path.isabs(address.path)
 
 
 def takes_ipv4(address: Address, beside: Iterable[Listener], addresses: Iterable[Bind]) -> bool:

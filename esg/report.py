@@ -76,7 +76,7 @@ Made from the declarations in `esg/config.py`, by `make docs`; don't edit it.
 
 Each setting can be given, from the weakest source to the strongest,
 
-- in a file: `esg.toml`, or `[tool.esg]` of `pyproject.toml`, in the current folder, or the one
+- in a file: `esg.toml`, or `[tool.esg]` of `pyproject.toml`, in the folder of the start, or the one
   named with `-c`. The key is the option without its dashes in front; the others may be `_` or `-`.
 - in the environment, and below it in the file that `--env-file` names;
 - on the command line, or by keyword to `esg.run()` ([Python interface](api.md)).

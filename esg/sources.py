@@ -34,19 +34,18 @@ def load(
     environment: Mapping[str, str],
     *,
     file: str | None = None,
-    folder: Path | None = None,
+    folder: Path,
     target: Any = None,
     ssl_context_factory: Any = None,
 ) -> Config:
     """Read every source and make a Config of what they say.
 
     `file` is the one named on the command line; without it `esg.toml`, then `[tool.esg]` of
-    `pyproject.toml`, is looked for in `folder` (the current one by default), which relative names
-    of files start from. `target` is the application where it is an object; `ssl_context_factory` is
-    the Config's. Raises ConfigError.
+    `pyproject.toml`, is looked for in `folder`, an absolute path by which the operator went to
+    where ESG was started. Relative names of files of settings start from there, as `--chdir` does.
+    `target` is the application where it is an object; `ssl_context_factory` is the Config's.
+    Raises ConfigError.
     """
-    current = _current_folder()  # whatever comes next needs that there is one
-    folder = folder or current
     raw = from_file(file, folder)
     has_file = bool(raw) or file is not None
     named = {**raw, **from_environment(environment), **command_line}
@@ -65,12 +64,13 @@ def load(
     if not has_file:
         strays += _foreign_file(folder)
     files = _files(file, named.get("env_file"))
-    paths = tuple(str(folder.absolute() / name) for name in files)
+    paths = tuple(str(folder / name) for name in files)
     config = build(
         raw,
         variables=added,
         strays=tuple(strays),
         files=paths,
+        start=str(folder),
         target=target,
         ssl_context_factory=ssl_context_factory,
     )
@@ -97,13 +97,6 @@ def _files(file: str | None, env_file: Raw | None) -> list[str]:
     files = [file] if file is not None else [DEFAULT_FILE, PROJECT_FILE]
     named = env_file is not None and isinstance(env_file.value, str) and env_file.value
     return [*files, named] if named else files
-
-
-def _current_folder() -> Path:
-    try:
-        return Path.cwd()
-    except OSError as error:
-        raise ConfigError(f"the working directory can't be used: {error.strerror}") from None
 
 
 def _over(weak: Mapping[str, Raw], strong: Mapping[str, Raw]) -> dict[str, Raw]:

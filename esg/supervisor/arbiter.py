@@ -6,6 +6,7 @@ application.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -18,7 +19,7 @@ from typing import ClassVar
 
 from setproctitle import setproctitle
 
-from esg import commands, logs, mailbox, scoreboard
+from esg import commands, folders, logs, mailbox, scoreboard
 from esg.config import Config, check_reload
 from esg.errors import ESGError
 from esg.logfiles import LogFiles
@@ -57,6 +58,7 @@ class Arbiter:
         self._generation = 1
         self._no_lifespan = 0
         """The newest generation of which the log says that its application has no lifespan."""
+        self._start = config.real_folder
         self._fleet = Fleet(config, time.monotonic(), capacity=scoreboard.CAPACITY)
         self._board = scoreboard.Scoreboard()
         self._handles: dict[int, WorkerHandle] = {}
@@ -170,7 +172,9 @@ class Arbiter:
         for setup in self._log_setups:
             if setup.config is config:
                 return setup
-        self._log_setups.append(LogSetup.open(config, self._log_files))
+        with folders.kept():  # relative paths are those of its generation
+            folders.follow(config)
+            self._log_setups.append(LogSetup.open(config, self._log_files))
         return self._log_setups[-1]
 
     def _change_log(self) -> None:
@@ -212,11 +216,12 @@ class Arbiter:
             return on.ReloadRequested(self._config, job)  # which the fleet ignores, and says so
         self._reloader.code_is_read()
         try:
-            config = self._read_config()
-            check_reload(self._config, config)
-            privileges.identity(config)
-            self._log_setup(config).check(self._subject(), self._log_setup(self._config))
-            self._sockets.of(config)
+            with folders.kept():  # reading them goes to where the new generation is to be
+                config = self._read_config()
+                check_reload(self._config, config)
+                privileges.identity(config)
+                self._log_setup(config).check(self._subject(), self._log_setup(self._config))
+                self._sockets.of(config)
         except ESGError as error:
             return on.ReloadRefused(str(error), job)
         except Exception as error:  # noqa: BLE001 - whatever it is, what serves goes on serving
@@ -357,8 +362,12 @@ class Arbiter:
             f"esg: worker {assignment.number} gen {assignment.generation} [{config.title}]"
         )
         subject = logs.worker_subject(assignment.number, assignment.generation, os.getpid())
+        config, warnings = folders.enter_again(config, self._start)
+        assignment = dataclasses.replace(assignment, config=config)
         assignment.logs.keep_only()
         assignment.logs.apply(subject)
+        for warning in warnings:
+            logs.write(logging.WARNING, subject, warning)
         try:
             privileges.identity(config).assume()
         except ESGError as error:
@@ -432,6 +441,7 @@ class Arbiter:
     def _adopt(self, action: do.Adopt) -> None:
         before = self._config
         self._config, self._generation = action.config, action.generation
+        folders.follow(self._config)
         self._change_log()
         self._log_notices(self._config, before)
         self._reloader.follow(self._config)

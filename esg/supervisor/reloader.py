@@ -157,6 +157,8 @@ def _watched(config: Config) -> tuple[object, ...]:
         config.reload_delay,
         config.reload_engine,
         config.app_dir,
+        config.folder,
+        config.real_folder,
         config.files,
     )
 

@@ -84,14 +84,15 @@ class Selection:
         """Where they are."""
 
     def _roots(self, config: Config) -> dict[Path, tuple[object, Path]]:
+        home = Path(config.folder or Path.cwd())  # so that a link is seen to be switched
         given = {Path(folder) for folder in config.reload_dir}
         given.update(folder for p in config.reload_include for folder in _folders_of(p))
-        excluded = {f.resolve() for p in config.reload_exclude for f in _folders_of(p)}
-        roots = {f.absolute(): (_inode(f), f.resolve()) for f in given}
+        excluded = {(home / f).resolve() for p in config.reload_exclude for f in _folders_of(p)}
+        roots = {f: (_inode(f), f.resolve()) for f in (home / each for each in given)}
         roots = {r: at for r, at in roots.items() if not excluded & {at[1], *at[1].parents}}
         if not roots:
-            default = (Path.cwd(), Path(config.app_dir))
-            roots = {f.absolute(): (_inode(f), f.resolve()) for f in default}
+            default = (Path(), Path(config.app_link or config.app_dir))
+            roots = {f: (_inode(f), f.resolve()) for f in (home / each for each in default)}
         folders = {folder for _, folder in roots.values()}
         return {r: at for r, at in roots.items() if not folders & set(at[1].parents)}
 
@@ -120,7 +121,7 @@ def _folders_of(pattern: str) -> list[Path]:
     if os.path.isdir(pattern):
         return [Path(pattern)]
     try:
-        return [found for found in Path.cwd().glob(pattern) if found.is_dir()]
+        return [found for found in Path().glob(pattern) if found.is_dir()]
     except (ValueError, NotImplementedError, OSError):  # an absolute one, say
         return []
 
@@ -182,17 +183,8 @@ def run(config: Config, post: mailbox.Mailbox, since: int) -> int:
     try:
         Watch(config, post, since).run()
     except Exception as error:  # noqa: BLE001 - the arbiter logs it, and tries again
-        post.send(mailbox.CantWatch(explained(error)))
+        post.send(mailbox.CantWatch(f"{type(error).__name__}: {error}"))
     return 1
-
-
-def explained(error: Exception) -> str:
-    """Why the watcher ends, for the log."""
-    try:
-        os.getcwd()
-    except FileNotFoundError:  # another one of the same name is none that processes are in
-        return "the folder that ESG was started in is gone; start it anew"
-    return f"{type(error).__name__}: {error}"
 
 
 def _close_all_but(kept: Iterable[int]) -> None:
@@ -231,7 +223,6 @@ class Watch:
             self._glances.look_for_links(self._selection)
             self._tell_of_changes()
             while not all(root.is_dir() for root in roots):
-                os.getcwd()  # raises if that is the one, which doesn't come back
                 time.sleep(GLANCE / 1000)
             now = stamp()
             replaced = [root for root, was in roots.items() if _inode(root) != was]
@@ -239,6 +230,8 @@ class Watch:
                 self._since = now
                 self._watching = ""
                 self._post.send(mailbox.Changed(shown(replaced)))
+                with contextlib.suppress(OSError):
+                    os.chdir(self._config.folder or ".")
             self._selection = Selection(self._config)
 
     def _tell_of_changes(self) -> None:
@@ -367,9 +360,16 @@ def forget_bytecode(paths: Iterable[Path]) -> None:
 
 def shown(paths: Collection[Path]) -> str:
     """A few of the names for the log, from the current folder where they are in it."""
-    folder = Path.cwd()
-    names = sorted(
-        str(path.relative_to(folder) if path.is_relative_to(folder) else path) for path in paths
+    try:
+        folder = Path.cwd()
+    except FileNotFoundError:  # it was deleted, as a release that nobody serves any more
+        return _some(sorted(map(str, paths)))
+    return _some(
+        sorted(str(p.relative_to(folder) if p.is_relative_to(folder) else p) for p in paths)
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of these names, and how many there are beyond."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

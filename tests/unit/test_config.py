@@ -413,8 +413,11 @@ def test_an_unknown_name_gets_a_hint(name, hint):
 def test_every_field_of_a_config_but_what_is_made_of_them_is_declared():
     names = {field.name for field in dataclasses.fields(Config)}
     assert names - set(SETTINGS) == {
+        "app_link",
         "files",
+        "folder",
         "origins",
+        "real_folder",
         "ssl_context",
         "ssl_context_factory",
         "strays",

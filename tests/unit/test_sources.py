@@ -305,10 +305,13 @@ def test_a_folder_without_files_gives_nothing(tmp_path):
     assert from_file(None, tmp_path) == {}
 
 
-def test_the_current_folder_is_the_default(tmp_path, monkeypatch):
-    write(tmp_path, "esg.toml", "port = 7")
-    monkeypatch.chdir(tmp_path)
-    assert load(APP, {}).port == 7
+def test_the_folder_to_run_in_starts_from_that_of_the_start(tmp_path):
+    write(tmp_path, "esg.toml", "chdir = 'sub'")
+    assert loaded(tmp_path).folder == str(tmp_path / "sub")
+    assert loaded(tmp_path, {"ESG_CHDIR": "/srv"}).folder == "/srv"
+    assert loaded(tmp_path, {"ESG_CHDIR": ""}, {"chdir": Raw("", "--chdir")}).folder == str(
+        tmp_path
+    )
 
 
 def test_every_name_of_an_option_is_a_key(tmp_path):

@@ -248,23 +248,34 @@ def test_a_name_that_is_not_utf_8_loses_nothing(folder):
     assert told(save, save, save) == [("Watching", str(folder)), *[("Changed", "app.py")] * 3]
 
 
-def test_that_the_current_folder_is_gone_for_good_is_said(tmp_path_factory, monkeypatch):
+def test_a_folder_of_the_start_that_is_made_again_is_watched_on(tmp_path_factory, monkeypatch):
     current = tmp_path_factory.mktemp("current")
     (current / "app.py").write_text("")
     monkeypatch.chdir(current)
 
-    def make_anew():
+    def make_again():
         shutil.rmtree(current)
         current.mkdir()
 
-    with pytest.raises(FileNotFoundError) as caught:
-        told(make_anew, nothing, nothing)
-    gone = "the folder that ESG was started in is gone; start it anew"
-    assert watcher.explained(caught.value) == gone
+    def save():
+        (current / "app.py").write_text("new")
+
+    folder = ("Watching", str(current))
+    told_of = told(make_again, save, nothing, folder=str(current))
+    assert told_of[:3] == [folder, ("Changed", str(current)), folder]
+    assert told_of[3] == ("Changed", "app.py")
+    assert Path.cwd() == current
 
 
-def test_any_other_failure_is_told_with_its_name():
-    assert watcher.explained(OSError("no more inotify")) == "OSError: no more inotify"
+def test_a_link_that_is_switched_is_a_change(folder):
+    link = folder / "current"
+    link.symlink_to("pkg")
+
+    def switch():
+        link.unlink()
+        link.symlink_to(".")
+
+    assert told(switch, folder=str(link))[1] == ("Changed", "current")
 
 
 # -- bytecode --------------------------------------------------------------------------
