@@ -23,6 +23,7 @@ from esg.server.http1.observed import Observed
 from esg.server.http1.parser import parser_class
 from esg.server.http1.response import Heads
 from esg.server.proxy_headers import trusted_proxies
+from esg.server.turns import Turns
 from esg.server.websocket.codec import library as websocket_library
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Service:
         "state",
         "statuses",
         "subject",
+        "turns",
         "websockets",
     )
 
@@ -105,6 +107,8 @@ class Service:
         self.config = config
         self.loop = loop
         self.context = contextvars.copy_context()
+        self.turns = Turns(loop, self.context)
+        """Among which connections that have much to do divide it."""
         self.start = _task_starter(loop, config.reset_contextvars)
         self.subject = subject
         self.access_log = access_log

@@ -12,6 +12,7 @@ import pytest
 
 from esg.server.http1.exchange import ClientDisconnected
 from esg.server.transports import unsent
+from esg.server.websocket.inbox import FRAME_OVERHEAD
 
 from .apps import Gate, Probe, hello
 from .wire import get, settled, turns, until
@@ -536,7 +537,7 @@ def held(server):
 async def test_the_queue_has_so_many_messages(serve):
     server, socket, app = await probe(serve, ws_max_queue=4)
     await socket.client.send(frame(TEXT, b"x") * 50)
-    await until(lambda: held(server)[2] == 46 * 7)
+    await until(lambda: held(server)[2] == 46 * (7 + FRAME_OVERHEAD))
     assert held(server)[0] == 4
     for _ in range(50):
         assert (await app.receive())["text"] == "x"

@@ -1,7 +1,9 @@
 """What a client sends over a WebSocket: bytes become frames, and frames messages in a queue.
 
 Behind a full queue frames wait as they came, and beyond `BACKLOG` the client is no more read from.
-Control frames never wait (RFC 6455, section 5.5), unless they come behind that.
+Control frames never wait (RFC 6455, section 5.5), unless they come behind that. A read that brings
+more than `MOST_FRAMES` is handled in several turns of the event loop, so that other clients needn't
+wait for it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from esg.server.websocket.frames import (
     MASKED_HEADER,
     PING,
     PLAIN,
+    POLICY_VIOLATION,
     PONG,
     TOO_BIG,
     Failure,
@@ -35,11 +38,29 @@ QUEUE_BYTES = 1 << 20
 MESSAGE_OVERHEAD = 64
 """Bytes that a message counts beside its content: an empty one takes memory, too."""
 
+FRAME_OVERHEAD = 48
+"""The same for a frame that waits."""
+
 BACKLOG = 65536
 """Bytes of frames behind a full queue, until the client is no more read from.
 
 Pings and pongs among them are dealt with at once.
 """
+
+MOST_FRAMES = 128
+"""Frames handled in one turn of the event loop."""
+
+SMALL = 512
+"""Bytes that are never put off as they come: they can't be many frames."""
+
+MOST_CONTROLS = 1000
+"""Pings and pongs that a client may send from one tick of the clock to the next."""
+
+FREE_FRAGMENTS = 4096
+"""Fragments of a message that may be as small as they like."""
+
+FRAGMENT = 8
+"""Bytes that the fragments of a message have on average, if it has more of them."""
 
 MOST_PIECES = 100
 """Pieces of a frame that are kept as they came."""
@@ -78,8 +99,12 @@ class Inbox:
         "_backlog",
         "_backlogged",
         "_codec",
+        "_controls",
+        "_counted_at",
         "_deaf",
+        "_fragment_bytes",
         "_fragmented",
+        "_fragments",
         "_have",
         "_held",
         "_limit",
@@ -87,6 +112,10 @@ class Inbox:
         "_most_queued",
         "_owner",
         "_pieces",
+        "_put_off",
+        "_put_off_at",
+        "_reads",
+        "_refills",
         "_service",
         "_special",
         "_wanted",
@@ -117,13 +146,26 @@ class Inbox:
         """Bytes of it that are needed to go on."""
         self._fragmented = False
         """Whether a message is coming in fragments."""
+        self._fragments = 0
+        self._fragment_bytes = 0
+        """How many of them have come, and what they contained."""
+        self._controls = 0
+        self._counted_at = 0.0
+        """Pings and pongs that came since this moment of the service's clock."""
+        self._put_off = b""
+        self._put_off_at = 0
+        """What has come, and where to go on with it in a later turn of the loop."""
+        self._refills = False
+        """Whether frames will be taken from the backlog in a later turn."""
         self._backlog: deque[bytes] = deque()
         """Frames behind a full queue."""
         self._backlogged = 0
         self._special = False
         """Whether a plain message isn't just put into the queue."""
         self.paused = False
-        """Whether the client isn't read from."""
+        """Whether the client isn't read from, since too much waits for the application."""
+        self._reads = True
+        """Whether the owner has been told to read."""
         self._accepts = True
         """Whether messages are still wanted."""
         self._deaf = False
@@ -147,9 +189,13 @@ class Inbox:
         self._held -= len(content) + MESSAGE_OVERHEAD
         if self._special and not self.queue:
             # In a turn of its own: one client's messages shan't keep all others waiting.
-            service = self._service
-            service.loop.call_soon(self._refill, context=service.context)
+            self._refill_later()
         return content
+
+    def _refill_later(self) -> None:
+        if not self._refills:
+            self._refills = True
+            self._service.turns.put_off(self._refill)
 
     @property
     def exhausted(self) -> bool:
@@ -158,10 +204,16 @@ class Inbox:
 
     def _refill(self) -> None:
         """The application took all messages there were, so there is room for others."""
+        self._refills = False
+        frames = MOST_FRAMES
         try:
             while self._backlog and not self._full():
+                if not frames:
+                    self._refill_later()
+                    break
+                frames -= 1
                 frame = self._backlog.popleft()
-                self._backlogged -= len(frame)
+                self._backlogged -= len(frame) + FRAME_OVERHEAD
                 self._decode(frame)
         except Failure as failure:
             self._drop_backlog()
@@ -198,7 +250,17 @@ class Inbox:
 
     def _resume(self) -> None:
         self.paused = False
-        self._owner.resume_reading()
+        self._regulate()
+
+    def _regulate(self) -> None:
+        """Have the client read from, unless one of two reasons speaks against it."""
+        reads = not (self.paused or self._put_off)
+        if reads != self._reads:
+            self._reads = reads
+            if reads:
+                self._owner.resume_reading()
+            else:
+                self._owner.pause_reading()
 
     # -- in --------------------------------------------------------------------------------
 
@@ -206,19 +268,57 @@ class Inbox:
         """Take in what has come."""
         if self._deaf:
             return
+        if self._put_off:
+            self._put_off += data
+            return
         if self._have:
             data = self._completed(data)
             if not data:
                 return
+        if len(data) <= SMALL:
+            self._take(data, 0)
+            return
+        turns = self._service.turns
+        if turns.full:
+            self._go_on_later(data, 0)
+        else:
+            begun = turns.clock()
+            self._take(data, 0)
+            turns.spend(turns.clock() - begun)
+        if self._put_off:
+            self._regulate()
+
+    def _take(self, data: bytes, at: int) -> None:
+        """Handle what came, from `at` on: as much of it as a turn of the loop has time for."""
         try:
-            self._split(data)
+            at = self._split(data, at)
         except Failure as failure:
             self._owner.on_failure(failure)
+        else:
+            if at < len(data) and not self._deaf:
+                self._go_on_later(data, at)
 
-    def _split(self, data: bytes) -> None:
-        """Take each whole frame; keep what is left for when more has come. Raises Failure."""
-        at, end, wanted = 0, len(data), MASKED_HEADER
+    def _go_on_later(self, data: bytes, at: int) -> None:
+        """Handle the rest in another turn of the loop, and read nothing until then."""
+        self._put_off, self._put_off_at = data, at
+        self._service.turns.put_off(self._go_on)
+
+    def _go_on(self) -> None:
+        data, self._put_off = self._put_off, b""
+        if not self._deaf:
+            self._take(data, self._put_off_at)
+        self._regulate()
+
+    def _split(self, data: bytes, at: int) -> int:
+        """Take whole frames, from `at` on, but not too many; gives where to go on.
+
+        What there is of a frame that isn't whole is kept until more has come. Raises Failure.
+        """
+        end, wanted, frames = len(data), MASKED_HEADER, MOST_FRAMES
         while end - at >= MASKED_HEADER:
+            if not frames:
+                return at
+            frames -= 1
             first, second = data[at], data[at + 1]
             length, start = second & 0x7F, at + MASKED_HEADER
             if length > 125:
@@ -246,7 +346,7 @@ class Inbox:
             if control:
                 self._take_control(first & 0x0F, unmask(data[start:stop], data[start - 4 : start]))
                 if self._deaf:
-                    return
+                    return end
             elif self._accepts:
                 self._take_data(data[at:stop])
             at = stop
@@ -256,6 +356,7 @@ class Inbox:
                 check_header(data[at], data[at + 1] > 127, length, self.compresses)
             self._pieces, self._have, self._wanted = [data[at:]], end - at, wanted
             self._bound_partial()
+        return end
 
     def _completed(self, data: bytes) -> bytes:
         """What there is of a frame, with some more; nothing if that still isn't enough."""
@@ -280,13 +381,18 @@ class Inbox:
 
     def _pause(self) -> None:
         self._special = True
-        if not self.paused:
-            self.paused = True
-            self._owner.pause_reading()
+        self.paused = True
+        if self._reads:
+            self._regulate()
 
     def _take_control(self, opcode: int, content: bytes) -> None:
         """A control frame. Raises Failure."""
-        owner = self._owner
+        owner, now = self._owner, self._service.now
+        if now != self._counted_at:
+            self._counted_at, self._controls = now, 0
+        self._controls += 1
+        if self._controls > MOST_CONTROLS and opcode != CLOSE:
+            raise Failure(POLICY_VIOLATION, "too many pings or pongs")
         if opcode == PING:
             owner.on_ping(content)
         elif opcode == PONG:
@@ -301,7 +407,7 @@ class Inbox:
             return
         self._special = True
         self._backlog.append(frame)
-        self._backlogged += len(frame)
+        self._backlogged += len(frame) + FRAME_OVERHEAD
         if self._backlogged > BACKLOG:
             self._pause()
 
@@ -312,11 +418,22 @@ class Inbox:
             content = unmask(frame[start:], frame[start - 4 : start])
             self.on_message(content if first == BINARY else _text(content))
             return
+        self._count_fragment(first, len(frame) - MASKED_HEADER)
         self._fragmented = not first & 0x80
         self._special = self._special or self._fragmented
         self.codec().feed(frame, self)
         if first == CONTINUATION | 0x80:
             self._special = self._is_special()
+
+    def _count_fragment(self, first: int, size: int) -> None:
+        """Bound the work that a message of tiny fragments takes. Raises Failure."""
+        if first & 0x0F != CONTINUATION:
+            self._fragments = self._fragment_bytes = 0
+        self._fragments += 1
+        self._fragment_bytes += size
+        beyond = self._fragments - FREE_FRAGMENTS
+        if beyond > 0 and beyond * FRAGMENT > self._fragment_bytes:
+            raise Failure(POLICY_VIOLATION, "too many tiny fragments")
 
     def on_message(self, message: str | bytes) -> None:
         """See `Sink`."""

@@ -1,0 +1,222 @@
+"""How much of what a client sends over a WebSocket is handled in one turn of the event loop."""
+
+from __future__ import annotations
+
+import contextvars
+from types import SimpleNamespace
+
+import pytest
+
+from esg.config import Config
+from esg.server.turns import Turns
+from esg.server.websocket.codec import library
+from esg.server.websocket.inbox import (
+    FREE_FRAGMENTS,
+    MOST_CONTROLS,
+    MOST_FRAMES,
+    SMALL,
+    Inbox,
+)
+
+MASK = b"\0\0\0\0"
+
+
+def frame(first, content=b""):
+    return bytes((first, 0x80 | len(content))) + MASK + content
+
+
+class Owner:
+    """Notes what it is told."""
+
+    def __init__(self):
+        self.pings = self.pongs = 0
+        self.reading = True
+        self.failure = None
+
+    def on_arrival(self):
+        pass
+
+    def on_ping(self, content):
+        self.pings += 1
+
+    def on_pong(self, content):
+        self.pongs += 1
+
+    def on_failure(self, failure):
+        self.failure = failure
+
+    def pause_reading(self):
+        assert self.reading
+        self.reading = False
+
+    def resume_reading(self):
+        assert not self.reading
+        self.reading = True
+
+
+class Desk:
+    """An inbox, and a loop that turns when the test says so."""
+
+    def __init__(self, ws="websockets", **settings):
+        self.due = []
+        self.now = 0.0
+        context = contextvars.copy_context()
+        config = Config(app="test:app", ws=ws, **settings)
+        self.service = SimpleNamespace(
+            config=config,
+            loop=self,
+            now=0.0,
+            context=context,
+            turns=Turns(self, context, lambda: self.now),
+        )
+        self.owner = Owner()
+        self.inbox = Inbox(self.service, self.owner)
+        self.decoded = 0
+        codec = library(config).codec(config.ws_max_size, None)
+        self.inbox.agree(lambda: SimpleNamespace(feed=self._feed), compresses=False)
+        self._codec = codec
+
+    def _feed(self, data, sink):
+        self.decoded += 1
+        self._codec.feed(data, sink)
+
+    def call_soon(self, callback, *args, context):
+        self.due.append(callback)
+
+    def turn(self):
+        due, self.due = self.due, []
+        for callback in due:
+            callback()
+
+
+@pytest.fixture(params=["websockets", "wsproto"])
+def desk(request):
+    return Desk(request.param)
+
+
+def test_a_turn_handles_so_many_fragments(desk):
+    desk.inbox.feed(frame(0x02) + frame(0x00) * 1000)
+    assert desk.decoded == MOST_FRAMES
+    assert not desk.owner.reading
+    desk.turn()
+    assert desk.decoded == 2 * MOST_FRAMES
+    while desk.due:
+        desk.turn()
+    assert desk.decoded == 1001
+    assert desk.owner.reading
+
+
+def test_a_turn_handles_so_many_pings(desk):
+    desk.inbox.feed(frame(0x89) * 900)
+    assert desk.owner.pings == MOST_FRAMES
+    while desk.due:
+        before = desk.owner.pings
+        desk.turn()
+        assert desk.owner.pings - before <= MOST_FRAMES
+    assert desk.owner.pings == 900
+    assert desk.owner.reading
+
+
+def test_a_turn_handles_so_many_messages():
+    desk = Desk(ws_max_queue=0)
+    desk.inbox.feed(frame(0x82, b"x") * 1000)
+    assert len(desk.inbox.queue) == MOST_FRAMES
+    while desk.due:
+        desk.turn()
+    assert len(desk.inbox.queue) == 1000
+
+
+def test_a_turn_takes_so_many_frames_from_the_backlog(desk):
+    most = desk.service.config.ws_max_queue
+    desk.inbox.feed((frame(0x82, b"x") * (most + 1)) + frame(0x02) + frame(0x00) * 600)
+    while desk.due:
+        desk.turn()
+    assert (len(desk.inbox.queue), desk.decoded) == (most, 0)
+    for _ in range(most):
+        desk.inbox.next()
+    desk.turn()
+    assert desk.decoded <= MOST_FRAMES
+    assert desk.inbox.next() == b"x"
+    while desk.due:
+        before = desk.decoded
+        desk.turn()
+        assert desk.decoded - before <= MOST_FRAMES
+    assert desk.decoded == 601
+    assert desk.owner.reading
+
+
+def test_what_comes_while_the_rest_waits_stays_in_order(desk):
+    desk.inbox.feed(frame(0x02) + frame(0x00, b"a") * 200)
+    desk.inbox.feed(frame(0x80, b"b"))
+    while desk.due:
+        desk.turn()
+    assert desk.inbox.next() == b"a" * 200 + b"b"
+
+
+def test_a_full_queue_keeps_the_client_from_being_read_when_the_rest_is_done():
+    desk = Desk(ws_max_queue=1)
+    desk.inbox.feed(frame(0x82, b"x" * 100) * 1000)
+    while desk.due:
+        desk.turn()
+    assert desk.inbox.paused
+    assert not desk.owner.reading
+    for _ in range(1000):
+        while not desk.inbox.queue:
+            desk.turn()
+        assert desk.inbox.next() == b"x" * 100
+    desk.turn()
+    assert desk.owner.reading
+
+
+def test_the_end_in_the_middle_drops_the_rest_and_reads_on(desk):
+    desk.inbox.feed(frame(0x89) * 500)
+    desk.inbox.stop()
+    desk.turn()
+    assert desk.owner.pings == MOST_FRAMES
+    assert desk.owner.reading
+    assert desk.due == []
+
+
+def test_what_isnt_small_waits_while_the_turn_is_full(desk):
+    desk.service.turns.spend(1.0)
+    desk.inbox.feed(frame(0x89))
+    assert desk.owner.pings == 1
+    desk.inbox.feed(frame(0x89) * (SMALL // 6 + 1))
+    assert desk.owner.pings == 1
+    desk.turn()
+    assert desk.owner.pings == 1 + SMALL // 6 + 1
+
+
+def test_too_many_pings_in_one_tick(desk):
+    for _ in range(3):
+        for _ in range(MOST_CONTROLS // 10):
+            desk.inbox.feed(frame(0x89) * 5 + frame(0x8A) * 5)
+        assert desk.owner.failure is None
+        desk.service.now += 1
+    for _ in range(MOST_CONTROLS + 1):
+        desk.inbox.feed(frame(0x8A))
+    assert desk.owner.failure.code == 1008
+
+
+@pytest.mark.parametrize("size", [0, 2, 7])
+def test_too_many_tiny_fragments(desk, size):
+    desk.inbox.feed(frame(0x02))
+    for _ in range(FREE_FRAGMENTS // 10):
+        desk.inbox.feed(frame(0x00, b"x" * size) * 10)
+        while desk.due:
+            desk.turn()
+    assert desk.owner.failure is None
+    for _ in range(FREE_FRAGMENTS):
+        desk.inbox.feed(frame(0x00, b"x" * size) * 10)
+        if desk.owner.failure:
+            break
+    assert desk.owner.failure.code == 1008
+
+
+def test_many_fragments_that_bring_something(desk):
+    desk.inbox.feed(frame(0x02))
+    for _ in range(FREE_FRAGMENTS * 2):
+        desk.inbox.feed(frame(0x00, b"12345678"))
+    desk.inbox.feed(frame(0x80))
+    assert desk.owner.failure is None
+    assert desk.inbox.next() == b"12345678" * FREE_FRAGMENTS * 2
