@@ -69,6 +69,7 @@ class Arbiter:
         self._selector = selectors.DefaultSelector()
         self._signals = signals.SignalQueue()
         self._exit_code: int | None = None
+        self._warned: set[str] = set()
         self._log_files = LogFiles()
         self._log_setups: list[LogSetup] = []
         self._reloader = Reloader(
@@ -163,6 +164,12 @@ class Arbiter:
 
     def _log(self, level: int, event: str) -> None:
         logs.write(level, self._subject(), event)
+
+    def _warn_once(self, text: str) -> None:
+        """Log a warning, unless there is none or it has been logged already."""
+        if text and text not in self._warned:
+            self._warned.add(text)
+            self._log(logging.WARNING, text)
 
     def _subject(self) -> logs.Subject:
         return logs.arbiter_subject(self._generation, os.getpid())
@@ -310,6 +317,7 @@ class Arbiter:
         listeners = self._sockets.of(action.config)
         handle, workers_end = WorkerHandle.open(action.number, action.generation)
         handle.listeners = listeners
+        self._warn_once(handle.stacks.problem)
         try:
             row = self._board.new_row(action.number)
         except OSError:
@@ -323,7 +331,7 @@ class Arbiter:
             listeners=handle.listeners,
             mailbox=workers_end,
             row=row,
-            stack_fd=handle.stack_fd,
+            stack_fd=handle.stacks.workers_fd,
             logs=setup,
         )
         try:
@@ -404,7 +412,8 @@ class Arbiter:
 
     def _abort(self, action: do.Abort) -> None:
         handle = self._handles[action.number]
-        stack = handle.stack() or "(it could not be written)"
+        nowhere = "(it could not be written)" if handle.stacks.exists else "(on standard error)"
+        stack = handle.stack() or nowhere
         self._log_action(do.Log("error", "stacks of its threads:", action.number, stack))
         handle.signal(signal.SIGABRT)
 

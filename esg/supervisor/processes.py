@@ -17,9 +17,7 @@ from esg.listeners import Listener
 from esg.mailbox import ArbitersEnd, Drain, FromArbiter, Mailbox, pair
 from esg.payload import DUMP_SIGNAL
 from esg.supervisor.signals import CHILD, HANDLED
-
-STACK_LIMIT = 1 << 20
-"""Bytes of stacks that are read at once; of more, the last."""
+from esg.supervisor.stackfile import StackFile
 
 FATAL = "Fatal Python error: "
 """How `faulthandler` begins when a signal ends the process, and only then."""
@@ -28,16 +26,17 @@ FATAL = "Fatal Python error: "
 class WorkerHandle:
     """A worker as the arbiter holds it: process, mailbox, and the file its stacks go to."""
 
-    def __init__(self, number: int, generation: int, mailbox: ArbitersEnd, stack_fd: int) -> None:
+    def __init__(
+        self, number: int, generation: int, mailbox: ArbitersEnd, stacks: StackFile
+    ) -> None:
         self.number = number
         self.generation = generation
         self.mailbox = mailbox
-        self.stack_fd = stack_fd
+        self.stacks = stacks
         self.pid = 0
         self.reaped = False
         self.draining = False
         self.listeners: Sequence[Listener] = ()
-        self._stack_read = 0
         self._sent: set[int] = set()
         self._owed: list[tuple[float, FromArbiter]] = []
         """Mail that the mailbox had no room for, and when it was posted."""
@@ -48,14 +47,14 @@ class WorkerHandle:
 
         Raises OSError, with nothing left open, if there are no file descriptors for it.
         """
-        stack_fd = os.memfd_create(f"esg-stack-{number}", os.MFD_CLOEXEC)
+        stacks = StackFile(f"esg-stack-{number}")
         try:
             ours, theirs = pair()
         except OSError:
-            os.close(stack_fd)
+            stacks.close()
             raise
         ours.sender = f"worker={number} gen={generation}" if number else "the watcher"
-        return cls(number, generation, ours, stack_fd), theirs
+        return cls(number, generation, ours, stacks), theirs
 
     @property
     def accepts(self) -> bool:
@@ -87,16 +86,12 @@ class WorkerHandle:
         if not self.reaped:
             self._sent.add(signum)
             if signum == DUMP_SIGNAL:  # what is there already was written for somebody else
-                self._stack_read = os.fstat(self.stack_fd).st_size
+                self.stacks.skip()
             os.kill(self.pid, signum)
 
     def stack(self) -> str:
         """The stacks of the worker's threads, written since it was last asked for them or read."""
-        size = os.fstat(self.stack_fd).st_size
-        start = max(self._stack_read, size - STACK_LIMIT)
-        self._stack_read = size
-        written = os.pread(self.stack_fd, size - start, start)
-        return written.decode("utf-8", "backslashreplace").strip()
+        return self.stacks.read()
 
     def last_stack(self) -> str:
         """Where a worker that has ended stood, as far as its end or the arbiter had it write that.
@@ -127,9 +122,7 @@ class WorkerHandle:
     def close(self) -> None:
         """Close this process's descriptors of the worker; more than once does no harm."""
         self.mailbox.close()
-        if self.stack_fd >= 0:
-            os.close(self.stack_fd)
-            self.stack_fd = -1
+        self.stacks.close()
 
 
 def _signal_name(signum: int) -> str:

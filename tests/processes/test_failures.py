@@ -255,6 +255,29 @@ def test_a_blocked_worker_is_replaced_and_the_log_has_the_line_it_stands_at(star
     assert victim not in esg.wait_for_workers(2)
 
 
+WITHOUT_MEMORY_FILES = """
+import errno, os, runpy, sys
+def denied(name, flags=0):
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+os.memfd_create = denied
+sys.argv[:] = ["esg", *sys.argv[3:]]
+runpy.run_module("esg", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_where_memory_files_are_denied_stacks_are_on_standard_error(start: Start) -> None:
+    esg = start("--workers", "2", "--timeout", "1", wrapper=("-c", WITHOUT_MEMORY_FILES))
+    esg.claim("stuck: ", STACKS, r"\A\n")  # the last one is for lines that are no record
+    esg.wait_for_log(r"memfd_create\(2\): Operation not permitted; workers write their stacks to")
+    connection = esg.in_flight("/block/60")
+    stacks = esg.wait_for_log(STACKS)
+    assert stacks.detail == "(on standard error)"
+    assert "in report_of_the_month" in esg.log
+    esg.wait_for_log("gone: killed by SIGABRT from the arbiter")
+    assert is_lost(connection)
+    assert len(esg.logged("memfd_create")) == 1
+
+
 def test_a_stopped_worker_is_replaced(start: Start) -> None:
     esg = start("--workers", "2", "--timeout", "1")
     esg.claim("stuck: ", STACKS)
