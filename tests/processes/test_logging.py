@@ -374,7 +374,7 @@ def test_a_formatter_of_the_applications(
     esg = start(*options, wrapper=command, files=files)
     assert all(record.message.endswith(" [books V1]") for record in esg.logged(""))
     assert esg.logged(r"worker=1 .* ready")
-    esg.write(FORMATTER.replace("V1", "second"), f"{inside}shop/log.py")
+    (esg.folder / inside / "shop" / "log.py").write_text(FORMATTER.replace("V1", "second"))
     assert esg.reload().message.endswith(" [books second]")
 
 
