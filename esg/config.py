@@ -542,7 +542,6 @@ NOTHING_TO_DO = {
     "reuse_port": "workers share the arbiter's sockets, which no other program can listen beside",
     "initgroups": "--user takes all groups of that user",
     "worker_tmp_dir": "heartbeats are in shared memory",
-    "sendfile": "files are sent so only for applications that ask for it",
     "enable_stdio_inheritance": "standard output and error are always inherited",
     "control_socket_disable": "there is none without --control-socket",
     "timeout_notify": "workers give a sign of life every second (--timeout)",
@@ -789,10 +788,11 @@ class Config:
         "HTTP parser; auto is httptools where it is installed.",
     )
     sendfile: bool = setting(
-        True,
+        False,
         SWITCH,
         HTTP,
-        "gunicorn's --no-sendfile; files are sent so only for applications that ask for it here.",
+        "Offer ASGI applications http.response.pathsend and zerocopysend: the kernel sends files. "
+        "Middleware that reads or changes response bodies doesn't see these files.",
     )
     threads: int = setting(
         0,

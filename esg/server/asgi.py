@@ -34,14 +34,23 @@ _AUTHORITY = re.compile(
     rb"(?::([0-9]{0,5}))?"
 )
 
+PATH_SEND = "http.response.pathsend"
+ZERO_COPY_SEND = "http.response.zerocopysend"
+
 EXTENSIONS: dict[str, dict[str, Any]] = {
     "http.response.early_hint": {},
-    "http.response.pathsend": {},
     "http.response.trailers": {},
-    "http.response.zerocopysend": {},
 }
 """What a scope offers beyond the specification's core. The dictionary is copied for each request,
 but not what it holds.
+"""
+
+FILE_EXTENSIONS: dict[str, dict[str, Any]] = EXTENSIONS | {PATH_SEND: {}, ZERO_COPY_SEND: {}}
+"""The same with `--sendfile`.
+
+Frameworks send a path wherever they may (Starlette: FileResponse and StaticFiles), and middleware
+between them and the server isn't asked: GZipMiddleware doesn't compress the file, and middleware
+that collects a body waits for pieces that never come.
 """
 
 
@@ -52,12 +61,14 @@ def http_template(
     tls: dict[str, Any] | None = None,
     *,
     scheme: str = "http",
+    sendfile: bool = False,
 ) -> Scope:
     """What the scopes of all requests on one connection have in common.
 
     `tls` is the extension of that name, where the connection is over TLS. `scheme` is that of other
-    connections.
+    connections. `sendfile`: whether applications are offered to have files sent.
     """
+    extensions = FILE_EXTENSIONS if sendfile else EXTENSIONS
     return {
         "type": "http",
         "asgi": {},
@@ -72,7 +83,7 @@ def http_template(
         "client": client,
         "server": server,
         "state": {},
-        "extensions": EXTENSIONS if tls is None else EXTENSIONS | {"tls": tls},
+        "extensions": extensions if tls is None else extensions | {"tls": tls},
     }
 
 

@@ -27,6 +27,17 @@ def file(tmp_path):
     return path
 
 
+@pytest.fixture
+def serve(serve):
+    """Starts servers that offer to send files."""
+
+    def start(app, *, sendfile=True, **settings):
+        return serve(app, sendfile=sendfile, **settings)
+
+    start.stop = serve.stop
+    return start
+
+
 @pytest.fixture(autouse=True)
 def _no_descriptor_is_left(serve, tmp_path):
     def descriptors():
@@ -68,7 +79,8 @@ def path_of(file):
     return {"type": "http.response.pathsend", "path": str(file)}
 
 
-async def test_each_scope_says_what_is_offered(serve):
+@pytest.mark.parametrize("sendfile", [False, True])
+async def test_each_scope_says_what_is_offered(serve, sendfile):
     scopes = []
 
     async def app(scope, receive, send):
@@ -76,13 +88,22 @@ async def test_each_scope_says_what_is_offered(serve):
         scope["extensions"]["mine"] = {}
         await respond(send)
 
-    client = serve(app).connect()
+    client = serve(app, sendfile=sendfile).connect()
     await client.request(get())
     await client.request(get())
-    offered = {"early_hint", "pathsend", "trailers", "zerocopysend"}
+    offered = {"early_hint", "trailers"} | ({"pathsend", "zerocopysend"} if sendfile else set())
     for scope in scopes:
         assert set(scope["extensions"]) == {f"http.response.{name}" for name in offered} | {"mine"}
     assert scopes[0]["extensions"] is not scopes[1]["extensions"]
+
+
+@pytest.mark.parametrize("kind", ["pathsend", "zerocopysend"])
+async def test_no_file_is_sent_where_that_was_not_offered(serve, log, file, kind):
+    with file.open("rb") as opened:
+        message = {"type": f"http.response.{kind}", "path": str(file), "file": opened}
+        client = serve(sends(message), sendfile=False).connect()
+        assert (await client.request(get())).status == 500
+    assert "--sendfile" in log.claim("exception in the application")
 
 
 async def test_debug_information_is_for_test_clients(serve, log):

@@ -13,9 +13,17 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.responses import (
+    FileResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from esg.server.http1.connection import SILENCE
 from esg.server.service import TICK
@@ -306,6 +314,78 @@ async def test_a_handler_of_errors_is_not_called_for_a_client_that_left(serve, l
     await until(lambda: server.service.idle)
     assert handled == []
     assert log.errors == []
+
+
+class Collecting:
+    """Middleware that sends a body when it has all of it, as those that cache or sign do."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        begin, body = {}, b""
+
+        async def collect(message):
+            nonlocal begin, body
+            if message["type"] == "http.response.start":
+                begin = message
+                return
+            assert message["type"] == "http.response.body"
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                await send(begin)
+                await send({"type": "http.response.body", "body": body})
+
+        await self.app(scope, receive, collect)
+
+
+class Reading(BaseHTTPMiddleware):
+    """Middleware that reads the body's pieces, as many guides show."""
+
+    async def dispatch(self, request, call_next):
+        response = await call_next(request)
+        body = b"".join([piece async for piece in response.body_iterator])
+        return Response(body, response.status_code, dict(response.headers))
+
+
+COMPRESSING = Middleware(GZipMiddleware, minimum_size=100)
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("middleware", [COMPRESSING, Middleware(Collecting), Middleware(Reading)])
+async def test_middleware_sees_the_bodies_of_files(serve, tmp_path, middleware, static):
+    (tmp_path / "file.txt").write_bytes(b"0123456789" * 20_000)
+
+    async def send_file(request: Request) -> Response:
+        return FileResponse(tmp_path / "file.txt")
+
+    files = Mount("/", StaticFiles(directory=tmp_path))
+    routes = [files if static else Route("/file.txt", send_file)]
+    async with browsing(serve(Starlette(routes=routes, middleware=[middleware]))) as client:
+        response = await client.get("/file.txt", headers={"accept-encoding": "gzip"})
+        assert response.content == b"0123456789" * 20_000
+        compressed = response.headers.get("content-encoding") == "gzip"
+        assert compressed is (middleware is COMPRESSING)
+
+
+async def test_files_are_sent_by_the_kernel_where_that_is_wanted(serve, tmp_path):
+    (tmp_path / "file.txt").write_bytes(b"0123456789" * 20_000)
+    seen = []
+
+    class Watching(Collecting):
+        async def __call__(self, scope, receive, send):
+            async def note(message):
+                seen.append(message["type"])
+                await send(message)
+
+            await self.app(scope, receive, note)
+
+    app = Starlette(
+        routes=[Mount("/", StaticFiles(directory=tmp_path))], middleware=[Middleware(Watching)]
+    )
+    async with browsing(serve(app, sendfile=True)) as client:
+        assert (await client.get("/file.txt")).content == b"0123456789" * 20_000
+    assert seen == ["http.response.start", "http.response.pathsend"]
 
 
 async def test_is_disconnected(serve):

@@ -39,9 +39,9 @@ def written():
     os.close(write_end)
 
 
-async def sizes(serve, written, app, *requests):
+async def sizes(serve, written, app, *requests, **settings):
     """What `%(b)s` is for each of these requests."""
-    server = serve(app, log_fd=written.fd, access_logformat="%(b)s")
+    server = serve(app, log_fd=written.fd, access_logformat="%(b)s", **settings)
     client = server.connect()
     for data in requests:
         await client.request(data)
@@ -141,7 +141,7 @@ async def test_a_file_counts(serve, written, tmp_path):
         await start(send, 200, [(b"content-length", b"1000")])
         await send({"type": "http.response.pathsend", "path": str(tmp_path / "file")})
 
-    assert await sizes(serve, written, app, get()) == ["1000"]
+    assert await sizes(serve, written, app, get(), sendfile=True) == ["1000"]
 
 
 async def test_the_servers_own_answer_to_a_failed_request_counts(serve, written, log):

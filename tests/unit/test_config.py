@@ -892,7 +892,6 @@ def test_what_to_watch_without_a_reload_is_warned_of(name, value):
         ("timeout_notify", 5),
         ("reuse_port", True),
         ("initgroups", True),
-        ("sendfile", False),
         ("enable_stdio_inheritance", True),
     ],
 )

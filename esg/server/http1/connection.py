@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -38,7 +37,7 @@ from esg.server.http1.framing import (
 )
 from esg.server.http1.parser import Held, Parser
 from esg.server.http1.response import Content, plain_response
-from esg.server.http1.sendfile import copy_part, send_part
+from esg.server.http1.sendfile import Copies, copy_part, send_part
 from esg.server.service import TICK, Service
 from esg.server.transports import end_output, lines_writer, reset, unsent
 
@@ -162,7 +161,14 @@ class Connection(asyncio.Protocol):
         """
         self.service = service
         self.parser: Parser = service.parser(self)
-        self._template = http_template(client, server, service.root_path, tls, scheme=scheme)
+        self._template = http_template(
+            client,
+            server,
+            service.root_path,
+            tls,
+            scheme=scheme,
+            sendfile=service.config.sendfile,
+        )
         self._make_scope = http_scope if tls is None else tls_scope
         trusted = service.proxies is not None and service.proxies.trusts(client and client[0])
         self._deciding = DECIDING_FROM_PROXY if trusted else DECIDING
@@ -732,19 +738,23 @@ class Connection(asyncio.Protocol):
         """
         loop, transport = self.service.loop, self._transport
         if transport.get_extra_info("sslcontext") is not None:
-            return await copy_part(
-                loop, lambda piece: self.write(piece), fd, offset, count, self._flushed
-            )
+            with Copies(fd) as copies:
+                return await copy_part(
+                    loop, lambda piece: self.write(piece), copies, offset, count, self._flushed
+                )
         transport.set_write_buffer_limits(0)  # so that what is writable has nothing unsent
-        # Event loops don't let others wait for a transport's descriptor, but for a copy of it.
-        out = os.dup(transport.get_extra_info("socket").fileno())
         try:
-            await self.writable()
-            return await send_part(
-                loop, out, fd, offset, count, lambda: self._descriptor_writable(out)
-            )
+            # Event loops don't let others wait for a transport's descriptor, but for a copy of it.
+            with Copies(fd, transport.get_extra_info("socket").fileno()) as copies:
+                await self.writable()
+                return await send_part(
+                    loop,
+                    copies,
+                    offset,
+                    count,
+                    lambda: self._descriptor_writable(copies.descriptors[1]),
+                )
         finally:
-            os.close(out)
             if self._wait is not END:
                 transport.set_write_buffer_limits()
                 self.resume_writing()

@@ -28,7 +28,14 @@ import stat
 from typing import TYPE_CHECKING
 
 from esg.server import debug_page
-from esg.server.asgi import Application, Headers, Message, Scope
+from esg.server.asgi import (
+    PATH_SEND,
+    ZERO_COPY_SEND,
+    Application,
+    Headers,
+    Message,
+    Scope,
+)
 from esg.server.http1.framing import CHUNKED, PLAIN, Framing
 from esg.server.http1.response import (
     CLOSE,
@@ -240,10 +247,10 @@ class Exchange:
             self._send_early_hint(message)
         elif kind == "http.response.trailers" and state is TRAILERS:
             self._send_trailers(message)
-        elif kind == "http.response.zerocopysend" and state is BODY:
-            await self._send_zero_copy(message)
-        elif kind == "http.response.pathsend" and state is BODY:
-            await self._send_path(message)
+        elif kind in (PATH_SEND, ZERO_COPY_SEND) and state is BODY:
+            if not self._connection.service.config.sendfile:
+                raise RuntimeError(f"{kind!r} is not among the scope's extensions (--sendfile)")
+            await (self._send_path if kind == PATH_SEND else self._send_zero_copy)(message)
         else:
             expected = repr(state) if state else "nothing more"
             raise RuntimeError(f"expected {expected}, got {kind!r}")
