@@ -1052,6 +1052,8 @@ class Config:
     """What is wrong with variables that look like settings and are none, a line for each source."""
     files: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
     """The files that settings were read from, or would be if they were there; absolute paths."""
+    gaps: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    """The files that were looked for, by path: why one gave nothing, "" if it did."""
     folder: str = dataclasses.field(default="", compare=False, repr=False)
     """The folder to run in, by the path that the operator gave; absolute, "" for no change."""
     real_folder: str = dataclasses.field(default="", compare=False, repr=False)
@@ -1247,6 +1249,7 @@ def build(
     variables: Mapping[str, str] | None = None,
     strays: tuple[str, ...] = (),
     files: tuple[str, ...] = (),
+    gaps: Mapping[str, str] | None = None,
     start: str = "",
     target: Any = None,
     ssl_context_factory: Any = None,
@@ -1269,6 +1272,7 @@ def build(
         variables=variables or {},
         strays=strays,
         files=files,
+        gaps=gaps or {},
         folder=os.path.join(start, values["chdir"]) if values.get("chdir") else start,
         target=target,
         ssl_context_factory=ssl_context_factory,
@@ -1387,7 +1391,22 @@ def _check_log_config(config: Config) -> None:
 
 
 def check_reload(old: Config, new: Config) -> None:
-    """Raise ConfigError if `new` changes a setting that only a restart can change."""
+    """Raise ConfigError if `new` changes a setting that only a restart can change.
+
+    And if it lacks what `old` was made from: a file that is being replaced, or was lost, must not
+    move a service to the defaults.
+    """
+    for path, gap in new.gaps.items():
+        if gap and old.gaps.get(path) == "":
+            raise ConfigError(
+                f"{path} {gap}, and the settings that are in use came from it; put it back, or "
+                "restart to do without it"
+            )
+    if _says_address(old) and not _says_address(new):
+        raise ConfigError(
+            f"nothing says any more where to listen, as {old.binds_origin} did; a reload doesn't "
+            "go to the default address: say it again, or restart"
+        )
     for declared in SETTINGS.values():
         before, after = getattr(old, declared.name), getattr(new, declared.name)
         if not declared.reloadable and before != after:
@@ -1395,6 +1414,11 @@ def check_reload(old: Config, new: Config) -> None:
                 f"{new.origin(declared.name)}: {declared.name} changed from {before!r} to "
                 f"{after!r}, which a reload can't do; restart to change it"
             )
+
+
+def _says_address(config: Config) -> bool:
+    """Whether some source says where to listen, be it PORT."""
+    return any(name in config.origins for name in ("host", "port", *WHERE))
 
 
 def nearest(name: str, names: Mapping[str, object] | list[str]) -> str:

@@ -38,7 +38,7 @@ def read(path: str, origin: str) -> Definition:
     """
     where = f"{origin}: {path}"
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # a byte order mark is no part of it
     except OSError as error:
         raise ConfigError(f"{where}: can't be read: {error.strerror}") from None
     except UnicodeDecodeError:

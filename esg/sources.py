@@ -20,6 +20,11 @@ from esg.errors import ConfigError
 DEFAULT_FILE = "esg.toml"
 PROJECT_FILE = "pyproject.toml"
 
+ENCODING = "utf-8-sig"
+"""That of all files that are read: UTF-8, with or without a byte order mark (Windows has one)."""
+
+EMPTY = "is empty"
+
 PREFIX = "ESG_"
 
 UVICORNS, GUNICORNS_ARGUMENTS, GUNICORNS = "UVICORN_", "GUNICORN_CMD_ARGS", "gunicorn.conf.py"
@@ -46,10 +51,12 @@ def load(
     `target` is the application where it is an object; `ssl_context_factory` is the Config's.
     Raises ConfigError.
     """
-    raw = from_file(file, folder)
+    raw, gaps = _read_files(file, folder)
     has_file = bool(raw) or file is not None
     named = {**raw, **from_environment(environment), **command_line}
     variables = from_env_file(named.get("env_file"), folder)
+    if named.get("env_file"):
+        gaps[str(folder / str(named["env_file"].value))] = "" if variables else EMPTY
     added = {name: value for name, value in variables.items() if name not in environment}
     for stronger in (
         from_environment(added, "env file"),
@@ -70,6 +77,7 @@ def load(
         variables=added,
         strays=tuple(strays),
         files=paths,
+        gaps=gaps,
         start=str(folder),
         target=target,
         ssl_context_factory=ssl_context_factory,
@@ -132,7 +140,7 @@ def from_env_file(given: Raw | None, folder: Path) -> dict[str, str]:
         ) from None
     path = folder / given.value
     try:
-        with path.open(encoding="utf-8") as stream:
+        with path.open(encoding=ENCODING) as stream:
             found = dotenv.dotenv_values(stream=stream)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
@@ -192,14 +200,33 @@ def _meant(variable: str) -> str:
 
 def from_file(file: str | None, folder: Path) -> dict[str, Raw]:
     """The settings of the configuration file, or none if there is no file."""
+    return _read_files(file, folder)[0]
+
+
+def _read_files(file: str | None, folder: Path) -> tuple[dict[str, Raw], dict[str, str]]:
+    """The same, and the gaps: a Config's, for each file that was looked for."""
     if file is not None:
-        return _settings_of(folder / file, shown=file)
-    for name in (DEFAULT_FILE, PROJECT_FILE):
+        path = folder / file
+        found = _settings_of(path, shown=file)
+        return found, {str(path): _gap(path, found)}
+    gaps = {}
+    for path in (folder / DEFAULT_FILE, folder / PROJECT_FILE):
         try:
-            return _settings_of(folder / name)
+            found = _settings_of(path)
         except FileNotFoundError:
-            continue
-    return {}
+            if path.is_symlink():
+                raise ConfigError(f"{path.name}: is a symbolic link to a missing file") from None
+            gaps[str(path)] = "is missing"
+        else:
+            return found, gaps | {str(path): _gap(path, found)}
+    return {}, gaps
+
+
+def _gap(path: Path, found: Mapping[str, Raw]) -> str:
+    """Why a file gives no settings, if it doesn't."""
+    if found:
+        return ""
+    return "has no settings in [tool.esg]" if path.name == PROJECT_FILE else EMPTY
 
 
 def _settings_of(path: Path, shown: str = "") -> dict[str, Raw]:
@@ -211,14 +238,16 @@ def _settings_of(path: Path, shown: str = "") -> dict[str, Raw]:
         raise ConfigError(f"--config: {_translation(path, shown)}")
     where = shown or path.name
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding=ENCODING))
     except FileNotFoundError:
         if not shown:
             raise
         raise ConfigError(f"--config: there is no file {shown!r}") from None
     except OSError as error:
         raise ConfigError(f"{where}: can't be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: not valid TOML: it is not UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
     if path.name == PROJECT_FILE:
         tools = document.get("tool", {})
@@ -254,7 +283,7 @@ def _translation(path: Path, shown: str) -> str:
     """What to write instead of gunicorn's Python file, going by what is set in it."""
     text = f"{shown!r} is Python, and settings are TOML here; write esg.toml"
     try:
-        names = gunicorn.assigned_names(path.read_text(encoding="utf-8"))
+        names = gunicorn.assigned_names(path.read_text(encoding=ENCODING))
     except (OSError, UnicodeDecodeError):
         return text
     same = {name: gunicorn.RENAMED.get(name, name) for name in names}

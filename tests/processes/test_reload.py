@@ -109,6 +109,24 @@ def test_a_config_file_that_is_gone_changes_nothing(start: Start) -> None:
     assert esg.whoami()["pid"] in old
 
 
+@pytest.mark.parametrize("bad", ["", None, "workers = 2"], ids=["empty", "missing", "truncated"])
+def test_a_file_of_settings_that_vanishes_moves_nothing(start: Start, bad: str | None) -> None:
+    good = 'workers = 2\nbind = ["127.0.0.1:0"]\n'
+    esg = start(listen=(), files={"esg.toml": good})
+    old = esg.workers()
+    esg.claim("reload refused")
+    if bad is None:
+        (esg.folder / "esg.toml").unlink()
+    else:
+        esg.write(bad, "esg.toml")
+    esg.signal(signal.SIGHUP)
+    esg.wait_for_log(r"reload refused, gen=1 goes on serving: .*restart")
+    assert (esg.whoami()["pid"] in old, esg.workers()) == (True, old)
+    esg.write(good.replace("2", "1", 1), "esg.toml")
+    esg.reload()
+    esg.wait_for_workers(1)
+
+
 def test_a_folder_that_is_gone_changes_nothing(start: Start) -> None:
     esg = start("--workers", "2")
     esg.claim("reload refused", "lifespan ended with an exception")  # it writes there
@@ -121,7 +139,7 @@ def test_a_folder_that_is_gone_changes_nothing(start: Start) -> None:
     try:
         esg.signal(signal.SIGHUP)
         log = gone.parent / "kept-stderr"
-        refusal = "reload refused, gen=1 goes on serving: the working directory can't be used"
+        refusal = f"reload refused, gen=1 goes on serving: the folder '{esg.folder}', which ESG was"
         eventually(lambda: refusal in log.read_text(), "the reload is refused")
         assert esg.whoami()["pid"] in old
     finally:

@@ -416,6 +416,7 @@ def test_every_field_of_a_config_but_what_is_made_of_them_is_declared():
         "app_link",
         "files",
         "folder",
+        "gaps",
         "origins",
         "real_folder",
         "ssl_context",

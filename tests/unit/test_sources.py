@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from esg import report, sources
-from esg.config import SETTINGS, WORKERS, LogDefinition, Raw, build
+from esg.config import SETTINGS, WORKERS, LogDefinition, Raw, build, check_reload
 from esg.errors import ConfigError
 from esg.sources import from_environment, from_file, load, strays_in
 
@@ -572,3 +572,104 @@ def test_the_file_of_variables_is_one_of_them(tmp_path):
     (tmp_path / "env").write_text("")
     given = {"app": Raw("a:b", "APP"), "env_file": Raw("env", "--env-file")}
     assert sources.load(given, {}, folder=tmp_path).files[-1] == str(tmp_path / "env")
+
+
+# -- files that vanish -----------------------------------------------------------------
+
+FILES = {
+    "esg.toml": ("workers = 2", "", "# nothing"),
+    "pyproject.toml": ("[tool.esg]\nworkers = 2", "", "[tool.esg]", "[tool.other]\nworkers = 2"),
+}
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    ("name", "bad"), [(name, bad) for name, texts in FILES.items() for bad in (*texts[1:], None)]
+)
+def test_a_reload_without_the_file_of_what_serves_is_refused(tmp_path, name, bad, named):
+    file = name if named else None
+    write(tmp_path, name, FILES[name][0])
+    before = loaded(tmp_path, file=file)
+    reason = r"is missing|is empty|has no settings in \[tool.esg\]|there is no file"
+    if bad is None:
+        (tmp_path / name).unlink()
+    else:
+        write(tmp_path, name, bad)
+    with pytest.raises(ConfigError, match=f"{name}.* ({reason})|({reason}) .*{name}"):
+        check_reload(before, loaded(tmp_path, file=file))
+
+
+def test_a_reload_does_not_fall_back_to_a_weaker_file(tmp_path):
+    write(tmp_path, "pyproject.toml", "[tool.esg]\nworkers = 2")
+    write(tmp_path, "esg.toml", "workers = 3")
+    before = loaded(tmp_path)
+    (tmp_path / "esg.toml").unlink()
+    with pytest.raises(ConfigError, match=r"/esg\.toml is missing, .*came from it; put it back"):
+        check_reload(before, loaded(tmp_path))
+
+
+def test_a_reload_may_take_a_stronger_file_another_one_and_a_first_one(tmp_path):
+    nothing = loaded(tmp_path)
+    write(tmp_path, "pyproject.toml", "[tool.esg]\nworkers = 2")
+    before = loaded(tmp_path)
+    check_reload(nothing, before)
+    check_reload(before, before)
+    write(tmp_path, "esg.toml", "workers = 3")
+    check_reload(before, loaded(tmp_path))
+
+
+def test_a_reload_with_an_empty_env_file_is_refused(tmp_path):
+    pytest.importorskip("dotenv")
+    before = with_env_file(tmp_path, "COLOUR=red")
+    with pytest.raises(ConfigError, match=r"/vars is empty, .*restart to do without it"):
+        check_reload(before, with_env_file(tmp_path, ""))
+    other = loaded(tmp_path, {}, {"env_file": Raw("", "--env-file")})
+    check_reload(before, other)  # it is the option that has gone
+
+
+def test_a_file_that_is_half_written_does_not_move_the_service(tmp_path):
+    write(tmp_path, "esg.toml", "workers = 2\nbind = '0.0.0.0:80'\n")
+    before = loaded(tmp_path)
+    write(tmp_path, "esg.toml", "workers = 2\n")
+    with pytest.raises(ConfigError, match=r"where to listen, as esg\.toml: bind did"):
+        check_reload(before, loaded(tmp_path))
+    write(tmp_path, "esg.toml", "workers = 2\nbin")
+    with pytest.raises(ConfigError, match=r"esg\.toml: not valid TOML"):
+        loaded(tmp_path)
+    write(tmp_path, "esg.toml", "workers = 2\nport = 80")
+    check_reload(before, loaded(tmp_path))
+
+
+def test_a_link_to_nothing_is_no_missing_file(tmp_path):
+    (tmp_path / "esg.toml").symlink_to("missing")
+    with pytest.raises(ConfigError, match=r"^esg\.toml: is a symbolic link to a missing file"):
+        loaded(tmp_path)
+
+
+# -- what editors put in front ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["esg.toml", "pyproject.toml"])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, name):
+    (tmp_path / name).write_text(FILES[name][0], encoding="utf-8-sig")
+    assert loaded(tmp_path).workers == 2
+
+
+def test_a_byte_order_mark_is_no_part_of_a_variable(tmp_path):
+    pytest.importorskip("dotenv")
+    (tmp_path / "vars").write_text("ESG_WORKERS=2", encoding="utf-8-sig")
+    config = loaded(tmp_path, {}, {"env_file": Raw("vars", "--env-file")})
+    assert config.workers == 2
+    assert config.variables == {"ESG_WORKERS": "2"}
+
+
+def test_a_gunicorn_file_is_read_behind_a_byte_order_mark(tmp_path):
+    (tmp_path / "gunicorn.conf.py").write_text("workers = 2", encoding="utf-8-sig")
+    (stray,) = loaded(tmp_path).strays
+    assert stray.endswith("write esg.toml with workers")
+
+
+def test_another_encoding_is_named(tmp_path):
+    (tmp_path / "esg.toml").write_text("workers = 2", encoding="utf-16")
+    with pytest.raises(ConfigError, match=r"^esg\.toml: not valid TOML: it is not UTF-8"):
+        loaded(tmp_path)
