@@ -161,7 +161,8 @@ def test_a_python_file_is_refused_with_what_to_write(tmp_path: Path) -> None:
 
 
 def test_debug_is_warned_of_and_shows_tracebacks(start: Start) -> None:
-    esg = start("--debug", "--header", "X-Shop: open")
+    esg = start("--debug", "--header", "X-Shop: open", "--no-reload")
+    assert esg.watchers() == []
     (warning,) = esg.logged("--debug")
     assert warning.level == "WARNING"
     assert "must not face the internet" in warning.event
@@ -171,6 +172,13 @@ def test_debug_is_warned_of_and_shows_tracebacks(start: Start) -> None:
     assert (response.status, response.headers["x-shop"]) == (500, "open")
     assert b"KeyError: 'nosuch'" in response.read()
     connection.close()
+
+
+def test_debug_reloads_when_a_file_changes(start: Start) -> None:
+    esg = start("--debug")
+    esg.wait_for_log("watching ")
+    esg.write(application("two"))
+    esg.wait_for_log("reloaded workers=1")
 
 
 def test_debug_that_a_reload_turns_on_is_warned_of(start: Start) -> None:

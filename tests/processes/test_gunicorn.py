@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -228,6 +229,25 @@ def test_the_hook_that_makes_the_tls_context_is_called(gunicorn: Start, tmp_path
         pytest.raises(ssl.SSLError),
     ):
         context.wrap_socket(plain, server_hostname="localhost")
+
+
+def test_a_hook_may_make_a_tls_context_of_its_own(gunicorn: Start, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue()
+    (tmp_path / "conf.py").write_text(
+        "import ssl\n"
+        "def ssl_context(config, default):\n"
+        "    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n"
+        "    context.load_cert_chain(config.certfile, config.keyfile)\n"
+        "    return context\n"
+    )
+    server = gunicorn("-c", "conf.py", "--certfile", certificate, "--keyfile", key)
+    connection = http.client.HTTPSConnection(
+        "localhost", server.port, timeout=DEADLINE, context=authority.client_context()
+    )
+    with contextlib.closing(connection):
+        connection.request("GET", "/whoami")
+        assert connection.getresponse().status == 200
 
 
 def test_a_certificate_that_is_none_stops_the_boot(gunicorn: Start, tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import threading
 
 import pytest
 
 import esg
 from esg.errors import AppImportError, BootError, ConfigError, ListenError
+from tests.support.certificates import Authority
 from tests.support.log import records
 from tests.support.waiting import DEADLINE, eventually
 
@@ -162,6 +164,32 @@ def test_it_listens_where_its_config_says(capfd):
         "stopped",
     ]
     assert '"GET / HTTP/1.1" 200 OK' in captured.out
+
+
+def test_a_context_of_the_callers_own(tmp_path):
+    authority = Authority(tmp_path)
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((scope["scheme"], scope["extensions"]["tls"]["server_cert"]))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    def context(config, usual):
+        own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        own.load_cert_chain(*authority.issue())
+        return own
+
+    sock = bound()
+    server = make(app, lifespan="off", ssl_context_factory=context)
+    with in_thread(server, sock):
+        connection = http.client.HTTPSConnection(
+            "localhost", sock.getsockname()[1], timeout=DEADLINE, context=authority.client_context()
+        )
+        with contextlib.closing(connection):
+            connection.request("GET", "/")
+            assert connection.getresponse().read() == b"hello"
+    assert seen == [("https", None)]
 
 
 def test_several_servers_in_one_process():
