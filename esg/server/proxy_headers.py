@@ -74,7 +74,7 @@ class TrustedProxies:
 
     def __init__(self, entries: Sequence[str], origin: str) -> None:
         """`origin` is where the entries came from. Raises ConfigError for one that is none."""
-        self.known: Memo[Fields, Said] = Memo(MOST_KNOWN, LONGEST_KNOWN)
+        self.memo: Memo[Fields, Said] = Memo(MOST_KNOWN, LONGEST_KNOWN)
         """What was said lately: a client's requests all say the same."""
         self._trusted: Memo[str | None, bool] = Memo(MOST_NODES, LONGEST_NODE)
         self._nodes: Memo[str, Node | None] = Memo(MOST_NODES, LONGEST_NODE)
@@ -103,7 +103,7 @@ class TrustedProxies:
 
     def trusts(self, host: str | None) -> bool:
         """Whether the peer with this address is trusted; None is one on a UNIX socket."""
-        trusted = self._trusted.get(host)
+        trusted = self._trusted.known.get(host)
         if trusted is None:
             trusted = self._trusted.keep(host, self._trusts(host), host or "")
         return trusted
@@ -126,7 +126,7 @@ class TrustedProxies:
     def node(self, text: str) -> Node | None:
         """Who an element of X-Forwarded-For or a `for` of Forwarded names, or None if nobody."""
         try:
-            return self._nodes[text]
+            return self._nodes.known[text]
         except KeyError:
             return self._nodes.keep(text, self._node(text), text)
 
@@ -184,10 +184,10 @@ def apply(scope: Scope, proxies: TrustedProxies) -> None:
 def read(headers: Headers, proxies: TrustedProxies) -> Said:
     """What a request's header section, from a trusted peer, says of its client."""
     fields = tuple([field for field in headers if field[0] in FIELDS])
-    said = proxies.known.get(fields)
+    said = proxies.memo.known.get(fields)
     if said is None:
         parts = itertools.chain.from_iterable(fields)  # names, too: fields may be many and empty
-        said = proxies.known.keep(fields, _read(fields, proxies), *parts)
+        said = proxies.memo.keep(fields, _read(fields, proxies), *parts)
     return said
 
 

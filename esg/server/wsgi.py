@@ -140,7 +140,8 @@ def _may_have_body(environ: Environ) -> bool:
 
 # -- environ ---------------------------------------------------------------------------
 
-_known_names: Memo[bytes, str] = Memo(entries=512, longest=64)
+_names: Memo[bytes, str] = Memo(entries=512, longest=64)
+_known_names = _names.known
 """Field names that were seen before, with their keys: clients send the same few all the time."""
 
 
@@ -157,7 +158,7 @@ def _key(name: bytes) -> str:
         key = name.decode("latin-1").upper().replace("-", "_")
         if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             key = f"HTTP_{key}"
-    return _known_names.keep(name, key, name)
+    return _names.keep(name, key, name)
 
 
 def request_environ(scope: Scope) -> Environ:

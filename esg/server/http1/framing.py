@@ -37,7 +37,8 @@ CHUNKED = -1
 """The body length of a request whose body comes in chunks."""
 
 _DIGITS = frozenset(b"0123456789")
-_known_hosts: Memo[bytes, None] = Memo(entries=256, longest=255)
+_hosts: Memo[bytes, None] = Memo(entries=256, longest=255)
+_known_hosts = _hosts.known
 """Values of Host that were checked before: clients send the same few over and over."""
 
 
@@ -176,7 +177,7 @@ def _check_host(value: bytes) -> None:
     """Raise BadRequest for a Host that is no host and port; remember it otherwise."""
     if not is_authority(value):
         raise BadRequest("malformed Host")
-    _known_hosts.keep(value, None, value)
+    _hosts.keep(value, None, value)
 
 
 def _body_length(http11: bool, lengths: Sequence[bytes], codings: Sequence[bytes]) -> int:

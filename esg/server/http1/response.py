@@ -51,7 +51,8 @@ Line = tuple[bytes, int, int]
 NO_FIELDS = object()
 """What no application's fields are equal to."""
 
-_lines: Memo[object, Line] = Memo(entries=512, longest=128)
+_memo: Memo[object, Line] = Memo(entries=512, longest=128)
+_lines = _memo.known
 """Header lines that were checked before: applications send the same few over and over."""
 
 REASONS = {status.value: status.phrase for status in HTTPStatus} | {
@@ -116,7 +117,7 @@ def _checked_line(name: bytes, value: bytes) -> Line:
     elif kind == CONNECTION and b"close" in [o.strip() for o in value.lower().split(b",")]:
         kind |= CLOSE
     line = (b"%b: %b\r\n" % (name, value), kind, number)
-    return _lines.keep((name, value), line, name, value)
+    return _memo.keep((name, value), line, name, value)
 
 
 Ready = tuple[int, bytes, int, object, bytes, int, int]
