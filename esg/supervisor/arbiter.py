@@ -13,9 +13,10 @@ import os
 import selectors
 import signal
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from setproctitle import setproctitle
 
@@ -25,6 +26,7 @@ from esg.errors import ESGError
 from esg.logfiles import LogFiles
 from esg.logs import LogSetup
 from esg.payload import DUMP_SIGNAL, Assignment, Payload
+from esg.seldom import Seldom
 from esg.supervisor import actions as do
 from esg.supervisor import events as on
 from esg.supervisor import privileges, signals
@@ -38,6 +40,12 @@ from esg.supervisor.systemd import Notifier, handed_over
 
 _ForFleet = mailbox.Ready | mailbox.BootFailed | mailbox.Due | mailbox.Draining
 """Mail of workers that the fleet decides on."""
+
+
+FAILURE_PAUSE = 0.1
+"""Seconds between two turns of the loop when something raised in the first."""
+
+_T = TypeVar("_T")
 
 
 class Arbiter:
@@ -70,6 +78,10 @@ class Arbiter:
         self._signals = signals.SignalQueue()
         self._exit_code: int | None = None
         self._warned: set[str] = set()
+        self._serving = False
+        self._failed = False
+        """Whether something raised in this turn of the loop."""
+        self._failures: dict[tuple[type[Exception], str, int], Seldom] = {}
         self._log_files = LogFiles()
         self._log_setups: list[LogSetup] = []
         self._reloader = Reloader(
@@ -103,18 +115,52 @@ class Arbiter:
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self._dispatch(on.Started())
         self._reloader.follow(self._config)
+        self._serving = True
         while self._exit_code is None:
             for key, _ in self._selector.select(self._time_to_wait()):
-                key.data()
+                self._attempt(key.data)
             if self._time_left() == 0:
-                self._dispatch(self._beats())
+                self._attempt(self._look_around)
                 self._dispatch(on.Tick())
-                for handle in self._handles.values():
-                    handle.deliver()
-                self._reloader.tick(time.monotonic())
-            self._notifier.turn(time.monotonic())
-            self._control.turn(time.monotonic())
+                self._attempt(self._reloader.tick, time.monotonic())
+            self._attempt(self._notifier.turn, time.monotonic())
+            self._attempt(self._control.turn, time.monotonic())
+            if self._failed:  # what is still to be done would be tried without a pause
+                self._failed = False
+                time.sleep(FAILURE_PAUSE)
         return self._exit_code
+
+    def _look_around(self) -> None:
+        """What is done at every look at the workers, about once a second."""
+        self._dispatch(self._beats())
+        for handle in self._handles.values():
+            handle.deliver()
+
+    def _attempt(self, function: Callable[..., _T], *arguments: object) -> _T | None:
+        """Call this. Once workers serve, whatever it raises is logged, and None returned.
+
+        The workers need an arbiter more than they need any one thing that it does.
+        """
+        try:
+            return function(*arguments)
+        except Exception as error:
+            if not self._serving:
+                raise
+            self._failed = True
+            self._report(error)
+            return None
+
+    def _report(self, error: Exception) -> None:
+        """Log what nobody has caught; one of the same kind and place once a minute."""
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        place = (type(error), frame.f_code.co_filename, line)
+        more = self._failures.setdefault(place, Seldom()).now(time.monotonic())
+        if more is None:
+            return
+        before = f" ({more} more like it before)" if more else ""
+        event = f"unexpected error, the arbiter goes on: {error!r}{before}"
+        detail = "".join(traceback.format_exception(error)).rstrip()
+        logs.write(logging.CRITICAL, self._subject(), event, detail)
 
     def _time_left(self) -> float | None:
         """Until the fleet or the reloader has something to decide."""
@@ -133,10 +179,13 @@ class Arbiter:
         """Hand an event to the fleet and perform what it wants, then what that brought about."""
         events = deque((event,))
         while events and self._exit_code is None:
-            for action in self._fleet.handle(events.popleft(), time.monotonic()):
-                consequence = self._PERFORM[type(action)](self, action)
+            for action in self._attempt(self._decide, events.popleft()) or ():
+                consequence = self._attempt(self._PERFORM[type(action)], self, action)
                 if consequence is not None:
                     events.append(consequence)
+
+    def _decide(self, event: on.Event) -> list[do.Action]:
+        return self._fleet.handle(event, time.monotonic())
 
     def _listen(self) -> None:
         handed, warning = self._handed
@@ -148,8 +197,8 @@ class Arbiter:
 
     def _log_notices(self, config: Config, before: Config | None = None) -> None:
         """Log what there is to say about the settings, and wasn't of those `before`."""
-        said = list(before.notices()) if before is not None else []
-        for level, text in config.notices():
+        said = [*before.notices(), *privileges.notices(before)] if before is not None else []
+        for level, text in [*config.notices(), *privileges.notices(config)]:
             if (level, text) not in said:
                 self._log_action(do.Log(level, text))
 
@@ -203,16 +252,19 @@ class Arbiter:
         for signum in self._signals.read():
             if self._exit_code is not None:
                 return
-            if signum in signals.EVENTS:
-                self._log(logging.INFO, f"received {signum.name}")
-                self._dispatch(signals.EVENTS[signum])
-            elif signum == signals.RELOAD:
-                self._log(logging.INFO, f"received {signum.name}")
-                self._dispatch(self._reload_event())
-            elif signum == signals.CHILD:
-                self._on_children()
-            elif signum in signals.UNAVAILABLE:
-                self._log(logging.WARNING, f"{signum.name} does nothing in this version")
+            self._attempt(self._on_signal, signum)
+
+    def _on_signal(self, signum: signal.Signals) -> None:
+        if signum in signals.EVENTS:
+            self._log(logging.INFO, f"received {signum.name}")
+            self._dispatch(signals.EVENTS[signum])
+        elif signum == signals.RELOAD:
+            self._log(logging.INFO, f"received {signum.name}")
+            self._dispatch(self._reload_event())
+        elif signum == signals.CHILD:
+            self._on_children()
+        elif signum in signals.UNAVAILABLE:
+            self._log(logging.WARNING, f"{signum.name} does nothing in this version")
 
     def _on_command(self, command: str, job: int, peer: str) -> None:
         self._log(logging.INFO, f"received {command} from {peer}")
@@ -246,19 +298,23 @@ class Arbiter:
             for handle in [h for h in self._handles.values() if h.pid == pid]:
                 handle.reaped = True
                 self._on_exit(handle, status)
-            self._reloader.reaped(pid, status)
+            self._attempt(self._reloader.reaped, pid, status)
 
     def _on_exit(self, handle: WorkerHandle, status: int) -> None:
-        self._on_mail(handle)  # its last words, if it left any
-        if handle.mailbox in self._watched():
-            self._selector.unregister(handle.mailbox)
-        self._board.remove(handle.number)
-        detail = handle.last_stack()
-        handle.close()
+        self._attempt(self._on_mail, handle)  # its last words, if it left any
+        detail = self._attempt(handle.last_stack) or ""
+        self._attempt(self._forget_mailbox, handle)
+        self._attempt(self._board.remove, handle.number)
+        self._attempt(handle.close)
         event = on.WorkerExited(handle.number, handle.describe(status), status == 0, detail)
         self._dispatch(event)
         if self._handles[handle.number] is handle:
             del self._handles[handle.number]
+
+    def _forget_mailbox(self, handle: WorkerHandle) -> None:
+        """Expect no more mail from a worker."""
+        if handle.mailbox in self._watched():
+            self._selector.unregister(handle.mailbox)
 
     def _watched(self) -> set[object]:
         return {key.fileobj for key in self._selector.get_map().values()}
@@ -270,8 +326,8 @@ class Arbiter:
                 self._log_lifespan(handle, message)
             else:
                 self._dispatch(self._event_of(handle.number, message))
-        if not alive and handle.mailbox in self._watched():
-            self._selector.unregister(handle.mailbox)
+        if not alive:
+            self._forget_mailbox(handle)
 
     def _log_lifespan(self, handle: WorkerHandle, message: mailbox.NoLifespan) -> None:
         """Log that the application has no lifespan, for the first worker of a generation."""
@@ -304,6 +360,9 @@ class Arbiter:
             handle = self._fork_worker(action)
         except (OSError, ESGError) as error:
             return on.SpawnFailed(action.number, str(error))
+        except Exception as error:  # noqa: BLE001 - the fleet must hear of it, whatever it is
+            self._report(error)
+            return on.SpawnFailed(action.number, f"unexpected error: {error!r}")
         self._handles[action.number] = handle
         self._selector.register(handle.mailbox, selectors.EVENT_READ, lambda: self._on_mail(handle))
         return None
@@ -397,28 +456,45 @@ class Arbiter:
         if handle is not None:  # else it couldn't be forked, which the fleet is yet to hear
             handle.draining = True
             handle.post(mailbox.Drain("discarded", action.grace, action.final))
-            handle.signal(signal.SIGTERM)
+            self._signal(action.number, signal.SIGTERM)
 
     def _quit(self, action: do.Quit) -> None:
-        self._signal(action.number, signal.SIGQUIT)
+        if not self._signal(action.number, signal.SIGQUIT):
+            self._handles[action.number].post(mailbox.Drain("SIGQUIT", 0.0, final=False))
 
     def _dump_stack(self, action: do.DumpStack) -> None:
         self._signal(action.number, DUMP_SIGNAL)
 
-    def _signal(self, number: int, signum: int) -> None:
+    def _signal(self, number: int, signum: int) -> bool:
+        """Send a worker a signal; False if the kernel doesn't permit that, which is logged once."""
         handle = self._handles.get(number)
-        if handle is not None:  # else it couldn't be forked, which the fleet is yet to hear
+        if handle is None:
+            return True  # it couldn't be forked, which the fleet is yet to hear
+        try:
             handle.signal(signum)
+        except PermissionError as error:
+            if not handle.is_beyond_reach:
+                handle.is_beyond_reach = True
+                event = f"can't be sent {signal.Signals(signum).name}: {error.strerror}; "
+                self._log_action(do.Log("error", event + privileges.WHAT_SIGNALS_NEED, number))
+            return False
+        return True
 
     def _abort(self, action: do.Abort) -> None:
-        handle = self._handles[action.number]
+        handle = self._handles.get(action.number)
+        if handle is None:
+            return
         nowhere = "(it could not be written)" if handle.stacks.exists else "(on standard error)"
         stack = handle.stack() or nowhere
         self._log_action(do.Log("error", "stacks of its threads:", action.number, stack))
-        handle.signal(signal.SIGABRT)
+        self._signal(action.number, signal.SIGABRT)
 
     def _kill(self, action: do.Kill) -> None:
-        self._signal(action.number, signal.SIGKILL)
+        if not self._signal(action.number, signal.SIGKILL):
+            # The end of its mailbox is what makes a worker end that has lost its arbiter.
+            handle = self._handles[action.number]
+            self._forget_mailbox(handle)
+            handle.mailbox.close()
 
     def _close_listeners(self, action: do.CloseListeners) -> None:
         self._sockets.close()
@@ -470,8 +546,8 @@ class Arbiter:
         self._control.answer(action.job, answer)
 
     def _exit(self, action: do.Exit) -> None:
-        self._log(logging.INFO, f"stopped, exit status {action.code}")
         self._exit_code = action.code
+        self._log(logging.INFO, f"stopped, exit status {action.code}")
 
     _PERFORM: ClassVar[dict[type[do.Action], Callable[..., on.Event | None]]] = {
         do.Spawn: _spawn,

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 from esg.accounts import find_group, find_user
 from esg.config import Config
 from esg.errors import BootError, ConfigError
+
+WHAT_SIGNALS_NEED = (
+    "to signal workers of another user, root needs the capability CAP_KILL "
+    "(docker: --cap-add KILL; compose: cap_add: [KILL]; systemd: CapabilityBoundingSet=)"
+)
+
+_CAP_KILL = 5  # <linux/capability.h>
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,28 @@ def identity(config: Config) -> Identity:
         _check_unprivileged(config, uid, gid)
         return Identity(umask=umask)
     return Identity(uid, gid, groups, umask)
+
+
+def notices(config: Config) -> list[tuple[Literal["warning"], str]]:
+    """What the operator should know about the privileges of this process. Raises ConfigError.
+
+    Root without CAP_KILL starts workers of another user, but can't signal them (kill(2)).
+    """
+    uid = identity(config).uid
+    if uid is None or uid in (os.getuid(), os.geteuid()) or has_capability(_CAP_KILL):
+        return []
+    text = f"stuck workers can't be ended, and no worker at once: {WHAT_SIGNALS_NEED}"
+    return [("warning", text)]
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process has a capability in effect; True where /proc doesn't tell."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            (mask,) = [line.split()[1] for line in status if line.startswith("CapEff:")]
+    except (OSError, ValueError):
+        return True
+    return bool(int(mask, 16) >> number & 1)
 
 
 def _user(config: Config) -> tuple[int | None, int | None, tuple[int, ...]]:

@@ -36,6 +36,8 @@ class WorkerHandle:
         self.pid = 0
         self.reaped = False
         self.draining = False
+        self.is_beyond_reach = False
+        """Whether the kernel has refused to send it a signal."""
         self.listeners: Sequence[Listener] = ()
         self._sent: set[int] = set()
         self._owed: list[tuple[float, FromArbiter]] = []
@@ -82,12 +84,17 @@ class WorkerHandle:
             del self._owed[0]
 
     def signal(self, signum: int) -> None:
-        """Send a signal, unless the process was reaped: then the pid may be another's."""
-        if not self.reaped:
-            self._sent.add(signum)
-            if signum == DUMP_SIGNAL:  # what is there already was written for somebody else
-                self.stacks.skip()
+        """Send a signal, unless the process was reaped: then the pid may be another's.
+
+        Raises PermissionError as kill(2) does.
+        """
+        if self.reaped or self.pid <= 0:  # kill(0, ...) would signal the whole process group
+            return
+        if signum == DUMP_SIGNAL:  # what is there already was written for somebody else
+            self.stacks.skip()
+        with contextlib.suppress(ProcessLookupError):  # somebody else reaped it
             os.kill(self.pid, signum)
+            self._sent.add(signum)
 
     def stack(self) -> str:
         """The stacks of the worker's threads, written since it was last asked for them or read."""

@@ -236,6 +236,54 @@ def test_new_workers_that_die_together_in_a_roll_end_the_reload_only(start: Star
     assert {esg.whoami()["generation"] for _ in range(12)} == {1}
 
 
+# -- faults of the arbiter's own -----------------------------------------------------------
+
+
+FAULTY = """
+import runpy, sys
+from esg.supervisor import actions, arbiter, control
+def fails(*arguments):
+    raise RuntimeError("a fault")
+if sys.argv[-1] == "action":
+    arbiter.Arbiter._PERFORM[actions.ReopenLogs] = fails
+else:
+    control.Control.turn = fails
+sys.argv[:] = ["esg", *sys.argv[3:-1]]
+runpy.run_module("esg", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("where", ["action", "callback"])
+def test_nothing_that_raises_ends_an_arbiter_that_serves(start: Start, where: str) -> None:
+    esg = start("--workers", "2", where, wrapper=("-c", FAULTY))
+    esg.claim("unexpected error, the arbiter goes on: RuntimeError")
+    for count in (1, 2):
+        esg.signal(signal.SIGUSR1)
+        esg.wait_for_log("received SIGUSR1", count=count)
+    record = esg.wait_for_log("unexpected error, the arbiter goes on: RuntimeError")
+    assert record.level == "CRITICAL"
+    assert "in fails" in record.detail
+    esg.reload()
+    assert esg.whoami()["generation"] == 2
+    assert len(esg.logged("unexpected error")) == 1
+
+
+def test_a_worker_that_cannot_be_signalled_is_replaced(start: Start) -> None:
+    wrapper = ("-c", DENIED.format(function="kill"))
+    esg = start("--workers", "2", "--timeout", "1", wrapper=wrapper)
+    esg.claim("stuck: ", STACKS, "can't be sent SIGURG: .* CAP_KILL", "can't be sent SIGQUIT")
+    connection = esg.in_flight("/block/60")
+    (victim,) = esg.notes("block")
+    esg.wait_for_log("ready", count=3)
+    esg.wait_for_log(f"pid={victim} {STACKS}")
+    assert len(esg.logged(f"pid={victim} can't be sent")) == 1
+    os.kill(victim, signal.SIGKILL)
+    esg.wait_for_log(f"pid={victim} gone: killed by SIGKILL from another process")
+    assert is_lost(connection)
+    esg.signal(signal.SIGQUIT)
+    assert esg.wait() == 0
+
+
 # -- workers that stand still ----------------------------------------------------------
 
 
@@ -255,18 +303,20 @@ def test_a_blocked_worker_is_replaced_and_the_log_has_the_line_it_stands_at(star
     assert victim not in esg.wait_for_workers(2)
 
 
-WITHOUT_MEMORY_FILES = """
+DENIED = """
 import errno, os, runpy, sys
-def denied(name, flags=0):
+def denied(*arguments):
     raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-os.memfd_create = denied
+os.{function} = denied
 sys.argv[:] = ["esg", *sys.argv[3:]]
 runpy.run_module("esg", run_name="__main__", alter_sys=True)
 """
 
 
 def test_where_memory_files_are_denied_stacks_are_on_standard_error(start: Start) -> None:
-    esg = start("--workers", "2", "--timeout", "1", wrapper=("-c", WITHOUT_MEMORY_FILES))
+    esg = start(
+        "--workers", "2", "--timeout", "1", wrapper=("-c", DENIED.format(function="memfd_create"))
+    )
     esg.claim("stuck: ", STACKS, r"\A(\n|\Z)")  # the last one is for lines that are no record
     esg.wait_for_log(r"memfd_create\(2\): Operation not permitted; workers write their stacks to")
     connection = esg.in_flight("/block/60")

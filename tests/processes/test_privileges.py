@@ -105,6 +105,29 @@ def test_workers_run_as_who_they_should(open_folder: Path) -> None:
         esg.kill()
 
 
+WITHOUT_CAP_KILL = """
+import ctypes, os, sys
+assert ctypes.CDLL(None).prctl(24, 5, 0, 0, 0) == 0  # PR_CAPBSET_DROP, CAP_KILL
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_root_that_may_not_signal_workers_says_so_at_the_start(open_folder: Path) -> None:
+    python, extra = as_nobody()
+    wrapper = ("-c", WITHOUT_CAP_KILL)
+    esg = Esg(open_folder, "--user", "nobody", wrapper=wrapper, python=python, extra=extra)
+    try:
+        esg.wait_for_log("serving workers=1")
+        (notice,) = esg.logged("CAP_KILL")
+        assert notice.level == "WARNING"
+        esg.claim("can't be sent SIGQUIT: Operation not permitted; .* CAP_KILL")
+        esg.signal(signal.SIGQUIT)  # goes by mail
+        assert esg.wait() == 0
+        esg.stop()
+    finally:
+        esg.kill()
+
+
 OWN_GROUPS = """
 import os, sys
 shell = 'mount --bind "$0" /etc/group && exec "$@"'

@@ -11,14 +11,19 @@ import pytest
 from esg.accounts import find_owner
 from esg.config import Raw, build
 from esg.errors import BootError, ConfigError
-from esg.supervisor.privileges import Identity, identity
+from esg.supervisor import privileges
+from esg.supervisor.privileges import Identity, has_capability, identity, notices
 
 NOBODY = pwd.getpwnam("nobody")
 
 
-def made(**values):
+def config(**values):
     raw = {name: Raw(value, f"--{name}") for name, value in values.items()}
-    return identity(build({"app": Raw("example:app", "APP")} | raw))
+    return build({"app": Raw("example:app", "APP")} | raw)
+
+
+def made(**values):
+    return identity(config(**values))
 
 
 @pytest.fixture
@@ -128,3 +133,25 @@ def test_masks_are_octal(text, mask):
 def test_no_masks(text):
     with pytest.raises(ConfigError, match=r"--umask: .*in octal, from 000 to 777"):
         made(umask=text)
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(
+    ("user", "may_kill", "warned"),
+    [("nobody", False, True), ("nobody", True, False), ("root", False, False), ("", False, False)],
+)
+def test_root_without_cap_kill_is_warned_when_workers_are_somebody_else(
+    monkeypatch, user, may_kill, warned
+):
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(privileges, "has_capability", lambda number: may_kill)
+    found = notices(config(user=user) if user else config())
+    assert ["CAP_KILL" in text for _, text in found] == [True] * warned
+
+
+def test_capabilities_are_those_that_the_kernel_names():
+    with open("/proc/self/status") as status:
+        (mask,) = [int(line.split()[1], 16) for line in status if line.startswith("CapEff")]
+    assert [has_capability(number) for number in range(8)] == [
+        bool(mask & 1 << number) for number in range(8)
+    ]
