@@ -224,8 +224,9 @@ command = Command(
     },
     help="Serve the ASGI or WSGI application APP (MODULE:ATTRIBUTE) with any number of worker "
     "processes.",
-    epilog="Signals: TERM, INT stop gracefully; QUIT stops now; HUP reloads; TTIN and TTOU add and "
-    "remove a worker; USR1 reopens log files.",
+    epilog="A DURATION is a number of seconds, or 500ms, 30s, 5m, 1h, 1d. A SIZE is a number of "
+    "bytes, or 64k, 16MiB, 1g.\n\nSignals: TERM, INT stop gracefully; QUIT stops now; HUP reloads; "
+    "TTIN and TTOU add and remove a worker; USR1 reopens log files.",
 )
 
 if __name__ == "__main__":

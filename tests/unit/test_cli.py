@@ -616,6 +616,9 @@ def test_help_shows_defaults_variables_and_what_is_not_built(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "[ESG_PORT or PORT, default 8000]" in text
     assert "[ESG_FACTORY, default off]" in text
+    assert "--graceful-timeout, --timeout-graceful-shutdown DURATION" in text
+    assert "A DURATION is a number of seconds, or 500ms, 30s, 5m, 1h, 1d." in text
+    assert "A SIZE is a number of bytes, or 64k, 16MiB, 1g." in text
     for declared in SETTINGS.values():
         if declared.name != "app":
             assert f"[{declared.variables[0]}" in text
