@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import signal
+import stat
+import struct
 
 import pytest
 
 from esg.errors import ConfigError, PidFileError
+from esg.supervisor import pidfile
 from esg.supervisor.pidfile import PidFile
 
 
@@ -109,3 +114,88 @@ def test_a_child_that_lets_go_does_not_let_go_for_us(path):
     with pytest.raises(PidFileError):
         acquire(path)
     held.release()
+
+
+def locks_of_readers(path):
+    """The locks that a user can have who may only read the file."""
+    whole = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+    yield lambda fd: fcntl.flock(fd, fcntl.LOCK_EX)
+    yield lambda fd: fcntl.lockf(fd, fcntl.LOCK_SH)
+    yield lambda fd: fcntl.fcntl(fd, fcntl.F_OFD_SETLK, whole)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_lock_of_somebody_who_may_only_read_is_no_obstacle(path, number):
+    with open(path, "w") as file:
+        file.write("1\n")  # left behind by a crash
+    with open(path) as reader:
+        list(locks_of_readers(path))[number](reader.fileno())
+        held = acquire(path)
+        with open(path) as again:
+            if number != 0:  # the lock that says that it runs can't be shared
+                with pytest.raises(BlockingIOError):
+                    fcntl.lockf(again.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with pytest.raises(PidFileError, match="runs already"):
+            acquire(path)
+        held.release()
+
+
+def test_a_kernel_without_such_locks_has_others(path, monkeypatch):
+    def refuse(*values):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    held = acquire(path)
+    with pytest.raises(PidFileError, match="runs already"):
+        acquire(path)
+    held.release()
+    acquire(path).release()
+
+
+def test_others_may_read_it_as_the_umask_says(path):
+    before = os.umask(0o027)
+    try:
+        held = acquire(path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o640
+    held.release()
+
+
+def test_of_many_starts_at_once_one_has_it(path):
+    with open(path, "w") as file:
+        file.write("1\n")
+    go, results = os.pipe(), os.pipe()
+    children = []
+    for _ in range(8):
+        children.append(os.fork())
+        if not children[-1]:
+            os.close(go[1])
+            os.read(go[0], 1)
+            try:
+                acquire(path)
+                os.write(results[1], b"1")
+            except PidFileError:
+                os.write(results[1], b"0")
+            signal.pause()
+    os.write(go[1], b"x" * 8)
+    outcome = b"".join(os.read(results[0], 1) for _ in children)
+    os.close(go[1])
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    for fd in (go[0], *results):
+        os.close(fd)
+    assert sorted(outcome) == sorted(b"1" + b"0" * 7)
+    assert os.listdir(os.path.dirname(path)) == ["esg.pid"]
+
+
+def test_a_start_that_takes_too_long_is_named(path, monkeypatch):
+    monkeypatch.setattr(pidfile, "LONGEST_WAIT", 0.0)
+    lock = os.path.join(os.path.dirname(path), ".esg.pid.lock")
+    with open(lock, "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(PidFileError, match=r"another start holds '.*/\.esg\.pid\.lock'"):
+            acquire(path)
+    acquire(path).release()
+    assert os.listdir(os.path.dirname(path)) == []
