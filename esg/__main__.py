@@ -33,6 +33,8 @@ def _end_on_request() -> None:
     """
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)
+    # Whoever started this may have had them blocked, and a mask is inherited.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
 
 
 def _end(signum: int, frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from esg import config as internal
-from esg import folders, logs, sources
+from esg import folders, logs, secret_variables, sources
 from esg.config import PLURALS, Raw, build, setting_named
 from esg.errors import ConfigError
 from esg.server.prepare import prepare
@@ -69,11 +69,13 @@ def run(app: Any, *, config: str | None = None, **settings: Any) -> None:
     folder = Path(folders.current())
     target = None if isinstance(app, str) else app
     before = {signum: signal.getsignal(signum) for signum in HANDLED}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    hidden = secret_variables.take()
     try:
         code = serve(
             lambda: sources.load(
                 given,
-                os.environ,
+                {**os.environ, **hidden},
                 file=config,
                 folder=folder,
                 target=target,
@@ -81,6 +83,8 @@ def run(app: Any, *, config: str | None = None, **settings: Any) -> None:
             )
         )
     finally:
+        os.environ.update(hidden)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for signum, handler in before.items():
             if handler is not None:  # one that wasn't set from Python can't be set again
                 signal.signal(signum, handler)
@@ -110,6 +114,8 @@ class Config(internal.Config):
         raw = _given(app, settings)
         variables = sources.from_env_file(raw.get("env_file"), Path())
         variables = {name: text for name, text in variables.items() if name not in os.environ}
+        for name in secret_variables.NAMES:
+            variables.pop(name, None)
         built = build(raw, variables=variables, target=target, ssl_context_factory=factory)
         super().__init__(**vars(built))
 

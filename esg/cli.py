@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 import esg
-from esg import api, folders, logfiles, logs, report, sources
+from esg import api, folders, logfiles, logs, report, secret_variables, sources
 from esg.binds import parse_bind
 from esg.config import SETTINGS, Config, Raw, Setting
 from esg.errors import BootError, ESGError
@@ -109,7 +109,8 @@ def _config_reader(context: click.Context, values: dict[str, Any]) -> Callable[[
         for name, value in values.items()
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    return lambda: sources.load(given, os.environ, file=file, folder=folder)
+    hidden = secret_variables.take()
+    return lambda: sources.load(given, {**os.environ, **hidden}, file=file, folder=folder)
 
 
 def _origin(declared: Setting) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from esg import gunicorn
+from esg import gunicorn, secret_variables
 from esg.config import NAMES, PLURALS, SETTINGS, WHERE, Config, Raw, build, setting_named
 from esg.errors import ConfigError
 
@@ -74,7 +74,9 @@ def load(
     paths = tuple(str(folder / name) for name in files)
     config = build(
         raw,
-        variables=added,
+        variables={
+            name: text for name, text in added.items() if name not in secret_variables.NAMES
+        },
         strays=tuple(strays),
         files=paths,
         gaps=gaps,

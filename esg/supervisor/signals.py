@@ -49,10 +49,15 @@ class SignalQueue:
         self._writer.setblocking(False)
 
     def install(self) -> None:
-        """Take the handled signals over, for the life of the process."""
+        """Take the handled signals over, for the life of the process.
+
+        None is blocked from then on: a mask is inherited (sigprocmask(2)), and a parent that blocks
+        TERM would leave a service that can't be stopped, and children of workers that can't.
+        """
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for signum in HANDLED:
             signal.signal(signum, self._note)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if signum in COUNTED or signum not in self._pending:

@@ -352,3 +352,16 @@ def test_the_log_says_once_a_generation_that_there_is_no_lifespan(
     esg.reload()
     told = esg.logged("lifespan")
     assert [(record.level, record.generation) for record in told] == [(level, 1), (level, 2)]
+
+
+def test_signals_that_the_parent_had_blocked_are_heard(start: Start) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        esg = start("--workers", "2")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for pid in (esg.pid, *esg.workers()):
+        assert "SigBlk:\t0000000000000000\n" in Path(f"/proc/{pid}/status").read_text()
+    esg.reload()
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == 0

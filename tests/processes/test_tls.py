@@ -116,6 +116,20 @@ def test_an_unreadable_key_stops_the_start(
 # -- reloads ---------------------------------------------------------------------------------
 
 
+def test_a_password_in_the_environment_is_the_arbiters_alone(
+    start: Start, authority: Authority
+) -> None:
+    certificate, key = authority.issue()
+    esg = start(
+        *("--ssl-certfile", certificate, "--ssl-keyfile", encrypted(key, "sesame")),
+        source=application(at_import='assert "ESG_SSL_KEYFILE_PASSWORD" not in os.environ'),
+        extra={"ESG_SSL_KEYFILE_PASSWORD": "sesame"},
+    )
+    esg.reload()  # the arbiter has it still
+    for pid in (esg.pid, *esg.wait_for_workers(1)):
+        assert b"sesame" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
 def test_a_reload_serves_the_renewed_certificate(serving: Esg, authority: Authority) -> None:
     before = served_serial(serving)
     certificate, _ = authority.issue()

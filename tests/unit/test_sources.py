@@ -673,3 +673,10 @@ def test_another_encoding_is_named(tmp_path):
     (tmp_path / "esg.toml").write_text("workers = 2", encoding="utf-16")
     with pytest.raises(ConfigError, match=r"^esg\.toml: not valid TOML: it is not UTF-8"):
         loaded(tmp_path)
+
+
+def test_a_secret_of_an_env_file_is_a_setting_and_no_variable(tmp_path):
+    pytest.importorskip("dotenv")
+    config = with_env_file(tmp_path, "ESG_SSL_KEYFILE_PASSWORD=hush\nCOLOUR=red")
+    assert config.ssl_keyfile_password == "hush"
+    assert config.variables == {"COLOUR": "red"}
