@@ -125,7 +125,7 @@ def test_the_delay_is_the_least_time_between_two_reloads(watching: Start) -> Non
     esg.write(application("three"))
     esg.wait_for_log("changed: ", count=2)
     first, second = (record.time for record in esg.logged("changed: "))
-    assert 1.4 < (second - first).total_seconds() < 5
+    assert (second - first).total_seconds() > 1.4
     wait_for_version(esg, "three")
 
 
