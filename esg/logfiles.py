@@ -1,18 +1,31 @@
 """Log files: opened, written in whole lines, reopened under the same descriptor.
 
 A file keeps its descriptor's number for life; reopening puts another file behind it (dup3(2)), so
-whoever writes to it needs no notice. Nothing here raises because a log can't be written: a disk
-that is full or a reader that has gone must not end a server.
+whoever writes to it needs no notice. Nothing here raises because a log can't be written, and
+nothing waits: a disk that is full, a reader that has gone or a pipe that nobody reads must not end
+or stop a server. What can't be written at once is kept, up to a limit; beyond it lines are lost and
+counted.
+
+O_NONBLOCK belongs to the open file, which a standard stream shares with other processes, so it is
+never set there. A pipe or a terminal is opened once more, by /proc/self/fd, and a socket is written
+to with MSG_DONTWAIT.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import functools
 import os
+import select
+import socket
 import stat
+import struct
 import sys
+import termios
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from esg.errors import LogFileError
@@ -22,6 +35,18 @@ STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 MODE = 0o640
 """Permissions of a log file that is created, less the umask: logs hold what clients sent."""
+
+PIPE_ATOMIC = 4096
+"""Bytes that one write(2) puts into a pipe whole or not at all: pipe(7), PIPE_BUF."""
+
+TERMINAL_ROOM = 256
+"""Bytes that a terminal takes without waiting when poll(2) says that it takes any."""
+
+BACKLOG_LIMIT = 256 * 1024
+"""Bytes of lines that a process keeps for a log that takes none for the moment."""
+
+FLUSH_PAUSE = 0.01
+"""Seconds between two looks at whether there is room."""
 
 COMPLAINT_PAUSE = 60.0
 """Seconds between two complaints about one file that can't be written."""
@@ -33,11 +58,9 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
 def open_log(path: str) -> int:
     """Open a file to append to; returns the descriptor. Raises OSError.
 
-    It never waits: a named pipe that nobody reads is refused (open(2), ENXIO).
+    Neither this nor writing waits: a named pipe that nobody reads is refused (open(2), ENXIO).
     """
-    fd = os.open(path, _FLAGS | os.O_CREAT | os.O_NONBLOCK, MODE)
-    os.set_blocking(fd, True)
-    return fd
+    return os.open(path, _FLAGS | os.O_CREAT | os.O_NONBLOCK, MODE)
 
 
 def probe(path: str) -> int:
@@ -65,6 +88,10 @@ def _require(place: str, access: int, path: str) -> None:
         raise OSError(code, os.strerror(code), path)
 
 
+Sink = Callable[[bytes], int]
+"""Writes as much as there is room for, without waiting; BlockingIOError if there is none."""
+
+
 class LogFile:
     """A file that processes append whole lines to, or one of the standard streams."""
 
@@ -74,8 +101,19 @@ class LogFile:
         self.path = path
         self.complain: Callable[[str], None] = complain_on_stderr
         """Told, in one line and not too often, that the file can't be written."""
+        self.report: Callable[[str], None] = complain_on_stderr
+        """Told how many lines were lost, once the file can be written again."""
         self._complained_at = -COMPLAINT_PAUSE
         self._torn = False
+        self._lost = 0
+        self._backlog: deque[bytes] = deque()
+        self._backlog_size = 0
+        self._backlog_owner = 0
+        self._look()
+
+    def _look(self) -> None:
+        """Find out what kind of file it is, and how to write to it without waiting."""
+        self._sink, self._is_pipe = _own_sink(self.fd) if self.path else _stream_sink(self.fd)
 
     @property
     def name(self) -> str:
@@ -84,22 +122,91 @@ class LogFile:
             self.fd, f"fd {self.fd}"
         )
 
+    @property
+    def waits(self) -> bool:
+        """Whether lines are kept that there was no room for; `flush` tries again."""
+        return bool(self._backlog)
+
     def write(self, data: bytes) -> None:
-        """Append lines. What can't be written is lost, and said to be."""
-        if self._torn:
-            data = b"\n" + data
-        whole = data
+        """Append lines. They are kept if there is no room now, and lost if they are too many."""
+        if self._backlog and not self._write_backlog():
+            self._keep(data)
+            return
+        lost = self._lost
+        rest = self._put(data)
+        if rest:
+            self._keep(rest)
+        elif lost and lost == self._lost:
+            self._report_loss()
+
+    def flush(self, limit: float = 0.0) -> None:
+        """Write what was kept, and wait up to `limit` seconds for room."""
+        if not self._backlog:
+            return
+        deadline = time.monotonic() + limit
+        lost = self._lost
+        while not self._write_backlog():
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(FLUSH_PAUSE)
+        if lost and lost == self._lost:
+            self._report_loss()
+
+    def _put(self, data: bytes) -> bytes:
+        """Write lines; returns what there was no room for. What fails otherwise is lost."""
+        done = 0
         try:
-            while data:
-                data = data[os.write(self.fd, data) :]
-            self._torn = False
+            if self._torn:
+                self._sink(b"\n")
+                self._torn = False
+            pieces = [data]
+            if self._is_pipe and len(data) > PIPE_ATOMIC and not _has_room(self.fd, len(data)):
+                pieces = _pieces(data)
+            for piece in pieces:
+                end = done + len(piece)
+                while done < end:
+                    done += self._sink(data[done:end])
+        except BlockingIOError:
+            return data[done:]
         except OSError as error:
             # A disk can become full in the middle of a line; the next one must not go on there.
-            self._torn = self._torn or len(data) < len(whole)
-            now = time.monotonic()
-            if now - self._complained_at >= COMPLAINT_PAUSE:
-                self._complained_at = now
-                self.complain(f"{self.name}: can't be written, lines are lost: {error}")
+            self._torn = self._torn or data[done - 1 : done] not in (b"", b"\n")
+            self._lose(data[done:], str(error))
+        return b""
+
+    def _keep(self, data: bytes) -> None:
+        if self._backlog and self._backlog_size + len(data) > BACKLOG_LIMIT:
+            self._lose(data, "nobody reads it")
+            return
+        self._backlog_owner = os.getpid()  # a forked child must not write it, too
+        self._backlog.append(data)
+        self._backlog_size += len(data)
+
+    def _write_backlog(self) -> bool:
+        """Write what was kept; whether all of it was written."""
+        if self._backlog_owner != os.getpid():  # it is the parent's, which writes it itself
+            self._backlog.clear()
+            self._backlog_size = self._lost = 0
+        while self._backlog:
+            data = self._backlog.popleft()
+            rest = self._put(data)
+            self._backlog_size -= len(data) - len(rest)
+            if rest:
+                self._backlog.appendleft(rest)
+                return False
+        return True
+
+    def _lose(self, data: bytes, why: str) -> None:
+        self._lost += max(1, data.count(b"\n"))
+        now = time.monotonic()
+        if now - self._complained_at >= COMPLAINT_PAUSE:
+            self._complained_at = now
+            self.complain(f"{self.name}: can't be written, lines are lost: {why}")
+
+    def _report_loss(self) -> None:
+        lost, self._lost = self._lost, 0
+        lines = "1 line" if lost == 1 else f"{lost} lines"
+        self.report(f"{self.name}: lost {lines}; it can be written again")
 
     def take_over(self, fd: int) -> None:
         """Write to the file behind `fd` from now on; `fd` itself is closed."""
@@ -107,11 +214,152 @@ class LogFile:
         os.close(fd)
         self._torn = False
         self._complained_at = -COMPLAINT_PAUSE
+        self._look()
 
     def reopen(self) -> None:
         """Open the path anew, as after a rotation. Raises OSError, and keeps the old file then."""
         if self.path:
             self.take_over(open_log(self.path))
+
+
+class LineStream:
+    """What a `logging.StreamHandler` needs of a stream, for one that writes without waiting."""
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    def __init__(self, file: LogFile) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        """Write whole lines."""
+        self._file.write(text.encode(self.encoding, self.errors))
+        return len(text)
+
+    def flush(self) -> None:
+        """There is nothing to do: `LogFile` keeps nothing that could be written."""
+
+    def fileno(self) -> int:
+        """The descriptor of the standard stream."""
+        return self._file.fd
+
+    def isatty(self) -> bool:
+        """Whether that is a terminal."""
+        return os.isatty(self._file.fd)
+
+
+# -- writing without waiting ---------------------------------------------------------------
+
+
+def _own_sink(fd: int) -> tuple[Sink, bool]:
+    """How to write to a file that `open_log` opened, and whether it is a pipe."""
+    return (lambda data: os.write(fd, data)), stat.S_ISFIFO(os.fstat(fd).st_mode)
+
+
+_streams: dict[int, tuple[tuple[int, int], Sink, bool]] = {}
+"""The sinks of standard streams, which the whole process uses, and what file each was made for."""
+
+_stream_fds: dict[int, int] = {}
+"""The further descriptors that they use."""
+
+
+def _stream_sink(fd: int) -> tuple[Sink, bool]:
+    """How to write to a descriptor that was inherited, and whether it is a pipe.
+
+    The first look is for the process that the operator started: a worker of another user may not
+    have the permission to open the stream again.
+    """
+    try:
+        status = os.fstat(fd)
+    except OSError:  # it is closed, and writing says so
+        return (lambda data: os.write(fd, data)), False
+    identity = status.st_dev, status.st_ino
+    known = _streams.get(fd)
+    if known is None or known[0] != identity:
+        is_pipe = stat.S_ISFIFO(status.st_mode)
+        _streams[fd] = known = identity, _sink_for(fd, status.st_mode), is_pipe
+    return known[1:]
+
+
+def _sink_for(fd: int, mode: int) -> Sink:
+    if stat.S_ISSOCK(mode):
+        with contextlib.suppress(OSError):
+            sock = socket.socket(fileno=fd)  # or it is none that Python knows
+            sock.detach()
+            return functools.partial(_send, fd)
+    if stat.S_ISFIFO(mode) or (stat.S_ISCHR(mode) and os.isatty(fd)):
+        try:
+            again = os.open(f"/proc/self/fd/{fd}", _FLAGS | os.O_NONBLOCK)
+        except OSError:  # somebody else's, or nobody reads it, or there is no /proc
+            return functools.partial(_write_if_ready, fd)
+        number = _stream_fds.setdefault(fd, again)
+        if number != again:  # another file is behind the stream now; its users know the number
+            os.dup2(again, number, inheritable=False)
+            os.close(again)
+        return lambda data: os.write(number, data)
+    return lambda data: os.write(fd, data)
+
+
+def stream_fds() -> list[int]:
+    """The descriptors that writing to standard streams needs besides these."""
+    return list(_stream_fds.values())
+
+
+def _send(fd: int, data: bytes) -> int:
+    sock = socket.socket(fileno=fd)
+    try:
+        return sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    finally:
+        sock.detach()
+
+
+def _write_if_ready(fd: int, data: bytes) -> int:
+    """Write to a file that may wait, if it has room.
+
+    What poll(2) says of a pipe holds for PIPE_BUF bytes, unless somebody else uses the room up at
+    the same moment; RWF_NOWAIT has no such gap (Linux 6.4 and later, for pipes).
+    """
+    try:
+        return os.pwritev(fd, [data], -1, os.RWF_NOWAIT)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ESPIPE):
+            raise
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    if not any(events & ~select.POLLHUP for _, events in poll.poll(0)):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    most = TERMINAL_ROOM if os.isatty(fd) else PIPE_ATOMIC
+    return os.write(fd, data[:most])
+
+
+def _has_room(fd: int, size: int) -> bool:
+    """Whether a pipe is sure to take so many bytes at once.
+
+    Its buffers are pages, and two neighbours are filled by more than one page: a shorter write
+    would have been added to the first of them (pipe(7)).
+    """
+    try:
+        (unread,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4))
+        capacity: int = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+    except OSError:
+        return False
+    return bool(size + 2 * unread + 3 * PIPE_ATOMIC <= capacity)
+
+
+def _pieces(data: bytes) -> list[bytes]:
+    """Lines in pieces that a pipe takes whole or not at all; a longer line is one piece."""
+    pieces: list[bytes] = []
+    size = PIPE_ATOMIC
+    for line in data.splitlines(keepends=True):
+        if size + len(line) > PIPE_ATOMIC:
+            pieces.append(line)
+            size = len(line)
+        else:
+            pieces[-1] += line
+            size += len(line)
+    return pieces
 
 
 class LogFiles:
@@ -121,6 +369,7 @@ class LogFiles:
         """`opener` gives a descriptor for a path, or raises OSError."""
         self._opener = opener
         self._files: dict[str, LogFile] = {}
+        self._streams: dict[int, LogFile] = {}
 
     def open(self, path: str, stream: int, origin: str) -> LogFile:
         """The file at `path`; `-` is the descriptor `stream`.
@@ -128,7 +377,8 @@ class LogFiles:
         Raises LogFileError, naming the path's `origin`, if it can't be opened.
         """
         if path == "-" or path in STREAMS:
-            return LogFile(STREAMS.get(path, stream))
+            fd = STREAMS.get(path, stream)
+            return self._streams.setdefault(fd, LogFile(fd))
         path = os.path.abspath(path)
         if path not in self._files:
             try:
@@ -157,6 +407,19 @@ class LogFiles:
                 reopened.append(file)
         return reopened, errors
 
+    def waiting(self) -> bool:
+        """Whether some file keeps lines that there was no room for."""
+        return any(file.waits for file in self._all())
+
+    def flush(self, limit: float = 0.0) -> None:
+        """Write what the files keep, and wait up to `limit` seconds for room."""
+        deadline = time.monotonic() + limit
+        for file in self._all():
+            file.flush(deadline - time.monotonic())
+
+    def _all(self) -> list[LogFile]:
+        return [*self._streams.values(), *self._files.values()]
+
     def take_over(self, paths: Iterable[str], fds: Iterable[int]) -> None:
         """Put these open files behind the paths; one for a path that isn't open is closed."""
         for path, fd in zip(paths, fds, strict=False):
@@ -167,9 +430,10 @@ class LogFiles:
 
 
 def complain_on_stderr(line: str) -> None:
-    """The last resort of a log that can't be written itself."""
+    """The last resort of a log that can't be written itself. It doesn't wait either."""
     with contextlib.suppress(OSError):
-        os.write(2, f"esg: {line}\n".encode("utf-8", "backslashreplace"))
+        sink, _ = _stream_sink(2)
+        sink(f"esg: {line}\n".encode("utf-8", "backslashreplace"))
 
 
 def secure_standard_streams() -> None:

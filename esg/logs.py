@@ -14,15 +14,16 @@ import functools
 import json
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from esg import logconfig, logfiles
 from esg.config import Config, LogDefinition
 from esg.errors import ConfigError
-from esg.logfiles import LogFile, LogFiles
+from esg.logfiles import LineStream, LogFile, LogFiles
 
 TRACE = 5
 """The level below DEBUG, with uvicorn's number: connections as they come and go."""
@@ -35,6 +36,8 @@ access_logger = logging.getLogger("esg.access")
 
 PEERS_LOGGERS = ("uvicorn", "gunicorn.error", "hypercorn.error")
 """Loggers of other servers, which applications that were written for these use as their own."""
+
+H = TypeVar("H", bound=logging.Handler)
 
 CONTINUATION = "  "
 """How the further lines of a record begin."""
@@ -248,7 +251,9 @@ class LogSetup:
         error = files.open(config.error_logfile, 2, config.origin("error_logfile"))
         path = config.access_logfile if config.access_log else "-"
         access = files.open(path, 1, config.origin("access_logfile"))
-        access.complain = error.complain if access is error else _complain_in_log
+        error.complain, error.report = logfiles.complain_on_stderr, _report_in_log
+        if access is not error:
+            access.complain = access.report = _complain_in_log
         definition = None
         if isinstance(config.log_config, LogDefinition):
             definition = config.log_config.content
@@ -285,6 +290,7 @@ class LogSetup:
         except ConfigError:
             self._apply_options(subject)
             raise
+        self._write_streams_without_waiting()
         stay_enabled()
         logging.lastResort = _PYTHONS_LAST_RESORT
         if "log_level" in config.origins:
@@ -298,6 +304,16 @@ class LogSetup:
             log.propagate = True
             if logging.root.handlers and "log_level" not in self.config.origins:
                 log.setLevel(logging.NOTSET)
+
+    def _write_streams_without_waiting(self) -> None:
+        """Have handlers of `--log-config` not wait for who reads standard output or error."""
+        for _, handler in _handlers_of(logging.StreamHandler):
+            for fd, streams in (
+                (1, (sys.stdout, sys.__stdout__)),
+                (2, (sys.stderr, sys.__stderr__)),
+            ):
+                if handler.stream in streams:
+                    handler.setStream(LineStream(self.files.open("-", fd, "")))
 
     def _apply_options(self, subject: Subject) -> None:
         """What there is to do without a `--log-config`."""
@@ -452,6 +468,10 @@ def _complain_in_log(line: str) -> None:
     logger.error("access log: %s", line)
 
 
+def _report_in_log(line: str) -> None:
+    logger.error("log: %s", line)
+
+
 def stay_enabled() -> None:
     """Undo what an application did to ESG's loggers, and that of warnings, without meaning to.
 
@@ -469,13 +489,18 @@ def reopen_handlers() -> None:
 
 def _file_handlers() -> list[tuple[logging.Logger, logging.FileHandler]]:
     """Every handler that is a file, with its logger."""
+    return _handlers_of(logging.FileHandler)
+
+
+def _handlers_of(kind: type[H]) -> list[tuple[logging.Logger, H]]:
+    """Every handler of a kind, with its logger."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     return [
         (log, handler)
         for log in loggers
         if isinstance(log, logging.Logger)
         for handler in log.handlers
-        if isinstance(handler, logging.FileHandler)
+        if isinstance(handler, kind)
     ]
 
 

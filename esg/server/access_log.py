@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from esg import logformat, logs
-from esg.logfiles import LogFile
+from esg.logfiles import PIPE_ATOMIC, LogFile
 from esg.logs import LogSetup, Subject
 from esg.server.asgi import Headers
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("esg")
 
-PIPE_ATOMIC = 4096
-"""Bytes that a write to a pipe keeps together: pipe(7), PIPE_BUF."""
+RETRY_PAUSE = 0.05
+"""Seconds until lines that there was no room for are written again."""
 
 _GREEN, _BRIGHT, _RED, _YELLOW, _BOLD, _RESET = (
     "\033[32m", "\033[91m", "\033[31m", "\033[33m", "\033[1m", "\033[0m"
@@ -111,6 +111,7 @@ class AccessLog:
         self._line = line
         self._pending: list[str] = []
         self._failed = False
+        self._retry: asyncio.TimerHandle | None = None
 
     def record(self, exchange: Exchange) -> None:
         """Note a finished exchange; its line is written when the loop's turn ends."""
@@ -135,6 +136,15 @@ class AccessLog:
         lines, self._pending = self._pending, []
         for batch in _batches(lines):
             self._file.write(batch)
+        if self._file.waits and self._retry is None:
+            self._retry = self._loop.call_later(RETRY_PAUSE, self._write_rest)
+
+    def _write_rest(self) -> None:
+        """Write what there was no room for."""
+        self._retry = None
+        self._file.flush()
+        if self._file.waits:
+            self._retry = self._loop.call_later(RETRY_PAUSE, self._write_rest)
 
 
 _REQUEST = '%s - "%s %s HTTP/%s" %d'

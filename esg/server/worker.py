@@ -188,6 +188,7 @@ class Worker:
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(TICK, self._tick)
         self._service.tick()
+        self._assignment.logs.files.flush()
 
     # -- orders ------------------------------------------------------------------------
 

@@ -41,6 +41,12 @@ from esg.supervisor.systemd import Notifier, handed_over
 _ForFleet = mailbox.Ready | mailbox.BootFailed | mailbox.Due | mailbox.Draining
 """Mail of workers that the fleet decides on."""
 
+LOG_PAUSE = 0.25
+"""Seconds until lines that a log had no room for are written again."""
+
+LAST_LINES = 0.5
+"""Seconds that a process waits at its end for a log that nobody reads."""
+
 
 FAILURE_PAUSE = 0.1
 """Seconds between two turns of the loop when something raised in the first."""
@@ -123,6 +129,7 @@ class Arbiter:
                 self._attempt(self._look_around)
                 self._dispatch(on.Tick())
                 self._attempt(self._reloader.tick, time.monotonic())
+            self._log_files.flush()
             self._attempt(self._notifier.turn, time.monotonic())
             self._attempt(self._control.turn, time.monotonic())
             if self._failed:  # what is still to be done would be tried without a pause
@@ -167,12 +174,13 @@ class Arbiter:
         return _time_until(self._fleet.next_deadline(), self._reloader.next_deadline())
 
     def _time_to_wait(self) -> float | None:
-        """The same, or until the service manager wants to hear, or `esgctl` to be heard."""
+        """The same, or until the service manager, `esgctl` or a log wants to be written to."""
         return _time_until(
             self._fleet.next_deadline(),
             self._reloader.next_deadline(),
             self._notifier.next_deadline(),
             self._control.next_deadline(),
+            time.monotonic() + LOG_PAUSE if self._log_files.waiting() else None,
         )
 
     def _dispatch(self, event: on.Event) -> None:
@@ -210,6 +218,7 @@ class Arbiter:
         self._sockets.close()
         if self._pid_file is not None:
             self._pid_file.release()
+        self._log_files.flush(LAST_LINES)
 
     def _log(self, level: int, event: str) -> None:
         logs.write(level, self._subject(), event)
@@ -440,7 +449,10 @@ class Arbiter:
         except ESGError as error:
             assignment.mailbox.send(mailbox.BootFailed(str(error), "", error.exit_code))
             return error.exit_code
-        return self._payload(assignment)
+        try:
+            return self._payload(assignment)
+        finally:
+            assignment.logs.files.flush(LAST_LINES)
 
     def _drain(self, action: do.Drain) -> None:
         handle = self._handles[action.number]

@@ -7,8 +7,10 @@ import contextlib
 import dataclasses
 import logging
 import os
+import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
@@ -18,6 +20,9 @@ from esg.mailbox import ArbitersEnd, Drain, FromArbiter, Mailbox, pair
 from esg.payload import DUMP_SIGNAL
 from esg.supervisor.signals import CHILD, HANDLED
 from esg.supervisor.stackfile import StackFile
+
+FLUSH_LIMIT = 0.5
+"""Seconds that a child waits at its end for the readers of its standard output and error."""
 
 FATAL = "Fatal Python error: "
 """How `faulthandler` begins when a signal ends the process, and only then."""
@@ -146,7 +151,7 @@ def fork(main: Callable[[], int]) -> int:
     are replaced, so that none is lost and none runs the arbiter's code. The child never returns
     from here. Raises OSError if the kernel has no room for a process.
     """
-    _flush()
+    _flush_what_is_read()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
@@ -167,7 +172,7 @@ def fork(main: Callable[[], int]) -> int:
     finally:
         try:
             atexit._run_exitfuncs()  # applications count on theirs: to flush traces, for instance
-            _flush()
+            _flush_in_time()
         finally:
             os._exit(status)
 
@@ -193,6 +198,22 @@ def _ignore(signum: int, frame: FrameType | None) -> None:
 
 def _end(signum: int, frame: FrameType | None) -> None:
     os._exit(0)
+
+
+def _flush_what_is_read() -> None:
+    """Flush the standard streams, or a child would write the same; unless that would wait."""
+    poll = select.poll()
+    for fd in (1, 2):
+        poll.register(fd, select.POLLOUT)
+    if len(poll.poll(0)) == 2:
+        _flush()
+
+
+def _flush_in_time() -> None:
+    """Flush the standard streams at a child's end, as long as somebody reads them."""
+    flushing = threading.Thread(target=_flush, daemon=True)
+    flushing.start()
+    flushing.join(FLUSH_LIMIT)
 
 
 def _flush() -> None:

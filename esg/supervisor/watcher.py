@@ -16,7 +16,7 @@ import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from esg import mailbox
+from esg import logfiles, mailbox
 from esg.config import Config
 from esg.errors import ConfigError
 
@@ -178,7 +178,7 @@ def run(config: Config, post: mailbox.Mailbox, since: int) -> int:
     """
     for signum in (signal.SIGTERM, signal.SIGQUIT):
         signal.signal(signum, signal.SIG_IGN)
-    _close_all_but(post.descriptors)
+    _close_all_but({*post.descriptors, *logfiles.stream_fds()})
     threading.Thread(target=_end_with_arbiter, args=(post.fileno(),), daemon=True).start()
     try:
         Watch(config, post, since).run()

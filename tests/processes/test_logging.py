@@ -186,6 +186,62 @@ def test_output_that_nobody_reads_any_more_is_survived(start: Start) -> None:
     assert len(esg.logged("standard output: can't be written.*Broken pipe")) == 1
 
 
+FLOOD = """
+    import logging
+    for number in range(1000):
+        logging.getLogger("esg").warning("flood %s", "x" * 900)
+"""
+
+
+def test_output_that_nobody_reads_for_a_while_stops_nothing(start: Start) -> None:
+    """Both logs go into one full pipe: lines are lost and counted; all else goes on."""
+    reader, writer = os.pipe()
+    source = application(at_startup=FLOOD.strip())
+    options = ("--workers", "2", "--error-logfile", "/dev/stdout")
+    esg = start(*options, stdout=writer, wait=False, source=source)
+    esg.claim("can't be written", "STRAY")
+    os.close(writer)
+    esg._port = eventually(lambda: listening_port(esg.pid), "it listens")
+    eventually(lambda: len(esg.notes("startup")) == 2, "the pipe is full")
+    with Load(esg.port, keep_alive=2, fresh=2) as load:
+        load.wait_until_answered("fresh", 100)
+        esg.signal(signal.SIGHUP)
+        eventually(lambda: len(esg.notes("startup")) == 4, "the arbiter reloads")
+        eventually(lambda: len(esg.notes("shutdown")) == 2, "and the old workers go")
+        load.wait_until_answered("fresh", 100)
+    pieces: list[bytes] = []
+
+    def read() -> None:
+        while piece := os.read(reader, 65536):
+            pieces.append(piece)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    eventually(lambda: b"lines; it can be written again" in b"".join(pieces), "the loss is told")
+    esg.stop()
+    thread.join()
+    os.close(reader)
+    lines = b"".join(pieces).decode().splitlines()
+    record = re.compile(r"\d{4}-\d\d-\d\d \S+ [A-Z]+ +(arbiter|worker=\d) gen=\d pid=\d+ .+")
+    assert [line for line in lines if not (LINE.fullmatch(line) or record.fullmatch(line))] == []
+    assert "stopped, exit status 0" in lines[-1]
+
+
+def test_a_stop_is_not_held_up_by_output_that_nobody_reads(start: Start) -> None:
+    """Neither by ESG's lines nor by what the application has printed."""
+    reader, writer = os.pipe()
+    source = application(at_startup=f"{FLOOD.strip()}\n    print('x' * 5000)")
+    options = ("--error-logfile", "/dev/stdout", "--graceful-timeout", "1")
+    buffered = {"PYTHONUNBUFFERED": ""}
+    esg = start(*options, stdout=writer, wait=False, source=source, extra=buffered)
+    esg.claim("can't be written", "STRAY")
+    os.close(writer)
+    eventually(lambda: esg.notes("startup"), "the pipe is full")
+    esg.stop()  # asserts that it ends well; being killed isn't
+    assert len(esg.notes("shutdown")) == 1
+    os.close(reader)
+
+
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
 def test_closed_standard_streams_are_survived(start: Start, redirection: str) -> None:
     esg = start(

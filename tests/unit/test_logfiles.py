@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pty
+import socket
 import stat
 import subprocess
 import sys
+import termios
+import threading
 
 import pytest
 
@@ -189,3 +194,189 @@ def test_a_closed_standard_stream_is_no_trap_for_the_next_file(closed, tmp_path)
     command = ["sh", "-c", f'exec "$0" -c "$1" {redirections}', sys.executable, code]
     subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, check=True, timeout=20)
     assert (tmp_path / "fine").exists()
+
+
+# -- nobody reads ------------------------------------------------------------------------
+
+
+class Blocked:
+    """A standard stream that nobody reads for the moment, as a process gets it: it would wait."""
+
+    def __init__(self, kind):
+        if kind == "terminal":
+            self.reader, self.writer = pty.openpty()
+            attributes = termios.tcgetattr(self.writer)
+            attributes[1] &= ~termios.OPOST
+            termios.tcsetattr(self.writer, termios.TCSANOW, attributes)
+        elif kind == "socket":
+            ends = socket.socketpair()
+            self.reader, self.writer = (end.detach() for end in ends)
+        else:
+            self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
+
+    def read(self):
+        """All that is to be read now."""
+        pieces = []
+        while True:
+            try:
+                pieces.append(os.read(self.reader, 1 << 16))
+            except BlockingIOError:
+                return b"".join(pieces)
+
+    def close(self):
+        os.close(self.reader)
+        os.close(self.writer)
+
+
+def denied(path, *args, real=os.open):
+    if str(path).startswith("/proc/self/fd/"):
+        raise PermissionError(13, "Permission denied", path)
+    return real(path, *args)
+
+
+def unsupported(*args):
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+@pytest.fixture(
+    params=["pipe", "pipe of another user", "that in an old kernel", "socket", "terminal"],
+)
+def blocked(request, monkeypatch):
+    kind = request.param
+    if kind in ("pipe of another user", "that in an old kernel"):
+        monkeypatch.setattr(os, "open", denied)
+    if kind == "that in an old kernel":
+        monkeypatch.setattr(os, "pwritev", unsupported)
+    logfiles._streams.clear()
+    blocked = Blocked(kind)
+    yield blocked
+    blocked.close()
+    for fd in logfiles._stream_fds.values():
+        os.close(fd)
+    logfiles._stream_fds.clear()
+    logfiles._streams.clear()
+
+
+def test_a_stream_that_nobody_reads_makes_nobody_wait(blocked):
+    """Lines are kept, then lost and counted; those that arrive are whole and in order."""
+    file = LogFile(blocked.writer)
+    complaints, reports = complaints_of(file), []
+    file.report = reports.append
+    written = 5000
+    for number in range(written):
+        file.write(b"%04d %s\n" % (number, b"x" * (number % 400)))
+    assert os.get_blocking(blocked.writer), "O_NONBLOCK is shared with others, and left alone"
+    assert file.waits
+    (complaint,) = complaints
+    assert complaint.endswith("can't be written, lines are lost: nobody reads it")
+    output = b""
+    while file.waits:
+        output += blocked.read()
+        file.flush()
+    file.write(b"9999 later\n")
+    lines = (output + blocked.read()).decode().splitlines()
+    numbers = [int(line[:4]) for line in lines]
+    assert numbers == sorted(numbers)
+    assert lines[-1] == "9999 later"
+    assert all(line == f"{line[:4]} {'x' * (int(line[:4]) % 400)}" for line in lines[:-1])
+    (report,) = reports
+    lost = written - len(numbers) + 1
+    assert lost > 0
+    assert report.endswith(f": lost {lost} lines; it can be written again")
+
+
+def test_a_long_record_of_several_processes_is_not_torn(blocked):
+    """In a pipe that has room it is one write; in one that is full it waits for room."""
+    file, other = LogFile(blocked.writer), LogFile(blocked.writer)
+    record = b"first line\n" + b"".join(b"  %03d %s\n" % (n, b"y" * 90) for n in range(200))
+    file.write(record)
+    file.write(record)
+    output = b""
+    for _ in range(5):
+        file.write(record)
+        other.write(b"other\n")
+        other.flush()
+    while file.waits or other.waits:
+        output += blocked.read()
+        file.flush()
+        other.flush()
+    lines = (output + blocked.read()).splitlines(keepends=True)
+    assert lines.count(b"first line\n") == 7
+    assert lines.count(b"other\n") == 5
+    assert len(lines) == 7 * 201 + 5
+
+
+def test_a_flush_waits_for_a_reader_within_its_limit(blocked):
+    file = LogFile(blocked.writer)
+    for _ in range(400):
+        file.write(b"x" * 999 + b"\n")
+    file.flush(0.02)
+    assert file.waits
+    reading = threading.Thread(target=lambda: read_until(lambda: not file.waits))
+
+    def read_until(done):
+        while not done():
+            blocked.read()
+
+    reading.start()
+    file.flush(10)
+    assert not file.waits
+    reading.join()
+
+
+def test_a_child_does_not_write_what_its_parent_keeps(blocked):
+    file = LogFile(blocked.writer)
+    for _ in range(400):
+        file.write(b"parent \n" * 125)
+    assert file.waits
+    pid = os.fork()
+    if not pid:
+        file.write(b"child\n")
+        os._exit(min(len(file._backlog), 100))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) <= 1, "its own line, if that"
+
+
+def test_what_is_complained_of_on_standard_error_does_not_wait(blocked, monkeypatch):
+    saved = os.dup(2)
+    os.dup2(blocked.writer, 2)
+    try:
+        for _ in range(10_000):
+            logfiles.complain_on_stderr("x" * 100)
+        logfiles.complain_on_stderr("x" * 10_000)
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+    assert blocked.read().startswith(b"esg: xxx")
+
+
+def test_a_named_pipe_does_not_wait(tmp_path, files):
+    os.mkfifo(tmp_path / "log")
+    reader = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
+    file = files.open(str(tmp_path / "log"), 1, "test")
+    while not file.waits:
+        file.write(b"x" * 999 + b"\n")
+    assert files.waiting()
+    os.read(reader, 1 << 20)
+    files.flush()
+    assert not files.waiting()
+    os.close(reader)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_lines_that_are_counted(file, tmp_path, monkeypatch):
+    complaints_of(file)
+    reports = []
+    file.report = reports.append
+
+    def full(fd, data):
+        raise OSError(28, "No space left on device")
+
+    file.write(b"before\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        file.write(b"one\n")
+        file.write(b"two\nthree\n")
+    assert not file.waits
+    file.write(b"after\n")
+    assert (tmp_path / "log").read_bytes() == b"before\nafter\n"
+    assert reports == [f"{tmp_path}/log: lost 3 lines; it can be written again"]

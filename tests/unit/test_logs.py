@@ -21,7 +21,7 @@ from uvicorn.config import LOGGING_CONFIG
 from esg import logs
 from esg.config import Config, LogDefinition
 from esg.errors import ConfigError
-from esg.logfiles import LogFiles
+from esg.logfiles import LineStream, LogFiles
 from tests.support.log import records
 
 
@@ -376,6 +376,16 @@ def log_config(configured, tmp_path):
     logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})  # closes files
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers[:] = []
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_stream_of_a_log_config_makes_nobody_wait(log_config, capfd, stream):
+    log_config(dictionary("esg", stream=f"ext://sys.{stream}"))
+    (handler,) = logs.logger.handlers
+    assert isinstance(handler.stream, LineStream)
+    assert handler.stream.fileno() == {"stdout": 1, "stderr": 2}[stream]
+    logs.logger.info("caf\u00e9 \udc80")
+    assert getattr(capfd.readouterr(), stream.removeprefix("std")) == "esg|caf\u00e9 \\udc80\n"
 
 
 @pytest.mark.parametrize(
