@@ -30,7 +30,7 @@ HIGHEST_PORT = 65535
 
 # uri-host [ ":" port ] (RFC 9110, section 7.2; RFC 3986, section 3.2; zones are RFC 6874's)
 _AUTHORITY = re.compile(
-    rb"(?:\[([0-9A-Fa-f:.]+)(?:%25[\w.~-]+)?\]|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)"
+    rb"(?:\[([0-9A-Fa-f:.]+)(?:%25[\w.~-]+)?\]|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)"
     rb"(?::([0-9]{0,5}))?"
 )
 
@@ -95,6 +95,9 @@ def http_scope(
     Nothing in it that an application may change is shared with another request. Raises
     BadRequest for a target that is none.
     """
+    if b"#" in target:
+        # Servers in front end the path there, so their rules are for another path than ours.
+        raise BadRequest("the request target has a fragment")
     if target[:1] != b"/":
         target, headers = _origin_form(method, target, headers)
     raw_path, _, query = target.partition(b"?")
@@ -149,11 +152,19 @@ def _origin_form(method: str, target: bytes, headers: Headers) -> tuple[bytes, H
 
 
 def is_authority(value: bytes) -> bool:
-    """Whether a value is a host and perhaps a port, without user information (RFC 9110, 4.2.4)."""
+    """Whether a value is a host and perhaps a port, without user information (RFC 9110, 4.2.4).
+
+    An empty host isn't one (section 4.2.1).
+    """
     parts = _AUTHORITY.fullmatch(value)
     if parts is None or int(parts[2] or 0) > HIGHEST_PORT:
         return False
     return parts[1] is None or _is_ipv6(parts[1])
+
+
+def is_authority_form(target: bytes) -> bool:
+    """Whether a target is a host and a port, as for CONNECT (RFC 9112, section 3.2.3)."""
+    return target[-1:].isdigit() and b":" in target.rpartition(b"]")[2] and is_authority(target)
 
 
 def _is_ipv6(text: bytes) -> bool:

@@ -325,6 +325,19 @@ class TestLarge:
         await sending
         await finish(client, probe)
 
+    async def test_chunk_headers_leave_no_deadline_for_the_next_request(self, serve):
+        """They count as parts of a header section, but only until the body ends."""
+        server = serve(echo, timeout_request_header=10, timeout_keep_alive=100)
+        client = server.connect()
+        for data in (request(b"POST", b"/", b"Transfer-Encoding: chunked"), b"1\r\n", b"x\r\n"):
+            await client.send(data)
+            await turns(10)
+        await client.send_pieces([b"0", b"\r", b"\n", b"\r", b"\n"])
+        assert (await client.response()).body == b"x"
+        server.advance(50)
+        await client.quiet()
+        assert (await client.request(post(b"y"))).body == b"y"
+
     async def test_a_body_in_many_tiny_chunks(self, serve):
         client = serve(echo).connect()
         data = post_chunked(*[b"x"] * 100_000)

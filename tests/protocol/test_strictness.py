@@ -276,10 +276,8 @@ async def test_an_absolute_target_does_not_excuse_a_missing_host(serve):
     await refused(serve, head(b"GET http://example.org/ HTTP/1.1"), {400})
 
 
-async def test_an_empty_host_is_one(serve):
-    record = Recorder()
-    client = serve(record).connect()
-    assert (await client.request(head(LINE, b"Host:"))).status == 200
+async def test_an_empty_host_is_none(serve):
+    await refused(serve, head(LINE, b"Host:"), {400})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from esg.errors import BadRequest
 from esg.server.asgi import http_scope, http_template
 
 PATH_TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30)
-TARGET_BYTES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=30)
+TARGET_BYTES = st.text(
+    st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="#"), max_size=30
+)
 
 
 def scope(target, *, method="GET", root_path="", state=None, **ends):

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esg.errors import BadRequest, HTTPError, NotImplementedByServer, VersionNotSupported
+from esg.errors import (
+    BadRequest,
+    HeaderFieldsTooLarge,
+    HTTPError,
+    NotImplementedByServer,
+    VersionNotSupported,
+)
 from esg.server.http1.framing import (
     CHUNKED,
     DECIDING,
@@ -64,7 +70,13 @@ def test_a_host_has_no_byte_that_could_end_it(value):
     assert not bad
 
 
-@pytest.mark.parametrize("host", [b"", b"a", b"a:80", b"[::1]", b"[::1]:80", b"a_b-c.d~e", b"%41"])
+@pytest.mark.parametrize("host", [b"", b":", b":80", b"a:65536", b"u@a", b"[]", b"[::1"])
+def test_bad_hosts(host):
+    with pytest.raises(BadRequest):
+        frame((b"host", host), host=False)
+
+
+@pytest.mark.parametrize("host", [b"a", b"a:80", b"[::1]", b"[::1]:80", b"a_b-c.d~e", b"%41"])
 def test_good_hosts(host):
     frame((b"host", host), host=False)
 
@@ -287,8 +299,18 @@ def test_a_message_is_framed_the_same_whoever_sent_it(method, headers, version):
 @pytest.mark.parametrize("name", sorted(NOT_IN_TRAILERS))
 def test_a_trailer_section_decides_nothing(name):
     with pytest.raises(BadRequest):
-        check_trailers([(b"x-sum", b"1"), (name, b"")])
+        check_trailers([(b"x-sum", b"1"), (name, b"")], 100, 1000)
 
 
 def test_other_trailers_are_let_through():
-    check_trailers([(b"x-sum", b"1"), (b"x-forwarded-for", b"::1"), (b"authorization", b"a")])
+    fields = [(b"x-sum", b"1"), (b"x-forwarded-for", b"::1"), (b"authorization", b"a")]
+    check_trailers(fields, 100, 1000)
+
+
+@pytest.mark.parametrize(
+    ("fields", "most_fields", "most_bytes"),
+    [([(b"a", b"b")] * 3, 2, 1000), ([(b"a", b"b" * 100)], 100, 100)],
+)
+def test_a_trailer_section_is_no_larger_than_a_header_section(fields, most_fields, most_bytes):
+    with pytest.raises(HeaderFieldsTooLarge):
+        check_trailers(fields, most_fields, most_bytes)

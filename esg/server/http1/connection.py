@@ -15,6 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
 
 from esg.errors import (
+    BadRequest,
     ContentTooLarge,
     HeaderFieldsTooLarge,
     HTTPError,
@@ -23,7 +24,14 @@ from esg.errors import (
     URITooLong,
 )
 from esg.server import proxy_headers
-from esg.server.asgi import Endpoint, Headers, http_scope, http_template, tls_scope
+from esg.server.asgi import (
+    Endpoint,
+    Headers,
+    http_scope,
+    http_template,
+    is_authority_form,
+    tls_scope,
+)
 from esg.server.http1.exchange import DONE, Exchange
 from esg.server.http1.framing import (
     DECIDING,
@@ -52,6 +60,9 @@ PIPELINE_LIMIT = 16
 
 BODY_BUFFER = 65536
 """Bytes of request body held for applications that don't ask; beyond it we stop reading."""
+
+CHUNK_OVERHEAD = 8
+"""Bytes that frame a byte of a body in chunks, at most, beyond what a header section may have."""
 
 DISCARD_LIMIT = 262144
 """Bytes of unread request body that are read and dropped to keep a connection alive.
@@ -323,7 +334,7 @@ class Connection(asyncio.Protocol):
             framing = examine(method, headers, parser, self._deciding)
             name = METHODS.get(method)
             if framing is not PLAIN or name is None:
-                name = self._checked_method(method, framing)
+                name = self._checked_method(method, framing, target)
             scope = make_scope(self._template, name, target, headers, service.state)
         except HTTPError as error:
             self.raised = error
@@ -349,12 +360,14 @@ class Connection(asyncio.Protocol):
         if self._fed > config.limit_request_header_size:
             check_size(headers, config.limit_request_header_size)
 
-    def _checked_method(self, method: bytes, framing: Framing) -> str:
+    def _checked_method(self, method: bytes, framing: Framing, target: bytes) -> str:
         """What few requests need: refuse what isn't served here; the method's name."""
         limit = self.service.config.limit_request_body
         if limit and framing.length > limit:
             raise ContentTooLarge("the request's body is too large")
         if method == b"CONNECT":
+            if not is_authority_form(target):
+                raise BadRequest("the target of CONNECT is a host and a port")
             raise NotImplementedByServer("CONNECT is for proxies")
         self._body_put_off = framing.length != 0 and self.parser.upgrades()
         return method.decode("ascii")
@@ -378,11 +391,13 @@ class Connection(asyncio.Protocol):
         exchange, self._incoming = self._incoming, None
         if exchange is not None and not exchange.complete:
             exchange.body_ended()
+            self._head_size = 0
 
     def _drop_trailers(self) -> None:
         trailers, self._headers, self._head_size = self._headers, [], 0
+        config = self.service.config
         try:
-            check_trailers(trailers)
+            check_trailers(trailers, config.limit_request_fields, config.limit_request_header_size)
         except HTTPError as error:
             self.raised = error
             raise
@@ -473,9 +488,10 @@ class Connection(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 - the parser sorts out what it was
             return error
         if receiving is not None and receiving is self._incoming:
-            # What brings no body is a chunk extension or a trailer, and bounded like a header.
-            grew = receiving.received > received
-            self._head_size = 0 if grew else self._head_size + len(data)
+            # What is no body is the header of a chunk or a trailer, and bounded like a header
+            # section, but for what a body in small chunks needs.
+            body = receiving.received - received
+            self._head_size = max(0, self._head_size + len(data) - body * (1 + CHUNK_OVERHEAD))
         return None
 
     def _parse_sliced(self, data: bytes) -> None:

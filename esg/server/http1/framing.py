@@ -210,11 +210,15 @@ def _list(value: bytes) -> list[bytes]:
     return [member.strip(b" \t") for member in value.lower().split(b",")]
 
 
-def check_trailers(fields: Headers) -> None:
+def check_trailers(fields: Headers, most_fields: int, most_bytes: int) -> None:
     """Raise BadRequest for a trailer section with a field that frames (RFC 9110, section 6.5.1).
 
-    llhttp obeys `Connection: close` even there, and refuses lengths and codings.
+    llhttp obeys `Connection: close` even there, and refuses lengths and codings. Raises
+    HeaderFieldsTooLarge for one that is larger than a header section may be.
     """
+    if len(fields) > most_fields:
+        raise HeaderFieldsTooLarge("too many trailer fields")
+    check_size(fields, most_bytes)
     for name, _ in fields:
         if name in NOT_IN_TRAILERS:
             raise BadRequest(f"{name.decode('ascii')} in a trailer section")
