@@ -46,10 +46,10 @@ ESCALATION: tuple[tuple[Callable[[int], Action], float], ...] = (
 EXIT_MARGIN = 8.0
 """Seconds beyond its grace in which a worker cancels requests and shuts its lifespan down."""
 
-STANDSTILL = 2.0
+STANDSTILL = 3.0
 """Seconds for which the loop of a worker may stand still once its grace is over.
 
-Seen at two looks running they are at least the 3 that the lifespan's shutdown has, which may block.
+The lifespan's shutdown has as many, and may block.
 """
 
 OVERTAKEN_WAIT = 1.0
@@ -61,6 +61,15 @@ QUIT_GRACE = 8.0
 
 CHECK_INTERVAL = 1.0
 """Seconds between two looks at the workers' beats; they beat as often."""
+
+CONFIRMATION = 0.5
+"""Seconds from the look that finds a worker late to the one that may condemn it.
+
+On a machine that stood still everybody is late at first; by then, who can has turned its loop.
+"""
+
+LATENESS = 0.05
+"""Seconds by which a beat may be late that means nothing."""
 
 SUSPENSION = 3.0
 """A gap between two events longer than this means that the arbiter itself stood still."""
@@ -86,7 +95,10 @@ class Member:
     due: str = ""
     escalated: int = 0
     explained: bool = False
-    late: bool = False
+    beat: float | None = None
+    """When its event loop last turned, as of the last look."""
+    late_since: float | None = None
+    """The first look at which a beat was missing, and could soon be missing for too long."""
     discarded_at: float | None = None
     """When it was told to end while it booted, if it isn't known to have served by then."""
 
@@ -251,16 +263,13 @@ class Fleet:
     def _on_beats(self, event: on.BeatsRead, now: float) -> None:
         if now < self._next_check:
             return
+        if now - self._next_check > CONFIRMATION:  # this process stood still; did the others?
+            self._forget_lateness()
         self._next_check = now + CHECK_INTERVAL
         for number, age in event.ages.items():
             member = self.members.get(number)
-            if member is None:
-                continue
-            # A beat may be one interval old in the best of health.
-            still = age - CHECK_INTERVAL
-            was_late, member.late = member.late, self._is_late(member, still, now)
-            if was_late and member.late:
-                self._condemn_stuck(member, still, now)
+            if member is not None:
+                self._check_beat(member, now - age, now)
 
     def _on_reload(self, event: on.ReloadRequested, now: float) -> None:
         if self.stopping:
@@ -332,17 +341,48 @@ class Fleet:
             if member.grace_ends is not None:
                 member.grace_ends += gap
         self._next_check = now + CHECK_INTERVAL * 2
+        self._forget_lateness()
 
-    def _is_late(self, member: Member, still: float, now: float) -> bool:
-        """Whether a worker's event loop stood still for longer than allowed.
+    def _forget_lateness(self) -> None:
+        for member in self.members.values():
+            member.late_since = None
 
-        Only who is late twice running is stuck: on a machine that was suspended, everybody is
-        late once.
+    def _check_beat(self, member: Member, beat: float, now: float) -> None:
+        """Condemn a worker whose event loop stands still, or look again when that is due.
+
+        A look is only brought forward for a worker that missed a beat, so a healthy fleet is
+        looked at once a second, and a stuck worker is found in time all the same.
+        """
+        if member.beat is None or beat - member.beat > LATENESS:
+            member.late_since = None  # it has turned since
+        member.beat = beat
+        stuck_at = self._stuck_at(member, beat)
+        missed = now - beat > CHECK_INTERVAL + LATENESS
+        if stuck_at is None or not missed or stuck_at > now + CHECK_INTERVAL + CONFIRMATION:
+            member.late_since = None
+            return
+        if member.late_since is None:
+            member.late_since = now
+        stuck_at = max(stuck_at, member.late_since + CONFIRMATION)
+        if now < stuck_at:
+            self._next_check = min(self._next_check, stuck_at)
+        else:
+            self._condemn_stuck(member, now - beat - CHECK_INTERVAL, now)
+
+    def _stuck_at(self, member: Member, beat: float) -> float | None:
+        """When a worker is stuck whose event loop doesn't turn after this beat; None for never.
+
+        The loop is known to stand still from when the next beat was due.
         """
         if member.state is WorkerState.BOOTING or member.escalated:
-            return False
-        limit = member.generation.config.timeout
-        return 0 < limit < still or (member.is_overdue(now) and still > STANDSTILL)
+            return None
+        known = beat + CHECK_INTERVAL
+        limits = []
+        if member.generation.config.timeout:
+            limits.append(known + member.generation.config.timeout)
+        if member.grace_ends is not None:
+            limits.append(max(known + STANDSTILL, member.grace_ends))
+        return min(limits, default=None)
 
     def _condemn_stuck(self, member: Member, still: float, now: float) -> None:
         limit = "--graceful-timeout" if member.is_overdue(now) else "--timeout"

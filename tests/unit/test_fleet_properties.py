@@ -801,6 +801,72 @@ def test_a_stuck_worker_is_dumped_then_aborted_then_killed() -> None:
     assert world.processes.get(1) is not process
 
 
+def looks(
+    timeout: float, begun: float, stuck_at: float, until: float, workers: int = 3
+) -> tuple[list[float], float | None]:
+    """The times at which a fleet looks at its workers, and when it condemns the first of them.
+
+    Its loop stands still from `stuck_at` on; each beats once a second, the first from `begun` on.
+    """
+    fleet = Fleet(dataclasses.replace(config_of(workers, 1), timeout=timeout), 0.0)
+    fleet.handle(on.Started(), 0.0)
+    for number in range(1, workers + 1):
+        fleet.handle(on.WorkerReady(number), 0.0)
+    phases = {number: (begun + number / 3) % 1 for number in range(1, workers + 1)}
+    times: list[float] = []
+    while (now := fleet.next_deadline()) is not None and now < until:
+        times.append(now)
+        turned = {number: min(now, stuck_at) if number == 1 else now for number in phases}
+        beats = {number: (turned[number] - phase) // 1 + phase for number, phase in phases.items()}
+        actions = fleet.handle(on.BeatsRead({n: now - beat for n, beat in beats.items()}), now)
+        if do.DumpStack(1) in actions:
+            return times, now
+        assert not any(isinstance(action, do.DumpStack) for action in actions)
+        fleet.handle(on.Tick(), now)
+    return times, None
+
+
+@pytest.mark.parametrize("begun", [0.0, 0.01, 0.3, 0.6, 0.65])
+@pytest.mark.parametrize("stuck_after", [0.01, 0.35, 0.5, 0.99])
+@pytest.mark.parametrize("timeout", [0.5, 1, 1.5, 2, 5, 30])
+def test_a_stuck_worker_is_found_a_second_after_its_timeout(
+    timeout: float, begun: float, stuck_after: float
+) -> None:
+    stuck_at = 10 + begun + stuck_after
+    _, found = looks(timeout, begun, stuck_at, until=100)
+    assert found is not None
+    latest = timeout + 1 if timeout >= 1.5 else timeout + 2
+    assert timeout <= found - stuck_at <= latest + 1e-6
+
+
+@pytest.mark.parametrize("timeout", [0, 0.5, 1, 2, 30])
+def test_a_healthy_fleet_is_looked_at_once_a_second(timeout: float) -> None:
+    times, found = looks(timeout, 0.4, stuck_at=1000, until=100)
+    assert found is None
+    assert len(times) <= 100
+
+
+def test_a_machine_that_stood_still_for_a_moment_condemns_nobody() -> None:
+    world = World(dataclasses.replace(config_of(2, 1), timeout=1.0))
+    world.tell(on.Started())
+    boot_all(world)
+    world.pass_time(5)
+    for age in (2.0, 0.1, 2.0, 0.1):  # everybody slept, and then has beaten again
+        world.now = max(world.now, world.fleet.next_deadline() or 0.0) + age
+        world.tell(on.BeatsRead(dict.fromkeys(world.processes, age)))
+    assert all(p.told == [] for p in world.processes.values())
+
+
+def test_a_beat_in_the_future_is_no_sign_of_life() -> None:
+    """The scoreboard says that such a beat is infinitely old."""
+    world = serving(2)
+    for _ in range(4):
+        world.now = max(world.now, world.fleet.next_deadline() or 0.0)
+        world.tell(on.BeatsRead({1: float("inf"), 2: 0.0}))
+    assert world.processes[1].told[:1] == ["DumpStack"]
+    assert world.processes[2].told == []
+
+
 def test_a_worker_late_once_is_left_alone() -> None:
     """As everybody is when a machine wakes that was suspended for a shorter time than a gap."""
     world = serving(1)
