@@ -22,11 +22,15 @@ DETAIL_LIMIT = 16 * 1024
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """How a command ended. `text` is one line; `detail` tells more, such as a traceback."""
+    """How a command ended. `text` is one line; `detail` tells more, such as a traceback.
+
+    `stopping` says that the arbiter was told to stop meanwhile.
+    """
 
     ok: bool
     text: str
     detail: str = ""
+    stopping: bool = False
 
 
 def encode_request(command: str) -> bytes:
@@ -56,7 +60,7 @@ def decode_answer(line: bytes) -> Answer:
     """The answer in a line. Raises ValueError for one that is none."""
     try:
         answer = Answer(**json.loads(line))
-        if [type(value) for value in dataclasses.astuple(answer)] != [bool, str, str]:
+        if [type(value) for value in dataclasses.astuple(answer)] != [bool, str, str, bool]:
             raise TypeError
         return answer
     except (ValueError, TypeError, RecursionError):

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -22,6 +24,10 @@ ANSWER_LIMIT = 1024 * 1024
 """Bytes of an answer that are read; an arbiter sends less."""
 
 
+class Overtaken(ESGError):
+    """This process was told to end while it waited, as by systemd when its unit is stopped."""
+
+
 class ControlError(ESGError):
     """The arbiter can't be reached, or gave no answer."""
 
@@ -29,6 +35,8 @@ class ControlError(ESGError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `esgctl` with these arguments (by default the process's own); returns the exit code."""
     logfiles.secure_standard_streams()
+    signal.signal(signal.SIGTERM, _overtaken)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
     try:
         platforms.check()
         code = group.main(
@@ -40,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error.format_message() + " (see esgctl --help)", 2)
     except click.Abort:
         return 1
+    except Overtaken:
+        click.echo("esgctl: ended by SIGTERM before there was an answer", err=True)
+        return _code_of_stop(128 + signal.SIGTERM)
     except ESGError as error:
         return _complain(str(error), error.exit_code)
     return int(code or 0)
@@ -92,7 +103,21 @@ def reload(context: click.Context) -> int:
         return 0
     if answer.detail:
         click.echo(answer.detail.rstrip("\n"), err=True)
-    return _complain(answer.text, 1)
+    code = _complain(answer.text, 1)
+    return _code_of_stop(code) if answer.stopping else code
+
+
+def _overtaken(signum: int, frame: FrameType | None) -> None:
+    raise Overtaken
+
+
+def _code_of_stop(code: int) -> int:
+    """The exit code where a stop of the service came in between: `code`, but 0 for systemd.
+
+    systemd marks a unit as failed if its ExecReload= process fails, also while it stops the unit
+    itself and has sent that process SIGTERM. It sets MAINPID for such processes: systemd.exec(5).
+    """
+    return 0 if "MAINPID" in os.environ else code
 
 
 def ask(path: str, command: str) -> Answer:

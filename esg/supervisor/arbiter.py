@@ -554,7 +554,8 @@ class Arbiter:
         self._log(logging.DEBUG, f"{action.state}: {action.status}")
 
     def _answer(self, action: do.Answer) -> None:
-        answer = commands.Answer(action.ok, action.text, action.detail)
+        stopping = not action.ok and self._fleet.stopping
+        answer = commands.Answer(action.ok, action.text, action.detail, stopping)
         self._control.answer(action.job, answer)
 
     def _exit(self, action: do.Exit) -> None:

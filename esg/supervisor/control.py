@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import errno
 import itertools
+import select
 import selectors
 import socket
 import struct
@@ -158,13 +159,13 @@ class Control:
             return
         except OSError:
             data = b""
-        if not data or client.asked:  # it has gone, or says more than there is to say
-            self._drop(client)
+        if client.asked or not (data or client.received):
+            self._hear_of_end(client, data)
             return
         client.received += data
         line, end, _ = client.received.partition(b"\n")
-        if not end and len(line) <= commands.REQUEST_LIMIT:
-            return
+        if data and not end and len(line) <= commands.REQUEST_LIMIT:
+            return  # there is more to come; the end of what it sends is that of a line, too
         client.asked = True
         try:
             command = commands.decode_request(line)
@@ -173,9 +174,22 @@ class Control:
             return
         self._on_command(command, client.job, client.peer())
 
+    def _hear_of_end(self, client: Client, data: bytes) -> None:
+        """Let a client go that has gone, or says more than there is to say.
+
+        One that only ends what it sends (shutdown(2), as `nc -N` does) waits for its answer still.
+        """
+        poll = select.poll()
+        poll.register(client.sock, 0)  # POLLHUP, for both directions: poll(2), unix(7)
+        if data or not client.asked or poll.poll(0):
+            self._drop(client)
+        else:
+            self._selector.unregister(client.sock)
+
     def _drop(self, client: Client) -> None:
         del self._clients[client.job]
-        self._selector.unregister(client.sock)
+        with contextlib.suppress(KeyError):  # where it has ended what it sends
+            self._selector.unregister(client.sock)
         with contextlib.suppress(OSError):  # a child of this moment may have a copy
             client.sock.shutdown(socket.SHUT_RDWR)
         client.sock.close()

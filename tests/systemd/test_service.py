@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import shutil
 import signal
 import socket
@@ -211,6 +212,25 @@ def test_a_reload_that_fails_late_fails_too(service: Service) -> None:
     assert said in service.show("StatusText")
     assert service.show("ActiveState") == "active"
     assert service.whoami()["version"] == "one"
+
+
+@pytest.mark.parametrize("who", ["esgctl", "the arbiter"])
+def test_a_stop_during_a_reload_is_no_failure(service: Service, who: str) -> None:
+    """Whether the reload's process ends of SIGTERM, or hears first that the arbiter stops."""
+    lines = "SuccessExitStatus=\n"  # it isn't needed here, only before Python runs
+    if who == "the arbiter":
+        command = f"{service.python} -m esg.ctl --control-socket /run/esg/control reload"
+        lines += f"ExecReload=\nExecReload=/bin/sh -c 'trap : TERM; {command} || exit 1'\n"
+    service.start(lines=lines)
+    service.deploy(application("bad", at_startup='note("hangs"); await asyncio.sleep(3600)'))
+    service.machine.systemctl("reload", "--no-block", "esg.service")
+    hangs = ("grep", "hangs", f"{APP}/notes")
+    eventually(lambda: "hangs" in service.machine.try_run(*hangs), "the new code hangs")
+    service.machine.systemctl("stop", "esg.service")
+    assert service.show("Result") == "success"
+    assert service.show("ActiveState") == "inactive"
+    said = "reload given up: stopping|ended by SIGTERM before"
+    assert re.search(said, service.machine.journal("esg.service"))
 
 
 def test_systemd_reloads_by_itself(newer_service: Service) -> None:

@@ -42,9 +42,9 @@ def test_any_bytes_are_a_command_or_a_value_error(line):
         decode_request(line)
 
 
-@given(st.booleans(), st.text(max_size=50), st.text(max_size=50))
-def test_an_answer_is_decoded_as_it_was_encoded(ok, text, detail):
-    answer = Answer(ok, text, detail)
+@given(st.booleans(), st.text(max_size=50), st.text(max_size=50), st.booleans())
+def test_an_answer_is_decoded_as_it_was_encoded(ok, text, detail, stopping):
+    answer = Answer(ok, text, detail, stopping)
     assert decode_answer(encode_answer(answer)) == answer
 
 

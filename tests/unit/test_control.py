@@ -10,6 +10,7 @@ import socket
 
 import pytest
 
+from esg.commands import Answer, decode_answer
 from esg.supervisor.control import Control
 
 
@@ -116,3 +117,39 @@ def test_it_closes_while_it_waits_for_room(control, selector, path):
         control.close()
         assert control.next_deadline() is None
         assert len(selector.get_map()) == 0
+
+
+@pytest.mark.parametrize("line", [b'{"command": "reload"}\n', b'{"command": "reload"}'])
+def test_a_client_that_only_ends_what_it_sends_hears_the_answer(
+    control, selector, path, commands, line
+):
+    with connected(path) as client:
+        client.sendall(line)
+        client.shutdown(socket.SHUT_WR)
+        for _ in range(4):
+            turn(selector)
+        assert [command for command, _, _ in commands] == ["reload"]
+        assert turn(selector) == 0  # the end that it sent is not read again and again
+        control.answer(1, Answer(True, "reloaded"))
+        assert decode_answer(client.recv(1000)) == Answer(True, "reloaded")
+        assert client.recv(1000) == b""
+
+
+def test_a_client_that_has_gone_is_forgotten(control, selector, path, commands):
+    with connected(path) as client:
+        client.sendall(b'{"command": "reload"}\n')
+        turn(selector)
+        turn(selector)
+    turn(selector)
+    assert len(commands) == 1
+    assert len(selector.get_map()) == 1  # the listening socket
+    control.answer(1, Answer(True, "nobody hears it"))
+
+
+def test_a_client_that_sends_nothing_and_ends_is_forgotten(control, selector, path, commands):
+    with connected(path) as client:
+        turn(selector)
+        client.shutdown(socket.SHUT_WR)
+        turn(selector)
+        assert client.recv(1000) == b""
+    assert commands == []

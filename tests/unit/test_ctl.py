@@ -1,22 +1,56 @@
-"""The `esgctl` command line, where no arbiter is needed."""
+"""`esgctl` that is told to end while it waits."""
 
 from __future__ import annotations
 
-from esg import ctl
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from esg.commands import Answer, encode_answer
+from tests.support.runner import environment
+from tests.support.waiting import DEADLINE
 
 
-def test_without_a_command_it_prints_its_help(capsys):
-    assert ctl.main([]) == 0
-    out, err = capsys.readouterr()
-    assert out.startswith("Usage: esgctl [OPTIONS] ")
-    assert "\n  reload " in out
-    assert err == ""
-    assert ctl.main(["--help"]) == 0
-    assert capsys.readouterr().out == out
+@contextlib.contextmanager
+def asking(tmp_path, **extra):
+    """`esgctl reload`, and the connection on which it waits for its answer."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "control"))
+        listening.listen()
+        listening.settimeout(DEADLINE)
+        command = [sys.executable, "-m", "esg.ctl", "--control-socket", "control", "reload"]
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment(**extra), stderr=subprocess.PIPE, text=True
+        )
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.recv(100) == b'{"command": "reload"}\n'
+            yield process, connection
 
 
-def test_an_unknown_command_is_one_line(capsys):
-    assert ctl.main(["stop"]) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith("esgctl: error: No such command 'stop'")
+SYSTEMD = [({"MAINPID": "1"}, 0), ({}, 143)]
+
+
+@pytest.mark.parametrize(("extra", "code"), SYSTEMD)
+def test_term_ends_it_with_what_systemd_accepts(tmp_path, extra, code):
+    with asking(tmp_path, **extra) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == code
+    assert errors == "esgctl: ended by SIGTERM before there was an answer\n"
+
+
+@pytest.mark.parametrize(
+    ("extra", "stopping", "code"),
+    [({"MAINPID": "1"}, True, 0), ({"MAINPID": "1"}, False, 1), ({}, True, 1)],
+)
+def test_a_stop_is_a_failure_for_others_than_systemd(tmp_path, extra, stopping, code):
+    with asking(tmp_path, **extra) as (process, connection):
+        connection.sendall(encode_answer(Answer(False, "given up", "", stopping)))
+        _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == code
+    assert errors == "esgctl: error: given up\n"
