@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from esg import logs, mailbox
+from esg import forks, logs, mailbox
 from esg.config import PROCESSES, SETTINGS, Config
 from esg.errors import ConfigError
 from esg.listeners import Listener, open_listeners
@@ -238,11 +238,17 @@ class Server:
             yield
             return
         before = {signum: signal.signal(signum, self.handle_exit) for signum in SIGNALS}
+
+        def restore() -> None:
+            for signum, handler in before.items():
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+        keep = forks.release_in_children(restore)
         try:
             yield
         finally:
-            for signum, handler in before.items():
-                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+            keep()
+            restore()
 
     def _log(self, event: str, level: str = "info") -> None:
         number = logging.getLevelNamesMapping()[level.upper()]

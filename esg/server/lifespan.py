@@ -10,6 +10,7 @@ import logging
 import traceback
 from typing import Any
 
+from esg import forks
 from esg.errors import BootError
 from esg.loader import application_traceback
 from esg.logs import Subject
@@ -89,6 +90,7 @@ class Lifespan:
         try:
             await self._app(scope, self._inbox.get, self._send)
         except BaseException as error:
+            forks.end_if_left(asyncio.get_running_loop(), error)
             self._ended(error)
             if isinstance(error, asyncio.CancelledError):
                 raise

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
+import functools
 import gc
 import os
 import random
 import signal
+import threading
+from collections.abc import Callable
+from typing import Any
 
-from esg import logs, mailbox
+from esg import forks, lifeline, logs, mailbox
 from esg.config import Config
-from esg.errors import BootError
+from esg.errors import BootError, ESGError
 from esg.listeners import Listener
 from esg.loader import load_application
 from esg.payload import DUMP_SIGNAL, Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Cell, RowState
-from esg.server import debug_page, lifeline
+from esg.server import debug_page, leftovers
 from esg.server.acceptor import Acceptor
 from esg.server.access_log import AccessLog, LoggedAccess, access_log
 from esg.server.asgi import Application
@@ -57,11 +62,15 @@ def run_worker(assignment: Assignment) -> int:
     row[Cell.PID], row[Cell.GENERATION] = info.pid, info.generation
     row[Cell.STATE] = RowState.BOOTING
     subject = logs.worker_subject(info.number, info.generation, info.pid)
-    lifeline.watch(assignment.mailbox.fileno(), subject, lambda: _time_without_arbiter(assignment))
+    forks.release_in_children(lambda: _release(assignment, own_process=True))
     try:
         factory = loop_factory(assignment.config.loop)
-        app = adapt(load_application(assignment.config), assignment.config)
+        app = adapt(_load(assignment.config), assignment.config)
         logs.stay_enabled()
+        mail = assignment.mailbox.fileno()
+        limit = functools.partial(_time_without_arbiter, assignment)
+        lifeline.watch(mail, subject, limit, assignment.stack_fd)
+        lifeline.untie()
         # Not closed: what that does is done with a limit, by a worker that beats meanwhile.
         runner = asyncio.Runner(loop_factory=factory)
         return runner.run(Worker(assignment, app).run(own_process=True))
@@ -69,6 +78,37 @@ def run_worker(assignment: Assignment) -> int:
         failure = mailbox.BootFailed(str(error), error.detail, error.exit_code)
         assignment.mailbox.send(failure)
         return error.exit_code
+
+
+def _load(config: Config) -> Any:
+    """The application. A child that its modules fork, and that comes back here, ends."""
+    pid, error = os.getpid(), None
+    try:
+        return load_application(config)
+    except ESGError as failed:
+        error = failed.__context__ or failed
+        raise
+    finally:
+        if os.getpid() != pid:
+            forks.end(error)
+
+
+def _release(assignment: Assignment, *, own_process: bool) -> None:
+    """In a forked child: let go of what is the worker's.
+
+    The log stays, since the application may write to it from there.
+    """
+    listeners, stacks = assignment.listeners, assignment.stack_fd
+    forks.blank([assignment.mailbox.fileno(), *(listener.fileno() for listener in listeners)])
+    forks.blank(forks.connections_to(listener.name for listener in listeners))
+    if not own_process:
+        return
+    forks.default_signals()
+    forks.blank([lifeline.tied()])
+    if stacks >= 0:
+        faulthandler.unregister(DUMP_SIGNAL)
+        with contextlib.suppress(OSError):  # where there is no standard error
+            os.dup2(2, stacks, inheritable=False)  # what the child dies of is no news of the worker
 
 
 class Worker:
@@ -104,6 +144,7 @@ class Worker:
         self._service = self._make_service(loop)
         self._acceptor = Acceptor(self._service, self._assignment.listeners, self._row.loads)
         loop.add_reader(self._mailbox.fileno(), self._on_mail)
+        keep = self._release_in_children(own_process)
         if own_process:
             self._take_over_process(loop)
         self._ticker = loop.call_later(TICK, self._tick)
@@ -118,7 +159,20 @@ class Worker:
         finally:
             self._ticker.cancel()
             loop.remove_reader(self._mailbox.fileno())
+            if not own_process:
+                keep()
         return 0
+
+    def _release_in_children(self, own_process: bool) -> Callable[[], None]:
+        """Have forked children let go of this worker; returns what ends that."""
+        loop, thread = self._loop, threading.get_ident()
+
+        def release() -> None:
+            _release(self._assignment, own_process=own_process)
+            if own_process:
+                forks.leave(loop, thread)
+
+        return forks.release_in_children(release)
 
     # -- boot --------------------------------------------------------------------------
 
@@ -344,11 +398,15 @@ class Worker:
         if rest:
             await asyncio.wait(rest, timeout=CANCEL_LIMIT)
         generators = asyncio.ensure_future(self._loop.shutdown_asyncgens())
-        threads = asyncio.ensure_future(self._loop.shutdown_default_executor())
-        left = self._deadline - self._loop.time()
-        _, late = await asyncio.wait((generators, threads), timeout=max(left, CANCEL_LIMIT))
-        if threads in late:
-            logs.logger.warning("%s ends with threads that are still busy", self._subject)
+        await asyncio.wait((generators,), timeout=self._time_left())
+        await leftovers.join_threads(self._time_left(), self._quick, self._subject)
+        leftovers.limit_children(self._time_left(), self._subject)
+
+    def _time_left(self) -> float:
+        """Seconds that each of the last steps may take."""
+        if self._quick.is_set():
+            return CANCEL_LIMIT
+        return max(self._deadline - self._loop.time(), CANCEL_LIMIT)
 
 
 def _time_without_arbiter(assignment: Assignment) -> float:

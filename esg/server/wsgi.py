@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
-from esg import logs
+from esg import forks, logs
 from esg.payload import current_worker
 from esg.seldom import Seldom
 from esg.server import stacks
@@ -83,6 +83,7 @@ class WSGIAdapter:
         self.app = app
         self._subject = subject
         self._threads = Threads(threads)
+        self._keep_in_children = forks.release_in_children(_Call.end_in_child)
         self._too_long = Seldom()
         self._base: Environ = {
             "GATEWAY_INTERFACE": "CGI/1.1",
@@ -110,6 +111,7 @@ class WSGIAdapter:
     def close(self) -> None:
         """Let the threads end when they are done; no request can be served any more."""
         self._threads.close()
+        self._keep_in_children()
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -490,6 +492,21 @@ class _Call:
             what = "exception in the application after the end of its request"
             method, path = self._request
             _log(self._subject, f"{what}: {method} {path!a}", error)
+
+    @classmethod
+    def end_in_child(cls) -> None:
+        """In a forked child: have threads end the process that come back from the application.
+
+        Nobody is there to carry out their orders.
+        """
+        tell = cls._tell
+
+        def end_or_tell(call: _Call, order: Order | None, answered: bool = False) -> None:
+            if forks.is_left(call._loop):
+                forks.end(call._error)
+            tell(call, order, answered)
+
+        cls._tell = end_or_tell  # type: ignore[method-assign,assignment]
 
     # -- in the thread: orders ---------------------------------------------------------
 

@@ -12,9 +12,11 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
+from esg import forks, lifeline
 from esg.listeners import Listener
 from esg.mailbox import ArbitersEnd, Drain, FromArbiter, Mailbox, pair
 from esg.payload import DUMP_SIGNAL
@@ -149,9 +151,11 @@ def fork(main: Callable[[], int]) -> int:
 
     All signals are blocked across the fork and restored in the child once the arbiter's handlers
     are replaced, so that none is lost and none runs the arbiter's code. The child never returns
-    from here. Raises OSError if the kernel has no room for a process.
+    from here, and it is killed when this process ends, unless it calls `lifeline.untie`. Raises
+    OSError if the kernel has no room for a process.
     """
     _flush_what_is_read()
+    lifeline.prepare()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
@@ -161,24 +165,30 @@ def fork(main: Callable[[], int]) -> int:
     if pid:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         return pid
-    status = 1
+    status, pid = 1, os.getpid()
     try:
-        atexit._clear()  # what is registered so far is the arbiter's
         _become_child()
+        lifeline.tie()
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         status = main()
-    except BaseException:  # the child's last frame: whatever came up must end here
+    except BaseException as error:  # the child's last frame: whatever came up must end here
+        if os.getpid() != pid:
+            forks.end(error)
         logging.getLogger("esg").critical("worker pid=%d failed", os.getpid(), exc_info=True)
     finally:
         try:
-            atexit._run_exitfuncs()  # applications count on theirs: to flush traces, for instance
+            if os.getpid() != pid:  # a fork of the worker's, which came back here
+                forks.end()
+            # Those of the application, of the standard library, and of whatever runs in every
+            # process (sitecustomize): to flush logs and traces, for instance.
+            atexit._run_exitfuncs()
             _flush_in_time()
         finally:
             os._exit(status)
 
 
 def _become_child() -> None:
-    """Let go of the arbiter's handlers.
+    """Let go of the arbiter's handlers, and of what it would end when it ends.
 
     Until the payload has handlers of its own, TERM and QUIT end the child, and the rest, which is
     meant for the arbiter even when a terminal sends it to the whole group, does nothing. They are
@@ -190,6 +200,14 @@ def _become_child() -> None:
     signal.signal(CHILD, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGQUIT, _end)
+    # Exit handlers stay registered in a fork. Two of them must not run for what the arbiter has
+    # made: that of weakref.finalize, which would remove its temporary folders, and that of
+    # multiprocessing, which would end its children.
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    if multiprocessing is not None:
+        multiprocessing._children.clear()
 
 
 def _ignore(signum: int, frame: FrameType | None) -> None:

@@ -27,6 +27,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from esg import forks
 from esg.server import debug_page
 from esg.server.asgi import (
     PATH_SEND,
@@ -468,6 +469,7 @@ class Exchange:
             logger.debug("the client left before its response", exc_info=error)
             self._leave()
             return
+        forks.end_if_left(self._connection.service.loop, error)
         self._log_error("exception in the application", error)
         self._end_badly(error=error)
 

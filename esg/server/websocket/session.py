@@ -23,6 +23,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from esg import forks
 from esg.server.asgi import Message, Scope
 from esg.server.http1.exchange import ClientDisconnected, is_disconnect
 from esg.server.service import TICK, Service
@@ -234,6 +235,7 @@ class Session(asyncio.Protocol):
         if self.state is CLOSED and is_disconnect(error):
             logger.debug("the client left its WebSocket", exc_info=error)
             return
+        forks.end_if_left(self.service.loop, error)
         logger.error(
             "%s exception in the application: WebSocket %s",
             self.service.subject,

@@ -1,0 +1,266 @@
+"""What a server holds must not live on in the children that its application forks.
+
+A fork has every descriptor and every signal handler of its parent. A child of a worker that kept
+them would keep the port in use and clients' connections open, and a signal that is sent to the
+child would be written to the wake-up descriptor that it shares with the worker (Python clears that
+in a forked child since 3.12; see signal.set_wakeup_fd). Nothing here is about programs that are
+started (fork and exec): descriptors are closed there by FD_CLOEXEC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import stat
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn
+
+logger = logging.getLogger("esg")
+
+Name = tuple[Any, ...] | str | bytes
+"""What a socket is bound to: see socket.getsockname."""
+
+SERVERS = ("asyncio", "esg", "gunicorn", "uvloop")
+"""Packages whose signal handlers mean nothing outside the process that they were set in."""
+
+MOST_DESCRIPTORS = 65536
+"""Descriptors that are looked at where /proc doesn't list those that are open."""
+
+_Socket = socket.socket  # gevent puts another class in its place
+_releases: list[Callable[[], None]] = []
+_left: list[asyncio.AbstractEventLoop] = []
+_blocked = threading.local()
+_watching = False
+
+
+def release_in_children(release: Callable[[], None]) -> Callable[[], None]:
+    """Have `release` called in each child that this process forks, before anything else runs there.
+
+    Returns a function that ends this. All signals are blocked across the fork until everything is
+    released, so that one that is sent to the child early isn't handled as the parent would.
+    """
+    global _watching
+    if not _watching:
+        _watching = True
+        os.register_at_fork(
+            before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+        )
+    _releases.append(release)
+    return functools.partial(_forget, release)
+
+
+def _forget(release: Callable[[], None]) -> None:
+    with contextlib.suppress(ValueError):  # it was called twice, or in a child
+        _releases.remove(release)
+
+
+def _before_fork() -> None:
+    if _releases:
+        _blocked.before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def _after_in_parent() -> None:
+    before = _blocked.__dict__.pop("before", None)
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _after_in_child() -> None:
+    releases, _releases[:] = _releases[:], []
+    try:
+        for release in releases:
+            try:
+                release()
+            except Exception:  # noqa: BLE001 - the rest is to be released nevertheless
+                traceback.print_exc()
+    finally:
+        _after_in_parent()
+
+
+# -- descriptors -------------------------------------------------------------------------
+
+
+def blank(descriptors: Iterable[int]) -> None:
+    """Have these descriptors be /dev/null from now on; negative ones are skipped.
+
+    Rather than closed: the objects that own them are still there, and would later use, or close,
+    what has got the same number by then.
+    """
+    try:
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # no more descriptors
+        for fd in descriptors:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        return
+    try:
+        for fd in descriptors:
+            if fd >= 0:
+                os.dup2(nothing, fd, inheritable=False)
+    finally:
+        os.close(nothing)
+
+
+def connections_to(names: Iterable[Name]) -> list[int]:
+    """The descriptors of the connections that were accepted from listeners of these names.
+
+    An accepted socket is bound to what its listener is bound to. Asking the kernel costs nothing
+    until there is a fork, and finds connections on their way from accept(2) to a protocol, too.
+    """
+    wanted = list(names)
+    return [
+        fd for fd, name in _connected_sockets() if any(_is_at(name, listens) for listens in wanted)
+    ]
+
+
+def _connected_sockets() -> Iterator[tuple[int, Name]]:
+    for fd in _open_descriptors():
+        try:
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue
+            sock = _Socket(fileno=fd)
+        except OSError:
+            continue
+        try:
+            listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if sock.type == socket.SOCK_STREAM and not listens:
+                yield fd, sock.getsockname()
+        except OSError:
+            continue
+        finally:
+            sock.detach()
+
+
+def _open_descriptors() -> Iterable[int]:
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        return range(min(os.sysconf("SC_OPEN_MAX"), MOST_DESCRIPTORS))
+
+
+def _is_at(name: Name, listens: Name) -> bool:
+    """Whether a socket of this name was accepted by the listener that has the other. Pure."""
+    if isinstance(name, tuple) and isinstance(listens, tuple):
+        same_host = listens[0] in ("0.0.0.0", "::") or name[0] == listens[0]
+        return same_host and bool(name[1] == listens[1])
+    if isinstance(name, tuple) or isinstance(listens, tuple):
+        return False
+    return os.fsdecode(name) == os.fsdecode(listens) and bool(name)
+
+
+# -- signals -----------------------------------------------------------------------------
+
+
+def default_signals() -> None:
+    """Give signals that a server handles Python's default actions; the application's handlers stay.
+
+    SIGCHLD is reset though Python has no handler for it: libuv sets one of its own.
+    """
+    signal.set_wakeup_fd(-1)
+    for signum in signal.valid_signals():
+        handler = signal.getsignal(signum)
+        if _is_servers(handler) or (signum == signal.SIGCHLD and handler == signal.SIG_DFL):
+            python = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
+            signal.signal(signum, python)
+
+
+def _is_servers(handler: Any) -> bool:
+    handler = getattr(handler, "func", handler)  # asyncio.Runner's is a partial
+    module = getattr(handler, "__module__", None)
+    return isinstance(module, str) and module.partition(".")[0] in SERVERS
+
+
+# -- a child that comes back ---------------------------------------------------------------
+
+
+def leave(loop: asyncio.AbstractEventLoop, thread: int) -> None:
+    """In a child: never run `loop` again, which ran in the thread with this identifier.
+
+    A child that returns from the application's code, rather than end by os._exit(), would go on as
+    a second worker. It ends when it comes to the loop instead; callbacks that wait their turn are
+    the parent's to run.
+    """
+    _left.append(loop)
+    _renew_epoll(loop)
+    for queue in [item for item in _held_by(loop) if isinstance(item, deque)]:
+        for handle in list(queue):
+            handle.cancel()
+    if thread == threading.get_ident():
+        loop.call_soon(end)
+
+
+def _renew_epoll(loop: Any) -> None:
+    """Give the loop an epoll of its own: what it did to its parent's, it would do to the parent.
+
+    It isn't /dev/null: libuv aborts the process when it can't wait for events.
+    """
+    uvloops = getattr(loop, "_get_backend_id", None)
+    fd = uvloops() if uvloops is not None else loop._selector.fileno()
+    with select.epoll() as epoll:
+        os.dup2(epoll.fileno(), fd, inheritable=False)
+
+
+def _held_by(loop: Any) -> list[Any]:
+    """The attributes of a loop; uvloop has no names for them in Python."""
+    ready = getattr(loop, "_ready", None)
+    return gc.get_referents(loop) if ready is None else [ready]
+
+
+def is_left(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether this is a forked child of the process that runs `loop`."""
+    return any(loop is one for one in _left)
+
+
+def end_if_left(loop: asyncio.AbstractEventLoop, error: BaseException) -> None:
+    """End this process as `end` does if it is a forked child of the one that runs `loop`."""
+    if is_left(loop):
+        end(error)
+
+
+def end(error: BaseException | None = None) -> NoReturn:
+    """End a forked child that has come back from the application with this exception, or none.
+
+    Its exit status is what Python's would be. Exit handlers don't run: those that are registered
+    are the worker's, and may remove what the worker still needs.
+    """
+    status = 1
+    try:
+        if error is None:
+            status = 0
+            logger.warning(
+                "a child process that the application forked (pid %d) returned to the server, and "
+                "was ended; have it call os._exit() when it is done",
+                os.getpid(),
+            )
+        elif isinstance(error, SystemExit):
+            status = _status_of(error)
+        elif isinstance(error, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            traceback.print_exception(error)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(status)
+
+
+def _status_of(error: SystemExit) -> int:
+    """The exit status for sys.exit(), which prints whatever is no number."""
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code & 0xFF
+    print(error.code, file=sys.stderr)  # noqa: T201 - as Python does
+    return 1

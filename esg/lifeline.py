@@ -1,0 +1,109 @@
+"""Ends a worker whose arbiter is gone and that can't notice it itself.
+
+While it boots, the kernel does that, since no thread of ours may be there when the application is
+imported: gevent's monkey.patch_all() refuses to patch a process that has threads, and modules may
+fork. Afterwards a thread does.
+"""
+
+from __future__ import annotations
+
+import _thread
+import faulthandler
+import fcntl
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+
+logger = logging.getLogger("esg")
+
+LAST_WORDS = 0.5
+"""Seconds that a log may take to tell of the end of a worker; it may be blocked."""
+
+# gevent puts others in their places, which would run on the event loop that they are to watch.
+_start_thread, _poll, _sleep = _thread.start_new_thread, select.poll, time.sleep
+
+_arbiters: tuple[int, int] | None = None
+"""A pipe whose writing end the arbiter alone holds: it closes when the arbiter ends."""
+
+_tie = -1
+"""The reading end, opened by this process for itself."""
+
+
+def prepare() -> None:
+    """In the arbiter, before it forks: have a pipe for `tie`. Raises OSError if there is none."""
+    global _arbiters
+    if _arbiters is None:
+        _arbiters = os.pipe2(os.O_CLOEXEC)
+
+
+def tie() -> None:
+    """In a child that was just forked: have the kernel kill it when the arbiter ends.
+
+    See fcntl(2), F_SETSIG, for SIGKILL in place of SIGIO. Where /proc is missing, nothing watches
+    until `watch` does: the owner of signals is the open file's, so each process needs one.
+    """
+    global _arbiters, _tie
+    assert _arbiters is not None
+    reading, writing = _arbiters
+    _arbiters = None
+    os.close(writing)
+    try:
+        _tie = os.open(f"/proc/self/fd/{reading}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fcntl.fcntl(_tie, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(_tie, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(_tie, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+    except OSError:
+        untie()
+        return
+    finally:
+        os.close(reading)
+    if _is_over(_tie):
+        os._exit(1)
+
+
+def tied() -> int:
+    """The descriptor that ties this process to its arbiter, -1 if there is none."""
+    return _tie
+
+
+def untie() -> None:
+    """Live on without the arbiter, from now on."""
+    global _tie
+    if _tie >= 0:
+        fcntl.fcntl(_tie, fcntl.F_SETFL, os.O_NONBLOCK)  # a child may still have it open
+        os.close(_tie)
+        _tie = -1
+
+
+def watch(mailbox: int, subject: str, limit: Callable[[], float], stacks: int) -> None:
+    """Watch for the end of a mailbox, from a thread, since the event loop may be blocked.
+
+    `limit` says how many seconds the worker then has to end of its own accord; after them it is
+    ended. The arbiter, which would do that otherwise, is no more. `stacks` is a descriptor of a
+    file to which the stacks are written then, negative for none.
+    """
+    _start_thread(_watch, (mailbox, subject, limit, stacks))
+
+
+def _watch(mailbox: int, subject: str, limit: Callable[[], float], stacks: int) -> None:
+    poll = _poll()
+    poll.register(mailbox, 0)  # hang-ups are always told of: poll(2)
+    poll.poll()
+    seconds = limit()
+    # The log may be blocked: nobody reads it, or a thread that hangs has its lock. This needs
+    # neither a lock nor the interpreter. What it writes must not go to a pipe, which may be full.
+    file = stacks if stacks >= 0 else os.open(os.devnull, os.O_WRONLY)
+    faulthandler.dump_traceback_later(seconds + LAST_WORDS, exit=True, file=file)
+    _sleep(seconds)
+    logger.critical("%s ends: its arbiter is gone, and it has not ended in its time", subject)
+    os._exit(1)
+
+
+def _is_over(fd: int) -> bool:
+    """Whether nobody has the writing end of this pipe open."""
+    poll = _poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))
