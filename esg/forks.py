@@ -249,7 +249,11 @@ def end(error: BaseException | None = None) -> NoReturn:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         else:
-            traceback.print_exception(error)
+            logger.error(
+                "a child process that the application forked (pid %d) ended by an exception",
+                os.getpid(),
+                exc_info=error,
+            )
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
     finally:

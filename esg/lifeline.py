@@ -78,25 +78,24 @@ def untie() -> None:
         _tie = -1
 
 
-def watch(mailbox: int, subject: str, limit: Callable[[], float], stacks: int) -> None:
+def watch(mailbox: int, subject: str, limit: Callable[[], float]) -> None:
     """Watch for the end of a mailbox, from a thread, since the event loop may be blocked.
 
     `limit` says how many seconds the worker then has to end of its own accord; after them it is
-    ended. The arbiter, which would do that otherwise, is no more. `stacks` is a descriptor of a
-    file to which the stacks are written then, negative for none.
+    ended. The arbiter, which would do that otherwise, is no more.
     """
-    _start_thread(_watch, (mailbox, subject, limit, stacks))
+    _start_thread(_watch, (mailbox, subject, limit))
 
 
-def _watch(mailbox: int, subject: str, limit: Callable[[], float], stacks: int) -> None:
+def _watch(mailbox: int, subject: str, limit: Callable[[], float]) -> None:
     poll = _poll()
     poll.register(mailbox, 0)  # hang-ups are always told of: poll(2)
     poll.poll()
     seconds = limit()
     # The log may be blocked: nobody reads it, or a thread that hangs has its lock. This needs
-    # neither a lock nor the interpreter. What it writes must not go to a pipe, which may be full.
-    file = stacks if stacks >= 0 else os.open(os.devnull, os.O_WRONLY)
-    faulthandler.dump_traceback_later(seconds + LAST_WORDS, exit=True, file=file)
+    # neither a lock nor the interpreter. Nobody would read the stacks that it writes first.
+    nothing = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    faulthandler.dump_traceback_later(seconds + LAST_WORDS, exit=True, file=nothing)
     _sleep(seconds)
     logger.critical("%s ends: its arbiter is gone, and it has not ended in its time", subject)
     os._exit(1)

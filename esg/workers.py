@@ -33,7 +33,7 @@ from esg.payload import Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Row
 from esg.server.access_log import AccessLog, LoggedAccess, printable, shown
 from esg.server.interfaces import adapt
-from esg.server.loops import loop_factory
+from esg.server.loops import loop_factory, loop_in_place_of
 from esg.server.prepare import prepare
 from esg.server.tls import described
 from esg.server.worker import Worker
@@ -115,8 +115,11 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
             config = Config(**(vars(config) | {"ssl_context": context}))
             app = adapt(self.wsgi, config)
             # Not closed: what that does is done with a limit, by a worker that beats meanwhile.
-            runner = asyncio.Runner(loop_factory=loop_factory(config.loop))
-            runner.run(_Serving(self, config, app).serve())
+            factory = loop_in_place_of(loop_factory(config.loop), config.loop, "worker")
+            runner = asyncio.Runner(loop_factory=factory)
+            serving = _Serving(self, config, app)
+            runner.run(serving.serve())
+            runner.run(serving.finish())
         except ESGError as error:
             detail = error.detail if isinstance(error, BootError) else ""
             logs.logger.error("%s%s", error, f"\n{detail}" if detail else "")
@@ -306,6 +309,15 @@ class _Serving(Worker):
                 self._beating.cancel()
             loop.remove_reader(self._owner.PIPE[0])
             loop.remove_reader(self._ours.fileno())
+
+    async def finish(self) -> None:
+        """As in ESG's own worker, with beats for gunicorn."""
+        self._beat()
+        try:
+            await super().finish()
+        finally:
+            if self._beating is not None:
+                self._beating.cancel()
 
     def _make_access_log(self, loop: asyncio.AbstractEventLoop) -> AccessLog | LoggedAccess | None:
         return _GunicornAccess(self._owner.log) if self._config.access_log else None

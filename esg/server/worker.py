@@ -28,7 +28,7 @@ from esg.server.asgi import Application
 from esg.server.http1.connection import Connection
 from esg.server.interfaces import adapt
 from esg.server.lifespan import Lifespan
-from esg.server.loops import loop_factory
+from esg.server.loops import loop_factory, loop_in_place_of
 from esg.server.service import TICK, Service
 from esg.server.websocket.frames import GOING_AWAY, SERVICE_RESTART
 
@@ -69,12 +69,17 @@ def run_worker(assignment: Assignment) -> int:
         logs.stay_enabled()
         mail = assignment.mailbox.fileno()
         limit = functools.partial(_time_without_arbiter, assignment)
-        lifeline.watch(mail, subject, limit, assignment.stack_fd)
+        lifeline.watch(mail, subject, limit)
         lifeline.untie()
+        factory = loop_in_place_of(factory, assignment.config.loop, subject)
         # Not closed: what that does is done with a limit, by a worker that beats meanwhile.
         runner = asyncio.Runner(loop_factory=factory)
-        return runner.run(Worker(assignment, app).run(own_process=True))
+        worker = Worker(assignment, app)
+        runner.run(worker.run(own_process=True))
+        runner.run(worker.finish())
+        return 0
     except BootError as error:
+        leftovers.limit_children(CANCEL_LIMIT, subject)
         failure = mailbox.BootFailed(str(error), error.detail, error.exit_code)
         assignment.mailbox.send(failure)
         return error.exit_code
@@ -105,7 +110,7 @@ def _release(assignment: Assignment, *, own_process: bool) -> None:
         return
     forks.default_signals()
     forks.blank([lifeline.tied()])
-    if stacks >= 0:
+    if stacks > 2:
         faulthandler.unregister(DUMP_SIGNAL)
         with contextlib.suppress(OSError):  # where there is no standard error
             os.dup2(2, stacks, inheritable=False)  # what the child dies of is no news of the worker
@@ -136,8 +141,10 @@ class Worker:
         self._quick = asyncio.Event()
         self._terminations = 0
         self._deadline = 0.0
+        self._wound_down = 0.0
+        """When the loop should have nothing more to do, however late the drain ended."""
 
-    async def run(self, *, own_process: bool) -> int:
+    async def run(self, *, own_process: bool) -> None:
         """Boot, serve, drain. Raises BootError if the application doesn't start."""
         loop = asyncio.get_running_loop()
         self._loop = loop
@@ -161,7 +168,6 @@ class Worker:
             loop.remove_reader(self._mailbox.fileno())
             if not own_process:
                 keep()
-        return 0
 
     def _release_in_children(self, own_process: bool) -> Callable[[], None]:
         """Have forked children let go of this worker; returns what ends that."""
@@ -391,7 +397,8 @@ class Worker:
             await asyncio.sleep(0)
 
     async def _wind_down(self) -> None:
-        """End what the application has left running: tasks, generators and threads."""
+        """End what the application has left running in the loop: tasks and generators."""
+        self._wound_down = self._loop.time() + 2 * CANCEL_LIMIT
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()
@@ -399,21 +406,31 @@ class Worker:
             await asyncio.wait(rest, timeout=CANCEL_LIMIT)
         generators = asyncio.ensure_future(self._loop.shutdown_asyncgens())
         await asyncio.wait((generators,), timeout=self._time_left())
-        await leftovers.join_threads(self._time_left(), self._quick, self._subject)
+
+    async def finish(self) -> None:
+        """Wait for threads and processes that the application has left running.
+
+        It is for a process that the worker has for itself, as the main task after that of `run`:
+        libraries keep their threads until the main task ends (AnyIO does, and so Starlette).
+        """
+        self._tick()
+        try:
+            await leftovers.join_threads(self._time_left(), self._quick, self._subject)
+        finally:
+            self._ticker.cancel()
         leftovers.limit_children(self._time_left(), self._subject)
 
     def _time_left(self) -> float:
-        """Seconds that each of the last steps may take."""
-        if self._quick.is_set():
-            return CANCEL_LIMIT
-        return max(self._deadline - self._loop.time(), CANCEL_LIMIT)
+        """Seconds until the worker should have ended, or what little the last steps have then."""
+        end = 0.0 if self._quick.is_set() else max(self._deadline, self._wound_down)
+        return max(end - self._loop.time(), CANCEL_LIMIT / 2)
 
 
 def _time_without_arbiter(assignment: Assignment) -> float:
     """Seconds that a worker has for its end when the arbiter is gone."""
     if assignment.row[Cell.STATE] == RowState.BOOTING:
         return 0.0
-    return assignment.config.graceful_timeout + SHUTDOWN_MINIMUM + 2 * CANCEL_LIMIT
+    return assignment.config.graceful_timeout + SHUTDOWN_MINIMUM + 4 * CANCEL_LIMIT
 
 
 def _due_at(config: Config) -> int:
