@@ -110,8 +110,9 @@ def _release(assignment: Assignment, *, own_process: bool) -> None:
         return
     forks.default_signals()
     forks.blank([lifeline.tied()])
-    if stacks > 2:
+    if stacks >= 0:
         faulthandler.unregister(DUMP_SIGNAL)
+    if stacks > 2:
         with contextlib.suppress(OSError):  # where there is no standard error
             os.dup2(2, stacks, inheritable=False)  # what the child dies of is no news of the worker
 
