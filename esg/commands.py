@@ -53,7 +53,10 @@ def decode_request(line: bytes) -> str:
 
 def encode_answer(answer: Answer) -> bytes:
     """The line that an answer is sent as."""
-    return _line(dataclasses.asdict(answer) | {"detail": answer.detail[-DETAIL_LIMIT:]})
+    fields = dataclasses.asdict(answer) | {"detail": answer.detail[-DETAIL_LIMIT:]}
+    if not answer.stopping:
+        del fields["stopping"]
+    return _line(fields)
 
 
 def decode_answer(line: bytes) -> Answer:
