@@ -70,7 +70,7 @@ def read_toml(block: Block) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "pyproject.toml" if "tool" in table else "esg.toml")
         file.write_text(block.text)
-        esg.sources.load(app, {}, file=str(file))
+        esg.sources.load(app, {}, file=str(file), folder=Path(folder))
 
 
 def read_ini(block: Block) -> None:
