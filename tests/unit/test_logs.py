@@ -451,8 +451,9 @@ format=%(message)s!
 @pytest.mark.parametrize(
     ("suffix", "text"), [(".yaml", YAML), (".yml", YAML), (".ini", INI), (".conf", INI)]
 )
-def test_forms_of_a_file(log_config, capfd, suffix, text):
-    log_config(text, suffix)
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
+def test_forms_of_a_file(log_config, capfd, suffix, text, mark):
+    log_config(mark + text, suffix)
     logs.logger.warning("hello")
     assert capfd.readouterr().err == "hello!\n"
 
