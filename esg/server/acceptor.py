@@ -300,7 +300,9 @@ class Acceptor:
 
         assert self._context is not None
         limit = service.config.ssl_handshake_timeout
-        return TLSTransport(service.loop, self._context, begin, limit=limit, fail=fail)
+        return TLSTransport(
+            service.loop, service.turns, self._context, begin, limit=limit, fail=fail
+        )
 
     def _refuse(self, client: Endpoint | None, reason: str) -> None:
         suppressed = self._refusals.now(self._service.loop.time())

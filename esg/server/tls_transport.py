@@ -9,17 +9,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from collections.abc import Callable
 from typing import Any, cast
 
 from esg.server.tls import ServerContext, tls_extension
+from esg.server.tls_records import RecordEnds
+from esg.server.turns import SMALL, Turns
+
+logger = logging.getLogger("esg")
 
 RECORD = 16384
 """Bytes of the largest record's content (RFC 8446, section 5.1)."""
 
 PIECE = 65536
 """Bytes encrypted at once: OpenSSL's buffers keep the size they once had."""
+
+MOST_RECORDS = 64
+"""Records handled in one turn of the event loop."""
+
+FEW_BYTES = 1024
+"""Bytes that can't be more than a few records, so that nobody has to count them."""
+
+HELLO = 4096
+"""Bytes of a handshake that are handled in one turn of the event loop."""
+
+MOST_USELESS = 32
+"""Records within a second that bring nothing to the application, such as changes of keys."""
 
 PLAIN_TEXT_ANSWER = b"This port speaks HTTPS; use https:// in the URL.\n"
 
@@ -29,26 +46,38 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
 
     __slots__ = (
         "_above",
+        "_above_reads",
+        "_answers_wait",
         "_below",
         "_closing",
         "_context",
         "_decrypt",
         "_encrypt",
+        "_end_is_due",
         "_ended",
+        "_ends",
         "_fail",
         "_in",
         "_limit",
         "_loop",
         "_make_protocol",
         "_out",
+        "_put_off",
+        "_reads",
         "_timer",
         "_tls",
         "_told_end",
+        "_turns",
+        "_useless",
+        "_useless_since",
+        "_waits_for_turn",
+        "_write_paused",
     )
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        turns: Turns,
         context: ServerContext,
         make_protocol: Callable[[dict[str, Any]], asyncio.Protocol],
         *,
@@ -60,6 +89,7 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         If it isn't in `limit` seconds, or fails, `fail` is called, once, with the reason.
         """
         self._loop = loop
+        self._turns = turns
         self._context = context
         self._make_protocol = make_protocol
         self._fail: Callable[[str], None] | None = fail
@@ -76,6 +106,24 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         self._told_end = False
         """Whether the protocol above knows that the client sends no more."""
         self._closing = False
+        # reading
+        self._ends = RecordEnds()
+        self._put_off: bytes | memoryview = b""
+        """What has come and is to be handled in a later turn of the loop."""
+        self._waits_for_turn = False
+        """Whether that turn is arranged."""
+        self._above_reads = True
+        """Whether the protocol above wants what comes."""
+        self._end_is_due = False
+        """Whether the client has ended its side behind what the protocol above hasn't read yet."""
+        self._write_paused = False
+        self._answers_wait = False
+        """Whether the client takes no answers to what it sent, so that no more of it is read."""
+        self._reads = True
+        """Whether the transport below has been told to read."""
+        self._useless = 0
+        """Records that brought nothing, since `_useless_since`."""
+        self._useless_since = 0.0
 
     # -- from the transport below --------------------------------------------------------
 
@@ -88,12 +136,14 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
             if self._above is not None and not self._closing:
                 self._above.data_received(b"")  # dropped, but a sign of life
             return
-        self._in.write(data)
-        if self._above is None:
-            self._shake_hands()
-            if self._above is None or not self._in.pending:
-                return
-        self._receive(self._above)
+        if self._put_off:
+            self._put_off = bytes(self._put_off) + data
+        elif self._above is not None and len(data) <= FEW_BYTES and not self._ends.inside:
+            self._receive(self._above, data)
+        elif self._turns.full and self._above is not None and len(data) > SMALL:
+            self._go_on_later(data)
+        else:
+            self._take(data)
 
     def eof_received(self) -> bool:
         """The client's side of TCP has ended; that it didn't say so in TLS means no harm here.
@@ -105,11 +155,15 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
             return False
         if self._told_end:
             return not self._closing and not self._ended
+        if self._put_off or not self._above_reads:
+            self._end_is_due = True
+            return True
         self._told_end = True
         return bool(self._above.eof_received())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
+        self._put_off = b""
         above, self._above = self._above, None  # it holds this transport: a reference cycle
         if above is not None:
             above.connection_lost(exc)
@@ -117,12 +171,17 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
             self._end_handshake("the connection was lost")
 
     def pause_writing(self) -> None:
+        self._write_paused = True
         if self._above is not None:
             self._above.pause_writing()
 
     def resume_writing(self) -> None:
+        self._write_paused = False
         if self._above is not None:
             self._above.resume_writing()
+        if self._answers_wait:
+            self._answers_wait = False
+            self._go_on_or_read()
 
     # -- the handshake -------------------------------------------------------------------
 
@@ -169,8 +228,30 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
 
     # -- reading -------------------------------------------------------------------------
 
-    def _receive(self, above: asyncio.Protocol) -> None:
-        """Decrypt what came, and hand it on in one piece."""
+    def _take(self, data: bytes | memoryview) -> None:
+        """Handle as much of what came as a turn of the loop has time for."""
+        if self._above is None:
+            self._in.write(data[:HELLO])
+            self._shake_hands()
+            rest = data[HELLO:]
+            if self._above is not None and self._in.pending:
+                self._take(self._in.read() + rest)  # records from their beginning
+                return
+        else:
+            size, records = self._ends.cut(data, MOST_RECORDS)
+            self._receive(self._above, data[:size], records)
+            rest = data[size:]
+        if rest and not (self._ended or self._told_end or self._closing):
+            self._go_on_later(rest)
+
+    def _receive(
+        self, above: asyncio.Protocol, data: bytes | memoryview, records: int | None = None
+    ) -> None:
+        """Decrypt what came, and hand it on in one piece.
+
+        `records` is how many end in it; None if they weren't counted.
+        """
+        self._in.write(data)
         pieces = []
         at_end = False
         try:
@@ -182,20 +263,83 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
                 else:
                     at_end = True
         except ssl.SSLWantReadError:
-            pass
+            if records is None:
+                _, records = self._ends.cut(data, len(data))
         except ssl.SSLZeroReturnError:
             at_end = True
         except ssl.SSLError:
             self._break()
             return
+        if records is not None and records > len(pieces):
+            self._count_useless(records - len(pieces))
+            if self._closing:
+                return
         if self._out.pending:
             self._flush()  # such as the answer to a change of keys
+            if self._write_paused:
+                self._answers_wait = True
+                self._regulate()
         if pieces:
             above.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if at_end and not self._told_end:
-            self._told_end = True
-            if not above.eof_received():
-                self.close()
+            if self._above_reads:
+                self._tell_end(above)
+            else:
+                self._end_is_due = True
+
+    def _tell_end(self, above: asyncio.Protocol) -> None:
+        self._told_end = True
+        self._end_is_due = False
+        if not above.eof_received():
+            self.close()
+
+    def _count_useless(self, count: int) -> None:
+        """Bound what a client can make the server do without sending anything."""
+        now = self._loop.time()
+        if now - self._useless_since > 1:
+            self._useless, self._useless_since = 0, now
+        self._useless += count
+        if self._useless > MOST_USELESS:
+            logger.debug("closed a TLS connection: more than %d empty records", MOST_USELESS)
+            self._break()
+
+    def _go_on_later(self, data: bytes | memoryview) -> None:
+        """Handle the rest in another turn of the loop, and read nothing until then."""
+        self._put_off = memoryview(data)
+        self._go_on_or_read()
+
+    def _go_on_or_read(self) -> None:
+        """Arrange a turn for what was put off, if there is something and nothing is in its way."""
+        if (
+            (self._put_off or self._end_is_due)
+            and not self._waits_for_turn
+            and self._above_reads
+            and not self._answers_wait
+        ):
+            self._waits_for_turn = True
+            self._turns.put_off(self._go_on)
+        self._regulate()
+
+    def _go_on(self) -> None:
+        self._waits_for_turn = False
+        if self._above_reads and not (self._answers_wait or self._closing):
+            data, self._put_off = self._put_off, b""
+            if data and not (self._ended or self._told_end):
+                self._take(data)
+            above = self._above
+            if above is not None and self._end_is_due and not self._put_off and self._above_reads:
+                self._tell_end(above)
+        self._regulate()
+
+    def _regulate(self) -> None:
+        """Have the transport below read, unless there is a reason against it."""
+        reads = not self._put_off and self._above_reads and not self._answers_wait
+        if reads != self._reads and self._below is not None:
+            self._reads = reads
+            if reads:
+                self._below.resume_reading()
+            else:
+                self._below.pause_reading()
 
     def _break(self) -> None:
         """What came was tampered with, or is no TLS: send the alert, and nothing else."""
@@ -242,6 +386,8 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         """
         if not self._ended and not self._closing:
             self._say_goodbye()
+            self._put_off, self._answers_wait = b"", False
+            self._regulate()
             if self._below is not None:
                 self._below.write_eof()
 
@@ -271,15 +417,15 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         return self._closing or self._below is None or self._below.is_closing()
 
     def pause_reading(self) -> None:
-        if self._below is not None:
-            self._below.pause_reading()
+        self._above_reads = False
+        self._regulate()
 
     def resume_reading(self) -> None:
-        if self._below is not None:
-            self._below.resume_reading()
+        self._above_reads = True
+        self._go_on_or_read()
 
     def is_reading(self) -> bool:
-        return self._below is not None and self._below.is_reading()
+        return self._above_reads and not self._closing
 
     def get_write_buffer_size(self) -> int:
         """Bytes that wait to be sent, encrypted."""

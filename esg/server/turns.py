@@ -17,6 +17,12 @@ from contextvars import Context
 SHARE = 0.004
 """Seconds of a turn that are spent on such work; a part that has begun is finished."""
 
+PART = 0.001
+"""Seconds of a turn that one connection should take."""
+
+SMALL = 512
+"""Bytes that are never put off: they can't be much work."""
+
 WORTH_COUNTING = 0.0002
 """Seconds of work that are worth a look at how much there was in this turn."""
 
@@ -73,6 +79,7 @@ class Turns:
                 if self.clock() - begun >= SHARE:
                     break
         finally:
+            self._spent = 0.0  # those that went on may have counted their part
             self.spend(self.clock() - begun)
             if due:
                 self._schedule()

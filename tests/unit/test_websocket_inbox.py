@@ -8,13 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 from esg.config import Config
-from esg.server.turns import Turns
+from esg.server.turns import SMALL, Turns
 from esg.server.websocket.codec import library
 from esg.server.websocket.inbox import (
     FREE_FRAGMENTS,
     MOST_CONTROLS,
     MOST_FRAMES,
-    SMALL,
     Inbox,
 )
 

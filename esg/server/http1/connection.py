@@ -24,7 +24,6 @@ from esg.errors import (
     URITooLong,
 )
 from esg.server import proxy_headers
-from esg.server.access_log import Refused
 from esg.server.asgi import (
     Endpoint,
     Headers,
@@ -45,16 +44,26 @@ from esg.server.http1.framing import (
     examine,
 )
 from esg.server.http1.parser import Held, Parser
-from esg.server.http1.response import Content, plain_content, plain_response
+from esg.server.http1.response import Content, plain_response
 from esg.server.http1.sendfile import Copies, copy_part, send_part
 from esg.server.service import TICK, Service
 from esg.server.transports import end_output, lines_writer, reset, unsent
+from esg.server.turns import PART, SMALL
 
 if TYPE_CHECKING:
     from esg.server.websocket.session import Session
 
-FEED_SLICE = 16384
+FEED_FIRST = 4096
 """Bytes given to the parser at once, so that a bound on what it may find can be kept."""
+
+FEED_BODY = 1024
+"""The same of a body, which may be in tiny chunks."""
+
+FEED_SLICE = 16384
+"""The same where parsing those before was quick."""
+
+QUICK = 0.00005
+"""Seconds that a piece takes at most which is no flood of something tiny."""
 
 PIPELINE_LIMIT = 16
 """Requests parsed ahead of the one being answered; beyond it the connection isn't read."""
@@ -132,13 +141,13 @@ class Connection(asyncio.Protocol):
         "_progress_at",
         "_queue",
         "_refusal",
-        "_refused",
         "_start",
         "_target",
         "_template",
         "_transport",
         "_unsent",
         "_wait",
+        "_waits_for_turn",
         "_write_waiters",
         "_wrote",
         "buffered",
@@ -198,14 +207,15 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._queue: deque[Exchange] = deque()
         self._refusal: int | None = None
-        self._refused: Refused | None = None
-        """The request that is to be answered with that, for the access log."""
         self.raised: HTTPError | None = None
         self._body_put_off = False
         # reading
         self.buffered = 0
         self._pending = b""
         self._paused = False
+        """Whether reading is paused because what was read finds no taker."""
+        self._waits_for_turn = False
+        """Whether it is because what was read is to be parsed in a later turn of the loop."""
         self.ends_soon = False
         """Whether the client has closed its side, so that no further request can come."""
         self.left = False
@@ -287,6 +297,7 @@ class Connection(asyncio.Protocol):
         self.service.lost(self)
         self.deadline = math.inf
         self._wait = END
+        self._waits_for_turn = False
         del self.parser  # it holds this connection's methods: a reference cycle
         self.write = _write_nothing
         if self._exchange is not None:
@@ -342,8 +353,6 @@ class Connection(asyncio.Protocol):
             scope = make_scope(self._template, name, target, headers, service.state)
         except HTTPError as error:
             self.raised = error
-            sent_as = parser.method().decode("ascii", "replace")
-            self._note_refused(error.status, sent_as, target, parser.http_version(), headers)
             raise
         if framing is not PLAIN:
             scope["http_version"] = framing.version
@@ -413,7 +422,7 @@ class Connection(asyncio.Protocol):
     def _feed(self, data: bytes) -> None:
         """Parse what came, and then start the request that it completed the header of."""
         try:
-            if self._incoming is None and len(data) <= FEED_SLICE:
+            if self._incoming is None and len(data) <= FEED_FIRST:
                 self._fed = self._head_size = self._head_size + len(data)
                 self.parser.feed(data)
             else:
@@ -479,7 +488,8 @@ class Connection(asyncio.Protocol):
         self.write = _write_nothing
         self.service.connections.discard(self)
         session.take_transport(self._transport, self.write_paused)
-        if self._paused:
+        if self._paused or self._waits_for_turn:
+            self._waits_for_turn = False
             self._transport.resume_reading()
         return rest
 
@@ -501,21 +511,46 @@ class Connection(asyncio.Protocol):
         return None
 
     def _parse_sliced(self, data: bytes) -> None:
-        """Parse in pieces, to stop where enough requests wait; what is all body goes in whole."""
-        rest = memoryview(data)
+        """Parse in pieces, to stop where enough requests wait, or where it takes too long.
+
+        What is all body goes in whole.
+        """
+        turns = self.service.turns
+        rest, size = memoryview(data), FEED_FIRST if self._incoming is None else FEED_BODY
+        until = 0.0
         while rest and self._refusal is None:
             if len(self._queue) >= PIPELINE_LIMIT:
                 self._pending = bytes(rest)
                 self._pause_reading()
                 return
             all_body = self._incoming is not None and self._incoming.unread >= len(rest)
-            size = len(rest) if all_body else FEED_SLICE
-            piece, rest = rest[:size], rest[size:]
+            begun = turns.clock()
+            until = until or begun + PART
+            if not all_body and len(rest) > SMALL and (turns.full or begun >= until):
+                self._pending = bytes(rest)
+                self._wait_for_turn()
+                return
+            piece = rest if all_body else rest[:size]
+            rest = rest[len(piece) :]
             stopped = self._try_to_parse(piece)
             if stopped is not None:
                 self._recover(stopped, piece)
             elif self._head_size:
                 self._check_head_size()
+            took = turns.clock() - begun
+            turns.spend(took)
+            size = FEED_SLICE if took < QUICK else FEED_BODY
+
+    def _wait_for_turn(self) -> None:
+        """Go on in a later turn of the loop, since others wait for this one to end."""
+        self._waits_for_turn = True
+        self._transport.pause_reading()
+        self.service.turns.put_off(self._take_turn)
+
+    def _take_turn(self) -> None:
+        if self._waits_for_turn:
+            self._waits_for_turn = False
+            self._resume_reading()
 
     def _check_head_size(self) -> None:
         """Bound a header section that is still incomplete."""
@@ -550,13 +585,15 @@ class Connection(asyncio.Protocol):
         self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
+        if self._waits_for_turn:
+            return
         if self._pending and not self._paused and self._wait is not END:
             data, self._pending = self._pending, b""
             self._feed(data)
             if self.ends_soon and not self._pending and not self._input_ended():
                 self.close()
                 return
-        if not self._pending and not self._paused:
+        if not (self._pending or self._paused):
             self._transport.resume_reading()  # at the end, too: to drop what still comes
 
     # -- one exchange after the other ----------------------------------------------------
@@ -648,14 +685,6 @@ class Connection(asyncio.Protocol):
         if incoming is not None and incoming in self._queue:
             self._queue.remove(incoming)
         self._refusal = error.status
-        if self._refused is None:
-            if incoming is not None:
-                self._note_refused_exchange(error.status, incoming)
-            elif self._target:
-                method = self.parser.method().decode("ascii", "replace")
-                self._note_refused(error.status, method, self._target, "1.1", self._headers)
-            else:
-                self._note_refused(error.status)
         self.service.log_refusal(self._template["client"], error)
         if self._exchange is not None and self._exchange is incoming:
             self._give_up(incoming)
@@ -688,29 +717,7 @@ class Connection(asyncio.Protocol):
         """Nothing stands before the request that was refused, so its turn has come."""
         status = self._refusal or 400
         self.service.statuses[status // 100] += 1
-        if self.service.access_log is not None and self._refused is not None:
-            self.service.access_log.record_refused(self._refused)
         self.answer_error(status)
-
-    def _note_refused(
-        self,
-        status: int,
-        method: str = "-",
-        target: bytes = b"",
-        version: str = "-",
-        headers: Headers | None = None,
-    ) -> None:
-        """Keep what is known of a request that can't be served, until it is its turn in the log."""
-        if self.service.access_log is not None:
-            scope = self._template | {"method": method, "http_version": version}
-            scope["headers"] = headers or []
-            target = target[: self.service.config.limit_request_line]
-            self._refused = Refused(scope, target, status, len(plain_content(status)[1]))
-
-    def _note_refused_exchange(self, status: int, exchange: Exchange) -> None:
-        if self.service.access_log is not None:
-            size = len(plain_content(status)[1])
-            self._refused = Refused(exchange.scope, exchange.target, status, size)
 
     def answer_error(
         self, status: int, head_only: bool = False, content: Content | None = None
@@ -734,8 +741,8 @@ class Connection(asyncio.Protocol):
         if self.ends_soon or not self._transport.can_write_eof():
             self._transport.close()
             return
-        if self._paused:
-            self._paused = False
+        if self._paused or self._waits_for_turn:
+            self._paused = self._waits_for_turn = False
             self._transport.resume_reading()
         self._unsent = 0
         self._heard = False

@@ -92,6 +92,9 @@ A framework that listens for `http.disconnect` cancels its stream meanwhile, whi
 than an error.
 """
 
+MOST_PIECES = 256
+"""Pieces of a request's body that are kept as they came: one of a byte takes 40 bytes and more."""
+
 JOIN_LIMIT = 65536
 """Largest body, in bytes, that is copied behind its head."""
 
@@ -550,6 +553,8 @@ class Exchange:
                 self._pieces = [piece]
             else:
                 self._pieces.append(piece)
+                if len(self._pieces) > MOST_PIECES:
+                    self._pieces = [b"".join(self._pieces)]
             self._connection.buffered += len(piece)
             self.wake()
 

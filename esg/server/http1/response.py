@@ -221,11 +221,6 @@ Content = tuple[bytes, bytes]
 """A media type and a body."""
 
 
-def plain_content(status: int) -> Content:
-    """The body of a response of the server's own, and its kind."""
-    return b"text/plain", REASONS.get(status, "Error").encode("ascii")
-
-
 def plain_response(
     status: int, heads: Heads, head_only: bool = False, content: Content | None = None
 ) -> bytes:
@@ -234,7 +229,7 @@ def plain_response(
     `head_only`: without the body, since the request's method is HEAD. `content` is sent in place
     of the text.
     """
-    kind, body = content or plain_content(status)
+    kind, body = content or (b"text/plain", REASONS.get(status, "Error").encode("ascii"))
     return b"%bcontent-type: %b; charset=utf-8\r\ncontent-length: %d\r\n%b\r\n%b" % (
         heads.begin(status, 0),
         kind,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from esg.server.service import Service
+from esg.server.turns import SMALL
 from esg.server.websocket.codec import Codec
 from esg.server.websocket.frames import (
     BINARY,
@@ -49,9 +50,6 @@ Pings and pongs among them are dealt with at once.
 
 MOST_FRAMES = 128
 """Frames handled in one turn of the event loop."""
-
-SMALL = 512
-"""Bytes that are never put off as they come: they can't be many frames."""
 
 MOST_CONTROLS = 1000
 """Pings and pongs that a client may send from one tick of the clock to the next."""

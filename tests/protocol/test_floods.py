@@ -1,0 +1,236 @@
+"""A client that floods its connection has its share of the event loop's turns, and no more.
+
+The clock by which turns are divided moves with each look at it, so that tests count work and not
+seconds: every piece that is parsed seems to take as long as a connection may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+from esg.server.http1.connection import FEED_BODY, FEED_FIRST, PIPELINE_LIMIT
+from esg.server.tls_transport import MOST_RECORDS
+from esg.server.turns import PART, SHARE
+
+from .apps import Gate, echo, read_body, respond
+from .tls_client import TLSClient
+from .wire import get, post, post_chunked, settled, turns, until
+from .ws_client import BINARY, CONT, WebSocket, frame
+
+ATTACKERS = 10
+CHUNK = len(b"1\r\nx\r\n")
+
+
+def slow_clock(server):
+    """Let each piece of work seem to take the time that a connection has in a turn."""
+    ticks = itertools.count()
+    server.service.turns.clock = lambda: next(ticks) * PART
+
+
+async def watch(value, growth):
+    """Note by how much a number grows in a turn of the loop."""
+    before = value()
+    while True:
+        await asyncio.sleep(0)
+        now = value()
+        growth.append(now - before)
+        before = now
+
+
+async def test_tiny_chunks_of_many_connections(serve):
+    received, answered = 0, []
+
+    async def app(scope, receive, send):
+        nonlocal received
+        if scope["path"] == "/quick":
+            answered.append(received)
+            await respond(send, b"")
+            return
+        size = 0
+        while True:
+            message = await receive()
+            size += len(message["body"])
+            received += len(message["body"])
+            if not message["more_body"]:
+                break
+        await respond(send, b"%d" % size)
+
+    server = serve(app)
+    slow_clock(server)
+    quick = server.connect()
+    await quick.request(get(b"/quick"))
+    count = 5000
+    attackers = [server.connect() for _ in range(ATTACKERS)]
+    growth = []
+    watcher = asyncio.ensure_future(watch(lambda: received, growth))
+    for attacker in attackers:
+        await attacker.push(post_chunked(*[b"x"] * count))
+    await quick.request(get(b"/quick"))
+    assert answered[-1] < ATTACKERS * count / 2
+    for attacker in attackers:
+        assert (await attacker.response()).body == b"%d" % count
+    watcher.cancel()
+    # What has been put off, and the first piece of what is read in the same turn.
+    pieces = SHARE / PART + 2
+    assert max(growth) <= pieces * FEED_FIRST / CHUNK
+    assert max(growth) < ATTACKERS * count / 10
+
+
+async def test_a_connection_takes_turns_with_itself(serve):
+    """The rest of a body in tiny chunks waits for another turn, in order."""
+    pieces = []
+
+    async def app(scope, receive, send):
+        while True:
+            message = await receive()
+            pieces.append(message["body"])
+            if not message["more_body"]:
+                break
+        await respond(send, b"".join(pieces))
+
+    server = serve(app)
+    client = server.connect()
+    slow_clock(server)
+    body = [b"%x" % (number % 16) for number in range(3000)]
+    await client.send(post_chunked(*body) + get())
+    assert (await client.response()).body == b"".join(body)
+    await client.response()
+    assert max(map(len, pieces)) <= FEED_FIRST / CHUNK + FEED_BODY / CHUNK
+
+
+async def test_tiny_pipelined_requests(serve):
+    """Of one read no more are parsed than a piece can have, and each gets its answer."""
+    gate = Gate()
+    server = serve(gate)
+    client = server.connect()
+    data = b"GET / HTTP/1.1\r\nHost:x\r\n\r\n"
+    sending = asyncio.ensure_future(client.send(data * 1000))
+    await until(lambda: server.service.running)
+    (connection,) = server.service.connections
+    most = PIPELINE_LIMIT + FEED_FIRST / len(data) + 1
+    assert await settled(lambda: len(connection._queue)) <= most
+    gate.open.set()
+    for _ in range(1000):
+        await client.response()
+    await sending
+
+
+async def test_the_end_of_a_connection_whose_rest_waits(serve):
+    for end in ("close", "reset", "error"):
+        server = serve(echo)
+        slow_clock(server)
+        client = server.connect()
+        await client.push(post_chunked(*[b"x"] * 5000)[:-7] + (b"no chunk\r\n" * 100))
+        if end == "close":
+            client.close()
+        elif end == "reset":
+            client.reset()
+        else:
+            assert b" 400 " in await client.rest()
+            client.close()
+        await server.connections(0)
+
+
+async def test_a_body_larger_than_the_limit_in_tiny_chunks(serve):
+    server = serve(echo, limit_request_body=1000)
+    slow_clock(server)
+    client = server.connect()
+    await client.push(post_chunked(*[b"x"] * 20_000))
+    assert (await client.response()).status == 413
+    client.close()
+
+
+async def test_a_websocket_of_tiny_frames(serve):
+    """Others are answered before its message is complete."""
+    messages = []
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await respond(send, b"%d" % len(messages))
+            return
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            messages.append(message["bytes"])
+            await send({"type": "websocket.send", "bytes": b"done"})
+
+    server = serve(app)
+    socket = await WebSocket.open(server)
+    quick = server.connect()
+    data = frame(BINARY, b"", fin=False) + frame(CONT, b"12345678", fin=False) * 8000
+    await socket.client.push(data + frame(CONT, b"end"))
+    assert (await quick.request(get())).body == b"0"
+    await socket.expect(BINARY, b"done")
+    assert messages == [b"12345678" * 8000 + b"end"]
+
+
+async def test_a_flood_of_pings_is_closed(serve):
+    server = serve(_websocket)
+    socket = await WebSocket.open(server)
+    sending = asyncio.ensure_future(socket.client.push(frame(9) * 3000))
+    first, content = await socket.frame()
+    while first == 0x8A:
+        first, content = await socket.frame()
+    assert (first, int.from_bytes(content[:2], "big")) == (0x88, 1008)
+    await sending
+
+
+async def _websocket(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+
+
+class TestOverTLS:
+    @pytest.fixture
+    def tls(self, authority, certificate):
+        certfile, keyfile = certificate
+        settings = {"ssl_certfile": certfile, "ssl_keyfile": keyfile}
+        return settings, authority.client_context()
+
+    async def test_records_of_one_byte(self, serve):
+        pieces = []
+
+        async def app(scope, receive, send):
+            while True:
+                message = await receive()
+                pieces.append(message["body"])
+                if not message["more_body"]:
+                    break
+            await respond(send, b"".join(pieces))
+
+        client = serve(app).connect()
+        assert isinstance(client, TLSClient)
+        await client.handshake()
+        body = bytes(range(256)) * 4
+        head, _, rest = post(body).partition(b"\r\n\r\n")
+        client.tls.write(head + b"\r\n\r\n")
+        for at in range(len(rest) - 1):
+            client.tls.write(rest[at : at + 1])
+        assert (await client.request(rest[-1:])).body == body
+        assert max(map(len, pieces)) <= 2 * MOST_RECORDS
+
+    async def test_the_end_of_tls_behind_a_body_that_waits_for_the_application(self, serve):
+        """The close_notify comes in the same read as what isn't read yet."""
+        release = asyncio.Event()
+        bodies = []
+
+        async def app(scope, receive, send):
+            await release.wait()
+            bodies.append(len(await read_body(receive)))
+            await respond(send, b"")
+
+        client = serve(app).connect()
+        body = b"x" * 200_000
+        await client.handshake()
+        sending = asyncio.ensure_future(client.send(post(body)))
+        await turns(100)
+        release.set()
+        await sending
+        client.shutdown()
+        await client.rest()
+        assert bodies == [len(body)]

@@ -1,0 +1,318 @@
+"""TLS on a transport of the test's: what a client can make the server do with records.
+
+The client is OpenSSL by ctypes, since Python's `ssl` can't change keys.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import ctypes
+import ctypes.util
+
+import pytest
+
+from esg.config import Config
+from esg.server.tls import server_context
+from esg.server.tls_transport import FEW_BYTES, MOST_RECORDS, MOST_USELESS, TLSTransport
+from esg.server.turns import SMALL, Turns
+from tests.support.certificates import Authority
+
+_POINTER = ctypes.c_void_p
+
+
+def _library(name):
+    path = ctypes.util.find_library(name)
+    if path is None:
+        pytest.skip(f"no lib{name} to load")
+    return ctypes.CDLL(path)
+
+
+class OpenSSL:
+    """A client of TLS 1.3 that can ask for a change of keys."""
+
+    def __init__(self):
+        ssl, crypto = _library("ssl"), _library("crypto")
+        for library, name, result, *arguments in (
+            (ssl, "TLS_client_method", _POINTER),
+            (ssl, "SSL_CTX_new", _POINTER, _POINTER),
+            (ssl, "SSL_new", _POINTER, _POINTER),
+            (ssl, "SSL_free", None, _POINTER),
+            (ssl, "SSL_CTX_free", None, _POINTER),
+            (ssl, "SSL_set_bio", None, _POINTER, _POINTER, _POINTER),
+            (ssl, "SSL_set_connect_state", None, _POINTER),
+            (ssl, "SSL_do_handshake", ctypes.c_int, _POINTER),
+            (ssl, "SSL_key_update", ctypes.c_int, _POINTER, ctypes.c_int),
+            (ssl, "SSL_write", ctypes.c_int, _POINTER, ctypes.c_char_p, ctypes.c_int),
+            (crypto, "BIO_s_mem", _POINTER),
+            (crypto, "BIO_new", _POINTER, _POINTER),
+            (crypto, "BIO_write", ctypes.c_int, _POINTER, ctypes.c_char_p, ctypes.c_int),
+            (crypto, "BIO_read", ctypes.c_int, _POINTER, ctypes.c_char_p, ctypes.c_int),
+        ):
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+        self._lib, self._crypto = ssl, crypto
+        self._context = ssl.SSL_CTX_new(ssl.TLS_client_method())
+        self._ssl = ssl.SSL_new(self._context)
+        self._in = crypto.BIO_new(crypto.BIO_s_mem())
+        self._out = crypto.BIO_new(crypto.BIO_s_mem())
+        ssl.SSL_set_bio(self._ssl, self._in, self._out)
+        ssl.SSL_set_connect_state(self._ssl)
+
+    def close(self):
+        self._lib.SSL_free(self._ssl)
+        self._lib.SSL_CTX_free(self._context)
+
+    def take(self, data):
+        self._crypto.BIO_write(self._in, data, len(data))
+        return self._lib.SSL_do_handshake(self._ssl) == 1
+
+    def sent(self):
+        buffer = ctypes.create_string_buffer(1 << 16)
+        size = self._crypto.BIO_read(self._out, buffer, len(buffer))
+        return buffer.raw[: max(0, size)]
+
+    def data(self, content):
+        assert self._lib.SSL_write(self._ssl, content, len(content)) == len(content)
+        return self.sent()
+
+    def key_update(self, *, answer=True):
+        assert self._lib.SSL_key_update(self._ssl, int(answer)) == 1
+        assert self._lib.SSL_do_handshake(self._ssl) == 1
+        return self.sent()
+
+
+class Below:
+    """The transport of a socket. It reads, or is told not to."""
+
+    def __init__(self):
+        self.written = b""
+        self.reading = True
+        self.closed = False
+
+    def write(self, data):
+        self.written += data
+
+    def write_eof(self):
+        self.closed = True
+
+    def pause_reading(self):
+        assert self.reading
+        self.reading = False
+
+    def resume_reading(self):
+        assert not self.reading
+        self.reading = True
+
+    def close(self):
+        self.closed = True
+
+    def is_closing(self):
+        return self.closed
+
+
+class Above:
+    """The protocol that TLS is for."""
+
+    def __init__(self):
+        self.pieces = []
+        self.ended = False
+
+    def connection_made(self, transport):
+        pass
+
+    def data_received(self, data):
+        self.pieces.append(data)
+
+    def eof_received(self):
+        self.ended = True
+        return True
+
+    def pause_writing(self):
+        pass
+
+    def resume_writing(self):
+        pass
+
+
+class Timer:
+    def cancel(self):
+        pass
+
+
+class Desk:
+    """A server's side of one connection after its handshake, and its client."""
+
+    def __init__(self, config):
+        self.due, self.now = [], 100.0
+        self.turns = Turns(self, contextvars.copy_context(), lambda: self.now)
+        self.below, self.above, self.client = Below(), Above(), OpenSSL()
+        self.transport = TLSTransport(
+            self,
+            self.turns,
+            server_context(config),
+            lambda extension: self.above,
+            limit=10,
+            fail=pytest.fail,
+        )
+        self.transport.connection_made(self.below)
+        done = self.client.take(b"")
+        while not done:
+            self.transport.data_received(self.client.sent())
+            answer, self.below.written = self.below.written, b""
+            done = self.client.take(answer)
+        self.transport.data_received(self.client.sent())
+        self.below.written = b""
+
+    def time(self):
+        return self.now
+
+    def call_later(self, delay, callback, *args):
+        return Timer()
+
+    def call_soon(self, callback, *args, context):
+        self.due.append(callback)
+
+    def turn(self):
+        due, self.due = self.due, []
+        for callback in due:
+            callback()
+
+    def tiny(self, count):
+        """Records of a byte each."""
+        return b"".join(self.client.data(b"x") for _ in range(count))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    certfile, keyfile = Authority(tmp_path_factory.mktemp("tls")).issue()
+    return Config(app="test:app", ssl_certfile=certfile, ssl_keyfile=keyfile)
+
+
+@pytest.fixture
+def desk(config):
+    desk = Desk(config)
+    yield desk
+    desk.client.close()
+
+
+def test_few_records_are_handled_at_once(desk):
+    desk.transport.data_received(desk.tiny(10))
+    assert desk.above.pieces == [b"x" * 10]
+    assert desk.due == []
+
+
+def test_a_turn_handles_so_many_records(desk):
+    desk.transport.data_received(desk.tiny(300) + desk.client.data(b"end"))
+    assert desk.above.pieces == [b"x" * MOST_RECORDS]
+    assert not desk.below.reading
+    while desk.due:
+        desk.turn()
+    assert max(map(len, desk.above.pieces)) == MOST_RECORDS
+    assert b"".join(desk.above.pieces) == b"x" * 300 + b"end"
+    assert desk.below.reading
+
+
+def test_large_records_are_never_put_off(desk):
+    desk.transport.data_received(desk.client.data(b"x" * 16384) + desk.client.data(b"y" * 9000))
+    assert desk.above.pieces == [b"x" * 16384 + b"y" * 9000]
+    assert desk.due == []
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 100, 1023, 1025, 3000])
+def test_records_in_pieces_of_any_size(desk, size):
+    data = desk.tiny(100) + desk.client.data(b"y" * 5000) + desk.tiny(100)
+    for at in range(0, len(data), size):
+        desk.transport.data_received(data[at : at + size])
+        while desk.due:
+            desk.turn()
+    assert b"".join(desk.above.pieces) == b"x" * 100 + b"y" * 5000 + b"x" * 100
+    assert desk.below.reading
+    assert not desk.below.closed
+
+
+def test_what_isnt_small_waits_while_the_turn_is_full(desk):
+    desk.turns.spend(1.0)
+    desk.transport.data_received(desk.client.data(b"y" * FEW_BYTES))
+    assert desk.above.pieces == []
+    assert not desk.below.reading
+    desk.turn()
+    assert desk.above.pieces == [b"y" * FEW_BYTES]
+    assert desk.below.reading
+    desk.turns.spend(1.0)
+    desk.transport.data_received(desk.client.data(b"z" * (SMALL // 2)))
+    assert desk.above.pieces[1:] == [b"z" * (SMALL // 2)]
+
+
+def test_what_was_put_off_waits_for_the_protocol_above(desk):
+    desk.transport.data_received(desk.tiny(200))
+    desk.transport.pause_reading()
+    while desk.due:
+        desk.turn()
+    assert desk.above.pieces == [b"x" * MOST_RECORDS]
+    desk.transport.resume_reading()
+    assert not desk.below.reading
+    while desk.due:
+        desk.turn()
+    assert b"".join(desk.above.pieces) == b"x" * 200
+    assert desk.below.reading
+
+
+def test_the_end_comes_behind_what_was_put_off(desk):
+    desk.transport.data_received(desk.tiny(200))
+    assert desk.transport.eof_received()
+    assert not desk.above.ended
+    while desk.due:
+        desk.turn()
+    assert b"".join(desk.above.pieces) == b"x" * 200
+    assert desk.above.ended
+
+
+def test_a_connection_that_is_lost_in_the_middle(desk):
+    desk.transport.data_received(desk.tiny(200))
+    desk.above.connection_lost = lambda error: None
+    desk.transport.connection_lost(None)
+    desk.turn()
+    assert desk.above.pieces == [b"x" * MOST_RECORDS]
+    assert desk.due == []
+
+
+def test_our_end_in_the_middle_drops_the_rest_and_reads_on(desk):
+    desk.transport.data_received(desk.tiny(200))
+    desk.transport.write_eof()
+    assert desk.below.reading
+    desk.turn()
+    assert desk.above.pieces == [b"x" * MOST_RECORDS]
+
+
+@pytest.mark.parametrize("answer", [True, False])
+@pytest.mark.parametrize("together", [1, 10, 1000])
+def test_a_flood_of_key_updates_ends_the_connection(desk, answer, together):
+    sent = 0
+    while not desk.below.closed:
+        updates = [desk.client.key_update(answer=answer) for _ in range(together)]
+        desk.transport.data_received(b"".join(updates))
+        sent += together
+        assert sent <= MOST_USELESS + together
+        assert len(desk.below.written) < 100 * (MOST_USELESS + MOST_RECORDS)
+
+
+def test_key_updates_now_and_then(desk):
+    for number in range(3 * MOST_USELESS):
+        desk.transport.data_received(desk.client.key_update())
+        desk.now += 0.1
+        desk.transport.data_received(desk.client.data(b"x"))
+        assert len(desk.above.pieces) == number + 1
+    assert not desk.below.closed
+
+
+def test_who_takes_no_answers_is_not_read(desk):
+    desk.transport.pause_writing()
+    desk.transport.data_received(desk.client.data(b"x"))
+    assert desk.below.reading
+    for _ in range(2):  # OpenSSL answers when it reads or writes the next time
+        desk.transport.data_received(desk.client.key_update())
+    assert not desk.below.reading
+    desk.transport.resume_writing()
+    assert desk.below.reading
+    desk.transport.data_received(desk.client.data(b"y"))
+    assert desk.above.pieces == [b"x", b"y"]
