@@ -58,6 +58,7 @@ class Service:
         "access_log",
         "app",
         "attentive_from",
+        "cancels",
         "config",
         "connections",
         "context",
@@ -135,6 +136,8 @@ class Service:
         """Connections, with those that were accepted but have no transport yet."""
         self.running: set[Exchange] = set()
         self.draining = False
+        self.cancels = False
+        """Whether the worker cancels what is left at the end of its drain."""
         self.accepting = False
         self.now = loop.time()
         self.requests = 0

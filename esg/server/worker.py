@@ -140,6 +140,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._order = mailbox.Drain("", 0.0, final=False)
         self._quick = asyncio.Event()
+        self._why_quick = ""
         self._terminations = 0
         self._deadline = 0.0
         self._wound_down = 0.0
@@ -256,7 +257,9 @@ class Worker:
     def _on_mail(self) -> None:
         messages, alive = self._mailbox.receive(mailbox.FromArbiter)
         for message in messages:
-            if isinstance(message, mailbox.Drain):
+            if isinstance(message, mailbox.Drain) and message.reason == "SIGQUIT":
+                self.hurry(message.reason)  # where the arbiter may not send the signal
+            elif isinstance(message, mailbox.Drain):
                 self._stop(message)
             elif isinstance(message, mailbox.ReloadFailed):
                 if self._config.debug:
@@ -303,6 +306,8 @@ class Worker:
 
     def hurry(self, reason: str) -> None:
         """Drain without waiting for anything, whether or not a drain has begun."""
+        if not self._quick.is_set():
+            self._why_quick = reason
         self._quick.set()
         self._stop(mailbox.Drain(reason, 0.0, final=False))
 
@@ -385,9 +390,12 @@ class Worker:
         await self._farewell
         tasks = [exchange.task for exchange in self._service.running]
         if tasks:
-            logs.logger.warning(
-                "%s cancels %d requests: the grace is over", self._subject, len(tasks)
-            )
+            why = "the grace is over"
+            if self._quick.is_set():
+                why = f"told to stop immediately ({self._why_quick})"
+            noun = "request" if len(tasks) == 1 else "requests"
+            logs.logger.warning("%s cancels %d %s: %s", self._subject, len(tasks), noun, why)
+        self._service.cancels = True
         for task in tasks:
             task.cancel()
         if tasks:

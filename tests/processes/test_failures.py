@@ -535,7 +535,11 @@ def test_a_quick_shutdown_waits_for_no_request_but_runs_the_lifespan(
         esg.signal(signum)
         esg.wait_for_log(f"received {signum.name}", count=count)
     assert esg.wait(timeout=3.0) == 0
-    assert [is_lost(connection) for connection in connections] == [True] * 4
+    for connection in connections:
+        response = connection.getresponse()
+        assert (response.status, response.headers["retry-after"]) == (503, "1")
+        connection.close()
+    assert esg.logged(r"cancels [1-4] requests?: told to stop immediately \(SIGQUIT\)")
     assert sorted(esg.notes("shutdown")) == workers
 
 

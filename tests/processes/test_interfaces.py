@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.load import Load
-from tests.support.runner import Esg, answer, is_lost, run_to_its_end
+from tests.support.runner import Esg, answer, run_to_its_end
 from tests.support.waiting import eventually
 from tests.support.wsgi_app import wsgi_application
 
@@ -122,8 +122,10 @@ def test_a_thread_that_hangs_does_not_keep_a_worker_alive(start: Start) -> None:
     hanging = esg.in_flight("/hang")
     esg.signal(signal.SIGTERM)
     assert esg.wait(5.0) == 0
-    assert is_lost(hanging)
-    assert esg.logged("cancels 1 requests: the grace is over")
+    response = hanging.getresponse()
+    assert (response.status, response.headers["retry-after"]) == (503, "1")
+    hanging.close()
+    assert esg.logged("cancels 1 request: the grace is over")
     assert esg.logged("gone: exit status 0")
 
 

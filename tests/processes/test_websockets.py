@@ -197,7 +197,7 @@ def test_what_is_left_when_the_time_is_up_is_cut(start):
         socket.recv()
         server.signal(signal.SIGTERM)
         server.wait()
-    assert server.logged("cancels 1 requests: the grace is over")
+    assert server.logged("cancels 1 request: the grace is over")
     assert server.notes("left_1001") == []
     assert len(server.notes("shutdown")) == 1
 

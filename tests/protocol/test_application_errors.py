@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -407,3 +408,77 @@ async def test_errors_of_one_connection_leave_others_alone(serve, log):
     assert (await bad.request(get(b"/bad"))).status == 500
     assert (await good.request(get())).status == 200
     log.claim("exception in the application")
+
+
+# -- the end of a drain ------------------------------------------------------------------
+
+
+async def hang(scope, receive, send):
+    await asyncio.Event().wait()
+
+
+async def return_when_cancelled(scope, receive, send):
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+
+
+async def fail_when_cancelled(scope, receive, send):
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError as error:
+        raise ValueError("cancelled") from error
+
+
+def cancel_all(server):
+    """What a worker does at the end of its drain."""
+    server.service.cancels = True
+    for exchange in server.service.running:
+        exchange.task.cancel()
+
+
+@pytest.mark.parametrize("app", [hang, return_when_cancelled, fail_when_cancelled])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_request_that_the_worker_cancels_may_be_sent_again(serve, log, app, method):
+    server = serve(app)
+    client = server.connect()
+    await client.send(request(method.encode(), b"/"))
+    await until(lambda: server.service.running)
+    cancel_all(server)
+    response = await client.response(method)
+    assert (response.status, response[b"retry-after"]) == (503, b"1")
+    assert response.closes
+    await client.closed()
+    if app is fail_when_cancelled:
+        log.claim("exception in the application")
+
+
+async def test_a_response_that_the_worker_cancels_is_cut(serve):
+    async def app(scope, receive, send):
+        await start(send)
+        await piece(send, b"part")
+        await asyncio.Event().wait()
+
+    server = serve(app)
+    client = server.connect()
+    await client.send(get())
+    await client.head()
+    cancel_all(server)
+    with pytest.raises(ConnectionResetError):
+        await client.rest()
+
+
+async def test_an_application_may_answer_a_cancellation_itself(serve):
+    async def app(scope, receive, send):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await respond(send, b"stopping", 503)
+            raise
+
+    server = serve(app)
+    client = server.connect()
+    await client.send(get())
+    await until(lambda: server.service.running)
+    cancel_all(server)
+    response = await client.response()
+    assert (response.status, response.body) == (503, b"stopping")

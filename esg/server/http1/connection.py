@@ -723,7 +723,9 @@ class Connection(asyncio.Protocol):
         self, status: int, head_only: bool = False, content: Content | None = None
     ) -> None:
         """Answer with a response of the server's own, and close."""
-        self.write(plain_response(status, self.service.heads, head_only, content))
+        service = self.service
+        retry = service.cancels and status == 503
+        self.write(plain_response(status, service.heads, head_only, content, retry=retry))
         self.close()
 
     def close(self) -> None:

@@ -481,6 +481,9 @@ class Exchange:
             logger.debug("the application ended when it heard that the client had gone")
             self._leave()
             return
+        if self._connection.service.cancels:
+            self._end_badly()  # it caught its cancellation
+            return
         what = "without a response" if self.state is START else "before its response was complete"
         self._log_error(f"the application returned {what}")
         self._end_badly()
@@ -506,10 +509,12 @@ class Exchange:
     def _end_badly(self, status: int = 500, error: BaseException | None = None) -> None:
         """Answer `status` if no byte of a response is out; else cut it where it stands.
 
-        `error` is what `--debug` shows.
+        When the worker cancels its requests, that is 503. `error` is what `--debug` shows.
         """
         if self.state is DONE or self.state is GONE:
             return
+        if self._connection.service.cancels:
+            status, error = 503, None
         head_sent = self.head_sent
         self.state = DONE
         self._lines = None

@@ -222,18 +222,24 @@ Content = tuple[bytes, bytes]
 
 
 def plain_response(
-    status: int, heads: Heads, head_only: bool = False, content: Content | None = None
+    status: int,
+    heads: Heads,
+    head_only: bool = False,
+    content: Content | None = None,
+    *,
+    retry: bool = False,
 ) -> bytes:
     """A whole response that says that the connection closes, and its status in plain text.
 
     `head_only`: without the body, since the request's method is HEAD. `content` is sent in place
-    of the text.
+    of the text. `retry`: another attempt will be served (Retry-After; RFC 9110, section 10.2.3).
     """
     kind, body = content or (b"text/plain", REASONS.get(status, "Error").encode("ascii"))
-    return b"%bcontent-type: %b; charset=utf-8\r\ncontent-length: %d\r\n%b\r\n%b" % (
+    return b"%bcontent-type: %b; charset=utf-8\r\ncontent-length: %d\r\n%b%b\r\n%b" % (
         heads.begin(status, 0),
         kind,
         len(body),
+        b"retry-after: 1\r\n" if retry else b"",
         b"connection: close\r\n",
         b"" if head_only else body,
     )
