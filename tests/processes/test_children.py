@@ -60,8 +60,10 @@ def work(path):
         child = fork.Process(target=nap, args=(theirs,))
         child.start()
         ours.recv()
-        os.kill(child.pid, int(path.split("/")[2]))
-        child.join()
+        # Python 3.13.0 overlooks a signal in a fork of a thread unless it interrupts a system call.
+        while child.exitcode is None:
+            os.kill(child.pid, int(path.split("/")[2]))
+            child.join(0.05)
         return child.exitcode
     if path == "/held":
         ours, theirs = fork.Pipe()
