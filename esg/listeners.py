@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import errno
 import os
+import select
 import socket
 import stat
 import struct
@@ -20,6 +21,10 @@ from esg.unixsocket import Access, SocketFile
 
 SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>; the socket module doesn't name these
 SO_DETACH_FILTER = 27
+SO_GET_FILTER = SO_ATTACH_FILTER
+
+_POLLRDHUP = 0x2000
+"""poll(2): nothing more can be read. `select.POLLRDHUP` has it too, but not in every build."""
 
 # Classic BPF, run on each TCP segment for the listener: drop a SYN without ACK, pass the rest.
 # The offsets count from the TCP header; byte 13 holds the flags (RFC 9293, section 3.1).
@@ -64,8 +69,12 @@ class Listener:
     name: SocketName = dataclasses.field(init=False)
     """What it is bound to; known of a closed one, too."""
 
+    filtered: bool = dataclasses.field(init=False)
+    """Whether it had a filter from the start, as whoever handed it over may have wanted."""
+
     def __post_init__(self) -> None:
         self.name = _name_of(self.sock)
+        self.filtered = self.path is None and _has_filter(self.sock)
 
     def url(self, scheme: str = "http") -> str:
         """The address as a URL, for the log."""
@@ -108,6 +117,63 @@ class Listener:
         with contextlib.suppress(OSError):
             self.sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
         return True
+
+    @property
+    def fault(self) -> str:
+        """What somebody did to the socket that keeps clients out; empty if nothing is wrong.
+
+        Whoever has a descriptor of the socket can do that, for all who have one: shut it down
+        (shutdown(2)), have it drop packets (socket(7), SO_ATTACH_FILTER), make accept(2) wait.
+        """
+        if self.path is None and not self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return "it doesn't listen any more: a process that has the socket shut it down"
+        if self.path is not None and _is_shut(self.sock):
+            return "it takes no connections any more: a process that has the socket shut it down"
+        if self.path is None and _has_filter(self.sock) != self.filtered:
+            return "a process that has the socket attached a filter to it"
+        if os.get_blocking(self.fileno()):
+            return "a process that has the socket cleared its O_NONBLOCK"
+        return ""
+
+    def repair(self, backlog: int) -> bool:
+        """Undo a fault as far as that can be done to the same socket; returns whether none is left.
+
+        A TCP socket that was shut down can listen again (listen(2)), a UNIX socket can't.
+        """
+        with contextlib.suppress(OSError):
+            os.set_blocking(self.fileno(), False)
+        if self.path is None:
+            if not self.filtered:
+                with contextlib.suppress(OSError):
+                    self.sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+            with contextlib.suppress(OSError):
+                if not self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    with contextlib.suppress(OSError):  # only a port that the kernel chose is lost
+                        self.sock.bind(self.name)
+                    self.sock.listen(backlog)
+        return not self.fault and _name_of(self.sock) == self.name
+
+    def reopen(self, access: Access, backlog: int) -> None:
+        """Listen at the same address with a new socket, in place of one beyond repair.
+
+        `access` is that of UNIX sockets that are files. Raises ListenError, whose text is the
+        reason alone, or OSError; then the listener is as before.
+        """
+        if self.borrowed is not None:
+            raise ListenError("only the program that handed the socket over can open another one")
+        if self.path is None:
+            only_ipv6 = self.sock.family == socket.AF_INET6 and bool(
+                self.sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+            )
+            with contextlib.suppress(OSError):  # if it isn't: two can't listen at one address
+                self.sock.shutdown(socket.SHUT_RD)
+            sock = _listening_socket(self.sock.family, self.name, backlog, only_ipv6)
+        elif self.file is None:
+            raise ListenError("an abstract name is in use until all processes have closed it")
+        else:
+            sock, self.file = _listening_unix_socket(self.file.path, access, backlog)
+        self.sock.close()
+        self.sock = sock
 
     def close(self) -> None:
         self.sock.close()
@@ -236,19 +302,10 @@ class _Opener:
         there = self._listener_at(socket.AF_UNIX, address.kernel_name, address)
         if there is not None:
             return there
-        file = None
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            if address.path.startswith("@"):
-                sock.bind(address.kernel_name)
-                sock.listen(self._backlog)
-            else:
-                file = unixsocket.listen(sock, address.path, self._access, self._backlog)
-            sock.setblocking(False)
-        except BaseException as error:
-            sock.close()
-            if isinstance(error, OSError):
-                self._blame(error, address.kernel_name)
+            sock, file = _listening_unix_socket(address.kernel_name, self._access, self._backlog)
+        except OSError as error:
+            self._blame(error, address.kernel_name)
             raise
         self.opened.append(Listener(sock, address, file))
         return self.opened[-1]
@@ -367,6 +424,30 @@ def _overlap(one: SocketName, other: SocketName) -> bool:
     hosts = {str(one[0]), str(other[0])}
     all_ipv4 = "0.0.0.0" in hosts and not any(":" in host for host in hosts)
     return len(hosts) == 1 or "::" in hosts or all_ipv4
+
+
+def _is_shut(sock: socket.socket) -> bool:
+    """Whether a UNIX socket takes no more connections: shutdown(2)."""
+    poll = select.poll()
+    poll.register(sock, _POLLRDHUP)
+    return any(events & (_POLLRDHUP | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def _has_filter(sock: socket.socket) -> bool:
+    """Whether a filter decides which packets a socket gets (socket(7), SO_ATTACH_FILTER).
+
+    Asked with no room for the filter itself, the kernel tells its length. EACCES means one that
+    can't be shown. `socket.getsockopt` wouldn't do: it has room for a few bytes only, but the
+    kernel counts in instructions, and would write beyond them.
+    """
+    length = ctypes.c_uint32(0)
+    result = _libc.getsockopt(
+        sock.fileno(), socket.SOL_SOCKET, SO_GET_FILTER, None, ctypes.byref(length)
+    )
+    return bool(length.value) if result == 0 else ctypes.get_errno() == errno.EACCES
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _name_of(sock: socket.socket) -> SocketName:
@@ -505,6 +586,25 @@ def _listening_socket(
         sock.close()
         raise
     return sock
+
+
+def _listening_unix_socket(
+    name: str, access: Access, backlog: int
+) -> tuple[socket.socket, SocketFile | None]:
+    """A socket that listens at this path, and its file; an abstract name begins with NUL."""
+    file = None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if name.startswith("\0"):
+            sock.bind(name)
+            sock.listen(backlog)
+        else:
+            file = unixsocket.listen(sock, name, access, backlog)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock, file
 
 
 def _explained(error: OSError, address: Bind) -> str:

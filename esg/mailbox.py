@@ -139,6 +139,17 @@ class NewRow:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class NewListener:
+    """Arbiter to worker: the socket that listened at `url` is of no use; the one in `fds` is.
+
+    The descriptor is a copy, which the receiver has to close.
+    """
+
+    url: str
+    fds: list[int] = dataclasses.field(default_factory=list, compare=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ReloadFailed:
     """Arbiter to worker: code or settings that should have taken over could not, and why."""
 
@@ -169,7 +180,7 @@ class CantWatch:
 
 FromWorker = Ready | BootFailed | NoLifespan | Due | Draining
 FromWatcher = Watching | Changed | CantWatch
-FromArbiter = Drain | NewLogFiles | NewRow | ReloadFailed
+FromArbiter = Drain | NewListener | NewLogFiles | NewRow | ReloadFailed
 Message = FromWorker | FromWatcher | FromArbiter
 
 
@@ -318,7 +329,7 @@ class ArbitersEnd(Mailbox):
         return True
 
     def _send(self, message: Message) -> None:
-        if isinstance(message, NewLogFiles | NewRow):
+        if isinstance(message, NewLogFiles | NewRow | NewListener):
             socket.send_fds(self._sock, [encode(message)], message.fds)
         else:
             self._sock.send(encode(message))
@@ -412,7 +423,7 @@ class WorkersEnd(Mailbox):
             message = self._decoded(data, expected)
             if message is not None:
                 messages.append(message)
-                if isinstance(message, NewLogFiles | NewRow):
+                if isinstance(message, NewLogFiles | NewRow | NewListener):
                     message.fds[:], fds = fds, []
             for fd in fds:  # which no message has a use for
                 os.close(fd)

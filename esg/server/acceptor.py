@@ -50,6 +50,9 @@ DRAIN_TIME = 0.25
 FULL_PAUSE = 0.05
 """Seconds after which a worker with all the connections it may have looks whether one is gone."""
 
+SHUT_PAUSE = 0.5
+"""Seconds to wait before accepting again on a socket that was shut down."""
+
 OUT_OF_FILES_PAUSE = 0.5
 """Seconds to wait after an accept that failed for lack of descriptors or memory."""
 
@@ -111,6 +114,9 @@ class Acceptor:
         self._refusals = Seldom()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[Listener, asyncio.TimerHandle] = {}
+        self._closing = False
+        self._shut: set[Listener] = set()
+        """UNIX sockets that were found to be shut down."""
         self._rest: asyncio.TimerHandle | None = None
         """Ends a pause of all listeners."""
 
@@ -140,6 +146,7 @@ class Acceptor:
         takes the queue. With `empties_all` this worker does so first, since there may be nobody.
         """
         self._limit = sys.maxsize
+        self._closing = True
         self._end_rest()
         unfinished = False
         for listener in self._listeners:
@@ -219,10 +226,43 @@ class Acceptor:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return  # another worker was quicker, or the client has gone again
             except OSError as error:
-                if error.errno != errno.EINVAL:  # a UNIX socket that was shut down, and is empty
+                if error.errno == errno.EINVAL:
+                    self._on_shut(listener)
+                else:
                     self._on_accept_error(listener, error)
                 return
             self._take(sock, peer)
+
+    def _on_shut(self, listener: Listener) -> None:
+        """The socket was shut down: accept(2), EINVAL.
+
+        A UNIX socket is shut by whoever of us closes it for good, so it may just be that this
+        worker's turn to go has come, too. Anything else is somebody's mistake. The arbiter looks
+        for it, and mends it or sends a new socket.
+        """
+        if self._closing:  # as we wanted it, and it is empty
+            self._service.loop.remove_reader(listener.fileno())
+            return
+        is_certain = listener.path is None or listener in self._shut
+        if is_certain and self._failures.now(self._service.loop.time()) is not None:
+            fault = "a process that has the socket shut it down"
+            self._service.log_error(f"can't accept on {listener.url()}: {fault}")
+        self._shut.add(listener)
+        self._pause(listener, SHUT_PAUSE)
+
+    def replace(self, url: str, sock: socket.socket) -> None:
+        """Go on with another socket that listens at the same address."""
+        sock.setblocking(False)
+        for listener in self._listeners:
+            if listener.url() == url:
+                self._unwatch(listener)
+                listener.close()
+                listener.sock = sock
+                self._shut.discard(listener)
+                if self._service.accepting:
+                    self._watch(listener)
+                return
+        sock.close()
 
     def _on_accept_error(self, listener: Listener, error: OSError) -> None:
         """Out of descriptors or memory: the connection stays queued, so look again later."""

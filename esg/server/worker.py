@@ -10,6 +10,7 @@ import gc
 import os
 import random
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -271,6 +272,9 @@ class Worker:
                 logs.reopen_handlers()
             elif isinstance(message, mailbox.NewRow):
                 self._see(message)
+            elif isinstance(message, mailbox.NewListener):
+                for fd in message.fds:
+                    self._acceptor.replace(message.url, socket.socket(fileno=fd))
         if not alive:
             self._loop.remove_reader(self._mailbox.fileno())
             if not self._stopping.is_set():

@@ -77,7 +77,10 @@ class Arbiter:
         self._board = scoreboard.Scoreboard()
         self._handles: dict[int, WorkerHandle] = {}
         self._sockets = Sockets(
-            self._notifier, functools.partial(self._log, logging.INFO), self._handles.values
+            self._notifier,
+            functools.partial(self._log, logging.INFO),
+            self._handles.values,
+            functools.partial(self._log, logging.ERROR),
         )
         self._pid_file: PidFile | None = None
         self._selector = selectors.DefaultSelector()
@@ -142,6 +145,7 @@ class Arbiter:
         self._dispatch(self._beats())
         for handle in self._handles.values():
             handle.deliver()
+        self._sockets.look_after()
 
     def _attempt(self, function: Callable[..., _T], *arguments: object) -> _T | None:
         """Call this. Once workers serve, whatever it raises is logged, and None returned.

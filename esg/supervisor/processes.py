@@ -18,7 +18,7 @@ from types import FrameType
 
 from esg import forks, lifeline
 from esg.listeners import Listener
-from esg.mailbox import ArbitersEnd, Drain, FromArbiter, Mailbox, pair
+from esg.mailbox import ArbitersEnd, Drain, FromArbiter, Mailbox, NewListener, pair
 from esg.payload import DUMP_SIGNAL
 from esg.supervisor.signals import CHILD, HANDLED
 from esg.supervisor.stackfile import StackFile
@@ -75,7 +75,7 @@ class WorkerHandle:
 
         Of several messages of one kind that wait, the newest counts.
         """
-        self._owed = [owed for owed in self._owed if type(owed[1]) is not type(message)]
+        self._owed = [owed for owed in self._owed if not _is_outdated(owed[1], message)]
         self._owed.append((time.monotonic(), message))
         self.deliver()
 
@@ -137,6 +137,13 @@ class WorkerHandle:
         """Close this process's descriptors of the worker; more than once does no harm."""
         self.mailbox.close()
         self.stacks.close()
+
+
+def _is_outdated(message: FromArbiter, newer: FromArbiter) -> bool:
+    """Whether a message that waits has nothing to say beyond a newer one."""
+    if isinstance(message, NewListener) and isinstance(newer, NewListener):
+        return message.url == newer.url
+    return type(message) is type(newer)
 
 
 def _signal_name(signum: int) -> str:

@@ -8,11 +8,15 @@ is never taken up again, since workers on their way out keep new connections fro
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from esg.binds import parse_bind
 from esg.config import Config
+from esg.errors import ESGError
 from esg.listeners import Handed, Listener, open_listeners
+from esg.mailbox import NewListener
+from esg.seldom import Seldom
 from esg.supervisor.fdstore import Store, is_stored
 from esg.supervisor.processes import WorkerHandle
 from esg.supervisor.systemd import Notifier
@@ -27,12 +31,16 @@ class Sockets:
         notifier: Notifier,
         log: Callable[[str], None],
         workers: Callable[[], Iterable[WorkerHandle]],
+        log_error: Callable[[str], None] | None = None,
     ) -> None:
         """`notifier` keeps copies, for a crash; `log` takes what the operator should know.
 
-        `workers` gives those that may have listeners open.
+        `workers` gives those that may have listeners open; `log_error` takes faults, by default
+        `log` does.
         """
         self._log = log
+        self._log_error = log_error or log
+        self._complaints: dict[Listener, Seldom] = {}
         self._workers = workers
         self._store = Store(notifier)
         self._handed: Sequence[Handed] = ()
@@ -64,6 +72,7 @@ class Sockets:
 
         Raises ListenError or ConfigError; then all is as before.
         """
+        self.look_after()
         for known, listeners in self._sets:
             if known is config:
                 return listeners
@@ -83,6 +92,40 @@ class Sockets:
         for listener, config in given_up.items():
             self._log(f"no longer listening on {listener.url(config.scheme)}")
             self._close(listener)
+
+    def look_after(self) -> None:
+        """Mend listeners that somebody who has them broke, an application that went wrong, say.
+
+        What can't be mended is replaced by a new socket, which the workers that have the old one
+        get by mail.
+        """
+        backlogs = {one: config for config, ones in self._sets for one in ones}
+        for listener, config in backlogs.items():
+            fault = listener.fault
+            if fault:
+                self._complain(listener, config, f"{fault}; {self._mend(listener, config)}")
+
+    def _mend(self, listener: Listener, config: Config) -> str:
+        """Have it take connections again; returns what was done, for the log."""
+        if listener.repair(config.backlog):
+            return "listening again"
+        try:
+            listener.reopen(access(config), config.backlog)
+        except (OSError, ESGError) as error:
+            return f"can't listen again: {error}; restart ESG"
+        self._store.remove(listener)
+        self._store.put(listener)
+        for worker in self._workers():
+            if any(one is listener for one in worker.listeners) and not worker.reaped:
+                worker.post(NewListener(listener.url(), [listener.fileno()]))
+        return "listening again with a new socket"
+
+    def _complain(self, listener: Listener, config: Config, text: str) -> None:
+        complaints = self._complaints.setdefault(listener, Seldom())
+        more = complaints.now(time.monotonic())
+        if more is not None:
+            count = f" ({more} more times before)" if more else ""
+            self._log_error(f"{listener.url(config.scheme)}: {text}{count}")
 
     def given_up(self, listeners: Sequence[Listener]) -> list[str]:
         """The addresses of those on which nobody else listens by now."""
@@ -142,5 +185,6 @@ class Sockets:
         return list(dict.fromkeys(found))
 
     def _close(self, listener: Listener) -> None:
+        self._complaints.pop(listener, None)
         self._store.remove(listener)
         listener.remove()

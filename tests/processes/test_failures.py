@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from itertools import pairwise
@@ -18,7 +19,7 @@ from tests.support.app import application
 from tests.support.load import Load
 from tests.support.log import Record
 from tests.support.runner import Esg, answer, is_lost
-from tests.support.waiting import all_along, eventually
+from tests.support.waiting import DEADLINE, all_along, eventually
 
 Start = Callable[..., Esg]
 
@@ -234,6 +235,66 @@ def test_new_workers_that_die_together_in_a_roll_end_the_reload_only(start: Star
         esg.wait_for_workers(3)
         load.wait_until_answered("keep-alive", 20)
     assert {esg.whoami()["generation"] for _ in range(12)} == {1}
+
+
+# -- workers that break what all share -------------------------------------------------
+
+
+BREAKS = """
+import gc, json, os, socket
+from esg.listeners import Listener
+
+# Found before the worker freezes the objects that there are, which hides them.
+LISTENER = next(thing for thing in gc.get_objects() if isinstance(thing, Listener))
+
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    if scope["path"] == "/shutdown":
+        LISTENER.sock.shutdown(socket.SHUT_RDWR)
+    elif scope["path"] == "/filter":
+        LISTENER.refuse_new()
+    elif scope["path"] == "/lock":
+        LISTENER.refuse_new()
+        LISTENER.sock.setsockopt(socket.SOL_SOCKET, 44, 1)  # SO_LOCK_FILTER
+    body = json.dumps({"pid": os.getpid()}).encode()
+    headers = [(b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+"""
+
+
+@pytest.mark.parametrize("how", ["shutdown", "filter", "lock"])
+def test_a_socket_that_an_application_broke_serves_again(start: Start, how: str) -> None:
+    esg = start("--workers", "2", source=BREAKS)
+    esg.claim(f"arbiter .* http://127.0.0.1:{esg.port}: .*; listening again", "can't accept on ")
+    with contextlib.closing(esg.begin(f"/{how}")) as connection:
+        answer(connection)
+    esg.wait_for_log("; listening again")
+    assert {esg.whoami()["pid"] for _ in range(20)} <= set(esg.workers())
+    esg.reload()
+    assert esg.whoami()["pid"] in esg.workers()
+    assert len(esg.logged("; listening again")) == 1
+
+
+def test_a_unix_socket_that_an_application_shut_down_serves_again(start: Start) -> None:
+    esg = start("--workers", "2", source=BREAKS, listen=("--uds", "esg.sock"))
+    esg.claim("arbiter .* unix:.*; listening again with a new socket", "can't accept on ")
+    path = str(esg.folder / "esg.sock")
+    assert request_over(path, "/shutdown").startswith(b"HTTP/1.1 200")
+    esg.wait_for_log("; listening again with a new socket")
+    for _ in range(10):
+        assert request_over(path, "/").startswith(b"HTTP/1.1 200")
+    esg.reload()
+    assert request_over(path, "/").startswith(b"HTTP/1.1 200")
+
+
+def request_over(path: str, target: str) -> bytes:
+    """The answer to a request over a UNIX socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(DEADLINE)
+        client.connect(path)
+        client.sendall(f"GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+        return b"".join(iter(lambda: client.recv(4096), b""))
 
 
 # -- faults of the arbiter's own -----------------------------------------------------------

@@ -9,7 +9,7 @@ import types
 import pytest
 
 from esg.config import Config
-from esg.server.acceptor import FULL_PAUSE, OUT_OF_FILES_PAUSE, PAUSE, Acceptor
+from esg.server.acceptor import FULL_PAUSE, OUT_OF_FILES_PAUSE, PAUSE, SHUT_PAUSE, Acceptor
 from esg.server.prepare import prepare
 
 
@@ -67,6 +67,11 @@ class Listener:
             raise OSError(self.error, "failed")
         self.accepted += 1
         return None, None
+
+    path = None
+
+    def url(self):
+        return f"http://127.0.0.1:{self.number}"
 
     def refuse_new(self):
         return False
@@ -205,3 +210,65 @@ def test_queues_that_others_may_have(world, monkeypatch, empties_all, left):
     asyncio.run(stop)
     assert [listener.left for listener in listeners] == [left, 0]
     assert all(listener.closed for listener in listeners)
+
+
+def count_accepts(listener):
+    """Have a listener note each call, also those that fail."""
+    calls = []
+    accept = listener.accept
+    listener.accept = lambda: (calls.append(1), accept())[1]
+    return calls
+
+
+def test_a_tcp_socket_that_was_shut_down_is_an_error_and_no_busy_loop(world):
+    service, (listener,), _ = world(1, 0, 0)
+    listener.error = errno.EINVAL
+    calls = count_accepts(listener)
+    service.loop.run(4 * SHUT_PAUSE)
+    assert len(calls) <= 5
+    (error,) = service.errors
+    assert error.startswith("can't accept on http://127.0.0.1:0: ")
+    assert "shut it down" in error
+    listener.error = None  # the arbiter has mended it
+    service.loop.run(2 * SHUT_PAUSE, lambda: service.change_load(-service.load))
+    assert listener.accepted > 100
+
+
+def test_a_unix_socket_that_was_just_shut_may_be_ours_to_leave(world):
+    service, (listener,), acceptor = world(1, 0, 0)
+    listener.path = "/run/esg.sock"
+    listener.error = errno.EINVAL
+    service.loop.run(SHUT_PAUSE / 2)
+    assert service.errors == []
+    service.loop.run(SHUT_PAUSE)
+    assert len(service.errors) == 1
+    acceptor.stop()
+
+
+def test_the_end_of_a_queue_is_no_error_when_a_worker_leaves(world):
+    service, (listener,), acceptor = world(1, 0)
+    listener.error = errno.EINVAL
+    asyncio.run(acceptor.stop_last(lambda listener: True))
+    assert service.errors == []
+
+
+def test_a_socket_is_replaced_by_the_one_that_the_arbiter_opened(world):
+    service, (old, other), acceptor = world(2, 0, 0)
+    old.error = errno.EINVAL
+    service.loop.run(0.002)
+    new = Listener(7)
+    new.setblocking = lambda blocking: None
+    old.fileno = lambda: old.sock.number
+    acceptor.replace(old.url(), new)
+    assert old.closed
+    assert not other.closed
+    service.loop.run(0.01, lambda: service.change_load(-service.load))
+    assert new.accepted > 0
+
+
+def test_a_socket_for_an_address_that_is_not_listened_on_is_closed(world):
+    _, _, acceptor = world(1, 0, 0)
+    new = Listener(7)
+    new.setblocking = lambda blocking: None
+    acceptor.replace("http://127.0.0.2:80", new)
+    assert new.closed

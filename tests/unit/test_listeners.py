@@ -10,6 +10,7 @@ import pytest
 
 from esg.errors import ConfigError, ListenError
 from esg.listeners import SO_ATTACH_FILTER, Handed, Listener, open_listeners
+from esg.unixsocket import Access
 
 
 @pytest.fixture
@@ -298,3 +299,107 @@ def test_a_socket_that_was_handed_over_and_is_in_the_way_is_named(web):
     with pytest.raises(ListenError, match=said):
         open_listeners([f"0.0.0.0:{port}"], 16, "--bind", handed=[item])
     os.close(item.fd)
+
+
+# -- what another process that has the socket may do to it ------------------------------------
+
+
+SO_LOCK_FILTER = 44
+
+
+def break_by_shutdown(sock):
+    sock.shutdown(socket.SHUT_RDWR)
+
+
+def break_by_filter(sock):
+    listener = Listener(sock)
+    assert listener.refuse_new()
+
+
+def break_by_locked_filter(sock):
+    break_by_filter(sock)
+    sock.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, 1)
+
+
+def break_by_waiting(sock):
+    os.set_blocking(sock.fileno(), True)
+
+
+def broken(listener, how):
+    """Have somebody else who has the socket break it."""
+    other = listener.sock.dup()
+    how(other)
+    return other
+
+
+def accepts(listener):
+    family = listener.sock.family
+    with socket.socket(family) as client:
+        client.settimeout(5)
+        client.connect(listener.sock.getsockname())
+        connection, _ = listener.sock.accept()
+        connection.close()
+    return True
+
+
+@pytest.mark.parametrize("chosen", ["by the kernel", "by the operator"])
+@pytest.mark.parametrize("how", [break_by_shutdown, break_by_filter, break_by_waiting])
+def test_a_broken_tcp_listener_is_repaired(listen, how, chosen):
+    port = 0 if chosen == "by the kernel" else free_port()
+    (listener,) = listen(f"127.0.0.1:{port}")
+    name = listener.sock.getsockname()
+    assert listener.fault == ""
+    with broken(listener, how) as other:
+        assert listener.fault
+        assert listener.repair(10)
+        assert listener.sock.getsockname() == name
+        assert accepts(listener)
+        assert not os.get_blocking(other.fileno())
+
+
+def test_a_unix_socket_that_was_shut_is_replaced_by_another_one(listen, tmp_path):
+    path = str(tmp_path / "socket")
+    (listener,) = listen(f"unix:{path}")
+    with broken(listener, break_by_shutdown):
+        assert "shut it down" in listener.fault
+        assert not listener.repair(10)
+        listener.reopen(Access(0o600), 10)
+        assert listener.fault == ""
+        assert accepts(listener)
+        assert listener.file.is_there
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1:0", "[::1]:0"])
+def test_a_tcp_listener_with_a_filter_that_is_locked_is_replaced_by_another_one(listen, bind):
+    (listener,) = listen(bind)
+    name = listener.sock.getsockname()
+    with broken(listener, break_by_locked_filter):
+        assert "filter" in listener.fault
+        assert not listener.repair(10)
+        listener.reopen(Access(), 10)
+        assert listener.fault == ""
+        assert listener.sock.getsockname() == name
+        assert accepts(listener)
+
+
+def test_what_somebody_else_opened_is_not_opened_again(listen):
+    (listener,) = listen("127.0.0.1:0")
+    listener.borrowed = 3
+    refused = pytest.raises(ListenError, match="only the program that handed the socket over")
+    with broken(listener, break_by_locked_filter), refused:
+        listener.reopen(Access(), 10)
+    listener.borrowed = None
+
+
+def test_a_filter_that_came_with_a_socket_is_no_fault():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.setblocking(False)
+        break_by_filter(sock)
+        assert Listener(sock).fault == ""
+
+
+def test_a_healthy_unix_socket_has_no_fault(listen, tmp_path):
+    (listener,) = listen(f"unix:{tmp_path}/socket")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{tmp_path}/socket")
+        assert listener.fault == ""

@@ -14,6 +14,7 @@ from esg.binds import Address, UnixAddress
 from esg.config import Raw, build
 from esg.errors import ListenError
 from esg.listeners import Handed
+from esg.mailbox import NewListener
 from esg.supervisor import fdstore
 from esg.supervisor.sockets import Sockets
 
@@ -43,6 +44,10 @@ class Worker:
     reaped: bool = False
     number: int = 7
     pid: int = 4711
+    mail: list[Any] = dataclasses.field(default_factory=list)
+
+    def post(self, message):
+        self.mail.append(message)
 
 
 @pytest.fixture
@@ -375,3 +380,59 @@ def test_a_filter_of_a_stop_that_was_cut_short_is_taken_off(sockets):
     (listener,) = again.of(wanted)
     socket.create_connection(("127.0.0.2", port_of(listener)), timeout=5).close()
     again.close()
+
+
+# -- listeners that somebody broke ----------------------------------------------------------------
+
+
+def test_a_socket_that_was_shut_down_listens_again(sockets, log, workers):
+    (listener,) = sockets.of(config("127.0.0.1:0"))
+    workers.append(Worker([listener]))
+    listener.sock.shutdown(socket.SHUT_RD)
+    sockets.look_after()
+    assert listener.fault == ""
+    assert log[-1].endswith("shut it down; listening again")
+    assert workers[0].mail == []
+
+
+def test_a_reload_does_not_keep_a_dead_socket(sockets):
+    wanted = config("127.0.0.1:0")
+    (listener,) = sockets.of(wanted)
+    listener.sock.shutdown(socket.SHUT_RD)
+    (kept,) = sockets.of(dataclasses.replace(wanted, workers=3))
+    assert kept is listener
+    assert kept.fault == ""
+
+
+def test_workers_get_the_new_socket_of_one_beyond_repair(sockets, log, workers, notifier, tmp_path):
+    (listener,) = sockets.of(config(f"unix:{tmp_path}/socket"))
+    other, gone = Worker([]), Worker([listener], reaped=True)
+    workers += [Worker([listener]), other, gone]
+    listener.sock.shutdown(socket.SHUT_RD)
+    sockets.look_after()
+    assert log[-1].endswith("listening again with a new socket")
+    assert workers[0].mail == [NewListener(f"unix:{tmp_path}/socket")]
+    assert workers[0].mail[0].fds == [listener.fileno()]
+    assert other.mail == gone.mail == []
+    stored, forgotten = notifier.names("FDSTORE"), notifier.names("FDSTOREREMOVE")
+    assert len(stored) == 2
+    assert forgotten == stored[:1]
+
+
+def test_a_fault_that_comes_back_is_logged_once_a_minute(sockets, log):
+    (listener,) = sockets.of(config("127.0.0.1:0"))
+    before = len(log)
+    for _ in range(5):
+        listener.sock.shutdown(socket.SHUT_RD)
+        sockets.look_after()
+        assert listener.fault == ""
+    assert len(log) == before + 1
+
+
+def test_what_cannot_be_mended_is_said(sockets, log):
+    name = f"@esg-test-{os.getpid()}"
+    (listener,) = sockets.of(config(f"unix:{name}"))
+    with listener.sock.dup():
+        listener.sock.shutdown(socket.SHUT_RD)
+        sockets.look_after()
+    assert "can't listen again: an abstract name is in use" in log[-1]
