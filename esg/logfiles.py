@@ -55,12 +55,107 @@ COMPLAINT_PAUSE = 60.0
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
 
 
-def open_log(path: str) -> int:
+MOST_LINKS = 40
+"""Symbolic links that are followed on the way to a file: path_resolution(7)."""
+
+
+def open_log(path: str, mode: int = MODE) -> int:
     """Open a file to append to; returns the descriptor. Raises OSError.
 
     Neither this nor writing waits: a named pipe that nobody reads is refused (open(2), ENXIO).
+
+    Root follows symbolic links of root only. By one of their own, others who may write to a folder
+    on the way could have root append lines to any file, with text that clients choose.
     """
-    return os.open(path, _FLAGS | os.O_CREAT | os.O_NONBLOCK, MODE)
+    flags = _FLAGS | os.O_CREAT | os.O_NONBLOCK
+    if os.geteuid() != 0:
+        return os.open(path, flags, mode)
+    folder, name = _place(path)
+    try:
+        if folder < 0:
+            return os.open(name, flags, mode)
+        fd = os.open(name, flags | os.O_NOFOLLOW, mode, dir_fd=folder)
+        try:
+            _check_links(fd, folder)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+    finally:
+        if folder >= 0:
+            os.close(folder)
+
+
+def _place(path: str) -> tuple[int, str]:
+    """The folder that a path leads to, open, and the name of the file in it.
+
+    The folder is -1 for what is in /proc, where links aren't what they say. Raises OSError for a
+    symbolic link that root doesn't own. Each step begins at the last one's open folder, so that
+    nobody can replace a folder by a link meanwhile.
+    """
+    flags = os.O_PATH | os.O_CLOEXEC
+    folder = os.open("/", flags)
+    steps = deque(os.path.abspath(path).split("/"))
+    links = 0
+    at_root = True
+    try:
+        while True:
+            step = steps.popleft()
+            if step in ("", "."):
+                if not steps:
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+                continue
+            if at_root and step == "proc":
+                os.close(folder)
+                return -1, "/".join(("", step, *steps))
+            try:
+                found = os.open(step, flags | os.O_NOFOLLOW, dir_fd=folder)
+            except FileNotFoundError:
+                if steps:
+                    raise
+                return folder, step
+            status = os.fstat(found)
+            if stat.S_ISLNK(status.st_mode):
+                try:
+                    links += 1
+                    if status.st_uid != 0:
+                        raise _refused_link(step, status.st_uid)
+                    if links > MOST_LINKS:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                    target = os.readlink("", dir_fd=found)
+                finally:
+                    os.close(found)
+                steps.extendleft(reversed(target.split("/")))
+                if target.startswith("/"):
+                    os.close(folder)
+                    folder, at_root = os.open("/", flags), True
+            elif steps:
+                os.close(folder)
+                folder, at_root = found, False
+            else:
+                os.close(found)
+                return folder, step
+    except BaseException:
+        os.close(folder)
+        raise
+
+
+def _refused_link(name: str, owner: int) -> OSError:
+    return OSError(
+        errno.ELOOP,
+        f"{name!r} is a symbolic link of user {owner}, and ESG, as root, follows only root's",
+    )
+
+
+def _check_links(fd: int, folder: int) -> None:
+    """Raise OSError for a file with several names, where others may have added this one."""
+    status, place = os.fstat(fd), os.fstat(folder)
+    is_open = place.st_uid != 0 or place.st_mode & 0o022
+    if stat.S_ISREG(status.st_mode) and status.st_nlink > 1 and is_open:
+        raise OSError(
+            errno.EMLINK,
+            "it has several names (hard links), in a folder that not only root may write to",
+        )
 
 
 def probe(path: str) -> int:
@@ -68,6 +163,11 @@ def probe(path: str) -> int:
 
     Returns a descriptor of /dev/null. A named pipe isn't opened, since its reader would notice.
     """
+    if os.geteuid() == 0:
+        with contextlib.suppress(FileNotFoundError):
+            folder, _ = _place(path)
+            if folder >= 0:
+                os.close(folder)
     path = os.path.realpath(path)  # a link to nowhere would have its target created
     try:
         mode = os.stat(path).st_mode

@@ -14,11 +14,12 @@ import functools
 import json
 import logging
 import os
+import stat
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from typing import Any, TextIO, TypeVar
+from typing import IO, Any, TextIO, TypeVar
 
 from esg import logconfig, logfiles
 from esg.config import Config, LogDefinition
@@ -286,7 +287,8 @@ class LogSetup:
         try:
             in_arbiter = subject.worker is None
             application = logconfig.Application(config.app_dir, config.variables, in_arbiter)
-            logconfig.apply(self.definition, where, application, colors=config.use_colors)
+            with _files_opened_as_logs():
+                logconfig.apply(self.definition, where, application, colors=config.use_colors)
         except ConfigError:
             self._apply_options(subject)
             raise
@@ -390,6 +392,40 @@ def _without_files() -> Iterator[None]:
             handler.close()
         for stream in streams:
             stream.close()
+
+
+@contextlib.contextmanager
+def _files_opened_as_logs() -> Iterator[None]:
+    """Have root open the files of handlers as its own: see `logfiles.open_log`."""
+    if os.geteuid() != 0 or logging.FileHandler._open is not _PYTHONS_OPEN:
+        yield
+        return
+
+    def opened(handler: logging.FileHandler) -> IO[Any]:
+        return open(
+            handler.baseFilename,
+            handler.mode,
+            encoding=handler.encoding,
+            errors=handler.errors,
+            opener=_opened_by_root,
+        )
+
+    logging.FileHandler._open = opened  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        logging.FileHandler._open = _PYTHONS_OPEN  # type: ignore[method-assign]
+
+
+_PYTHONS_OPEN = logging.FileHandler._open
+
+
+def _opened_by_root(path: str, flags: int) -> int:
+    fd = logfiles.open_log(path, 0o666)
+    os.set_blocking(fd, True)
+    if flags & os.O_TRUNC and stat.S_ISREG(os.fstat(fd).st_mode):
+        os.ftruncate(fd, 0)
+    return fd
 
 
 # -- Python's warnings -------------------------------------------------------------------
@@ -509,7 +545,8 @@ def _reopen(handler: logging.FileHandler) -> None:
     handler.acquire()
     try:
         if handler.stream is not None:
-            stream = handler._open()
+            with _files_opened_as_logs():
+                stream = handler._open()
             previous = handler.setStream(stream)
             if previous is not None:
                 previous.close()

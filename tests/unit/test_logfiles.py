@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pty
@@ -380,3 +381,139 @@ def test_a_disk_that_is_full_for_a_while_costs_lines_that_are_counted(file, tmp_
     file.write(b"after\n")
     assert (tmp_path / "log").read_bytes() == b"before\nafter\n"
     assert reports == [f"{tmp_path}/log: lost 3 lines; it can be written again"]
+
+
+# -- root and links ----------------------------------------------------------------------
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def secret(tmp_path):
+    """A file that only root may write to, and that nobody may have root write to."""
+    folder = tmp_path / "etc"
+    folder.mkdir(mode=0o755)
+    file = folder / "crontab"
+    file.write_bytes(b"before\n")
+    file.chmod(0o600)
+    return file
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """A folder of the user that workers run as."""
+    folder = tmp_path / "theirs"
+    folder.mkdir(mode=0o755)
+    os.chown(folder, NOBODY, NOBODY)
+    return folder
+
+
+def linked(link, target, owner=NOBODY):
+    link.symlink_to(target)
+    os.chown(link, owner, owner, follow_symlinks=False)
+
+
+@as_root
+@pytest.mark.parametrize("opener", [logfiles.open_log, logfiles.probe])
+@pytest.mark.parametrize("case", ["file", "relative", "folder", "nothing yet", "behind another"])
+def test_root_does_not_follow_links_of_others(theirs, secret, tmp_path, case, opener):
+    path = theirs / "log"
+    if case == "file":
+        linked(path, secret)
+    elif case == "relative":
+        linked(path, "../etc/crontab")
+    elif case == "folder":
+        linked(theirs / "sub", secret.parent)
+        path = theirs / "sub" / "crontab"
+    elif case == "nothing yet":
+        linked(path, secret.parent / "new")
+    else:
+        linked(theirs / "two", secret)
+        linked(path, "two", owner=0)
+    with pytest.raises(OSError, match="is a symbolic link of user 65534, and ESG, as root"):
+        opener(str(path))
+    assert secret.read_bytes() == b"before\n"
+    assert os.listdir(secret.parent) == ["crontab"]
+
+
+@as_root
+def test_a_link_that_appears_before_a_rotation_keeps_the_old_file(theirs, secret, files):
+    file = files.open(str(theirs / "log"), 1, "test")
+    file.write(b"one\n")
+    (theirs / "log").rename(theirs / "log.1")
+    linked(theirs / "log", secret)
+    _, (error,) = files.reopen()
+    assert "is a symbolic link of user 65534" in error
+    file.write(b"two\n")
+    assert (theirs / "log.1").read_bytes() == b"one\ntwo\n"
+    assert secret.read_bytes() == b"before\n"
+
+
+@as_root
+def test_a_hard_link_in_a_folder_of_others_is_refused(theirs, secret):
+    (theirs / "log").hardlink_to(secret)
+    with pytest.raises(OSError, match=r"several names \(hard links\)"):
+        logfiles.open_log(str(theirs / "log"))
+
+
+@as_root
+@pytest.mark.parametrize("path", ["log", "current/log", "up", "new", "hard", "./a/../log"])
+def test_links_of_root_are_followed(tmp_path, path):
+    folder = tmp_path / "releases" / "1"
+    folder.mkdir(parents=True)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "current").symlink_to("releases/1")
+    (tmp_path / "log").symlink_to(folder / "log")
+    (tmp_path / "up").symlink_to("a/../current/log")
+    (tmp_path / "new").symlink_to("current/log")
+    (folder / "hardly").touch(0o600)
+    (tmp_path / "hard").hardlink_to(folder / "hardly")
+    fd = logfiles.open_log(os.path.join(tmp_path, path))
+    os.write(fd, b"line\n")
+    os.close(fd)
+    written = folder / ("hardly" if path == "hard" else "log")
+    assert written.read_bytes() == b"line\n"
+
+
+@as_root
+def test_links_in_a_circle_come_to_an_end(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        logfiles.open_log(str(tmp_path / "a"))
+
+
+@as_root
+def test_a_link_to_a_standard_stream_is_followed(tmp_path):
+    """As images for containers have it: `ln -s /dev/stdout /var/log/access.log`."""
+    reader, writer = os.pipe()
+    saved = os.dup(1)
+    os.dup2(writer, 1)
+    try:
+        (tmp_path / "log").symlink_to("/dev/stdout")
+        os.close(logfiles.open_log(str(tmp_path / "log")))
+        os.close(logfiles.open_log("/dev/null"))
+        os.close(logfiles.open_log(f"/proc/self/fd/{writer}"))
+    finally:
+        os.dup2(saved, 1)
+        for fd in (saved, reader, writer):
+            os.close(fd)
+
+
+@as_root
+def test_opening_leaves_no_descriptor(theirs, secret, tmp_path):
+    linked(theirs / "log", secret)
+    before = os.listdir("/proc/self/fd")
+    for path in (theirs / "log", tmp_path / "new", tmp_path / "no" / "folder", tmp_path):
+        with contextlib.suppress(OSError):
+            os.close(logfiles.open_log(str(path)))
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_others_follow_links_as_the_kernel_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    (tmp_path / "log").symlink_to("target")
+    os.close(logfiles.open_log(str(tmp_path / "log")))
+    assert (tmp_path / "target").exists()

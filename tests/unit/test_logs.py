@@ -717,3 +717,28 @@ def test_other_servers_loggers_with_handlers_are_left_alone(configured, capfd):
 def test_subjects():
     assert logs.worker_subject(3, 2, 4711) == "worker=3 gen=2 pid=4711"
     assert logs.arbiter_subject(2, 4700) == "arbiter gen=2 pid=4700"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_file_handlers_of_root_follow_no_links_of_others(log_config, tmp_path):
+    secret = tmp_path / "secret"
+    secret.touch(0o600)
+    definition = dictionary("esg")
+    definition["handlers"]["h"] = {"class": "logging.FileHandler", "filename": f"{tmp_path}/log"}
+    log_config(definition)
+    logs.logger.error("one")
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    (tmp_path / "log").symlink_to(secret)
+    os.chown(tmp_path / "log", 65534, 65534, follow_symlinks=False)
+    logs.reopen_handlers()
+    logs.logger.error("two")
+    assert secret.read_bytes() == b""
+    assert "two" in (tmp_path / "log.1").read_text()
+    with pytest.raises(ConfigError, match="is a symbolic link of user 65534"):
+        log_config(definition)
+    (tmp_path / "log").unlink()
+    logs.reopen_handlers()
+    logs.logger.error("three")
+    log_config({**definition, "handlers": {"h": {**definition["handlers"]["h"], "mode": "w"}}})
+    logs.logger.error("four")
+    assert (tmp_path / "log").read_text() == "four\n"
