@@ -31,7 +31,7 @@ from esg.listeners import Listener
 from esg.logfiles import LogFiles
 from esg.payload import Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Row
-from esg.server.access_log import AccessLog, LoggedAccess, printable, shown
+from esg.server.access_log import AccessLog, LoggedAccess, path_and_query, printable, shown
 from esg.server.interfaces import adapt
 from esg.server.loops import loop_factory, loop_in_place_of
 from esg.server.prepare import prepare
@@ -420,7 +420,7 @@ def _environ(exchange: Any) -> dict[str, Any]:
     """A request as CGI names its parts, for `--access-logformat` (RFC 3875, section 4.1)."""
     scope, target = exchange.scope, exchange.target
     client, server = scope["client"] or ("", ""), scope["server"] or ("", "")
-    path, _, query = target.partition(b"?")
+    path, query = path_and_query(target)
     environ = {
         "REQUEST_METHOD": scope["method"],
         "RAW_URI": printable(target),

@@ -89,6 +89,24 @@ class SocketRecord:
         self.round_trip = round_trip
 
 
+class Refused:
+    """A request that ESG answered itself, since it can't be served: like a finished exchange.
+
+    Of a request that was cut off or can't be parsed, what isn't known is `-`, or empty.
+    """
+
+    __slots__ = ("response_headers", "scope", "seconds", "sent", "status", "target")
+
+    def __init__(self, scope: Mapping[str, Any], target: bytes, status: int, sent: int) -> None:
+        """`sent` is the size of the response's body, in bytes."""
+        self.scope = scope
+        self.target = target
+        self.status = status
+        self.sent = sent
+        self.seconds = 0.0
+        self.response_headers: Headers = []
+
+
 class AccessLog:
     """Notes finished exchanges and writes their lines to a file."""
 
@@ -99,12 +117,15 @@ class AccessLog:
         line: Line,
         observes: bool = False,
         socket_line: Line | None = None,
+        refusal_line: Line | None = None,
     ) -> None:
         """`observes`: lines are made of exchanges that are `Observed`.
 
-        `socket_line` makes the lines about WebSockets, of `SocketRecord`s; by default `line` does.
+        `socket_line` makes the lines about WebSockets, of `SocketRecord`s, and `refusal_line` those
+        of `Refused` requests; by default `line` does.
         """
         self.observes = observes
+        self._refusal_line = refusal_line or line
         self._socket_line = socket_line or line
         self._loop = loop
         self._file = file
@@ -121,7 +142,11 @@ class AccessLog:
         """Note that a WebSocket was accepted, or is closed."""
         self._note(self._socket_line, record)
 
-    def _note(self, line: Line, subject: Exchange | SocketRecord) -> None:
+    def record_refused(self, refused: Refused) -> None:
+        """Note a request that ESG answered itself."""
+        self._note(self._refusal_line, refused)
+
+    def _note(self, line: Line, subject: Exchange | SocketRecord | Refused) -> None:
         if not self._pending:
             self._loop.call_soon(self.flush)
         try:
@@ -159,7 +184,7 @@ class LoggedAccess:
         self.observes = observes
         self._line = line
 
-    def record(self, exchange: Exchange | SocketRecord) -> None:
+    def record(self, exchange: Exchange | SocketRecord | Refused) -> None:
         """Log a finished exchange."""
         if not logs.access_logger.isEnabledFor(logging.INFO):
             return
@@ -174,10 +199,14 @@ class LoggedAccess:
             text,
             _peer(scope),
             scope["method"],
-            printable(exchange.target),
+            printable(exchange.target) or "-",
             scope["http_version"],
             exchange.status,
         )
+
+    def record_refused(self, refused: Refused) -> None:
+        """Log a request that ESG answered itself."""
+        self.record(refused)
 
     def record_socket(self, record: SocketRecord) -> None:
         """Log that a WebSocket was accepted, or is closed: as requests, whose form is known."""
@@ -195,7 +224,7 @@ def access_log(
     if not config.access_log:
         return None
     line = formatted(config.access_logformat) if config.access_logformat else None
-    socket_line = None
+    socket_line = refusal_line = None
     observes = line is not None
     if setup.definition is not None or (config.leaves_logging and logging.root.handlers):
         return LoggedAccess(line, observes)
@@ -205,21 +234,26 @@ def access_log(
     elif line is None:
         colors = logs.wants_colors(config.use_colors, setup.access.fd)
         line, socket_line = uvicorn_line(colors), uvicorn_socket_line(colors)
-    return AccessLog(loop, setup.access, line, observes, socket_line)
+        refusal_line = uvicorn_refusal_line(colors)
+    return AccessLog(loop, setup.access, line, observes, socket_line, refusal_line)
 
 
 # -- uvicorn's line ----------------------------------------------------------------------
 
 
+def _status_text(status: int, phrase: str, colors: bool) -> str:
+    text = f"{status} {phrase}".rstrip()
+    color = _STATUS_COLORS.get(status // 100, "") if colors else ""
+    return f"{color}{text}{_RESET}" if color else text
+
+
+def _status_texts(colors: bool) -> dict[int, str]:
+    return {status.value: _status_text(status, status.phrase, colors) for status in HTTPStatus}
+
+
 def uvicorn_line(colors: bool) -> Line:
     """`INFO:     127.0.0.1:52034 - "GET / HTTP/1.1" 200 OK`."""
-
-    def status_text(status: int, phrase: str) -> str:
-        text = f"{status} {phrase}".rstrip()
-        color = _STATUS_COLORS.get(status // 100, "") if colors else ""
-        return f"{color}{text}{_RESET}" if color else text
-
-    statuses = {status.value: status_text(status.value, status.phrase) for status in HTTPStatus}
+    statuses = _status_texts(colors)
     prefix = f"{_GREEN}INFO{_RESET}:     " if colors else "INFO:     "
     quote, unquote = (f'"{_BOLD}', f'{_RESET}"') if colors else ('"', '"')
 
@@ -227,13 +261,24 @@ def uvicorn_line(colors: bool) -> Line:
         scope, status = exchange.scope, exchange.status
         client = scope["client"]
         peer = f"{client[0]}:{client[1]}" if client else ""
-        shown = statuses.get(status) or status_text(status, "")
+        shown = statuses.get(status) or _status_text(status, "", colors)
         return (
             f"{prefix}{peer} - {quote}{scope['method']} {printable(exchange.target)} "
             f"HTTP/{scope['http_version']}{unquote} {shown}"
         )
 
     return line
+
+
+def uvicorn_refusal_line(colors: bool) -> Line:
+    """The same for a request that ESG answered itself; `"-"` if its request line isn't known."""
+    statuses = _status_texts(colors)
+    prefix = f"{_GREEN}INFO{_RESET}:     " if colors else "INFO:     "
+    quote, unquote = (f'"{_BOLD}', f'{_RESET}"') if colors else ('"', '"')
+    return lambda refused: (
+        f"{prefix}{_peer(refused.scope)} - {quote}{_request_line(refused)}{unquote} "
+        f"{statuses[refused.status]}"
+    )
 
 
 def uvicorn_socket_line(colors: bool) -> Line:
@@ -258,27 +303,46 @@ def _peer(scope: Mapping[str, Any]) -> str:
 
 
 def printable(target: bytes) -> str:
-    """A request target as a log may show it: whatever could break out of its line is escaped."""
+    """A request target as a log may show it: whatever could break out of its line is escaped.
+
+    Quotes and backslashes are among that, as in nginx's log: parsers honour `\\"`.
+    """
     text = target.decode("latin-1")
-    if text.isascii() and text.isprintable() and '"' not in text:
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
         return text
     return "".join(
-        char if " " < char < "\x7f" and char != '"' else f"\\x{ord(char):02x}" for char in text
+        char if " " < char < "\x7f" and char not in _BREAKING else f"\\x{ord(char):02x}"
+        for char in text
     )
 
 
 def shown(value: bytes | str) -> str:
     """The value of a field as a log may show it: as `printable`, but spaces are what they are."""
     text = value if isinstance(value, str) else value.decode("latin-1")
-    if text.isascii() and text.isprintable() and '"' not in text:
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
         return text
     return "".join(
-        char if " " <= char < "\x7f" and char != '"' else _escaped(char) for char in text
+        char if " " <= char < "\x7f" and char not in _BREAKING else _escaped(char) for char in text
     )
 
 
+_BREAKING = '"\\'
+"""Characters that end a quoted field of a line, or escape what does."""
+
+
 def _escaped(char: str) -> str:
-    return "\\x22" if char == '"' else ascii(char)[1:-1]
+    return f"\\x{ord(char):02x}" if char < "\u0100" else ascii(char)[1:-1]
+
+
+def path_and_query(target: bytes) -> tuple[bytes, bytes]:
+    """The two parts of a request target, in absolute form, too (RFC 9112, section 3.2.2)."""
+    if target[:1] != b"/":
+        _, separator, rest = target.partition(b"://")
+        if separator:
+            begin = min((rest.find(mark) for mark in b"/?" if mark in rest), default=len(rest))
+            target = rest[begin:] if rest[begin : begin + 1] == b"/" else b"/" + rest[begin:]
+    path, _, query = target.partition(b"?")
+    return path, query
 
 
 # -- formats -----------------------------------------------------------------------------
@@ -369,22 +433,29 @@ def _user(exchange: Exchange) -> str:
                 user = decoded.decode("utf-8").partition(":")[0]
             except (binascii.Error, UnicodeDecodeError):
                 return "-"
-            return shown(user) or "-"
+            # It isn't quoted in the usual formats, so it mustn't have spaces or open a quote.
+            return shown(user).replace(" ", "\\x20").replace("'", "\\x27") or "-"
     return "-"
 
 
-def _request_line(exchange: Exchange) -> str:
+def _request_line(exchange: Exchange | Refused) -> str:
+    if not exchange.target:
+        return "-"
     scope = exchange.scope
     return f"{scope['method']} {printable(exchange.target)} HTTP/{scope['http_version']}"
 
 
 def _path(exchange: Exchange) -> str:
     """The path decoded, and shown in ASCII; taken from the target, which nobody can alter."""
-    return shown(unquote(exchange.target.partition(b"?")[0].decode("latin-1")))
+    return shown(unquote(path_and_query(exchange.target)[0].decode("latin-1"))) or "-"
 
 
 def _query(exchange: Exchange) -> str:
-    return printable(exchange.target.partition(b"?")[2])
+    return printable(path_and_query(exchange.target)[1])
+
+
+def _protocol(exchange: Exchange) -> str:
+    return f"HTTP/{exchange.scope['http_version']}" if exchange.target else "-"
 
 
 def _server(index: int) -> Callable[[Any], str]:
@@ -408,7 +479,7 @@ _ATOMS: dict[str, Callable[[Any], Any]] = {
     "m": lambda exchange: exchange.scope["method"],
     "U": _path,
     "q": _query,
-    "H": lambda exchange: f"HTTP/{exchange.scope['http_version']}",
+    "H": _protocol,
     "s": lambda exchange: exchange.status,
     "B": lambda exchange: exchange.sent,
     "b": lambda exchange: exchange.sent,
@@ -466,7 +537,7 @@ def socket_json_line(subject: Subject, message: Line) -> Line:
 def _json_fields(subject: Subject, message: Line) -> Callable[[Any], dict[str, Any]]:
     def fields_of(exchange: Any) -> dict[str, Any]:
         target: bytes = exchange.target
-        path, _, query = target.partition(b"?")
+        path, query = path_and_query(target)
         fields: dict[str, Any] = {
             "time": logs.rfc3339(time.time()),
             "level": "INFO",

@@ -105,7 +105,7 @@ def _release(assignment: Assignment, *, own_process: bool) -> None:
     The log stays, since the application may write to it from there.
     """
     listeners, stacks = assignment.listeners, assignment.stack_fd
-    forks.blank([assignment.mailbox.fileno(), *(listener.fileno() for listener in listeners)])
+    forks.blank([*assignment.mailbox.descriptors, *(listener.fileno() for listener in listeners)])
     forks.blank(forks.connections_to(listener.name for listener in listeners))
     if not own_process:
         return

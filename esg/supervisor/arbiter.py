@@ -32,6 +32,7 @@ from esg.supervisor import events as on
 from esg.supervisor import privileges, signals
 from esg.supervisor.control import Control
 from esg.supervisor.fleet import Fleet
+from esg.supervisor.oom import OOMKills
 from esg.supervisor.pidfile import PidFile
 from esg.supervisor.processes import WorkerHandle, fork, reap
 from esg.supervisor.reloader import Reloader
@@ -73,6 +74,7 @@ class Arbiter:
         self._no_lifespan = 0
         """The newest generation of which the log says that its application has no lifespan."""
         self._start = config.real_folder
+        self._oom_kills = OOMKills()
         self._fleet = Fleet(config, time.monotonic(), capacity=scoreboard.CAPACITY)
         self._board = scoreboard.Scoreboard()
         self._handles: dict[int, WorkerHandle] = {}
@@ -142,6 +144,7 @@ class Arbiter:
 
     def _look_around(self) -> None:
         """What is done at every look at the workers, about once a second."""
+        self._attempt(self._oom_kills.look, time.monotonic())
         self._dispatch(self._beats())
         for handle in self._handles.values():
             handle.deliver()
@@ -319,7 +322,11 @@ class Arbiter:
         self._attempt(self._forget_mailbox, handle)
         self._attempt(self._board.remove, handle.number)
         self._attempt(handle.close)
-        event = on.WorkerExited(handle.number, handle.describe(status), status == 0, detail)
+        oom_file = None
+        if handle.is_killed(status):
+            oom_file = self._attempt(self._oom_kills.take, time.monotonic())
+        reason = handle.describe(status, oom_file)
+        event = on.WorkerExited(handle.number, reason, status == 0, detail)
         self._dispatch(event)
         if self._handles[handle.number] is handle:
             del self._handles[handle.number]

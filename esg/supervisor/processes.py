@@ -125,8 +125,21 @@ class WorkerHandle:
         """Whether the arbiter sent SIGABRT."""
         return signal.SIGABRT in self._sent
 
-    def describe(self, status: int) -> str:
-        """A wait status in words, with who sent the signal if there was one."""
+    def is_killed(self, status: int) -> bool:
+        """Whether it ended by a SIGKILL that isn't the arbiter's."""
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        return killed and signal.SIGKILL not in self._sent
+
+    def describe(self, status: int, oom_file: object = None) -> str:
+        """A wait status in words, with who sent the signal if there was one.
+
+        `oom_file` is the file of a cgroup that counted its kill for want of memory, if one did.
+        """
+        if oom_file is not None:
+            return (
+                f"killed by SIGKILL from the kernel, out of memory (oom_kill in {oom_file}); give "
+                "the service more memory, or fewer --workers"
+            )
         if not os.WIFSIGNALED(status):
             return f"exit status {os.waitstatus_to_exitcode(status)}"
         signum = os.WTERMSIG(status)

@@ -50,8 +50,20 @@ def held():
             and is_servers(fd)]
 
 
-def look(connection):
-    connection.send(held())
+def pipes(pid="self"):
+    """The pipes that a process has open, except those of this process's standard streams."""
+    found = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            found.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+        except OSError:
+            continue
+    standard = {os.readlink(f"/proc/self/fd/{fd}") for fd in range(3)}
+    return {link for link in found if link.startswith("pipe:")} - standard
+
+
+def look(connection, arbiter):
+    connection.send([*held(), *(pipes() & pipes(arbiter))])
 
 
 def work(path):
@@ -67,7 +79,7 @@ def work(path):
         return child.exitcode
     if path == "/held":
         ours, theirs = fork.Pipe()
-        child = fork.Process(target=look, args=(theirs,))
+        child = fork.Process(target=look, args=(theirs, os.getppid()))
         child.start()
         found = ours.recv()
         child.join()

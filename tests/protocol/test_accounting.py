@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 
@@ -183,3 +184,135 @@ async def test_the_worker_is_told_once_when_it_is_due(serve):
     for _ in range(6):
         assert (await client.request(get())).status == 200
     assert server.dues == [3]
+
+
+# -- requests that ESG answers itself ----------------------------------------------------
+
+LONG = b"x" * 9000
+
+REFUSED = {
+    "no HTTP": (b"nonsense\r\n\r\n", 400, "-"),
+    "no Host": (b"GET /h HTTP/1.1\r\n\r\n", 400, r"GET /h HTTP/1\.1|-"),
+    "a target that isn't ASCII": (
+        b"GET /\xff HTTP/1.1\r\nHost: h\r\n\r\n",
+        400,
+        r"(GET /\\xff HTTP/1\.1|-)",
+    ),
+    "a body that is too large": (
+        b"POST /b?c HTTP/1.1\r\nHost: h\r\nContent-Length: 101\r\n\r\n",
+        413,
+        "POST /b?c HTTP/1.1",
+    ),
+    "a chunked one": (
+        b"POST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n65\r\n" + b"b" * 101,
+        413,
+        "POST /c HTTP/1.1",
+    ),
+    "a target that is too long": (b"GET /" + LONG + b" HTTP/1.1\r\nHost: h\r\n\r\n", 414, ".*"),
+    "a target without end": (b"GET /" + LONG, 414, ".*"),
+    "too many fields": (
+        b"GET /f HTTP/1.1\r\nHost: h\r\n" + b"A: b\r\n" * 200 + b"\r\n",
+        431,
+        "GET /f HTTP/1.1",
+    ),
+    "CONNECT": (b"CONNECT h:443 HTTP/1.1\r\nHost: h:443\r\n\r\n", 501, r"CONNECT h:443 HTTP/1\.1"),
+    "an unknown coding": (
+        b"POST /t HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\n",
+        501,
+        "POST /t HTTP/1.1|-",
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "status", "line"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("log_format", ["uvicorn", "combined", "json"])
+async def test_a_request_that_is_refused_has_a_line(
+    serve, access_log, data, status, line, log_format
+):
+    options = {
+        "uvicorn": {},
+        "combined": {"access_logformat": "combined"},
+        "json": {"log_format": "json", "access_logformat": "combined"},
+    }[log_format]
+
+    async def app(scope, receive, send):
+        await read_body(receive)
+        await respond(send, b"served")
+
+    client = serve(app, log_fd=access_log.fd, limit_request_body=100, **options).connect()
+    await client.send(data)
+    response = await client.response()
+    assert response.status == status
+    (logged,) = await lines_after(access_log)
+    if log_format == "json":
+        fields = json.loads(logged)
+        assert fields["status"] == status
+        assert fields["bytes"] == len(response.body)
+        logged = fields["message"]
+    quoted = re.findall(r'"([^"]*)"', logged)
+    assert re.fullmatch(line.replace("?", r"\?"), quoted[0])
+    assert f'" {status} ' in logged
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /half HTTP/1.1\r\nHost: h\r\n"])
+async def test_a_header_that_does_not_come_in_time_has_a_line(serve, access_log, sent):
+    server = serve(hello, log_fd=access_log.fd, timeout_request_header=5)
+    client = server.connect()
+    await client.send(sent)
+    await turns(10)
+    server.advance(10)
+    lines = await lines_after(access_log)
+    if sent:
+        (line,) = lines
+        assert re.search(r'"(GET /half HTTP/1\.1|-)" 408 Request Timeout', line)
+    else:
+        assert lines == [], "a connection without a byte of a request has none"
+
+
+async def test_a_refused_request_has_its_line_in_its_turn(serve, access_log):
+    gate = Gate()
+    client = serve(gate, log_fd=access_log.fd).connect()
+    await client.send(get(b"/first") + b"nonsense\r\n\r\n")
+    await turns(10)
+    assert access_log() == []
+    gate.open.set()
+    await client.response()
+    await client.response()
+    lines = await lines_after(access_log)
+    assert [line.rpartition('" ')[2] for line in lines] == ["200 OK", "400 Bad Request"]
+
+
+async def test_a_refused_request_goes_to_a_log_config_too(serve, caplog):
+    caplog.set_level("INFO", logger="esg.access")
+    client = serve(hello, log_fd=-1).connect()
+    await client.send(b"nonsense\r\n\r\n")
+    await client.response()
+    (record,) = [record for record in caplog.records if record.name == "esg.access"]
+    assert record.args[1:] == ("-", "-", "-", 400)
+
+
+async def test_without_an_access_log_nothing_is_kept_of_a_refused_request(serve):
+    server = serve(hello)
+    client = server.connect()
+    await client.send(b"nonsense\r\n\r\n")
+    assert (await client.response()).status == 400
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        (b"http://h/abs?x=1", "/abs", "x=1"),
+        (b"http://h?x", "/", "x"),
+        (b"http://h", "/", ""),
+        (b"/a://b?c", "/a://b", "c"),
+        (b"http://h/p?u=http://o/q", "/p", "u=http://o/q"),
+    ],
+)
+async def test_the_path_of_an_absolute_target_is_its_path(serve, access_log, target, path, query):
+    options = {"log_format": "json", "access_logformat": "%(U)s|%(q)s|%({path_info}e)s"}
+    client = serve(hello, log_fd=access_log.fd, **options).connect()
+    await client.request(b"GET " + target + b" HTTP/1.1\r\nHost: h\r\n\r\n")
+    (line,) = await lines_after(access_log)
+    fields = json.loads(line)
+    assert fields["message"] == f"{path}|{query}|{path}"
+    assert (fields["path"], fields.get("query", "")) == (path, query)

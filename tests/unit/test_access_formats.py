@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import datetime
 import json
 import os
 import re
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -215,3 +218,76 @@ def test_whatever_a_client_sends_is_one_line_of_json(target, value):
     fields = fields_of(exchange(target=target, headers=[(b"x-request-id", value)]))
     assert fields["request_id"] == value.decode("latin-1")
     assert fields["path"] == target.partition(b"?")[0].decode("latin-1")
+
+
+# -- parsers that people use -------------------------------------------------------------
+
+QUOTED = r'"((?:\\.|[^"\\])*)"'
+"""A quoted string as grok's QS, Apache's own escaping and many more have it: \\" doesn't end it."""
+
+COMBINED = re.compile(
+    rf"(\S+) (\S+) (\S+) \[([^\]]+)\] {QUOTED} (\d{{3}}) (\d+|-) {QUOTED} {QUOTED}"
+)
+
+NGINX = re.compile(r'(\S+) - (\S+) \[([^\]]+)\] "([^"]*)" (\d{3}) (\d+) "([^"]*)" "([^"]*)"')
+
+GOACCESS = re.compile(
+    r'(\S+) (\S+) (\S+) \[([^\]]+)\] "(.*?)(?<!\\)" (\d+) (\d+) "(.*?)(?<!\\)" "(.*?)(?<!\\)"'
+)
+"""goaccess ends a quoted field at the first quote without a backslash before it."""
+
+
+def by_shlex(line):
+    host, dash, user, day, zone, *rest = shlex.split(line)
+    return (host, dash, user, f"{day} {zone}".strip("[]"), *rest)
+
+
+def by_csv(line):
+    """As spreadsheets, databases and log shippers read it: without an escape character, too."""
+    ((host, dash, user, day, zone, *rest),) = csv.reader([line], delimiter=" ", doublequote=False)
+    return (host, dash, user, f"{day} {zone}".strip("[]"), *rest)
+
+
+def unescaped(text):
+    return re.sub(r"\\x([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), text)
+
+
+ODD = st.one_of(
+    st.binary(min_size=1, max_size=30),
+    st.lists(
+        st.sampled_from(
+            [b"\\", b'"', b"'", b" ", b"x22", b"%22", b"\t", b"]", b"#", b"a", b"\xff"]
+        ),
+        min_size=1,
+        max_size=12,
+    ).map(b"".join),
+)
+
+
+@given(ODD, ODD, ODD, ODD)
+def test_whatever_a_client_sends_parsers_find_its_fields(target, referer, agent, user):
+    credentials = b"Basic " + base64.b64encode(user.replace(b":", b"") + b":secret")
+    headers = [(b"referer", referer), (b"user-agent", agent), (b"authorization", credentials)]
+    made = exchange(target=b"/" + target, headers=headers)
+    line = formatted("combined")(made)
+    assert line.isascii()
+    assert line.isprintable()
+    parsed = COMBINED.fullmatch(line).groups()
+    assert GOACCESS.fullmatch(line).groups() == parsed
+    assert NGINX.fullmatch(line).groups() == (parsed[0], *parsed[2:])
+    for split in (by_shlex(line), by_csv(line)):
+        assert (*split[:2], *split[3:]) == (*parsed[:2], *parsed[3:])
+    host, _, _, _, request, status, size, seen_referer, seen_agent = parsed
+    assert (host, status, size) == ("192.0.2.1", "404", "29")
+    assert unescaped(request) == f"GET /{target.decode('latin-1')} HTTP/1.1"
+    assert unescaped(seen_referer) == referer.decode("latin-1")
+    assert unescaped(seen_agent) == agent.decode("latin-1")
+    fields = json.loads(json_line(worker_subject(1, 1, 1), formatted("combined"))(made))
+    assert fields["message"].partition("] ")[2] == line.partition("] ")[2]
+    assert fields["path"] == "/" + target.decode("latin-1").partition("?")[0]
+
+
+def test_a_backslash_does_not_escape_the_quote_behind_it():
+    made = exchange(target=b"/p\\x22q", headers=[(b"referer", b"ref\\"), (b"user-agent", b"agent")])
+    line = formatted('"%(r)s" "%(f)s" "%(a)s"')(made)
+    assert line == r'"GET /p\x5cx22q HTTP/1.1" "ref\x5c" "agent"'

@@ -74,7 +74,7 @@ def test_a_printable_target_stays_within_its_quotes(target):
     assert " " not in text or b" " in target
 
 
-@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters='"')))
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters='"\\\\')))
 def test_an_ordinary_target_is_shown_as_it_is(target):
     assert printable(target.encode()) == target
 
@@ -84,6 +84,7 @@ def test_an_ordinary_target_is_shown_as_it_is(target):
     [
         (b"/a?b=c", "/a?b=c"),
         (b'/"', "/\\x22"),
+        (b"/\\", "/\\x5c"),
         (b"/\n\r\t", "/\\x0a\\x0d\\x09"),
         (b"/\x1b[31m", "/\\x1b[31m"),
         (b"/\xff\x80", "/\\xff\\x80"),

@@ -24,6 +24,7 @@ from esg.errors import (
     URITooLong,
 )
 from esg.server import proxy_headers
+from esg.server.access_log import Refused
 from esg.server.asgi import (
     Endpoint,
     Headers,
@@ -44,7 +45,7 @@ from esg.server.http1.framing import (
     examine,
 )
 from esg.server.http1.parser import Held, Parser
-from esg.server.http1.response import Content, plain_response
+from esg.server.http1.response import Content, plain_content, plain_response
 from esg.server.http1.sendfile import Copies, copy_part, send_part
 from esg.server.service import TICK, Service
 from esg.server.transports import end_output, lines_writer, reset, unsent
@@ -141,6 +142,7 @@ class Connection(asyncio.Protocol):
         "_progress_at",
         "_queue",
         "_refusal",
+        "_refused",
         "_start",
         "_target",
         "_template",
@@ -207,6 +209,8 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._queue: deque[Exchange] = deque()
         self._refusal: int | None = None
+        self._refused: Refused | None = None
+        """The request that is to be answered with that, for the access log."""
         self.raised: HTTPError | None = None
         self._body_put_off = False
         # reading
@@ -353,6 +357,8 @@ class Connection(asyncio.Protocol):
             scope = make_scope(self._template, name, target, headers, service.state)
         except HTTPError as error:
             self.raised = error
+            sent_as = parser.method().decode("ascii", "replace")
+            self._note_refused(error.status, sent_as, target, parser.http_version(), headers)
             raise
         if framing is not PLAIN:
             scope["http_version"] = framing.version
@@ -685,6 +691,14 @@ class Connection(asyncio.Protocol):
         if incoming is not None and incoming in self._queue:
             self._queue.remove(incoming)
         self._refusal = error.status
+        if self._refused is None:
+            if incoming is not None:
+                self._note_refused_exchange(error.status, incoming)
+            elif self._target:
+                method = self.parser.method().decode("ascii", "replace")
+                self._note_refused(error.status, method, self._target, "1.1", self._headers)
+            else:
+                self._note_refused(error.status)
         self.service.log_refusal(self._template["client"], error)
         if self._exchange is not None and self._exchange is incoming:
             self._give_up(incoming)
@@ -717,7 +731,29 @@ class Connection(asyncio.Protocol):
         """Nothing stands before the request that was refused, so its turn has come."""
         status = self._refusal or 400
         self.service.statuses[status // 100] += 1
+        if self.service.access_log is not None and self._refused is not None:
+            self.service.access_log.record_refused(self._refused)
         self.answer_error(status)
+
+    def _note_refused(
+        self,
+        status: int,
+        method: str = "-",
+        target: bytes = b"",
+        version: str = "-",
+        headers: Headers | None = None,
+    ) -> None:
+        """Keep what is known of a request that can't be served, until it is its turn in the log."""
+        if self.service.access_log is not None:
+            scope = self._template | {"method": method, "http_version": version}
+            scope["headers"] = headers or []
+            target = target[: self.service.config.limit_request_line]
+            self._refused = Refused(scope, target, status, len(plain_content(status)[1]))
+
+    def _note_refused_exchange(self, status: int, exchange: Exchange) -> None:
+        if self.service.access_log is not None:
+            size = len(plain_content(status)[1])
+            self._refused = Refused(exchange.scope, exchange.target, status, size)
 
     def answer_error(
         self, status: int, head_only: bool = False, content: Content | None = None

@@ -46,7 +46,7 @@ _HEXDIGITS = frozenset(b"0123456789abcdefABCDEF")
 class H11Parser:
     """A new `h11.Connection` for each request, over one buffer: responses aren't h11's here."""
 
-    __slots__ = ("_buffer", "_connection", "_line", "_offers", "_sink", "_told")
+    __slots__ = ("_buffer", "_connection", "_line", "_method", "_offers", "_sink", "_told")
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -59,6 +59,8 @@ class H11Parser:
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=sys.maxsize)
         self._connection._receive_buffer = self._buffer
         self._line: list[bytes] = []
+        self._method = b""
+        """The method of a request line that is still incomplete, once its end is there."""
         self._told = 0
         """Bytes of the target that the sink knows."""
         self._offers = False
@@ -67,7 +69,7 @@ class H11Parser:
 
     def method(self) -> bytes:
         """See `Parser`."""
-        return self._line[0]
+        return self._line[0] if self._line else self._method
 
     def http_version(self) -> str:
         """See `Parser`."""
@@ -137,6 +139,7 @@ class H11Parser:
         parts = line.split(b" ", 2)
         if len(parts) > 1:
             _check_method(parts[0])
+            self._method = bytes(parts[0])
             self._sink.on_url(parts[1][self._told :])
             self._told = len(parts[1])
         elif len(line) > _LONGEST_METHOD:

@@ -221,6 +221,11 @@ Content = tuple[bytes, bytes]
 """A media type and a body."""
 
 
+def plain_content(status: int) -> Content:
+    """The body of a response of the server's own, and its kind."""
+    return b"text/plain", REASONS.get(status, "Error").encode("ascii")
+
+
 def plain_response(
     status: int,
     heads: Heads,
@@ -234,7 +239,7 @@ def plain_response(
     `head_only`: without the body, since the request's method is HEAD. `content` is sent in place
     of the text. `retry`: another attempt will be served (Retry-After; RFC 9110, section 10.2.3).
     """
-    kind, body = content or (b"text/plain", REASONS.get(status, "Error").encode("ascii"))
+    kind, body = content or plain_content(status)
     return b"%bcontent-type: %b; charset=utf-8\r\ncontent-length: %d\r\n%b%b\r\n%b" % (
         heads.begin(status, 0),
         kind,
