@@ -90,7 +90,7 @@ async def test_a_response_whose_client_left_in_its_middle_has_one_line(serve, ac
         await piece(send, b"part")
         await gate.open.wait()
         with pytest.raises(ClientDisconnected):
-            await piece(send, more=False)
+            await piece(send)
 
     server = serve(app, log_fd=access_log.fd)
     client = server.connect()
