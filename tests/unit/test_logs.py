@@ -33,6 +33,9 @@ def configured():
     for log in mine:
         log.disabled = False  # as other tests' dictConfig may have left it
     before = [(log, log.handlers[:], log.propagate, log.level, log.parent) for log in mine]
+    for name in logs.PEERS_LOGGERS:
+        log = logging.getLogger(name)
+        log.handlers[:], log.propagate = [], True  # or pytest adds a handler of its own
     last_resort = logging.lastResort
     yield logs.logger
     for log, handlers, propagate, level, parent in before:
