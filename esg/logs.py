@@ -278,7 +278,7 @@ class LogSetup:
         logger.setLevel(logging.NOTSET)
         logger.propagate = True
         for log in _peers_loggers():
-            log.handlers[:] = []
+            log.handlers[:] = _of_others(log)
             log.setLevel(logging.NOTSET)
             log.propagate = True
         where = config.origin("log_config")
@@ -302,7 +302,8 @@ class LogSetup:
         """Log through the root logger's handlers as soon as there are some."""
         for log in (logger, *_peers_loggers()):
             for handler in log.handlers:
-                handler.addFilter(_nobody_else_does)
+                if type(handler) is LineHandler:
+                    handler.addFilter(_nobody_else_does)
             log.propagate = True
             if logging.root.handlers and "log_level" not in self.config.origins:
                 log.setLevel(logging.NOTSET)
@@ -333,7 +334,7 @@ class LogSetup:
         access_logger.propagate, access_logger.disabled = True, False
         logger.parent, access_logger.parent = logging.root, logger
         for log in _peers_loggers():
-            log.handlers[:] = [LineHandler(self.error, formatter)]
+            log.handlers[:] = [LineHandler(self.error, formatter), *_of_others(log)]
             log.setLevel(config.log_level.upper())
             log.propagate = log.disabled = False
         # For records that nobody else takes, as of "asyncio" where the application sets up no
@@ -473,9 +474,14 @@ _PYTHONS_LAST_RESORT = logging.lastResort
 
 
 def _peers_loggers() -> list[logging.Logger]:
-    """Those of PEERS_LOGGERS that nobody has given handlers of other kinds."""
+    """Those of PEERS_LOGGERS that have no handlers, or one that ESG has given them before."""
     loggers = [logging.getLogger(name) for name in PEERS_LOGGERS]
-    return [log for log in loggers if all(type(h) is LineHandler for h in log.handlers)]
+    return [log for log in loggers if not log.handlers or len(_of_others(log)) < len(log.handlers)]
+
+
+def _of_others(log: logging.Logger) -> list[logging.Handler]:
+    """The handlers of a logger that aren't ESG's."""
+    return [handler for handler in log.handlers if type(handler) is not LineHandler]
 
 
 class State:

@@ -714,6 +714,16 @@ def test_other_servers_loggers_with_handlers_are_left_alone(configured, capfd):
     assert (stream.getvalue(), capfd.readouterr().err) == ("hello\n", "")
 
 
+def test_a_handler_that_is_added_to_another_servers_logger_stays(configured, capfd):
+    log, stream = logging.getLogger("uvicorn"), io.StringIO()
+    setup().apply(SUBJECT)
+    log.addHandler(logging.StreamHandler(stream))
+    setup(log_level="debug").apply(SUBJECT)
+    log.debug("hello")
+    assert stream.getvalue() == "hello\n"
+    assert capfd.readouterr().err.endswith(f"DEBUG    {SUBJECT} uvicorn: hello\n")
+
+
 # -- subjects ----------------------------------------------------------------------------
 
 
