@@ -14,16 +14,29 @@ import logging
 import os
 import select
 import signal
+import sys
 import time
+import types
 from collections.abc import Callable
+from typing import Any
 
 logger = logging.getLogger("esg")
 
 LAST_WORDS = 0.5
 """Seconds that a log may take to tell of the end of a worker; it may be blocked."""
 
-# gevent puts others in their places, which would run on the event loop that they are to watch.
-_start_thread, _poll, _sleep = _thread.start_new_thread, select.poll, time.sleep
+
+def _unpatched(module: types.ModuleType, name: str) -> Any:
+    """A function of the standard library, whatever gevent has put in its place by now, or will.
+
+    That would run on the event loop that it is to watch.
+    """
+    gevent = sys.modules.get("gevent.monkey")
+    return getattr(module, name) if gevent is None else gevent.get_original(module.__name__, name)
+
+
+_start_thread = _unpatched(_thread, "start_new_thread")
+_poll, _sleep = _unpatched(select, "poll"), _unpatched(time, "sleep")
 
 _arbiters: tuple[int, int] | None = None
 """A pipe whose writing end the arbiter alone holds: it closes when the arbiter ends."""

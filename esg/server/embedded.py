@@ -237,18 +237,24 @@ class Server:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {signum: signal.signal(signum, self.handle_exit) for signum in SIGNALS}
-
-        def restore() -> None:
-            for signum, handler in before.items():
-                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
-
-        keep = forks.release_in_children(restore)
+        self._before = {signum: signal.signal(signum, self.handle_exit) for signum in SIGNALS}
+        _capturing.append(self)
+        keep = forks.release_in_children(self._restore_signals)
         try:
             yield
         finally:
             keep()
-            restore()
+            self._restore_signals()
+
+    def _restore_signals(self) -> None:
+        """Have the handlers that were there before, whichever of several servers ends first."""
+        later = _capturing[_capturing.index(self) + 1 :]
+        _capturing.remove(self)
+        if later:
+            later[0]._before = self._before
+            return
+        for signum, handler in self._before.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
     def _log(self, event: str, level: str = "info") -> None:
         number = logging.getLevelNamesMapping()[level.upper()]
@@ -257,6 +263,9 @@ class Server:
 
 _numbers = itertools.count(1)
 """By these the log tells the servers of this process apart, as it does an arbiter's workers."""
+
+_capturing: list[Server] = []
+"""The servers whose handlers signals have; those of the newest are in force."""
 
 _in_force: list[tuple[logs.LogSetup, logs.Subject]] = []
 """How the servers of this process log: the newest decides on what they share."""

@@ -24,6 +24,10 @@ SHOWN = 5
 """Names in one line of the log."""
 
 
+_PATCHED = "gevent.monkey" in sys.modules
+"""Whether gevent may have patched even ESG's own imports; its `threading._shutdown` never ends."""
+
+
 async def join_threads(seconds: float, hurried: asyncio.Event, subject: Subject) -> None:
     """Let pools and threads end that aren't daemons, for so many seconds or until it is urgent.
 
@@ -32,6 +36,8 @@ async def join_threads(seconds: float, hurried: asyncio.Event, subject: Subject)
     given, and joins all threads. It can't be stopped, so it has a thread of its own, which may
     be left there; the event loop beats meanwhile.
     """
+    if _PATCHED:
+        return
     loop = asyncio.get_running_loop()
     joined = asyncio.Event()
 

@@ -6,6 +6,7 @@ import _thread
 import asyncio
 import importlib.util
 import logging
+import sys
 import threading
 from collections.abc import Callable
 
@@ -37,7 +38,7 @@ def loop_in_place_of(factory: LoopFactory, name: str, subject: str) -> LoopFacto
     asyncio's own loop lets it, since that waits by the patched `selectors`; uvloop can't begin
     where the main thread isn't the one that it was. Raises BootError if `--loop` asks for it.
     """
-    if threading.main_thread().ident == _thread_ident() or factory is asyncio.new_event_loop:
+    if factory is asyncio.new_event_loop or not _patched():
         return factory
     if name != "auto":
         raise BootError(
@@ -46,3 +47,11 @@ def loop_in_place_of(factory: LoopFactory, name: str, subject: str) -> LoopFacto
         )
     logger.info("%s runs asyncio's event loop, since the application patches threads", subject)
     return asyncio.new_event_loop
+
+
+def _patched() -> bool:
+    """Whether something has been put in the place of threads; by gevent perhaps before us."""
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent is not None and gevent.is_module_patched("threading"):
+        return True
+    return threading.main_thread().ident != _thread_ident()

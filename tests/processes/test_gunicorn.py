@@ -554,3 +554,24 @@ def test_a_websocket_is_served_and_logged(gunicorn: Start, worker: str) -> None:
     assert server.process.wait(DEADLINE) == 0
     assert re.search(r'"GET /chat HTTP/1\.1" 101 ', server.out)
     assert re.search(r'"WEBSOCKET /chat HTTP/1\.1" 1001 ', server.out)
+
+
+FORKS = """
+def end_a_child():
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            time.sleep(1)
+    os.kill(pid, 15)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+
+
+@pytest.mark.parametrize("worker", CLASSES)
+def test_a_signal_to_a_forked_child_is_not_the_workers(gunicorn: Start, worker: str) -> None:
+    source = application(at_import=FORKS, at_startup='note(f"ended{end_a_child()}")')
+    running = gunicorn(worker=worker, source=source)
+    pid = running.whoami()["pid"]
+    assert running.notes("ended-15") == [pid]
+    assert running.workers() == {pid}
+    assert "Worker exiting" not in running.log

@@ -438,3 +438,69 @@ def test_servers_that_have_ended_leave_logging_and_files_as_they_were(tmp_path):
     asyncio.run(main())
     assert (logger.handlers, logger.level, logger.propagate, logging.lastResort) == before
     assert (tmp_path / "e").read_text().count("still written") == 2
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_whichever_server_ends_first_the_handlers_are_those_from_before(first):
+    async def main():
+        servers = [make(App()), make(App())]
+        tasks = []
+        for server in servers:
+            tasks.append(asyncio.ensure_future(server.serve()))
+            await until(lambda server=server: server.started)
+        for number in (first, 1 - first):
+            assert signal.getsignal(signal.SIGTERM) != before
+            servers[number].should_exit = True
+            await tasks[number]
+
+    before = signal.getsignal(signal.SIGTERM)
+    asyncio.run(main())
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# -- children of the application -------------------------------------------------------
+
+
+def in_child(work):
+    """The exit status of a forked child that runs `work` and ends with what that returns."""
+    pid = os.fork()
+    if pid == 0:
+        status = 99
+        try:
+            status = work() or 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def sockets_at(port):
+    """How many of this process's TCP sockets are bound to a port."""
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(fd))) as sock:
+            found += sock.family == socket.AF_INET and sock.getsockname()[1] == port
+    return found
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_forked_child_has_the_signals_of_the_program_and_no_socket_of_the_server(loop):
+    sock = bound()
+    port = sock.getsockname()[1]
+    seen = []
+
+    class Forking(App):
+        async def __call__(self, scope, receive, send):
+            if scope["type"] == "http":
+                seen.append(sockets_at(port))
+                seen.append(in_child(lambda: sockets_at(port)))
+                seen.append(in_child(lambda: os.kill(os.getpid(), signal.SIGTERM)))
+                server.should_exit = True
+            await super().__call__(scope, receive, send)
+
+    server = make(Forking(), loop=loop)
+    client = threading.Thread(target=get, args=(port,))
+    client.start()
+    server.run(sockets=[sock])
+    client.join()
+    assert seen == [2, 0, -signal.SIGTERM]  # the listener and the client's connection
+    assert in_child(lambda: sockets_at(port)) == 0
