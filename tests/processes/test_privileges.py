@@ -286,8 +286,8 @@ def test_programs_of_workers_do_not_hold_the_pid_file(start: Start) -> None:
     for pid in esg.workers():
         # Also under the name that it was made with, or as one that is deleted.
         assert not [name for name in open_files(psutil.Process(pid)) if "esg.pid" in name]
-    with open(esg.folder / "esg.pid") as file, pytest.raises(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(esg.folder / "esg.pid", "r+") as file, pytest.raises(BlockingIOError):
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # -- containers ------------------------------------------------------------------------
