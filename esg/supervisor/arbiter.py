@@ -410,7 +410,7 @@ class Arbiter:
             listeners=handle.listeners,
             mailbox=workers_end,
             row=row,
-            stack_fd=handle.stacks.workers_fd,
+            stack_fd=handle.stack_fd,
             logs=setup,
         )
         try:

@@ -66,6 +66,11 @@ class WorkerHandle:
         return cls(number, generation, ours, stacks), theirs
 
     @property
+    def stack_fd(self) -> int:
+        """The descriptor that the worker writes its stacks to."""
+        return self.stacks.workers_fd
+
+    @property
     def accepts(self) -> bool:
         """Whether it takes new connections, or will, as far as the arbiter knows."""
         return not (self.draining or self.reaped)
