@@ -392,12 +392,27 @@ def _sink_for(fd: int, mode: int) -> Sink:
             again = os.open(f"/proc/self/fd/{fd}", _FLAGS | os.O_NONBLOCK)
         except OSError:  # somebody else's, or nobody reads it, or there is no /proc
             return functools.partial(_write_if_ready, fd)
+        again = _apart(again)
         number = _stream_fds.setdefault(fd, again)
         if number != again:  # another file is behind the stream now; its users know the number
             os.dup2(again, number, inheritable=False)
             os.close(again)
         return lambda data: os.write(number, data)
     return lambda data: os.write(fd, data)
+
+
+def _apart(fd: int) -> int:
+    """The same file at a number that can't be taken for a socket that was handed over.
+
+    The log is written to before the arbiter looks at LISTEN_FDS (sd_listen_fds(3)), which says
+    how many descriptors from 3 on are such sockets, and may claim too many.
+    """
+    try:
+        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + int(os.environ.get("LISTEN_FDS", "0")))
+    except (OSError, ValueError, OverflowError):  # no such number: then it is refused later
+        return fd
+    os.close(fd)
+    return moved
 
 
 def stream_fds() -> list[int]:
