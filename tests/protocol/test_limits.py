@@ -74,6 +74,29 @@ async def test_the_most_fields(serve):
     assert len(record.scope["headers"]) == 100
 
 
+@pytest.mark.parametrize("before", [get(b"/first"), post(b"body"), post_chunked(b"body")])
+async def test_fields_that_begin_behind_another_request(serve, before):
+    """In one piece with its end; what is counted must not begin with what comes after that."""
+    record = Recorder()
+    client = serve(record).connect()
+    await client.send(before[:-2])
+    await turns(3)
+    await client.send(before[-2:] + with_fields(150)[:-2])
+    assert (await client.response()).status == 200
+    await client.send(b"\r\n")
+    await refused(client, 431)
+    assert record.calls == 1
+
+
+async def test_the_most_fields_behind_another_request(serve):
+    record = Recorder()
+    client = serve(record).connect()
+    await client.send(get(b"/first") + with_fields(100)[:-2])
+    assert (await client.response()).status == 200
+    await client.send(b"\r\n")
+    assert (await client.response()).status == 200
+
+
 @pytest.mark.parametrize("count", [101, 5000])
 async def test_too_many_fields(serve, count):
     record = Recorder()

@@ -442,7 +442,7 @@ class Connection(asyncio.Protocol):
         elif self._exchange is not None and self._exchange.state is DONE:
             self._go_on_if_discarded()
         if (self._head_size or self._target) and self._refusal is None:
-            self._head_size = self._head_size or len(self._target)
+            self._count_begun_head()
             self._check_head_size()
         if self._incoming is not None or self._head_size or self._queue:
             self._regulate()
@@ -514,7 +514,16 @@ class Connection(asyncio.Protocol):
             # section, but for what a body in small chunks needs.
             body = receiving.received - received
             self._head_size = max(0, self._head_size + len(data) - body * (1 + CHUNK_OVERHEAD))
+        self._count_begun_head()
         return None
+
+    def _count_begun_head(self) -> None:
+        """Count the part of a head that came behind another request, in one piece with that.
+
+        How large it is isn't known, but what may be large enough to break a limit is looked at.
+        """
+        if self._target and not self._head_size:
+            self._head_size = self.service.small_head
 
     def _parse_sliced(self, data: bytes) -> None:
         """Parse in pieces, to stop where enough requests wait, or where it takes too long.
