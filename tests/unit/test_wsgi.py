@@ -7,6 +7,7 @@ import io
 import logging
 import sys
 import threading
+import timeit
 import traceback
 import weakref
 from urllib.parse import quote
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esg.logs import worker_subject
+from esg.logs import TRACE, worker_subject
 from esg.server.asgi import http_scope, http_template
 from esg.server.http1.exchange import ClientDisconnected
 from esg.server.wsgi import (
@@ -25,6 +26,7 @@ from esg.server.wsgi import (
     FileWrapper,
     Input,
     Threads,
+    _level_of,
     request_environ,
 )
 from tests.support.waiting import eventually
@@ -336,15 +338,27 @@ def test_bytes_are_refused(lines):
         ("2026-11-26 10:00:00 [error    ] structlog's format", "ERROR"),
         ("[2026-11-26 10:00:00 +0000] [7] [INFO] gunicorn's format", "INFO"),
         ("[26/Nov/2026 10:00:00] DEBUG text", "DEBUG"),
+        ("10:00:00 TRACE text", "TRACE"),
         ("\x1b[31mERROR\x1b[0m text", "ERROR"),
         ("1" * 100_000 + " ERROR", "WARNING"),
         ("[" * 100_000 + " ERROR", "WARNING"),
     ],
 )
 def test_the_level_that_a_text_begins_with(caplog, lines, text, level):
-    caplog.set_level(logging.DEBUG, "esg")
+    caplog.set_level(TRACE, "esg")
     ErrorStream(None).write(f"{text}\n")
     assert [record.levelname for record in caplog.records] == [level]
+
+
+def test_no_text_takes_long_to_find_a_level_in():
+    """A client's text must not hold the interpreter: compare it with a usual one."""
+
+    def quickest(text):
+        return min(timeit.repeat(lambda: _level_of(text), number=1, repeat=5))
+
+    usual = quickest("2026-11-26 10:00:00,123 CRITICAL text")
+    for text in ("0" * 200, "0 " * 100, "0:- " * 60, "1-" * 100, "0T" * 100):
+        assert quickest(text) < 200 * usual
 
 
 def test_a_record_of_logging_is_one_record(caplog, lines):
