@@ -58,7 +58,7 @@ def size_of(thing):
 
 def memos():
     gc.collect()
-    return [thing for thing in gc.get_objects() if isinstance(thing, Memo)]
+    return [thing for thing in gc.get_objects() if type(thing) is Memo]
 
 
 def texts(count):
