@@ -106,9 +106,9 @@ def _watch(mailbox: int, subject: str, limit: Callable[[], float]) -> None:
     poll.poll()
     seconds = limit()
     # The log may be blocked: nobody reads it, or a thread that hangs has its lock. This needs
-    # neither a lock nor the interpreter. Nobody would read the stacks that it writes first.
-    nothing = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    faulthandler.dump_traceback_later(seconds + LAST_WORDS, exit=True, file=nothing)
+    # neither a lock nor the interpreter. Nobody would read the stacks that it writes first: they go
+    # to the mailbox, where writing fails at once. There may be no descriptor for another file.
+    faulthandler.dump_traceback_later(seconds + LAST_WORDS, exit=True, file=mailbox)
     _sleep(seconds)
     logger.critical("%s ends: its arbiter is gone, and it has not ended in its time", subject)
     os._exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -17,10 +18,12 @@ def take() -> dict[str, str]:
     """Take the secrets out of this process's environment, so that no child of it has them.
 
     Also out of what /proc/PID/environ shows (proc_pid_environ(5)), where the system allows that.
+    Without /proc there is nothing to hide it from; a Python may have been built without ctypes.
     """
     found = {name: os.environ.pop(name) for name in NAMES if name in os.environ}
     if found:
-        _wipe([os.fsencode(f"{name}=") for name in found])
+        with contextlib.suppress(OSError, ImportError):
+            _wipe([os.fsencode(f"{name}=") for name in found])
     return found
 
 

@@ -6,6 +6,7 @@ application.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -174,7 +175,9 @@ class Arbiter:
         before = f" ({more} more like it before)" if more else ""
         event = f"unexpected error, the arbiter goes on: {error!r}{before}"
         detail = "".join(traceback.format_exception(error)).rstrip()
-        logs.write(logging.CRITICAL, self._subject(), event, detail)
+        # What raised may be a filter or a handler of --log-config's, and raise once more.
+        with contextlib.suppress(Exception):
+            logs.write(logging.CRITICAL, self._subject(), event, detail)
 
     def _time_left(self) -> float | None:
         """Until the fleet or the reloader has something to decide."""

@@ -53,6 +53,13 @@ def test_an_orphan_ends_though_nobody_reads_its_log() -> None:
         os.close(writing)
 
 
+def test_an_orphan_without_a_free_descriptor_ends() -> None:
+    meanwhile = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))"
+    done = run(meanwhile, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "worker ends: its arbiter is gone" in done.stderr
+
+
 TIED = """
 import ctypes, os, sys, time
 from esg import lifeline

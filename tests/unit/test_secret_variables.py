@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from esg import secret_variables
 
@@ -39,3 +40,10 @@ def test_a_secret_is_neither_passed_on_nor_shown():
         [sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == [f"{{'{PASSWORD}': 'hush'}}", "False True kept", "False"]
+
+
+def test_a_secret_is_taken_where_there_is_no_proc(monkeypatch, tmp_path):
+    monkeypatch.setenv(PASSWORD, "hush")
+    monkeypatch.setattr(secret_variables, "Path", lambda path: Path(f"{tmp_path}{path}"))
+    assert secret_variables.take() == {PASSWORD: "hush"}
+    assert PASSWORD not in os.environ
