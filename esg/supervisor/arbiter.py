@@ -149,6 +149,7 @@ class Arbiter:
         self._dispatch(self._beats())
         for handle in self._handles.values():
             handle.deliver()
+            self._show_rows(handle)
         self._sockets.look_after()
 
     def _attempt(self, function: Callable[..., _T], *arguments: object) -> _T | None:
@@ -348,6 +349,9 @@ class Arbiter:
             if isinstance(message, mailbox.NoLifespan):
                 self._log_lifespan(handle, message)
             else:
+                if isinstance(message, mailbox.Ready):
+                    handle.serves = True
+                    self._show_rows(handle)
                 self._dispatch(self._event_of(handle.number, message))
         if not alive:
             self._forget_mailbox(handle)
@@ -429,10 +433,23 @@ class Arbiter:
 
     def _show_row(self, number: int) -> None:
         """Give the workers that were forked before this one a descriptor to read its row."""
-        fd = self._board.reading_fd(number)
-        if fd is not None:
-            for handle in self._handles.values():
-                handle.mailbox.send(mailbox.NewRow(number, [fd]))
+        for handle in self._handles.values():
+            handle.unseen.add(number)
+            self._show_rows(handle)
+
+    def _show_rows(self, handle: WorkerHandle) -> None:
+        """Send a worker that serves what it hasn't seen.
+
+        One that boots reads no mail, and the kernel counts the descriptors in mail that wasn't read
+        against RLIMIT_NOFILE (unix(7), ETOOMANYREFS): 64 workers at once would be too many.
+        """
+        if not handle.serves:
+            return
+        for number in sorted(handle.unseen):
+            fd = self._board.reading_fd(number)
+            if fd is not None and not handle.mailbox.offer(mailbox.NewRow(number, [fd])):
+                return
+            handle.unseen.discard(number)
 
     def _run_worker(self, assignment: Assignment, own: WorkerHandle) -> int:
         """In the child: let go of what is the arbiter's, then run the payload."""

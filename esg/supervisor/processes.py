@@ -18,7 +18,7 @@ from types import FrameType
 
 from esg import forks, lifeline
 from esg.listeners import Listener
-from esg.mailbox import ArbitersEnd, Drain, FromArbiter, Mailbox, NewListener, pair
+from esg.mailbox import ArbitersEnd, Drain, FromArbiter, Mailbox, NewListener, NewLogFiles, pair
 from esg.payload import DUMP_SIGNAL
 from esg.supervisor.signals import CHILD, HANDLED
 from esg.supervisor.stackfile import StackFile
@@ -49,6 +49,10 @@ class WorkerHandle:
         self._sent: set[int] = set()
         self._owed: list[tuple[float, FromArbiter]] = []
         """Mail that the mailbox had no room for, and when it was posted."""
+        self.serves = False
+        """Whether it has said that it accepts connections."""
+        self.unseen: set[int] = set()
+        """Numbers of newer workers whose rows it has not been sent."""
 
     @classmethod
     def open(cls, number: int, generation: int) -> tuple[WorkerHandle, Mailbox]:
@@ -78,22 +82,29 @@ class WorkerHandle:
     def post(self, message: FromArbiter) -> None:
         """Send mail; if the worker has more than it reads, `deliver` sends it later.
 
-        Of several messages of one kind that wait, the newest counts.
+        Of several messages of one kind that wait, the newest counts. Those that wait have copies of
+        their descriptors, since the numbers may be other files' when they are sent. Raises OSError
+        if there is no room for copies.
         """
-        self._owed = [owed for owed in self._owed if not _is_outdated(owed[1], message)]
-        self._owed.append((time.monotonic(), message))
+        for owed in [owed for owed in self._owed if _is_outdated(owed[1], message)]:
+            self._owed.remove(owed)
+            _close_copies(owed[1])
         self.deliver()
+        if self._owed or not self.mailbox.offer(message):
+            self._owed.append((time.monotonic(), _with_copies(message)))
 
     def deliver(self) -> None:
         """Send the mail that is owed, as far as there is room for it by now."""
         while self._owed:
-            posted_at, message = self._owed[0]
+            posted_at, posted = self._owed[0]
+            message = posted
             if isinstance(message, Drain):  # its time has run since then
                 left = max(0.0, message.grace - (time.monotonic() - posted_at))
                 message = dataclasses.replace(message, grace=left)
             if not self.mailbox.offer(message):
                 return
             del self._owed[0]
+            _close_copies(posted)
 
     def signal(self, signum: int) -> None:
         """Send a signal, unless the process was reaped: then the pid may be another's.
@@ -155,6 +166,9 @@ class WorkerHandle:
         """Close this process's descriptors of the worker; more than once does no harm."""
         self.mailbox.close()
         self.stacks.close()
+        for _, message in self._owed:
+            _close_copies(message)
+        self._owed = []
 
 
 def _is_outdated(message: FromArbiter, newer: FromArbiter) -> bool:
@@ -162,6 +176,27 @@ def _is_outdated(message: FromArbiter, newer: FromArbiter) -> bool:
     if isinstance(message, NewListener) and isinstance(newer, NewListener):
         return message.url == newer.url
     return type(message) is type(newer)
+
+
+def _with_copies(message: FromArbiter) -> FromArbiter:
+    """The message with descriptors of its own. Raises OSError, with nothing left open."""
+    if not isinstance(message, NewListener | NewLogFiles):
+        return message
+    copies: list[int] = []
+    try:
+        for fd in message.fds:
+            copies.append(os.dup(fd))
+    except OSError:
+        for fd in copies:
+            os.close(fd)
+        raise
+    return dataclasses.replace(message, fds=copies)
+
+
+def _close_copies(message: FromArbiter) -> None:
+    if isinstance(message, NewListener | NewLogFiles):
+        for fd in message.fds:
+            os.close(fd)
 
 
 def _signal_name(signum: int) -> str:

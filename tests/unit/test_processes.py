@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
-from esg.mailbox import Drain, FromArbiter, Mailbox, ReloadFailed
+from esg.mailbox import Drain, FromArbiter, Mailbox, NewLogFiles, ReloadFailed
 from esg.supervisor.processes import WorkerHandle
 
 
@@ -63,6 +64,26 @@ def test_of_mail_that_waits_the_newest_of_a_kind_counts(handle_and_worker) -> No
     received(worker)
     handle.deliver()
     assert [message.reason for message in received(worker)] == ["second", "shutdown"]
+
+
+def test_descriptors_of_mail_that_waits_are_of_the_same_files_later(
+    handle_and_worker, tmp_path
+) -> None:
+    handle, worker = handle_and_worker
+    fill(handle)
+    log, other = (os.open(tmp_path / name, os.O_CREAT | os.O_WRONLY) for name in ("log", "other"))
+    for _ in range(2):  # the second takes the first one's place
+        handle.post(NewLogFiles(["log"], [log]))
+    inode = os.fstat(log).st_ino
+    os.dup2(other, log)
+    received(worker)
+    open_before = len(os.listdir("/proc/self/fd"))
+    handle.deliver()
+    assert len(os.listdir("/proc/self/fd")) == open_before - 1
+    (news,) = received(worker)
+    assert os.fstat(news.fds[0]).st_ino == inode
+    for fd in (log, other, *news.fds):
+        os.close(fd)
 
 
 def test_mail_for_a_worker_that_is_gone_is_not_kept(handle_and_worker) -> None:

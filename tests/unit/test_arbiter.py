@@ -1,0 +1,69 @@
+"""Parts of the arbiter that take no process."""
+
+from __future__ import annotations
+
+import logging
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from esg.logs import arbiter_subject
+from esg.mailbox import FromArbiter, NewRow, ReloadFailed
+from esg.scoreboard import Scoreboard
+from esg.supervisor.arbiter import Arbiter
+from esg.supervisor.processes import WorkerHandle
+
+
+@pytest.fixture
+def handle_and_worker():
+    """A handle without a process, and the worker's end of its mailbox."""
+    handle, workers_end = WorkerHandle.open(1, 1)
+    yield handle, workers_end
+    handle.close()
+    workers_end.close()
+
+
+def rows(mail) -> list[int]:
+    """Numbers of the rows that have come."""
+    messages, _ = mail.receive(FromArbiter)
+    news = [message for message in messages if isinstance(message, NewRow)]
+    for fd in [fd for message in news for fd in message.fds]:
+        os.close(fd)
+    return [message.number for message in news]
+
+
+def test_a_worker_is_sent_the_rows_of_newer_ones_once_it_serves(handle_and_worker):
+    handle, worker = handle_and_worker
+    board = Scoreboard()
+    arbiter = SimpleNamespace(_board=board, _handles={1: handle})
+    arbiter._show_rows = lambda handle: Arbiter._show_rows(arbiter, handle)
+    for number in (2, 3):
+        board.new_row(number)
+        Arbiter._show_row(arbiter, number)
+    assert rows(worker) == []
+    handle.serves = True
+    while handle.mailbox.send(ReloadFailed("full", "x" * 4000)):
+        continue
+    arbiter._show_rows(handle)
+    board.remove(3)
+    rows(worker)
+    arbiter._show_rows(handle)
+    assert rows(worker) == [2]
+    arbiter._show_rows(handle)
+    assert rows(worker) == []
+    board.remove(2)
+
+
+def test_a_report_of_an_error_raises_none(monkeypatch):
+    def fails(record):
+        raise RuntimeError
+
+    logger = logging.getLogger("esg")
+    monkeypatch.setattr(logger, "filters", [fails])
+    arbiter = SimpleNamespace(_failures={}, _subject=lambda: arbiter_subject(1, 1))
+    try:
+        raise ValueError
+    except ValueError as error:
+        Arbiter._report(arbiter, error)
+    assert len(arbiter._failures) == 1
