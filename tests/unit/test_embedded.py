@@ -499,8 +499,12 @@ def test_a_forked_child_has_the_signals_of_the_program_and_no_socket_of_the_serv
 
     server = make(Forking(), loop=loop)
     client = threading.Thread(target=get, args=(port,))
-    client.start()
-    server.run(sockets=[sock])
-    client.join()
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        client.start()
+        server.run(sockets=[sock])
+        client.join()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert seen == [2, 0, -signal.SIGTERM]  # the listener and the client's connection
     assert in_child(lambda: sockets_at(port)) == 0

@@ -91,6 +91,8 @@ def test_a_child_has_default_actions_but_for_the_applications_own_handlers(
             )
         finally:
             signal.signal(signal.SIGUSR2, before)
+            for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                loop.remove_signal_handler(signum)  # uvloop leaves them when it is closed
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         codes = runner.run(main())
