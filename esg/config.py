@@ -852,6 +852,20 @@ class Config:
         WEBSOCKET,
         "Most messages of a client that wait for APP; 0 for a limit in bytes only.",
     )
+    ws_max_buffered: int = setting(
+        268435456,
+        size(0),
+        WEBSOCKET,
+        "Most bytes of messages, unfinished or waiting for APP, that all WebSockets of a worker "
+        "hold together (1013 beyond); 0 for no limit.",
+    )
+    ws_message_timeout: float = setting(
+        60.0,
+        seconds(),
+        WEBSOCKET,
+        "Time a client may take from the beginning of a message to its end (1008 beyond); "
+        "0 for no limit.",
+    )
     ws_ping_interval: float = setting(
         20.0, seconds(), WEBSOCKET, "Time between two pings; 0 for none."
     )

@@ -25,6 +25,7 @@ from esg.server.http1.response import Heads
 from esg.server.proxy_headers import trusted_proxies
 from esg.server.turns import Turns
 from esg.server.websocket.codec import library as websocket_library
+from esg.server.websocket.holdings import Holdings
 
 if TYPE_CHECKING:
     from esg.server.http1.connection import Connection
@@ -50,6 +51,7 @@ class Service:
     """One application being served on one event loop."""
 
     __slots__ = (
+        "_full",
         "_refusals",
         "_row",
         "_stood_still",
@@ -68,6 +70,7 @@ class Service:
         "handshakes",
         "heads",
         "held",
+        "holdings",
         "idle_deadline",
         "load",
         "loop",
@@ -123,6 +126,9 @@ class Service:
         self.handshakes: set[Handshake] = set()
         """Those that wait for the application's answer."""
         self.root_path = config.root_path
+        self.holdings = Holdings(config.ws_max_buffered, config.ws_max_size)
+        """What WebSockets hold of their clients' messages."""
+        self._full = Seldom()
         self._refusals = Seldom()
         self._warned_of_http10 = False
         self._stood_still = False
@@ -213,6 +219,14 @@ class Service:
         peer = client[0] if client else "a UNIX socket"
         text = "%s refused a request from %s: %s (%d)%s"
         logger.log(level, text, self.subject, peer, error, error.status, more)
+
+    def warn_of_holdings(self) -> None:
+        """Log that a WebSocket was closed since all of them hold too much; not each time."""
+        before = self._full.now(self.loop.time())
+        if before is not None:
+            text = "%s closed a WebSocket: the messages of all clients would exceed %d bytes%s"
+            more = f" ({before} more closed before)" if before else ""
+            logger.warning(text, self.subject, self.config.ws_max_buffered, more)
 
     def warn_of_http10_upgrades(self) -> None:
         """Log, once, what to do about a proxy that asks for WebSockets over HTTP/1.0."""

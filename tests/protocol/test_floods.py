@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import zlib
 
 import pytest
 
@@ -18,7 +19,7 @@ from esg.server.turns import PART, SHARE
 from .apps import Gate, echo, read_body, respond
 from .tls_client import TLSClient
 from .wire import get, post, post_chunked, settled, turns, until
-from .ws_client import BINARY, CONT, WebSocket, frame
+from .ws_client import BINARY, CONT, DEFLATE, WebSocket, frame
 
 ATTACKERS = 10
 CHUNK = len(b"1\r\nx\r\n")
@@ -234,3 +235,107 @@ class TestOverTLS:
         client.shutdown()
         await client.rest()
         assert bodies == [len(body)]
+
+
+# -- what a worker holds ---------------------------------------------------------------------
+
+
+def deflated(data):
+    """A message's first fragment, compressed, whose end never comes."""
+    compress = zlib.compressobj(9, zlib.DEFLATED, -12)
+    return compress.compress(data) + compress.flush(zlib.Z_SYNC_FLUSH)
+
+
+@pytest.mark.parametrize("ws", ["websockets", "wsproto"])
+async def test_unfinished_compressed_messages_of_many_connections(serve, log, ws):
+    """Some are closed with 1013; what the others hold stays below the bound."""
+    most, size = 2_000_000, 900_000
+    server = serve(_websocket, ws=ws, ws_max_size=1_000_000, ws_max_buffered=most)
+    fragment = frame(BINARY, deflated(bytes(size)), fin=False, rsv=4)
+    sockets = [await WebSocket.open(server, b"/", DEFLATE) for _ in range(10)]
+    for socket in sockets:
+        await socket.client.send(fragment)
+    await until(lambda: sum(session.code == 1013 for session in server.service.sockets) == 8)
+    assert 0 <= server.service.holdings.left < size
+    log.claim("would exceed 2000000 bytes")
+    honest = await WebSocket.open(server)
+    await honest.send(BINARY, b"x" * 1000)
+    await honest.closes()
+    for socket in sockets:
+        socket.client.close()
+    await server.connections(0)
+    assert server.service.holdings.left == most
+
+
+async def test_what_waits_for_the_application_counts_too(serve, log):
+    """It is given back when the application has taken it, or is over."""
+    release = asyncio.Event()
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await release.wait()
+
+    server = serve(app, ws_max_size=1_000_000, ws_max_buffered=2_000_000)
+    sockets = [await WebSocket.open(server) for _ in range(3)]
+    for socket in sockets:
+        await socket.send(BINARY, bytes(900_000))
+    await until(lambda: sum(session.code == 1013 for session in server.service.sockets) == 1)
+    log.claim("would exceed 2000000 bytes")
+    for socket in sockets:
+        socket.client.close()
+    await server.connections(0)
+    assert server.service.holdings.left < 1_000_000
+    release.set()
+    await until(lambda: server.service.holdings.left == 2_000_000)
+
+
+@pytest.mark.parametrize(
+    "begin", [frame(BINARY, b"x", fin=False), frame(BINARY, b"x" * 10)[:-1], frame(9)[:3]]
+)
+async def test_a_message_that_never_ends(serve, begin):
+    server = serve(_websocket, ws_message_timeout=30, ws_ping_interval=0)
+    socket = await WebSocket.open(server)
+    await socket.client.send(begin)
+    await turns(10)
+    server.advance(20)
+    await socket.client.quiet()
+    server.advance(20)
+    assert await socket.closing() == (1008, b"a message took too long")
+
+
+async def test_a_message_that_ends_in_time_is_followed_by_another(serve):
+    server = serve(_websocket, ws_message_timeout=30, ws_ping_interval=0)
+    socket = await WebSocket.open(server)
+    for _ in range(5):
+        await socket.client.send(frame(BINARY, b"x", fin=False))
+        await turns(10)
+        server.advance(20)
+        await socket.client.send(frame(CONT, b"x"))
+        await turns(10)
+        server.advance(20)
+    await socket.closes()
+
+
+async def test_a_message_that_is_not_read_has_more_time(serve):
+    """The application is slow, so the client isn't read: that isn't the client's fault."""
+    release = asyncio.Event()
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await release.wait()
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    server = serve(app, ws_message_timeout=30, ws_ping_interval=0, ws_max_queue=1)
+    socket = await WebSocket.open(server)
+    large = frame(BINARY, bytes(300_000))
+    await socket.client.push(large * 2 + large[:-1])
+    for _ in range(5):
+        server.advance(20)
+        await turns(3)
+    await socket.client.quiet()
+    release.set()
+    await socket.client.send(large[-1:])
+    await socket.closes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from esg.config import Config
 from esg.server.turns import SMALL, Turns
 from esg.server.websocket.codec import library
+from esg.server.websocket.holdings import FREE, Holdings
 from esg.server.websocket.inbox import (
     FREE_FRAGMENTS,
     MOST_CONTROLS,
@@ -28,12 +30,15 @@ class Owner:
     """Notes what it is told."""
 
     def __init__(self):
-        self.pings = self.pongs = 0
+        self.pings = self.pongs = self.beginnings = 0
         self.reading = True
         self.failure = None
 
     def on_arrival(self):
         pass
+
+    def on_beginning(self):
+        self.beginnings += 1
 
     def on_ping(self, content):
         self.pings += 1
@@ -53,6 +58,22 @@ class Owner:
         self.reading = True
 
 
+class Counted:
+    """A codec that counts the frames it is fed."""
+
+    def __init__(self, codec):
+        self._codec = codec
+        self.frames = 0
+
+    @property
+    def unfinished(self):
+        return self._codec.unfinished
+
+    def feed(self, data, sink):
+        self.frames += 1
+        self._codec.feed(data, sink)
+
+
 class Desk:
     """An inbox, and a loop that turns when the test says so."""
 
@@ -67,17 +88,16 @@ class Desk:
             now=0.0,
             context=context,
             turns=Turns(self, context, lambda: self.now),
+            holdings=Holdings(config.ws_max_buffered, config.ws_max_size),
         )
         self.owner = Owner()
         self.inbox = Inbox(self.service, self.owner)
-        self.decoded = 0
-        codec = library(config).codec(config.ws_max_size, None)
-        self.inbox.agree(lambda: SimpleNamespace(feed=self._feed), compresses=False)
-        self._codec = codec
+        self._codec = Counted(library(config).codec(config.ws_max_size, None))
+        self.inbox.agree(lambda: self._codec, compresses=False)
 
-    def _feed(self, data, sink):
-        self.decoded += 1
-        self._codec.feed(data, sink)
+    @property
+    def decoded(self):
+        return self._codec.frames
 
     def call_soon(self, callback, *args, context):
         self.due.append(callback)
@@ -219,3 +239,127 @@ def test_many_fragments_that_bring_something(desk):
     desk.inbox.feed(frame(0x80))
     assert desk.owner.failure is None
     assert desk.inbox.next() == b"12345678" * FREE_FRAGMENTS * 2
+
+
+# -- what all hold -----------------------------------------------------------------------------
+
+
+def mine(first, size):
+    """A large frame."""
+    return bytes((first, 0xFF)) + size.to_bytes(8, "big") + MASK + bytes(size)
+
+
+ROOM = 1_000_000
+
+
+@pytest.fixture(params=["websockets", "wsproto"])
+def room(request):
+    """An inbox in a worker that may hold 1 MB."""
+    desk = Desk(request.param, ws_max_buffered=ROOM, ws_max_size=ROOM)
+    assert desk.service.holdings.left == ROOM
+    return desk
+
+
+def left(desk):
+    return desk.service.holdings.left
+
+
+def test_small_messages_are_not_counted(room):
+    for _ in range(20):
+        room.inbox.feed(frame(0x82, b"x" * 100))
+    assert left(room) == ROOM
+
+
+def test_a_large_message_is_counted_until_it_is_taken(room):
+    room.inbox.feed(mine(0x82, 300_000))
+    assert left(room) < ROOM - 300_000 + FREE
+    assert len(room.inbox.next()) == 300_000
+    room.turn()
+    assert left(room) == ROOM
+
+
+def test_a_frame_that_is_not_whole_is_counted(room):
+    data = mine(0x82, 300_000)
+    room.inbox.feed(data[:200_000])
+    assert left(room) == ROOM - 200_000 + FREE
+    room.inbox.feed(data[200_000:])
+    room.inbox.next()
+    room.turn()
+    assert left(room) == ROOM
+
+
+def test_a_message_in_fragments_is_counted(room):
+    room.inbox.feed(mine(0x02, 200_000))
+    assert left(room) == ROOM - 200_000 + FREE
+    room.inbox.feed(mine(0x80, 100_000))
+    assert left(room) < ROOM - 300_000 + FREE
+    room.inbox.next()
+    room.turn()
+    assert left(room) == ROOM
+
+
+@pytest.mark.parametrize("begin", [mine(0x02, 300_000), mine(0x82, 300_000)[:-1]])
+def test_the_end_of_a_connection_gives_back_what_was_unfinished(room, begin):
+    room.inbox.feed(begin)
+    assert left(room) < ROOM
+    room.inbox.stop()
+    assert left(room) == ROOM
+
+
+def test_messages_that_wait_count_until_the_application_is_over(room):
+    room.inbox.feed(mine(0x82, 300_000))
+    room.inbox.stop()
+    assert left(room) < ROOM
+    room.inbox.clear()
+    assert left(room) == ROOM
+
+
+@pytest.mark.parametrize(
+    "begin", [mine(0x02, 300_000), mine(0x82, 300_000)[:-1], mine(0x82, 300_000)]
+)
+def test_no_more_than_all_may_hold(room, begin):
+    room.service.holdings.left = 200_000
+    room.inbox.feed(begin)
+    assert room.owner.failure.code == 1013
+    assert not room.inbox.queue
+    room.inbox.stop()
+    room.inbox.clear()
+    assert left(room) == 200_000
+
+
+def test_small_messages_have_room_where_others_hold_all(room):
+    room.service.holdings.left = 0
+    for _ in range(20):
+        room.inbox.feed(frame(0x82, b"x" * 100) + frame(0x02, b"y") + frame(0x80, b"y"))
+    assert room.owner.failure is None
+
+
+def test_one_of_the_largest_messages_always_has_room():
+    desk = Desk(ws_max_buffered=1, ws_max_size=ROOM)
+    desk.inbox.feed(mine(0x82, ROOM))
+    assert desk.owner.failure is None
+
+
+def test_no_bound():
+    desk = Desk(ws_max_buffered=0)
+    desk.inbox.feed(mine(0x82, 3_000_000))
+    assert desk.owner.failure is None
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        (frame(0x02, b"x"), frame(0x80)),
+        (frame(0x82, b"x")[:-1], b"x"),
+        (frame(0x82)[:3], frame(0x82)[3:]),
+        (frame(0x02, b"x")[:-1], b"x" + frame(0x89) + frame(0x80)),
+    ],
+)
+def test_when_a_message_began(room, begin, end):
+    room.service.now = 5.0
+    room.inbox.feed(begin)
+    assert room.inbox.begun == 5.0
+    room.service.now = 6.0
+    room.inbox.feed(end)
+    assert room.inbox.begun == math.inf
+    assert room.owner.beginnings > 0

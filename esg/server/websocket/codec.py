@@ -22,6 +22,10 @@ class Sink(Protocol):
 class Codec(Protocol):
     """One connection's frames; a thin adapter on somebody else's library, without policy."""
 
+    @property
+    def unfinished(self) -> int:
+        """Bytes held of a message that comes in fragments, or characters of a text."""
+
     def feed(self, frame: bytes, sink: Sink) -> None:
         """Take in a whole frame of data whose header is sound. Raises Failure."""
 

@@ -41,7 +41,8 @@ POLICY_VIOLATION = 1008
 TOO_BIG = 1009
 INTERNAL_ERROR = 1011
 SERVICE_RESTART = 1012
-"""Close codes (section 7.4.1; 1012 is of IANA's registry)."""
+TRY_AGAIN_LATER = 1013
+"""Close codes (section 7.4.1; 1012 and 1013 are of IANA's registry)."""
 
 _OPCODES = frozenset((0x0, 0x1, 0x2, 0x8, 0x9, 0xA))
 _SENDABLE = frozenset((1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014))

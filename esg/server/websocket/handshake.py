@@ -111,6 +111,7 @@ class Handshake(Observed):
             elif self.state is not DONE and self.state is not GONE:
                 self._unfinished()
         finally:
+            session.forget()
             service.handshakes.discard(self)
             service.running.discard(self)
 

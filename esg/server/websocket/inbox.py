@@ -28,10 +28,12 @@ from esg.server.websocket.frames import (
     POLICY_VIOLATION,
     PONG,
     TOO_BIG,
+    TRY_AGAIN_LATER,
     Failure,
     check_header,
     unmask,
 )
+from esg.server.websocket.holdings import FREE
 
 QUEUE_BYTES = 1 << 20
 """Bytes of messages that wait for the application; beyond it none is added."""
@@ -70,6 +72,9 @@ class Owner(Protocol):
     def on_arrival(self) -> None:
         """There is a message more, or no more to come."""
 
+    def on_beginning(self) -> None:
+        """A message has begun, and isn't complete yet."""
+
     def on_ping(self, content: bytes) -> None:
         """A ping has come."""
 
@@ -96,6 +101,7 @@ class Inbox:
         "_accepts",
         "_backlog",
         "_backlogged",
+        "_charged",
         "_codec",
         "_controls",
         "_counted_at",
@@ -117,6 +123,7 @@ class Inbox:
         "_service",
         "_special",
         "_wanted",
+        "begun",
         "compresses",
         "paused",
         "queue",
@@ -162,6 +169,10 @@ class Inbox:
         """Whether a plain message isn't just put into the queue."""
         self.paused = False
         """Whether the client isn't read from, since too much waits for the application."""
+        self._charged = 0
+        """Bytes that are counted among the worker's holdings."""
+        self.begun = math.inf
+        """When the message began that isn't complete yet; infinite if there is none."""
         self._reads = True
         """Whether the owner has been told to read."""
         self._accepts = True
@@ -216,6 +227,8 @@ class Inbox:
         except Failure as failure:
             self._drop_backlog()
             self._owner.on_failure(failure)
+        if self._charged:
+            self._count_holdings()
         self._special = self._is_special()
         if self.paused and not self._backlog:
             self._resume()
@@ -228,6 +241,7 @@ class Inbox:
         self.queue.clear()
         self._held = 0
         self._drop_backlog()
+        self._count_holdings()
 
     def shut(self) -> None:
         """Take no more messages; control frames still count."""
@@ -240,7 +254,10 @@ class Inbox:
         """Drop all that still comes. What has come as a whole can still be taken out."""
         self._accepts = False
         self._special = self._deaf = True
+        self._codec = None  # with what it has of a message; nothing is sent any more, either
+        self._fragmented = False
         self._forget_partial()
+        self._count_holdings()
 
     def _drop_backlog(self) -> None:
         self._backlog.clear()
@@ -270,7 +287,11 @@ class Inbox:
             self._put_off += data
             return
         if self._have:
-            data = self._completed(data)
+            try:
+                data = self._completed(data)
+            except Failure as failure:
+                self._owner.on_failure(failure)
+                return
             if not data:
                 return
         if len(data) <= SMALL:
@@ -353,11 +374,15 @@ class Inbox:
                 length = data[at + 1] & 0x7F
                 check_header(data[at], data[at + 1] > 127, length, self.compresses)
             self._pieces, self._have, self._wanted = [data[at:]], end - at, wanted
+            self._begin()
             self._bound_partial()
         return end
 
     def _completed(self, data: bytes) -> bytes:
-        """What there is of a frame, with some more; nothing if that still isn't enough."""
+        """What there is of a frame, with some more; nothing if that still isn't enough.
+
+        Raises Failure.
+        """
         pieces = self._pieces
         pieces.append(data)
         self._have += len(data)
@@ -371,9 +396,42 @@ class Inbox:
 
     def _forget_partial(self) -> None:
         self._pieces, self._have = [], 0
+        if not self._fragmented:
+            self.begun = math.inf
+
+    def _begin(self) -> None:
+        """Note when a message begins that isn't complete yet."""
+        if self.begun == math.inf:
+            self.begun = self._service.now
+            self._owner.on_beginning()
+
+    def excuses(self, now: float) -> bool:
+        """Whether the client has more time for its message, since it isn't being read."""
+        if not (self.paused or self._backlog):
+            return False
+        self.begun = now
+        return True
+
+    def _count_holdings(self) -> None:
+        """Count what this connection holds now among what all hold."""
+        held = self._held + self._backlogged + self._have
+        if self._fragmented and self._codec is not None:
+            held += self._codec.unfinished
+        beyond = max(0, held - FREE)
+        self._service.holdings.left -= beyond - self._charged
+        self._charged = beyond
+
+    def _bound_holdings(self) -> None:
+        """The same where it may have grown. Raises Failure where all hold too much."""
+        before = self._charged
+        self._count_holdings()
+        if self._service.holdings.left < 0 and self._charged > before:
+            raise Failure(TRY_AGAIN_LATER, "the server holds too many messages")
 
     def _bound_partial(self) -> None:
-        """Read no more of a large frame that would have to wait."""
+        """Bound what is held, and read no more of a large frame that would have to wait."""
+        if self._have > FREE or self._charged:
+            self._bound_holdings()
         if self._have > BACKLOG and self._accepts and (self._backlog or self._full()):
             self._pause()
 
@@ -420,6 +478,11 @@ class Inbox:
         self._fragmented = not first & 0x80
         self._special = self._special or self._fragmented
         self.codec().feed(frame, self)
+        if self._fragmented:
+            self._begin()
+            self._bound_holdings()
+        else:
+            self.begun = math.inf
         if first == CONTINUATION | 0x80:
             self._special = self._is_special()
 
@@ -438,14 +501,25 @@ class Inbox:
         self.queue.append(message)
         self._held += len(message) + MESSAGE_OVERHEAD
         self._owner.on_arrival()
-        if len(self.queue) >= self._most_queued or self._held > QUEUE_BYTES:
+        if len(self.queue) >= self._most_queued or self._held > FREE:
             self._special = True
+            if self._held > FREE:
+                self._hold_message()
+
+    def _hold_message(self) -> None:
+        """Count the messages that wait; the last of them isn't kept if there is no room for it."""
+        try:
+            self._bound_holdings()
+        except Failure:
+            self._held -= len(self.queue.pop()) + MESSAGE_OVERHEAD
+            self._count_holdings()
+            raise
 
     def _full(self) -> bool:
         return len(self.queue) >= self._most_queued or self._held > QUEUE_BYTES
 
     def _is_special(self) -> bool:
-        waits = bool(self._backlog) or self._full()
+        waits = bool(self._backlog) or self._full() or self._charged > 0
         return waits or self._fragmented or not self._accepts
 
 

@@ -37,8 +37,10 @@ from esg.server.websocket.frames import (
     LARGE,
     NORMAL,
     PING_FRAME,
+    POLICY_VIOLATION,
     PONG_FRAME,
     TEXT,
+    TRY_AGAIN_LATER,
     Failure,
     check_close_code,
     close_content,
@@ -225,6 +227,10 @@ class Session(asyncio.Protocol):
         if self.state is OPEN:
             self.close_with(NORMAL, "")
 
+    def forget(self) -> None:
+        """The application is over, so nobody takes the messages that wait."""
+        self._inbox.clear()
+
     def cancelled(self) -> None:
         """The application was cancelled: the worker ends."""
         if self.state is OPEN:
@@ -330,6 +336,12 @@ class Session(asyncio.Protocol):
         if self._waiters:
             self._wake()
 
+    def on_beginning(self) -> None:
+        """See `Owner`."""
+        limit = self.service.config.ws_message_timeout
+        if limit and self.state is OPEN:
+            self._look_at(self.service.now + limit + TICK)
+
     def on_ping(self, content: bytes) -> None:
         """See `Owner`. A client that takes nothing is owed the newest pong alone (5.5.3)."""
         if self.write_paused:
@@ -359,6 +371,8 @@ class Session(asyncio.Protocol):
             return
         if self.state is OPEN:
             self.close_with(failure.code, failure.reason)
+        if failure.code == TRY_AGAIN_LATER:
+            self.service.warn_of_holdings()
         self._hang_up()
 
     def pause_reading(self) -> None:
@@ -433,6 +447,12 @@ class Session(asyncio.Protocol):
                 return
             self._heard = False
             self._pong_by = now + config.ws_ping_timeout
+        if config.ws_message_timeout:
+            late = self._inbox.begun + config.ws_message_timeout + TICK
+            if late < now and not self._inbox.excuses(now):
+                self.on_failure(Failure(POLICY_VIOLATION, "a message took too long"))
+                return
+            self._look_at(max(late, now))
         if self._ping_at < now:
             self._ping(now)
         self._look_at(min(self._ping_at, self._pong_by))

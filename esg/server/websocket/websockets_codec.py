@@ -72,6 +72,11 @@ class WebsocketsCodec:
         self._text = io.StringIO()
         self._bytes = io.BytesIO()
 
+    @property
+    def unfinished(self) -> int:
+        """See `Codec`."""
+        return self._text.tell() + self._bytes.tell()
+
     def feed(self, frame: bytes, sink: Sink) -> None:
         """See `Codec`."""
         protocol = self._protocol

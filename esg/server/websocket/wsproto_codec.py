@@ -76,6 +76,11 @@ class WsprotoCodec:
         self._text = io.StringIO()
         self._bytes = io.BytesIO()
 
+    @property
+    def unfinished(self) -> int:
+        """See `Codec`."""
+        return self._size
+
     def feed(self, frame: bytes, sink: Sink) -> None:
         """See `Codec`."""
         connection = self._connection

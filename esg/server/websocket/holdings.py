@@ -1,0 +1,23 @@
+"""What all WebSockets of a worker hold of their clients' messages.
+
+Each is bounded by itself, but a thousand of them can hold a thousand times as much, and 15 KB that
+a client sends can become 16 MB when they are decompressed.
+"""
+
+from __future__ import annotations
+
+import math
+
+FREE = 65536
+"""Bytes of each connection that aren't counted, so that small messages cost nothing."""
+
+
+class Holdings:
+    """A bound on the sum of what connections hold beyond `FREE` bytes each."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, most_bytes: int, largest_message: int) -> None:
+        """0 for no bound; there is always room for one of the largest messages."""
+        self.left: float = max(most_bytes, largest_message) if most_bytes else math.inf
+        """Bytes that may still be held."""
