@@ -25,6 +25,7 @@ from esg import logconfig, logfiles
 from esg.config import Config, LogDefinition
 from esg.errors import ConfigError
 from esg.logfiles import LineStream, LogFile, LogFiles
+from esg.seldom import Seldom
 
 TRACE = 5
 """The level below DEBUG, with uvicorn's number: connections as they come and go."""
@@ -81,15 +82,27 @@ def arbiter_subject(generation: int, pid: int) -> Subject:
     return Subject(None, generation, pid)
 
 
+_failures = Seldom()
+
+
 def write(level: int, subject: Subject, event: str, detail: str = "") -> None:
-    """Log an event about `subject`. `detail` is a traceback or the like that belongs to it."""
+    """Log an event about `subject`. `detail` is a traceback or the like that belongs to it.
+
+    Raises nothing: what `--log-config` brings along may, and the caller has more to do than log.
+    """
     if not logger.isEnabledFor(level):
         return
     record = logger.makeRecord(
         logger.name, level, __file__, 0, "%s %s", (subject, event), None, "write"
     )
     record.exc_text = detail or None
-    logger.handle(record)
+    try:
+        logger.handle(record)
+    except Exception as error:  # noqa: BLE001 - filters and handlers may be anybody's
+        more = _failures.now(time.monotonic())
+        if more is not None:
+            count = f" ({more} more before it)" if more else ""
+            logfiles.complain_on_stderr(f"a line can't be logged: {error!r}{count}")
 
 
 # -- formats -----------------------------------------------------------------------------

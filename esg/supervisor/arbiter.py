@@ -6,7 +6,6 @@ application.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
@@ -135,7 +134,7 @@ class Arbiter:
                 self._attempt(self._look_around)
                 self._dispatch(on.Tick())
                 self._attempt(self._reloader.tick, time.monotonic())
-            self._log_files.flush()
+            self._attempt(self._log_files.flush)
             self._attempt(self._notifier.turn, time.monotonic())
             self._attempt(self._control.turn, time.monotonic())
             if self._failed:  # what is still to be done would be tried without a pause
@@ -176,9 +175,7 @@ class Arbiter:
         before = f" ({more} more like it before)" if more else ""
         event = f"unexpected error, the arbiter goes on: {error!r}{before}"
         detail = "".join(traceback.format_exception(error)).rstrip()
-        # What raised may be a filter or a handler of --log-config's, and raise once more.
-        with contextlib.suppress(Exception):
-            logs.write(logging.CRITICAL, self._subject(), event, detail)
+        logs.write(logging.CRITICAL, self._subject(), event, detail)
 
     def _time_left(self) -> float | None:
         """Until the fleet or the reloader has something to decide."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from types import SimpleNamespace
 
 import pytest
 
-from esg.logs import arbiter_subject
 from esg.mailbox import FromArbiter, NewRow, ReloadFailed
 from esg.scoreboard import Scoreboard
 from esg.supervisor.arbiter import Arbiter
@@ -53,17 +51,3 @@ def test_a_worker_is_sent_the_rows_of_newer_ones_once_it_serves(handle_and_worke
     arbiter._show_rows(handle)
     assert rows(worker) == []
     board.remove(2)
-
-
-def test_a_report_of_an_error_raises_none(monkeypatch):
-    def fails(record):
-        raise RuntimeError
-
-    logger = logging.getLogger("esg")
-    monkeypatch.setattr(logger, "filters", [fails])
-    arbiter = SimpleNamespace(_failures={}, _subject=lambda: arbiter_subject(1, 1))
-    try:
-        raise ValueError
-    except ValueError as error:
-        Arbiter._report(arbiter, error)
-    assert len(arbiter._failures) == 1

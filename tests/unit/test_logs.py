@@ -167,6 +167,17 @@ def test_a_record_that_names_its_subject_is_not_about_this_process(configured, c
     ]
 
 
+def test_a_filter_that_raises_keeps_nobody_from_going_on(configured, monkeypatch, capfd):
+    def fails(record):
+        raise RuntimeError("faulty")
+
+    monkeypatch.setattr(logs, "_failures", logs.Seldom())
+    monkeypatch.setattr(configured, "filters", [fails])
+    for _ in range(2):
+        logs.write(logging.WARNING, SUBJECT, "hello")
+    assert capfd.readouterr().err.count("can't be logged: RuntimeError('faulty')") == 1
+
+
 # -- what could forge a line -------------------------------------------------------------
 
 FORGERY = "x\n2026-11-21 05:40:01.123 ERROR    arbiter gen=1 pid=1 forged"
