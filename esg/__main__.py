@@ -33,7 +33,7 @@ def _end_on_request() -> None:
     """
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)
-    # Whoever started this may have had them blocked, and a mask is inherited.
+    # The parent process may have blocked these signals, and the mask is inherited.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
 
 

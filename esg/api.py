@@ -35,9 +35,9 @@ def serve(read_config: Callable[[], internal.Config]) -> int:
 
 
 def _ready(config: internal.Config) -> internal.Config:
-    """The same settings, checked against what is installed and on the disk. Raises ConfigError.
+    """Check the settings against the installed packages and the disk; return them completed.
 
-    This process is in their folder from then on.
+    Changes this process's folder to the one in the settings. Raises ConfigError.
     """
     config = enter_folder(config)
     check(config)
@@ -45,7 +45,7 @@ def _ready(config: internal.Config) -> internal.Config:
 
 
 def enter_folder(config: internal.Config) -> internal.Config:
-    """Do what `--chdir` says; the same settings, with where that led. Raises ConfigError."""
+    """Change to the `--chdir` folder; return the settings with its path. Raises ConfigError."""
     return folders.enter(config)
 
 
@@ -54,14 +54,14 @@ def run(app: Any, *, config: str | None = None, **settings: Any) -> None:
 
     `app` is `MODULE:ATTRIBUTE` or the application itself; workers get the object by forking, and a
     reload goes on with the same one. `settings` are named as in docs/settings.md, or as the
-    options and keywords of uvicorn and gunicorn; None is the same as leaving one out, but for the
-    few that mean something else by it (docs/api.md). They are stronger than the environment, which
-    is stronger than the file: `config`, or else `esg.toml` or `pyproject.toml` in the current
-    folder.
+    options and keywords of uvicorn and gunicorn. None is the same as leaving a setting out, except
+    for a few that give it another meaning (docs/api.md). They override the environment, which
+    overrides the file: `config`, or else `esg.toml` or `pyproject.toml` in the current folder.
 
-    Returns when the service was stopped in an orderly way. Raises ConfigError and ListenError
-    where it can't be started like this, RuntimeError outside the main thread or in an event loop,
-    and SystemExit with the exit code of the `esg` command if it fails later (docs/signals.md).
+    Returns when the service has been stopped in an orderly way. Raises ConfigError or ListenError
+    if it can't be started with these settings, RuntimeError outside the main thread or in an event
+    loop, and SystemExit with the exit code of the `esg` command if it fails later
+    (docs/signals.md).
     """
     _check_place()
     factory = _ssl_context_factory(settings)
@@ -121,7 +121,7 @@ class Config(internal.Config):
 
 
 def _ssl_context_factory(settings: Mapping[str, Any]) -> Any:
-    """The function of that keyword, or None. Raises ConfigError for what can't be called."""
+    """The function given as that keyword, or None. Raises ConfigError if it isn't callable."""
     factory = settings.get("ssl_context_factory")
     if factory is not None and not callable(factory):
         raise ConfigError(
@@ -158,18 +158,18 @@ REFUSED: Mapping[str, str] = {
     "callback_notify": "ESG calls no function of the application's from time to time; "
     "start a task in its lifespan",
 }
-"""Keywords of uvicorn's that aren't options, and why they can't be had; None is fine."""
+"""Keywords of uvicorn that aren't options, and why they are refused; None is accepted."""
 
 NONE_MEANS: Mapping[str, object] = {
     "log_config": internal.LogDefinition(None),
     "ws_ping_interval": 0,
     "ws_ping_timeout": 0,
 }
-"""What None says where it doesn't say the same as no keyword: uvicorn's meaning of it."""
+"""The values that None stands for in uvicorn, for keywords where it isn't the default."""
 
 
 def _text_of(value: Any) -> Any:
-    """Paths as text, also those in a list; anything else as it is."""
+    """Convert paths to text, also those in a list; leave anything else as it is."""
     if isinstance(value, list | tuple):
         return [_text_of(item) for item in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -87,7 +87,7 @@ def _check(config: Config) -> int:
     identity(config)
     check(config)
     config = prepare(config)
-    loop_factory(config.loop)  # imports what the setting names, as the next ones do
+    loop_factory(config.loop)  # imports what the setting names, as the next calls do
     parser_class(config.http)
     library(config)
     logs.check(config)

@@ -22,9 +22,9 @@ DETAIL_LIMIT = 16 * 1024
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """How a command ended. `text` is one line; `detail` tells more, such as a traceback.
+    """How a command ended. `text` is one line; `detail` is longer, such as a traceback.
 
-    `stopping` says that the arbiter was told to stop meanwhile.
+    `stopping` means that the arbiter was told to stop before the command was finished.
     """
 
     ok: bool

@@ -25,7 +25,7 @@ ANSWER_LIMIT = 1024 * 1024
 
 
 class Overtaken(ESGError):
-    """This process was told to end while it waited, as by systemd when its unit is stopped."""
+    """This process got SIGTERM while it waited, for example because systemd stops its unit."""
 
 
 class ControlError(ESGError):
@@ -83,7 +83,7 @@ def _complain(message: str, code: int) -> int:
 )
 @click.pass_context
 def group(context: click.Context, control_socket: str | None, config: str | None) -> None:
-    """Find out which arbiter is meant; without a command print the help."""
+    """Find out which arbiter to talk to; without a command, print the help."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
         return
@@ -112,10 +112,11 @@ def _overtaken(signum: int, frame: FrameType | None) -> None:
 
 
 def _code_of_stop(code: int) -> int:
-    """The exit code where a stop of the service came in between: `code`, but 0 for systemd.
+    """The exit code if the service was stopped before the answer: `code`, or 0 under systemd.
 
-    systemd marks a unit as failed if its ExecReload= process fails, also while it stops the unit
-    itself and has sent that process SIGTERM. It sets MAINPID for such processes: systemd.exec(5).
+    systemd marks a unit as failed if its ExecReload= process fails, even if systemd itself is
+    stopping the unit and has sent that process SIGTERM. The process runs under systemd if
+    MAINPID is set: see systemd.exec(5).
     """
     return 0 if "MAINPID" in os.environ else code
 

@@ -1,7 +1,8 @@
-"""The folders that ESG works in, where the path to one may lead through a symbolic link.
+"""The folders that ESG works in, whose paths may contain symbolic links.
 
-Deployments switch a link (`current`) from one release to the next. The kernel only knows where a
-process is, not which path led there, so the path is kept, and every generation enters it again.
+Deployments switch a link (`current`) from one release to the next. The kernel only knows which
+folder a process is in, not by which path it got there. So ESG remembers the path, and every
+generation changes to it again.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from esg.errors import ConfigError
 
 
 def current() -> str:
-    """The folder that this process is in, by the path that led there where that is known.
+    """The current folder of this process, by the path that the operator used if that is known.
 
-    A shell keeps that path in PWD (POSIX, "Environment Variables"), which counts where it names
-    the same folder. Raises ConfigError if the folder was deleted.
+    A shell keeps that path in PWD (POSIX, "Environment Variables"). It is used if it names the
+    folder that this process is in. Raises ConfigError if the folder was deleted.
     """
     named = os.environ.get("PWD", "")
     with contextlib.suppress(OSError):
@@ -37,10 +38,10 @@ def current() -> str:
 
 
 def enter(config: Config) -> Config:
-    """Change to the folder of a new generation; the same settings, with where that is.
+    """Change to the folder of a new generation; return the settings with its real path.
 
-    Raises ConfigError if the folder can't be entered. One that was only the place of the start may
-    be gone, where the application isn't in it.
+    Raises ConfigError if the folder can't be entered. If no setting names the folder and the
+    application isn't in it, it may be missing.
     """
     try:
         os.chdir(config.folder or ".")
@@ -67,9 +68,9 @@ def _refusal(config: Config, error: OSError) -> str:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Come back to the folder that this process is in, even if that was deleted.
+    """A context that returns to the current folder at its end, even if the folder was deleted.
 
-    Raises OSError if there is no file descriptor for it.
+    Raises OSError if there is no file descriptor left for it.
     """
     fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -80,17 +81,17 @@ def kept() -> Iterator[None]:
 
 
 def follow(config: Config) -> None:
-    """In the arbiter: go to where the generation is that serves from now on, if that is there."""
+    """In the arbiter: change to the folder of the generation that now serves, if it exists."""
     with contextlib.suppress(OSError):
         os.chdir(config.real_folder or ".")
 
 
 def enter_again(config: Config, start: str = "") -> tuple[Config, list[str]]:
-    """In a worker: go to where its generation is; the settings to use there, and warnings.
+    """In a worker: change to its generation's folder; return the settings to use, and warnings.
 
-    A release that was deleted meanwhile is looked for by the path that led to it: the code of a
-    newer release is better than no worker. `start` is where the first generation was, which Python
-    may have put on its path (as `python -m` does).
+    If the release was deleted meanwhile, the worker follows the original path again: the code of
+    a newer release is better than no worker. `start` is the folder of the first generation, which
+    Python may have put on its module search path (as `python -m` does).
     """
     warnings = []
     if config.real_folder:
@@ -109,7 +110,7 @@ def enter_again(config: Config, start: str = "") -> tuple[Config, list[str]]:
 
 
 def _first_entered(*folders: str) -> str:
-    """Where the first of these that can be entered is; "" if none can."""
+    """The real path of the first of these folders that can be entered; "" if none can."""
     for folder in folders:
         with contextlib.suppress(OSError):
             os.chdir(folder)

@@ -1,10 +1,10 @@
-"""What a server holds must not live on in the children that its application forks.
+"""Releases the server's descriptors and signal handlers in children that its application forks.
 
-A fork has every descriptor and every signal handler of its parent. A child of a worker that kept
-them would keep the port in use and clients' connections open, and a signal that is sent to the
-child would be written to the wake-up descriptor that it shares with the worker (Python clears that
-in a forked child since 3.12; see signal.set_wakeup_fd). Nothing here is about programs that are
-started (fork and exec): descriptors are closed there by FD_CLOEXEC.
+A forked child inherits every descriptor and every signal handler of its parent. If a worker's child
+kept them, the port would stay in use and clients' connections would stay open. A signal sent to the
+child would also be written to the wake-up descriptor that it shares with the worker (since 3.12
+Python clears that in a forked child; see signal.set_wakeup_fd). This module doesn't deal with
+programs that are started by fork and exec: FD_CLOEXEC closes the descriptors there.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from typing import Any, NoReturn
 logger = logging.getLogger("esg")
 
 Name = tuple[Any, ...] | str | bytes
-"""What a socket is bound to: see socket.getsockname."""
+"""The address that a socket is bound to: see socket.getsockname."""
 
 SERVERS = ("asyncio", "esg", "gunicorn", "uvloop")
-"""Packages whose signal handlers mean nothing outside the process that they were set in."""
+"""Packages whose signal handlers make no sense outside the process that installed them."""
 
 MOST_DESCRIPTORS = 65536
-"""Descriptors that are looked at where /proc doesn't list those that are open."""
+"""How many descriptors are examined if /proc isn't there to list the open ones."""
 
 _Socket = socket.socket  # gevent puts another class in its place
 _releases: list[Callable[[], None]] = []
@@ -48,7 +48,7 @@ def release_in_children(release: Callable[[], None]) -> Callable[[], None]:
     """Have `release` called in each child that this process forks, before anything else runs there.
 
     Returns a function that ends this. All signals are blocked across the fork until everything is
-    released, so that one that is sent to the child early isn't handled as the parent would.
+    released, so that a signal sent to the child early isn't handled by the parent's handlers.
     """
     global _watching
     if not _watching:
@@ -92,10 +92,10 @@ def _after_in_child() -> None:
 
 
 def blank(descriptors: Iterable[int]) -> None:
-    """Have these descriptors be /dev/null from now on; negative ones are skipped.
+    """Replace these descriptors by /dev/null; negative ones are skipped.
 
-    Rather than closed: the objects that own them are still there, and would later use, or close,
-    what has got the same number by then.
+    They aren't closed, because the objects that own them still exist and would later use or close
+    another file that has been given the same number.
     """
     try:
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -113,10 +113,11 @@ def blank(descriptors: Iterable[int]) -> None:
 
 
 def connections_to(names: Iterable[Name]) -> list[int]:
-    """The descriptors of the connections that were accepted from listeners of these names.
+    """The descriptors of the connections that were accepted from listeners with these names.
 
-    An accepted socket is bound to what its listener is bound to. Asking the kernel costs nothing
-    until there is a fork, and finds connections on their way from accept(2) to a protocol, too.
+    An accepted socket is bound to the same address as its listener. Asking the kernel costs
+    nothing until there is a fork, and it also finds connections that were accepted but haven't
+    been given to a protocol yet.
     """
     wanted = list(names)
     return [
@@ -150,7 +151,7 @@ def _open_descriptors() -> Iterable[int]:
 
 
 def _is_at(name: Name, listens: Name) -> bool:
-    """Whether a socket of this name was accepted by the listener that has the other. Pure."""
+    """Whether a socket with this name was accepted by the listener with the other. Pure."""
     if isinstance(name, tuple) and isinstance(listens, tuple):
         same_host = listens[0] in ("0.0.0.0", "::") or name[0] == listens[0]
         return same_host and bool(name[1] == listens[1])
@@ -163,9 +164,9 @@ def _is_at(name: Name, listens: Name) -> bool:
 
 
 def default_signals() -> None:
-    """Give signals that a server handles Python's default actions; the application's handlers stay.
+    """Reset signals that a server handles to Python's defaults; keep the application's handlers.
 
-    SIGCHLD is reset though Python has no handler for it: libuv sets one of its own.
+    SIGCHLD is reset although Python knows of no handler for it: libuv installs one of its own.
     """
     signal.set_wakeup_fd(-1)
     for signum in signal.valid_signals():
@@ -187,9 +188,9 @@ def _is_servers(handler: Any) -> bool:
 def leave(loop: asyncio.AbstractEventLoop, thread: int) -> None:
     """In a child: never run `loop` again, which ran in the thread with this identifier.
 
-    A child that returns from the application's code, rather than end by os._exit(), would go on as
-    a second worker. It ends when it comes to the loop instead; callbacks that wait their turn are
-    the parent's to run.
+    A child that returns from the application's code, instead of calling os._exit(), would go on as
+    a second worker. So it is ended when it gets back to the loop. Callbacks that are still queued
+    are run by the parent alone.
     """
     _left.append(loop)
     _renew_epoll(loop)
@@ -201,9 +202,9 @@ def leave(loop: asyncio.AbstractEventLoop, thread: int) -> None:
 
 
 def _renew_epoll(loop: Any) -> None:
-    """Give the loop an epoll of its own: what it did to its parent's, it would do to the parent.
+    """Give the loop an epoll of its own, since changes to the shared one would affect the parent.
 
-    It isn't /dev/null: libuv aborts the process when it can't wait for events.
+    It can't be /dev/null: libuv aborts the process if it can't wait for events.
     """
     uvloops = getattr(loop, "_get_backend_id", None)
     fd = uvloops() if uvloops is not None else loop._selector.fileno()
@@ -212,7 +213,7 @@ def _renew_epoll(loop: Any) -> None:
 
 
 def _held_by(loop: Any) -> list[Any]:
-    """The attributes of a loop; uvloop has no names for them in Python."""
+    """The attributes of a loop; uvloop doesn't expose them under Python names."""
     ready = getattr(loop, "_ready", None)
     return gc.get_referents(loop) if ready is None else [ready]
 
@@ -231,8 +232,8 @@ def end_if_left(loop: asyncio.AbstractEventLoop, error: BaseException) -> None:
 def end(error: BaseException | None = None) -> NoReturn:
     """End a forked child that has come back from the application with this exception, or none.
 
-    Its exit status is what Python's would be. Exit handlers don't run: those that are registered
-    are the worker's, and may remove what the worker still needs.
+    Its exit status is the one that Python would give it. Exit handlers don't run, because the
+    registered ones belong to the worker and may remove something that the worker still needs.
     """
     status = 1
     try:
@@ -261,7 +262,7 @@ def end(error: BaseException | None = None) -> NoReturn:
 
 
 def _status_of(error: SystemExit) -> int:
-    """The exit status for sys.exit(), which prints whatever is no number."""
+    """The exit status for sys.exit(), which prints anything that isn't a number."""
     if error.code is None:
         return 0
     if isinstance(error.code, int):

@@ -18,7 +18,7 @@ WORKER_CLASSES: Mapping[str, Mapping[str, str]] = {
     "asyncio": {"loop": "asyncio"},
     "uvloop": {"loop": "uvloop"},
 }
-"""Worker classes whose work ESG does, and the settings that each stands for; the last two are
+"""Worker classes that ESG replaces, and the settings that each stands for; the last two are
 hypercorn's."""
 
 _CANT = {

@@ -1,8 +1,8 @@
-"""Ends a worker whose arbiter is gone and that can't notice it itself.
+"""Ends a worker whose arbiter is gone if the worker can't notice that itself.
 
-While it boots, the kernel does that, since no thread of ours may be there when the application is
-imported: gevent's monkey.patch_all() refuses to patch a process that has threads, and modules may
-fork. Afterwards a thread does.
+While the worker boots, the kernel ends it: ESG must not have a thread when the application is
+imported, because gevent's monkey.patch_all() refuses to patch a process that has threads, and
+modules may fork. After that, a thread ends it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any
 logger = logging.getLogger("esg")
 
 LAST_WORDS = 0.5
-"""Seconds that a log may take to tell of the end of a worker; it may be blocked."""
+"""Seconds that logging the end of a worker may take; the log may be blocked."""
 
 
 def _unpatched(module: types.ModuleType, name: str) -> Any:
-    """A function of the standard library, whatever gevent has put in its place by now, or will.
+    """The original function of the standard library, even if gevent has replaced it.
 
-    That would run on the event loop that it is to watch.
+    gevent's replacement would run on the very event loop that the thread has to watch.
     """
     gevent = sys.modules.get("gevent.monkey")
     return getattr(module, name) if gevent is None else gevent.get_original(module.__name__, name)
@@ -39,14 +39,14 @@ _start_thread = _unpatched(_thread, "start_new_thread")
 _poll, _sleep = _unpatched(select, "poll"), _unpatched(time, "sleep")
 
 _arbiters: tuple[int, int] | None = None
-"""A pipe whose writing end the arbiter alone holds: it closes when the arbiter ends."""
+"""A pipe whose writing end only the arbiter holds, so that it closes when the arbiter ends."""
 
 _tie = -1
 """The reading end, opened by this process for itself."""
 
 
 def prepare() -> None:
-    """In the arbiter, before it forks: have a pipe for `tie`. Raises OSError if there is none."""
+    """In the arbiter, before it forks: make the pipe for `tie`. Raises OSError if that fails."""
     global _arbiters
     if _arbiters is None:
         _arbiters = os.pipe2(os.O_CLOEXEC)
@@ -83,7 +83,7 @@ def tied() -> int:
 
 
 def untie() -> None:
-    """Live on without the arbiter, from now on."""
+    """Let this process outlive the arbiter from now on."""
     global _tie
     if _tie >= 0:
         fcntl.fcntl(_tie, fcntl.F_SETFL, os.O_NONBLOCK)  # a child may still have it open
@@ -94,20 +94,21 @@ def untie() -> None:
 def watch(mailbox: int, subject: str, limit: Callable[[], float]) -> None:
     """Watch for the end of a mailbox, from a thread, since the event loop may be blocked.
 
-    `limit` says how many seconds the worker then has to end of its own accord; after them it is
-    ended. The arbiter, which would do that otherwise, is no more.
+    `limit` returns how many seconds the worker then has to end by itself. After that, this thread
+    ends it, because the arbiter that would otherwise do so is gone.
     """
     _start_thread(_watch, (mailbox, subject, limit))
 
 
 def _watch(mailbox: int, subject: str, limit: Callable[[], float]) -> None:
     poll = _poll()
-    poll.register(mailbox, 0)  # hang-ups are always told of: poll(2)
+    poll.register(mailbox, 0)  # hang-ups are always reported: poll(2)
     poll.poll()
     seconds = limit()
-    # The log may be blocked: nobody reads it, or a thread that hangs has its lock. This needs
-    # neither a lock nor the interpreter. Nobody would read the stacks that it writes first: they go
-    # to the mailbox, where writing fails at once. There may be no descriptor for another file.
+    # The log may be blocked because nobody reads it, or because a hanging thread has its lock.
+    # faulthandler needs neither a lock nor the interpreter. It writes stacks first, which nobody
+    # would read: they go to the mailbox, where writing fails at once. There may be no descriptor
+    # left for another file.
     faulthandler.dump_traceback_later(seconds + LAST_WORDS, exit=True, file=mailbox)
     _sleep(seconds)
     logger.critical("%s ends: its arbiter is gone, and it has not ended in its time", subject)

@@ -24,7 +24,7 @@ SO_DETACH_FILTER = 27
 SO_GET_FILTER = SO_ATTACH_FILTER
 
 _POLLRDHUP = 0x2000
-"""poll(2): nothing more can be read. `select.POLLRDHUP` has it too, but not in every build."""
+"""poll(2): the other side will send no more. Not every Python build has `select.POLLRDHUP`."""
 
 # Classic BPF, run on each TCP segment for the listener: drop a SYN without ACK, pass the rest.
 # The offsets count from the TCP header; byte 13 holds the flags (RFC 9293, section 3.1).
@@ -63,14 +63,14 @@ class Listener:
     borrowed: int | None = None
     """The descriptor as which somebody else gave it, who may have it served on after us."""
     stored: bool | None = False
-    """Whether the service manager keeps a copy of it, for the case of a crash; None if it was asked
-    to and doesn't say whether it does.
+    """Whether the service manager keeps a copy of it in case of a crash; None if it was asked to
+    and doesn't say whether it does.
     """
     name: SocketName = dataclasses.field(init=False)
     """What it is bound to; known of a closed one, too."""
 
     filtered: bool = dataclasses.field(init=False)
-    """Whether it had a filter from the start, as whoever handed it over may have wanted."""
+    """Whether it already had a filter when it was handed over, which may be intended."""
 
     def __post_init__(self) -> None:
         self.name = _name_of(self.sock)
@@ -94,15 +94,15 @@ class Listener:
         return self.sock.fileno()
 
     def refuse_new(self) -> bool:
-        """Let no new connection begin, while those already in the kernel's queue stay acceptable.
+        """Refuse new connections, while those already in the kernel's queue can still be accepted.
 
-        Closing the last descriptor of a listener resets what is queued on it, so whoever closes
-        for good stops the inflow first, accepts what is there, and then closes. It acts on the
-        socket, thus for every process that holds it, so a borrowed one is left alone. Returns
-        whether some that have begun may still come.
+        Closing the last descriptor of a listener resets the connections queued on it. So a process
+        that closes it for good first refuses new connections, then accepts the queued ones, and
+        then closes it. Refusing affects every process that has the socket, so a borrowed socket is
+        left alone. Returns whether connections that have begun may still arrive.
 
-        TCP: socket(7), SO_ATTACH_FILTER; where the kernel has none, or a sandbox denies it with
-        whatever error, connections that begin until it is closed are accepted, too. UNIX:
+        TCP: socket(7), SO_ATTACH_FILTER; if the kernel doesn't have it, or a sandbox denies it with
+        any error, connections that begin before the socket is closed are accepted, too. UNIX:
         shutdown(2), after which connect(2) is refused and the queue remains.
         """
         if self.borrowed is not None:
@@ -120,10 +120,11 @@ class Listener:
 
     @property
     def fault(self) -> str:
-        """What somebody did to the socket that keeps clients out; empty if nothing is wrong.
+        """What a process did to the socket that keeps clients out; empty if nothing is wrong.
 
-        Whoever has a descriptor of the socket can do that, for all who have one: shut it down
-        (shutdown(2)), have it drop packets (socket(7), SO_ATTACH_FILTER), make accept(2) wait.
+        Any process with a descriptor of the socket can break it for all the others: it can shut it
+        down (shutdown(2)), make it drop packets (socket(7), SO_ATTACH_FILTER), or make accept(2)
+        wait.
         """
         if self.path is None and not self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return "it doesn't listen any more: a process that has the socket shut it down"
@@ -136,7 +137,7 @@ class Listener:
         return ""
 
     def repair(self, backlog: int) -> bool:
-        """Undo a fault as far as that can be done to the same socket; returns whether none is left.
+        """Undo the faults that can be undone on the same socket; returns whether none is left.
 
         A TCP socket that was shut down can listen again (listen(2)), a UNIX socket can't.
         """
@@ -383,7 +384,7 @@ class _Opener:
 
 
 def _is_elsewhere(listener: Listener, address: Bind) -> bool:
-    """Whether a relative path names another file by now, as that of a new release does."""
+    """Whether a relative path now names another file, such as one in a new release."""
     if listener.file is None or not isinstance(address, UnixAddress):
         return False
     return listener.file.path != os.path.abspath(address.path) and not os.path.isabs(address.path)
@@ -427,7 +428,7 @@ def _overlap(one: SocketName, other: SocketName) -> bool:
 
 
 def _is_shut(sock: socket.socket) -> bool:
-    """Whether a UNIX socket takes no more connections: shutdown(2)."""
+    """Whether a UNIX socket was shut down, so that it takes no more connections: shutdown(2)."""
     poll = select.poll()
     poll.register(sock, _POLLRDHUP)
     return any(events & (_POLLRDHUP | select.POLLHUP) for _, events in poll.poll(0))
@@ -436,9 +437,9 @@ def _is_shut(sock: socket.socket) -> bool:
 def _has_filter(sock: socket.socket) -> bool:
     """Whether a filter decides which packets a socket gets (socket(7), SO_ATTACH_FILTER).
 
-    Asked with no room for the filter itself, the kernel tells its length. EACCES means one that
-    can't be shown. `socket.getsockopt` wouldn't do: it has room for a few bytes only, but the
-    kernel counts in instructions, and would write beyond them.
+    If there is no room for the filter itself, the kernel returns its length. EACCES means that
+    there is a filter that can't be shown. `socket.getsockopt` can't be used: its buffer holds a few
+    bytes, but the kernel counts in instructions, and would write beyond the buffer.
     """
     length = ctypes.c_uint32(0)
     result = _libc.getsockopt(
@@ -474,14 +475,14 @@ def _stream_at(fd: int) -> tuple[int, SocketName]:
 
 
 def adopted(fd: int, backlog: int | None = None) -> socket.socket:
-    """The stream socket that is open as `fd`, for this process alone, listening.
+    """The listening stream socket that is open as `fd`, taken over by this process.
 
     If it is only bound, it begins to listen with this backlog (listen(2)); without a backlog that
     is an error, too. The backlog of a socket that listens already is left as it is.
 
-    Programs that a worker starts don't inherit it; a standard stream is /dev/null from now on.
-    O_NONBLOCK is set, and so for every process that has the socket (open(2), file status flags).
-    Raises ListenError, whose text is the reason alone, for anything else.
+    Programs that a worker starts don't inherit it. If `fd` is a standard stream, it becomes
+    /dev/null. O_NONBLOCK is set, which affects every process that has the socket (open(2), file
+    status flags). Raises ListenError, whose text is only the reason, for anything else.
     """
     try:
         is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
@@ -520,7 +521,7 @@ def _why_unfit(sock: socket.socket) -> str:
 
 
 def _made_to_listen(sock: socket.socket, backlog: int | None) -> str:
-    """Have a bound socket listen, if it doesn't yet; returns why that can't be, or nothing."""
+    """Make a bound socket listen if it doesn't yet; returns why that is impossible, or ""."""
     if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return ""
     name = _name_of(sock)

@@ -32,9 +32,9 @@ _THEIRS = {"uvicorn", "uvicorn.error", "uvicorn.access"}
 
 
 def read(path: str, origin: str) -> Definition:
-    """What the file says: .json, .yaml or .yml, else .ini, or JSON if it begins with a brace.
+    """Read a .json, .yaml or .yml file; any other is JSON if it begins with a brace, else .ini.
 
-    `origin` is where the path came from. Raises ConfigError.
+    `origin` names the setting that the path came from. Raises ConfigError.
     """
     where = f"{origin}: {path}"
     try:
@@ -99,9 +99,9 @@ def apply(
     *,
     colors: bool | None = None,
 ) -> None:
-    """Configure logging as `definition` says. Raises ConfigError, with what is wrong and `where`.
+    """Configure logging by `definition`. Raises ConfigError, which says what is wrong and `where`.
 
-    The definition may name classes of the `application`. `colors` is whether uvicorn's formatters
+    The definition may name classes of the `application`. `colors` says whether uvicorn's formatters
     in it write in colour; None leaves that to the definition.
     """
     try:
@@ -123,11 +123,11 @@ def apply(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Application:
-    """Where the modules are that a definition may name, and what they find in the environment.
+    """The folder of the modules that a definition may name, and the environment for importing them.
 
-    `forgotten`: modules imported for a definition are imported again by whoever needs them. An
-    arbiter forks the workers of later generations, and these must import the code that is on the
-    disk by then.
+    If `forgotten`, modules imported for a definition are removed again, so that a later import
+    loads them from the disk. The arbiter needs that: it forks the workers of later generations,
+    and these must import the code that is on the disk by then.
     """
 
     folder: str
@@ -136,10 +136,10 @@ class Application:
 
     @contextlib.contextmanager
     def importable(self) -> Iterator[None]:
-        """Find modules in the folder first, for as long as this lasts and afterwards.
+        """Find modules in the folder first, inside this context and afterwards.
 
-        It stays on the Python path for what a formatter imports when it is called, until the
-        folder of another generation takes its place.
+        The folder stays on the Python path, for imports that a formatter makes when it is called,
+        until the folder of another generation replaces it.
         """
         global _folder
         folder = os.path.abspath(self.folder)
@@ -164,7 +164,7 @@ class Application:
 
 
 _folder = ""
-"""What `importable` has put on the Python path of this process."""
+"""The folder that `importable` has put on the Python path of this process."""
 
 
 def _home(module: object) -> str:
@@ -190,7 +190,7 @@ def _apply_dictionary(definition: dict[str, Any], colors: bool | None) -> set[st
 
 
 def _of_uvicorn(formatters: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that know colours. Raises ValueError if there are none."""
+    """The formatters that support colours. Raises ValueError if there are none."""
     found = [each for each in formatters if str(each.get("()")).startswith(_UVICORN)]
     if not found:
         raise ValueError(_NO_COLORS)
