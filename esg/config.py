@@ -581,8 +581,8 @@ class Config:
         "",
         TEXT,
         APPLICATION,
-        "Run in this folder, which may be a symbolic link: each reload follows it again. Other "
-        "relative paths start there, but not those of -c and --env-file.",
+        "Run in this folder. If it is a symbolic link, each reload follows it again. Other "
+        "relative paths start there, except those of -c and --env-file.",
         reloadable=False,
     )
     reset_contextvars: bool = setting(
@@ -624,7 +624,7 @@ class Config:
         None,
         whole_number(0),
         SOCKETS,
-        "Descriptor of a socket that is handed over, bound and perhaps listening.",
+        "Descriptor of an inherited socket, which must be bound and may be listening already.",
     )
     backlog: int = setting(
         2048,
@@ -693,8 +693,8 @@ class Config:
         "",
         WORKER_CLASS,
         PROCESSES,
-        "A worker class of gunicorn's or hypercorn's, for the interface, parser and event loop it "
-        "stands for.",
+        "Name of a gunicorn or hypercorn worker class; selects the interface, parser and event "
+        "loop that belong to it.",
         flags=("-k", "--worker-class"),
     )
     preload: bool = setting(
@@ -791,8 +791,8 @@ class Config:
         False,
         SWITCH,
         HTTP,
-        "Offer ASGI applications http.response.pathsend and zerocopysend: the kernel sends files. "
-        "Middleware that reads or changes response bodies doesn't see these files.",
+        "Offer ASGI applications http.response.pathsend and zerocopysend, with which the kernel "
+        "sends files. Middleware that reads or changes response bodies doesn't see these files.",
     )
     threads: int = setting(
         0,
@@ -856,8 +856,8 @@ class Config:
         268435456,
         size(0),
         WEBSOCKET,
-        "Most bytes of messages, unfinished or waiting for APP, that all WebSockets of a worker "
-        "hold together (1013 beyond); 0 for no limit.",
+        "Most bytes that all WebSockets of a worker may hold in unfinished messages and messages "
+        "waiting for APP (1013 beyond); 0 for no limit.",
     )
     ws_message_timeout: float = setting(
         60.0,
@@ -912,8 +912,8 @@ class Config:
         0,
         whole_number(0),
         LIMITS,
-        "Most calls of APP in progress in one worker (503 beyond): requests with their background "
-        "tasks, and open WebSockets, but no idle connections; 0 for no limit.",
+        "Most calls of APP in progress in one worker (503 beyond). Requests with their background "
+        "tasks and open WebSockets count, idle connections don't; 0 for no limit.",
     )
     limit_connections: int = setting(
         0,
@@ -976,8 +976,8 @@ class Config:
         "info",
         LOG_LEVEL,
         LOGGING,
-        "The least severe level that is logged. From warning on there is no access log either, "
-        "unless --access-log or --access-logfile asks for it.",
+        "The least severe level that is logged. At warning and above the access log is off, too, "
+        "unless --access-log or --access-logfile turns it on.",
     )
     access_log: bool = setting(True, SWITCH, LOGGING, "Log each request, on standard output.")
     access_logfile: str = setting(
@@ -1021,7 +1021,7 @@ class Config:
         False,
         SWITCH,
         DEVELOPMENT,
-        "Show the application's exceptions to clients, as tracebacks, and reload when a file "
+        "Show clients the tracebacks of the application's exceptions, and reload when a file "
         "changes, unless --no-reload is given.",
     )
     reload: bool = setting(
