@@ -1,14 +1,14 @@
 """Log files: opened, written in whole lines, reopened under the same descriptor.
 
-A file keeps its descriptor's number for life; reopening puts another file behind it (dup3(2)), so
-whoever writes to it needs no notice. Nothing here raises because a log can't be written, and
-nothing waits: a disk that is full, a reader that has gone or a pipe that nobody reads must not end
-or stop a server. What can't be written at once is kept, up to a limit; beyond it lines are lost and
-counted.
+A log file keeps its descriptor's number for life; reopening puts another file behind the number
+(dup3(2)), so the code that writes to it needn't be notified. Nothing here raises an exception
+because a log can't be written, and nothing waits: a full disk, a reader that has gone or a pipe
+that nobody reads must not end or stop a server. Lines that can't be written immediately are kept,
+up to a limit; lines beyond the limit are lost and counted.
 
 O_NONBLOCK belongs to the open file, which a standard stream shares with other processes, so it is
-never set there. A pipe or a terminal is opened once more, by /proc/self/fd, and a socket is written
-to with MSG_DONTWAIT.
+never set there. Instead, a pipe or a terminal is opened a second time, through /proc/self/fd, and
+a socket is written to with MSG_DONTWAIT.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ TERMINAL_ROOM = 256
 """Bytes that a terminal takes without waiting when poll(2) says that it takes any."""
 
 BACKLOG_LIMIT = 256 * 1024
-"""Bytes of lines that a process keeps for a log that takes none for the moment."""
+"""Bytes of lines that a process keeps for a log that has no room at the moment."""
 
 FLUSH_PAUSE = 0.01
-"""Seconds between two looks at whether there is room."""
+"""Seconds between two checks for room."""
 
 COMPLAINT_PAUSE = 60.0
 """Seconds between two complaints about one file that can't be written."""
@@ -64,8 +64,9 @@ def open_log(path: str, mode: int = MODE) -> int:
 
     Neither this nor writing waits: a named pipe that nobody reads is refused (open(2), ENXIO).
 
-    Root follows symbolic links of root only. By one of their own, others who may write to a folder
-    on the way could have root append lines to any file, with text that clients choose.
+    Root only follows symbolic links that root owns. Otherwise users who may write to a folder on
+    the way could use a link of their own to make root append lines to any file, with text that
+    clients choose.
     """
     flags = _FLAGS | os.O_CREAT | os.O_NONBLOCK
     if os.geteuid() != 0:
@@ -89,9 +90,9 @@ def open_log(path: str, mode: int = MODE) -> int:
 def _place(path: str) -> tuple[int, str]:
     """The folder that a path leads to, open, and the name of the file in it.
 
-    The folder is -1 for what is in /proc, where links aren't what they say. Raises OSError for a
-    symbolic link that root doesn't own. Each step begins at the last one's open folder, so that
-    nobody can replace a folder by a link meanwhile.
+    The folder is -1 for paths into /proc, whose links can't be followed by their text. Raises
+    OSError for a symbolic link that root doesn't own. Each step begins at the open folder of the
+    step before, so that nobody can replace a folder by a link meanwhile.
     """
     flags = os.O_PATH | os.O_CLOEXEC
     folder = os.open("/", flags)
@@ -202,7 +203,7 @@ class LogFile:
         self.complain: Callable[[str], None] = complain_on_stderr
         """Told, in one line and not too often, that the file can't be written."""
         self.report: Callable[[str], None] = complain_on_stderr
-        """Told how many lines were lost, once the file can be written again."""
+        """Called with the number of lost lines once the file can be written again."""
         self._complained_at = -COMPLAINT_PAUSE
         self._torn = False
         self._lost = 0
@@ -224,11 +225,11 @@ class LogFile:
 
     @property
     def waits(self) -> bool:
-        """Whether lines are kept that there was no room for; `flush` tries again."""
+        """Whether lines are kept because there was no room; `flush` tries to write them."""
         return bool(self._backlog)
 
     def write(self, data: bytes) -> None:
-        """Append lines. They are kept if there is no room now, and lost if they are too many."""
+        """Append lines. They are kept if there is no room now, and lost if there are too many."""
         if self._backlog and not self._write_backlog():
             self._keep(data)
             return
@@ -240,7 +241,7 @@ class LogFile:
             self._report_loss()
 
     def flush(self, limit: float = 0.0) -> None:
-        """Write what was kept, and wait up to `limit` seconds for room."""
+        """Write the kept lines, and wait up to `limit` seconds for room."""
         if not self._backlog:
             return
         deadline = time.monotonic() + limit
@@ -253,7 +254,7 @@ class LogFile:
             self._report_loss()
 
     def _put(self, data: bytes) -> bytes:
-        """Write lines; returns what there was no room for. What fails otherwise is lost."""
+        """Write lines; returns those without room. Lines that fail in another way are lost."""
         done = 0
         try:
             if self._torn:
@@ -278,13 +279,13 @@ class LogFile:
         if self._backlog and self._backlog_size + len(data) > BACKLOG_LIMIT:
             self._lose(data, "nobody reads it")
             return
-        self._backlog_owner = os.getpid()  # a forked child must not write it, too
+        self._backlog_owner = os.getpid()  # a forked child must not write it a second time
         self._backlog.append(data)
         self._backlog_size += len(data)
 
     def _write_backlog(self) -> bool:
-        """Write what was kept; whether all of it was written."""
-        if self._backlog_owner != os.getpid():  # it is the parent's, which writes it itself
+        """Write the kept lines; returns whether all of them were written."""
+        if self._backlog_owner != os.getpid():  # it belongs to the parent, which writes it itself
             self._backlog.clear()
             self._backlog_size = self._lost = 0
         while self._backlog:
@@ -323,7 +324,7 @@ class LogFile:
 
 
 class LineStream:
-    """What a `logging.StreamHandler` needs of a stream, for one that writes without waiting."""
+    """The stream interface that a `logging.StreamHandler` needs, for writing without waiting."""
 
     encoding = "utf-8"
     errors = "backslashreplace"
@@ -337,7 +338,7 @@ class LineStream:
         return len(text)
 
     def flush(self) -> None:
-        """There is nothing to do: `LogFile` keeps nothing that could be written."""
+        """Does nothing: `LogFile` has already written every line that there was room for."""
 
     def fileno(self) -> int:
         """The descriptor of the standard stream."""
@@ -357,17 +358,17 @@ def _own_sink(fd: int) -> tuple[Sink, bool]:
 
 
 _streams: dict[int, tuple[tuple[int, int], Sink, bool]] = {}
-"""The sinks of standard streams, which the whole process uses, and what file each was made for."""
+"""The sinks of standard streams, shared by the whole process, and the file that each is for."""
 
 _stream_fds: dict[int, int] = {}
-"""The further descriptors that they use."""
+"""The additional descriptors that these sinks use."""
 
 
 def _stream_sink(fd: int) -> tuple[Sink, bool]:
     """How to write to a descriptor that was inherited, and whether it is a pipe.
 
-    The first look is for the process that the operator started: a worker of another user may not
-    have the permission to open the stream again.
+    The process that the operator started is the first to call this: a worker that runs as another
+    user may not have the permission to open the stream again.
     """
     try:
         status = os.fstat(fd)
@@ -384,13 +385,13 @@ def _stream_sink(fd: int) -> tuple[Sink, bool]:
 def _sink_for(fd: int, mode: int) -> Sink:
     if stat.S_ISSOCK(mode):
         with contextlib.suppress(OSError):
-            sock = socket.socket(fileno=fd)  # or it is none that Python knows
+            sock = socket.socket(fileno=fd)  # or Python doesn't know its kind
             sock.detach()
             return functools.partial(_send, fd)
     if stat.S_ISFIFO(mode) or (stat.S_ISCHR(mode) and os.isatty(fd)):
         try:
             again = os.open(f"/proc/self/fd/{fd}", _FLAGS | os.O_NONBLOCK)
-        except OSError:  # somebody else's, or nobody reads it, or there is no /proc
+        except OSError:  # no permission, or no reader, or no /proc
             return functools.partial(_write_if_ready, fd)
         again = _apart(again)
         number = _stream_fds.setdefault(fd, again)
@@ -402,10 +403,10 @@ def _sink_for(fd: int, mode: int) -> Sink:
 
 
 def _apart(fd: int) -> int:
-    """The same file at a number that can't be taken for a socket that was handed over.
+    """The same file under a number that can't be mistaken for a socket that was handed over.
 
-    The log is written to before the arbiter looks at LISTEN_FDS (sd_listen_fds(3)), which says
-    how many descriptors from 3 on are such sockets, and may claim too many.
+    ESG writes to the log before the arbiter reads LISTEN_FDS (sd_listen_fds(3)). This variable says
+    how many descriptors from 3 on are handed-over sockets, and it may be too high.
     """
     try:
         moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + int(os.environ.get("LISTEN_FDS", "0")))
@@ -416,7 +417,7 @@ def _apart(fd: int) -> int:
 
 
 def stream_fds() -> list[int]:
-    """The descriptors that writing to standard streams needs besides these."""
+    """The descriptors, besides the standard streams' own, that are needed to write to them."""
     return list(_stream_fds.values())
 
 
@@ -429,10 +430,10 @@ def _send(fd: int, data: bytes) -> int:
 
 
 def _write_if_ready(fd: int, data: bytes) -> int:
-    """Write to a file that may wait, if it has room.
+    """Write to a file whose writes may block, if it has room.
 
-    What poll(2) says of a pipe holds for PIPE_BUF bytes, unless somebody else uses the room up at
-    the same moment; RWF_NOWAIT has no such gap (Linux 6.4 and later, for pipes).
+    If poll(2) reports a pipe as writable, PIPE_BUF bytes fit, unless another process uses up the
+    room at the same moment. RWF_NOWAIT doesn't have this race (Linux 6.4 and later, for pipes).
     """
     try:
         return os.pwritev(fd, [data], -1, os.RWF_NOWAIT)
@@ -450,10 +451,10 @@ def _write_if_ready(fd: int, data: bytes) -> int:
 
 
 def _has_room(fd: int, size: int) -> bool:
-    """Whether a pipe is sure to take so many bytes at once.
+    """Whether a pipe certainly has room for this many bytes at once.
 
-    Its buffers are pages, and two neighbours are filled by more than one page: a shorter write
-    would have been added to the first of them (pipe(7)).
+    Its buffers are pages. Two neighbouring buffers together hold more than one page, since
+    otherwise the second write would have been added to the first buffer (pipe(7)).
     """
     try:
         (unread,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4))
@@ -464,7 +465,7 @@ def _has_room(fd: int, size: int) -> bool:
 
 
 def _pieces(data: bytes) -> list[bytes]:
-    """Lines in pieces that a pipe takes whole or not at all; a longer line is one piece."""
+    """Group lines into pieces that a pipe takes whole or not at all; a longer line is one piece."""
     pieces: list[bytes] = []
     size = PIPE_ATOMIC
     for line in data.splitlines(keepends=True):
@@ -523,11 +524,11 @@ class LogFiles:
         return reopened, errors
 
     def waiting(self) -> bool:
-        """Whether some file keeps lines that there was no room for."""
+        """Whether any file keeps lines because there was no room."""
         return any(file.waits for file in self._all())
 
     def flush(self, limit: float = 0.0) -> None:
-        """Write what the files keep, and wait up to `limit` seconds for room."""
+        """Write the lines that the files keep, and wait up to `limit` seconds for room."""
         deadline = time.monotonic() + limit
         for file in self._all():
             file.flush(deadline - time.monotonic())
@@ -545,7 +546,7 @@ class LogFiles:
 
 
 def complain_on_stderr(line: str) -> None:
-    """The last resort of a log that can't be written itself. It doesn't wait either."""
+    """The last resort if the log itself can't be written. It doesn't wait either."""
     with contextlib.suppress(OSError):
         sink, _ = _stream_sink(2)
         sink(f"esg: {line}\n".encode("utf-8", "backslashreplace"))

@@ -37,7 +37,7 @@ access_logger = logging.getLogger("esg.access")
 """What access lines go through where `--log-config` says how they are logged."""
 
 PEERS_LOGGERS = ("uvicorn", "gunicorn.error", "hypercorn.error")
-"""Loggers of other servers, which applications that were written for these use as their own."""
+"""Loggers of other servers. Applications written for those servers log through them."""
 
 H = TypeVar("H", bound=logging.Handler)
 
@@ -257,7 +257,7 @@ class LogSetup:
     error: LogFile
     access: LogFile
     definition: logconfig.Definition | None
-    """What `--log-config` says; None without one, and where logging is up to the application."""
+    """The parsed `--log-config`; None without one, or if the application configures logging."""
 
     @classmethod
     def open(cls, config: Config, files: LogFiles) -> LogSetup:
@@ -312,7 +312,7 @@ class LogSetup:
             logger.setLevel(config.log_level.upper())
 
     def _leave_to_application(self) -> None:
-        """Log through the root logger's handlers as soon as there are some."""
+        """Log through the root logger's handlers as soon as it has some."""
         for log in (logger, *_peers_loggers()):
             for handler in log.handlers:
                 if type(handler) is LineHandler:
@@ -322,7 +322,7 @@ class LogSetup:
                 log.setLevel(logging.NOTSET)
 
     def _write_streams_without_waiting(self) -> None:
-        """Have handlers of `--log-config` not wait for who reads standard output or error."""
+        """Keep `--log-config`'s handlers from blocking if nobody reads a standard stream."""
         for _, handler in _handlers_of(logging.StreamHandler):
             for fd, streams in (
                 (1, (sys.stdout, sys.__stdout__)),
@@ -410,7 +410,7 @@ def _without_files() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _files_opened_as_logs() -> Iterator[None]:
-    """Have root open the files of handlers as its own: see `logfiles.open_log`."""
+    """Make root open handlers' files as safely as ESG's own: see `logfiles.open_log`."""
     if os.geteuid() != 0 or logging.FileHandler._open is not _PYTHONS_OPEN:
         yield
         return
@@ -479,7 +479,7 @@ def _take_warnings(handler: LineHandler) -> None:
 
 
 def _nobody_else_does(record: logging.LogRecord) -> bool:
-    """A filter: whether the root logger has no handlers, so that nobody else logs the record."""
+    """A filter: true if the root logger has no handlers, so that nothing else logs the record."""
     return not logging.root.handlers
 
 
@@ -487,7 +487,7 @@ _PYTHONS_LAST_RESORT = logging.lastResort
 
 
 def _peers_loggers() -> list[logging.Logger]:
-    """Those of PEERS_LOGGERS that have no handlers, or one that ESG has given them before."""
+    """The PEERS_LOGGERS without handlers, or with one that ESG gave them earlier."""
     loggers = [logging.getLogger(name) for name in PEERS_LOGGERS]
     return [log for log in loggers if not log.handlers or len(_of_others(log)) < len(log.handlers)]
 

@@ -2,12 +2,12 @@
 
 The two directions are different channels, because a worker may be hostile and the arbiter may be
 root. The arbiter sends over a socket (SOCK_SEQPACKET), which can carry descriptors: a worker needs
-those of reopened log files. A worker sends over a pipe, which can't carry any: a descriptor that
-reaches a process must be closed by it, and close(2) of a TCP socket with SO_LINGER and unsent data
-waits. The arbiter's end of the socket is shut for reading before a worker can write to it, so
-nothing can be queued there either: sending to it fails with EPIPE.
+those of reopened log files. A worker sends over a pipe, which can't carry descriptors. Otherwise
+the arbiter would have to close each descriptor that it is sent, and close(2) blocks on a TCP socket
+with SO_LINGER and unsent data. The arbiter's end of the socket is shut down for reading before a
+worker can write to it, so nothing can be queued there either: sending to it fails with EPIPE.
 
-The end of a mailbox means that the other side died: a worker's mailbox is its lifeline.
+End of file on a mailbox means that the other side died: a worker's mailbox is its lifeline.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ MESSAGE_LIMIT = 96 * 1024
 """Largest encoded message, in bytes; below the kernel's default send buffer (net.core.wmem)."""
 
 MOST_AT_ONCE = 1000
-"""Messages that are received in one call, so that a flood can't keep the receiver from its work."""
+"""Messages received in one call, so that a flood can't keep the receiver from its work."""
 
 READ_AT_ONCE = 16 * 1024
 """Bytes that are read from the pipe in one go."""
 
 MOST_READS = 8
-"""How often the pipe is read in one call; by default it holds half of what these take (pipe(7))."""
+"""How often the pipe is read in one call: twice what a pipe of default size needs (pipe(7))."""
 
 PIPE_ATOMIC = 4096
 """Bytes that one write(2) puts into a pipe whole or not at all: pipe(7), PIPE_BUF."""
 
 PATIENCE = 1.0
-"""Seconds that a worker waits for room for the rest of a message that is longer than that.
+"""Seconds that a worker waits for room for the rest of a message longer than `PIPE_BUF`.
 
-Only BootFailed and what a watcher sends can be; their senders have no event loop that runs.
+Only BootFailed and a watcher's messages can be longer; their senders run no event loop.
 """
 
 TEXT_LIMIT = 32 * 1024
@@ -71,7 +71,7 @@ class BootFailed:
 class NoLifespan:
     """Worker to arbiter: the application ended its lifespan with an exception before it began.
 
-    `usual`: with one that applications without a lifespan raise. `reason` is the exception.
+    `usual`: the exception is one that applications without a lifespan raise. `reason` is its text.
     """
 
     reason: str
@@ -79,7 +79,7 @@ class NoLifespan:
 
     @property
     def line(self) -> str:
-        """What the log says about it."""
+        """The text for the log."""
         if self.usual:
             return f"the application has no lifespan: {self.reason}"
         return (
@@ -140,7 +140,7 @@ class NewRow:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NewListener:
-    """Arbiter to worker: the socket that listened at `url` is of no use; the one in `fds` is.
+    """Arbiter to worker: the socket that listened at `url` is broken; use the one in `fds` instead.
 
     The descriptor is a copy, which the receiver has to close.
     """
@@ -192,7 +192,7 @@ _FDS_SPACE = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 """Room for the descriptors that one message may bring: eight."""
 
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
-"""Errors of sendmsg(2) that may be over later; unix(7) has the last one."""
+"""Errors of sendmsg(2) after which a later attempt may succeed; the last one is from unix(7)."""
 
 _TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
@@ -238,10 +238,10 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 class Mailbox:
-    """One end of a mailbox. Receiving never waits; sending doesn't, but for a long message."""
+    """One end of a mailbox. Receiving never waits; sending only waits with a long message."""
 
     sender: str = "the arbiter"
-    """Who sends what is received here, for the log."""
+    """The name of the process that sends to this end, for the log."""
 
     def __init__(self, sock: socket.socket, pipe: int) -> None:
         self._sock = sock
@@ -250,7 +250,7 @@ class Mailbox:
         sock.setblocking(False)
 
     def fileno(self) -> int:
-        """What becomes readable when there is mail, or the other side is gone."""
+        """The descriptor that becomes readable when there is mail or the other side is gone."""
         raise NotImplementedError
 
     @property
@@ -263,22 +263,22 @@ class Mailbox:
         raise NotImplementedError
 
     def receive(self, expected: UnionType = Message) -> tuple[list[Any], bool]:
-        """The messages of these kinds that have come, and whether the other side is still there.
+        """The messages of these kinds that have arrived, and whether the other side is still there.
 
-        Anything else that comes is ignored. That is logged as an error once, then only counted:
-        the sender decides how often it happens.
+        Anything else is ignored. The first time is logged as an error; later ones are only counted,
+        since the sender decides how often this happens.
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """Close this end; more than once does no harm."""
+        """Close this end; calling it again does no harm."""
         self._sock.close()
         if self._pipe >= 0:
             os.close(self._pipe)
             self._pipe = -1
 
     def _decoded(self, data: bytes, expected: UnionType) -> Message | None:
-        """The message in these bytes; None, and an error in the log, if none is expected there."""
+        """The message in these bytes; None, and an error in the log, if it isn't expected."""
         try:
             message = decode(data)
             if not isinstance(message, expected):
@@ -296,12 +296,12 @@ class Mailbox:
 
 
 class ArbitersEnd(Mailbox):
-    """Sends over the socket, descriptors too; receives from the pipe, which can't bring any."""
+    """Sends over the socket, also descriptors; receives from the pipe, which can't carry any."""
 
     sender = "a worker"
 
     def __init__(self, sock: socket.socket, pipe: int) -> None:
-        """Shuts `sock` for reading, so the other end must not have been given away yet."""
+        """Shuts down `sock` for reading, so no other process may have its other end yet."""
         super().__init__(sock, pipe)
         self._begun = b""
         self._skips = False
@@ -318,7 +318,7 @@ class ArbitersEnd(Mailbox):
         return True
 
     def offer(self, message: Message) -> bool:
-        """Post a message, unless the other side has to read others first: False then.
+        """Post a message; returns False if there is no room until the other side has read some.
 
         A message for a side that is gone counts as posted, since nobody is left to read it.
         """
@@ -356,13 +356,13 @@ class ArbitersEnd(Mailbox):
         return messages, True
 
     def _report_refusals(self) -> None:
-        """The other side is gone: log how many more messages were ignored than the log says."""
+        """The other side is gone: log how many ignored messages haven't been logged yet."""
         more, self._refusals = self._refusals.suppressed, Seldom()
         if more:
             logger.error("ignored %d more messages by mailbox from %s", more, self.sender)
 
     def _lines(self, data: bytes) -> list[bytes]:
-        """The lines that end in this piece; what is left is the beginning of the next one."""
+        """The lines that end in this piece; the rest is kept as the beginning of the next line."""
         *lines, begun = (self._begun + data).split(b"\n")
         if self._skips and lines:
             del lines[0]
@@ -376,7 +376,7 @@ class ArbitersEnd(Mailbox):
 
 
 class WorkersEnd(Mailbox):
-    """Sends into the pipe; receives from the socket, descriptors too."""
+    """Sends into the pipe; receives from the socket, also descriptors."""
 
     def __init__(self, sock: socket.socket, pipe: int) -> None:
         super().__init__(sock, pipe)
@@ -387,7 +387,7 @@ class WorkersEnd(Mailbox):
 
     def send(self, message: Message) -> bool:
         data = encode(message) + b"\n"
-        if self._torn:  # a message before was cut off for lack of room: it ends here
+        if self._torn:  # an earlier message was cut off for lack of room: end it here
             data = b"\n" + data
         left = memoryview(data)
         deadline = time.monotonic() + (PATIENCE if len(data) > PIPE_ATOMIC else 0.0)
@@ -425,7 +425,7 @@ class WorkersEnd(Mailbox):
                 messages.append(message)
                 if isinstance(message, NewLogFiles | NewRow | NewListener):
                     message.fds[:], fds = fds, []
-            for fd in fds:  # which no message has a use for
+            for fd in fds:  # that no message uses
                 os.close(fd)
         return messages, True
 

@@ -1,13 +1,14 @@
 """Shared memory in which workers publish their state: each has a row, which it alone writes.
 
-Each row is a memory file of its own (memfd_create(2)), sealed against a change of its size. A
-worker has its own row mapped for writing, and maps those of the others read-only, from descriptors
-that are open for reading only. So it can't change what the arbiter or other workers read about a
-third one. Rows of one shared file wouldn't do: mremap(2) can grow a mapping into the next row.
+Each row is a memory file of its own (memfd_create(2)), sealed against changes of its size. A
+worker has its own row mapped for writing, and maps the rows of others read-only, from descriptors
+that are open for reading only. So a worker can't change what the arbiter or other workers read
+about a third one. Rows in one shared file wouldn't prevent that: mremap(2) can grow a mapping into
+the next row.
 
-The arbiter makes a row before it forks the worker, tells the workers that are there already, reads
-it, and empties it when its worker is gone. Every cell is one aligned 64-bit word, so a reader sees
-a whole value, though it may be an old one.
+The arbiter makes a row before it forks the worker, sends it to the existing workers, reads it, and
+empties it when its worker is gone. Every cell is one aligned 64-bit word, so a reader always sees
+a whole value, though perhaps an old one.
 """
 
 from __future__ import annotations
@@ -61,13 +62,13 @@ _EMPTY = [0] * WORDS
 _EMPTY[Cell.LOAD] = NOT_ACCEPTING
 
 _FUTURE_WRITE = 0x10
-"""F_SEAL_FUTURE_WRITE, since Linux 5.1: no mapping for writing is made from now on (fcntl(2))."""
+"""F_SEAL_FUTURE_WRITE, since Linux 5.1: no new mappings for writing can be made (fcntl(2))."""
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Row:
-    """A worker's row, as that worker writes it, and the loads of the others, which it reads."""
+    """A worker's own row, which it writes, and the loads of the other workers, which it reads."""
 
     __slots__ = ("_all", "_others", "_words", "number")
 
@@ -80,7 +81,7 @@ class Row:
 
     @classmethod
     def alone(cls) -> Row:
-        """A row of a worker that no arbiter and no other worker looks at."""
+        """A row for a worker without an arbiter, which no other process reads."""
         memory = memoryview(bytearray(_SIZE)).cast("Q")
         _empty(memory)
         return cls(memory)
@@ -96,9 +97,9 @@ class Row:
         self._words[Cell.BEAT] = time.monotonic_ns()
 
     def see(self, number: int, fd: int) -> None:
-        """Read the load of the worker `number`, too, in the row behind `fd`, which is closed.
+        """Also read the load of the worker `number` from the row behind `fd`, which this closes.
 
-        Raises OSError or ValueError if there is no such memory.
+        Raises OSError or ValueError if the row can't be mapped.
         """
         try:
             self._see(number, _words_behind(fd, mmap.PROT_READ))
@@ -126,8 +127,8 @@ class Scoreboard:
     def new_row(self, number: int) -> Row:
         """Make the row of a worker about to be forked, in memory that no other worker has had.
 
-        Raises ValueError if there can't be such a row, and OSError if there is no memory or no
-        descriptor for it.
+        Raises ValueError if the number is out of range, and OSError if there is no memory or no
+        descriptor for the row.
         """
         if not 1 <= number <= self.capacity:
             raise ValueError(f"no row {number} on a board of {self.capacity}")
@@ -140,7 +141,7 @@ class Scoreboard:
         return Row(words, number)
 
     def remove(self, number: int) -> None:
-        """Empty the row of a worker that is gone, for those who still see it, and let go of it."""
+        """Empty the row of a worker that is gone, since others may still map it, and drop it."""
         words = self._words.pop(number, None)
         if words is not None:
             _empty(words)
@@ -149,7 +150,7 @@ class Scoreboard:
             os.close(reading)
 
     def reading_fd(self, number: int) -> int | None:
-        """A descriptor of a row, open for reading only; None if the row is no file."""
+        """A descriptor of a row, open for reading only; None if the row isn't a file."""
         return self._reading.get(number)
 
     def hand_over(self, row: Row) -> None:
@@ -177,13 +178,14 @@ class Scoreboard:
     def age(self, number: int) -> float:
         """Seconds since the worker's last beat; 0 before its first one.
 
-        A beat in the future is infinitely old: the worker made it up, since both read one clock.
+        A beat in the future counts as infinitely old: both processes read the same clock, so the
+        worker made it up.
         """
         words = self._words.get(number)
         beat = words[Cell.BEAT] if words is not None else 0
         if not beat:
             return 0.0
-        age = time.monotonic_ns() - beat  # read after the beat, which may be newer else
+        age = time.monotonic_ns() - beat  # read after the beat, or the beat could be newer
         return age / 1e9 if age >= 0 else math.inf
 
 
@@ -210,7 +212,7 @@ def _memory_file(name: str) -> tuple[memoryview, int]:
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, mmap.PAGESIZE)
-        os.fchmod(fd, 0o400)  # or whoever has it could open it again, for writing
+        os.fchmod(fd, 0o400)  # otherwise the worker could reopen it for writing
         words = _words_behind(fd, mmap.PROT_READ | mmap.PROT_WRITE)
         try:
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS | _FUTURE_WRITE)

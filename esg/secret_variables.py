@@ -17,8 +17,8 @@ NAMES = tuple(
 def take() -> dict[str, str]:
     """Take the secrets out of this process's environment, so that no child of it has them.
 
-    Also out of what /proc/PID/environ shows (proc_pid_environ(5)), where the system allows that.
-    Without /proc there is nothing to hide it from; a Python may have been built without ctypes.
+    They are also erased from /proc/PID/environ (proc_pid_environ(5)), where the system allows it.
+    Without /proc there is no need to; and Python may have been built without ctypes.
     """
     found = {name: os.environ.pop(name) for name in NAMES if name in os.environ}
     if found:
@@ -32,7 +32,7 @@ def _wipe(names: list[bytes]) -> None:
 
     unsetenv(3) has removed the pointers to them, so nothing reads that memory any more.
     """
-    import ctypes  # seldom needed, and takes its time
+    import ctypes  # seldom needed, and slow to import
 
     # Fields 50 and 51, env_start and env_end (proc_pid_stat(5)), are 0 where they may not be seen.
     fields = Path("/proc/self/stat").read_text(errors="replace").rpartition(")")[2].split()

@@ -140,10 +140,10 @@ class Acceptor:
     async def stop_last(
         self, ends: Callable[[Listener], bool], *, empties_all: bool = False
     ) -> None:
-        """Accept no more, when nobody else will: take what the kernel has queued first.
+        """Stop accepting; first empty the queues of listeners that nobody else accepts from.
 
-        `ends` tells the listeners that nobody goes on with; of the others, whoever has them next
-        takes the queue. With `empties_all` this worker does so first, since there may be nobody.
+        `ends` says which listeners those are. The queue of any other listener is left to its next
+        owner, unless `empties_all` is set, because there may be no next owner.
         """
         self._limit = sys.maxsize
         self._closing = True
@@ -185,10 +185,10 @@ class Acceptor:
         self._timers[listener] = loop.call_later(seconds, self._watch, listener)
 
     def _pause_all(self, seconds: float) -> None:
-        """Leave all listeners alone: the load that they add to is one.
+        """Pause all listeners together, since connections from all of them add to the same load.
 
-        If each had a pause of its own, each would end it with a connection, so a worker that is
-        ahead would take as many times more as it has listeners.
+        If each listener had a pause of its own, each would accept a connection after it. A worker
+        that is ahead would then take as many connections per pause as it has listeners.
         """
         for listener in self._listeners:
             self._service.loop.remove_reader(listener.fileno())
@@ -207,7 +207,7 @@ class Acceptor:
 
     def _on_readable(self, listener: Listener) -> None:
         if self._rest is not None:
-            return  # another listener, earlier in this turn, has begun a pause
+            return  # another listener has begun a pause earlier in this turn
         if self._service.load >= self._limit:
             self._pause_all(FULL_PAUSE)
             return
@@ -236,11 +236,11 @@ class Acceptor:
     def _on_shut(self, listener: Listener) -> None:
         """The socket was shut down: accept(2), EINVAL.
 
-        A UNIX socket is shut by whoever of us closes it for good, so it may just be that this
-        worker's turn to go has come, too. Anything else is somebody's mistake. The arbiter looks
-        for it, and mends it or sends a new socket.
+        The worker that closes a UNIX socket for good shuts it down for all, so this worker may be
+        about to end as well. Otherwise another process made a mistake. The arbiter detects that,
+        and repairs the socket or sends a new one.
         """
-        if self._closing:  # as we wanted it, and it is empty
+        if self._closing:  # this worker shut it down, and its queue is empty
             self._service.loop.remove_reader(listener.fileno())
             return
         is_certain = listener.path is None or listener in self._shut

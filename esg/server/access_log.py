@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("esg")
 
 RETRY_PAUSE = 0.05
-"""Seconds until lines that there was no room for are written again."""
+"""Seconds until lines that didn't fit into the log are written again."""
 
 _GREEN, _BRIGHT, _RED, _YELLOW, _BOLD, _RESET = (
     "\033[32m", "\033[91m", "\033[31m", "\033[33m", "\033[1m", "\033[0m"
@@ -90,9 +90,9 @@ class SocketRecord:
 
 
 class Refused:
-    """A request that ESG answered itself, since it can't be served: like a finished exchange.
+    """A request that ESG answered itself because it can't be served; logged like an exchange.
 
-    Of a request that was cut off or can't be parsed, what isn't known is `-`, or empty.
+    If a request was cut off or can't be parsed, its unknown parts are logged as `-`, or empty.
     """
 
     __slots__ = ("response_headers", "scope", "seconds", "sent", "status", "target")
@@ -165,7 +165,7 @@ class AccessLog:
             self._retry = self._loop.call_later(RETRY_PAUSE, self._write_rest)
 
     def _write_rest(self) -> None:
-        """Write what there was no room for."""
+        """Write the lines that there was no room for."""
         self._retry = None
         self._file.flush()
         if self._file.waits:
@@ -303,9 +303,9 @@ def _peer(scope: Mapping[str, Any]) -> str:
 
 
 def printable(target: bytes) -> str:
-    """A request target as a log may show it: whatever could break out of its line is escaped.
+    """A request target that is safe to log: characters that could break out of a line are escaped.
 
-    Quotes and backslashes are among that, as in nginx's log: parsers honour `\\"`.
+    Quotes and backslashes are escaped, too, as in nginx's log: parsers honour `\\"`.
     """
     text = target.decode("latin-1")
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
@@ -327,7 +327,7 @@ def shown(value: bytes | str) -> str:
 
 
 _BREAKING = '"\\'
-"""Characters that end a quoted field of a line, or escape what does."""
+"""Characters that end a quoted field of a log line, or escape the one that does."""
 
 
 def _escaped(char: str) -> str:
@@ -433,7 +433,7 @@ def _user(exchange: Exchange) -> str:
                 user = decoded.decode("utf-8").partition(":")[0]
             except (binascii.Error, UnicodeDecodeError):
                 return "-"
-            # It isn't quoted in the usual formats, so it mustn't have spaces or open a quote.
+            # The usual formats don't quote it, so it mustn't contain spaces or open a quote.
             return shown(user).replace(" ", "\\x20").replace("'", "\\x27") or "-"
     return "-"
 

@@ -48,9 +48,9 @@ but not what it holds.
 FILE_EXTENSIONS: dict[str, dict[str, Any]] = EXTENSIONS | {PATH_SEND: {}, ZERO_COPY_SEND: {}}
 """The same with `--sendfile`.
 
-Frameworks send a path wherever they may (Starlette: FileResponse and StaticFiles), and middleware
-between them and the server isn't asked: GZipMiddleware doesn't compress the file, and middleware
-that collects a body waits for pieces that never come.
+Frameworks send a path whenever the server offers this (Starlette: FileResponse and StaticFiles),
+even if middleware between them and the server doesn't support it: GZipMiddleware doesn't compress
+the file, and middleware that collects a body waits for pieces that never arrive.
 """
 
 
@@ -65,8 +65,8 @@ def http_template(
 ) -> Scope:
     """What the scopes of all requests on one connection have in common.
 
-    `tls` is the extension of that name, where the connection is over TLS. `scheme` is that of other
-    connections. `sendfile`: whether applications are offered to have files sent.
+    `tls` is the extension of that name, for connections over TLS. `scheme` is the scheme of other
+    connections. `sendfile` says whether the server offers to send files for the application.
     """
     extensions = FILE_EXTENSIONS if sendfile else EXTENSIONS
     return {
@@ -96,7 +96,7 @@ def http_scope(
     BadRequest for a target that is none.
     """
     if b"#" in target:
-        # Servers in front end the path there, so their rules are for another path than ours.
+        # Proxies end the path at the fragment, so they apply their rules to another path.
         raise BadRequest("the request target has a fragment")
     if target[:1] != b"/":
         target, headers = _origin_form(method, target, headers)
@@ -154,7 +154,7 @@ def _origin_form(method: str, target: bytes, headers: Headers) -> tuple[bytes, H
 def is_authority(value: bytes) -> bool:
     """Whether a value is a host and perhaps a port, without user information (RFC 9110, 4.2.4).
 
-    An empty host isn't one (section 4.2.1).
+    An empty host isn't valid (section 4.2.1).
     """
     parts = _AUTHORITY.fullmatch(value)
     if parts is None or int(parts[2] or 0) > HIGHEST_PORT:

@@ -52,9 +52,9 @@ class Server:
     """
 
     def __init__(self, config: Config) -> None:
-        """Raises ConfigError for settings that need an arbiter, as `workers` does.
+        """Raises ConfigError for settings that need an arbiter, such as `workers`.
 
-        Also for those that need a package which isn't installed.
+        Also raises it for settings that need a package that isn't installed.
         """
         for name, declared in SETTINGS.items():
             foreign = declared.group == PROCESSES and name not in _MEANT_HERE
@@ -77,7 +77,7 @@ class Server:
         self._final = True
         self._captured: list[signal.Signals] = []
         self._logged = 0
-        """How many of these signals the log has."""
+        """How many of these signals have been logged."""
         self._reason = "should_exit"
         self._subject = logs.worker_subject(next(_numbers), 1, os.getpid())
 
@@ -186,7 +186,7 @@ class Server:
                 self._loop.call_soon_threadsafe(self._pass_on)
 
     def _pass_on(self) -> None:
-        """Log the signals that came, and tell the worker what was asked for."""
+        """Log the signals that arrived, and pass their meaning on to the worker."""
         for signum in self._captured[self._logged :]:
             self._logged += 1
             self._log(f"received {signum.name}")
@@ -247,7 +247,7 @@ class Server:
             self._restore_signals()
 
     def _restore_signals(self) -> None:
-        """Have the handlers that were there before, whichever of several servers ends first."""
+        """Restore the previous handlers, whichever of several servers ends first."""
         later = _capturing[_capturing.index(self) + 1 :]
         _capturing.remove(self)
         if later:
@@ -262,10 +262,10 @@ class Server:
 
 
 _numbers = itertools.count(1)
-"""By these the log tells the servers of this process apart, as it does an arbiter's workers."""
+"""Numbers by which the log tells the servers of this process apart, like an arbiter's workers."""
 
 _capturing: list[Server] = []
-"""The servers whose handlers signals have; those of the newest are in force."""
+"""The servers that have installed signal handlers; those of the newest are in force."""
 
 _in_force: list[tuple[logs.LogSetup, logs.Subject]] = []
 """How the servers of this process log: the newest decides on what they share."""
