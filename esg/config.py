@@ -856,8 +856,8 @@ class Config:
         268435456,
         size(0),
         WEBSOCKET,
-        "Most bytes that all WebSockets of a worker may hold in unfinished messages and messages "
-        "waiting for APP (1013 beyond); 0 for no limit.",
+        "Most memory for unfinished messages and messages waiting for APP, in all WebSockets of a "
+        "worker, in bytes (1013 beyond); 0 for no limit.",
     )
     ws_message_timeout: float = setting(
         60.0,

@@ -36,8 +36,9 @@ def test_whole(stages, case, parser):
     before = stage.calls
     (verdict,) = stage.play([[case.data]])
     case.check(verdict, parser)
-    begun = 0 if case.expected.closed else case.unfinished
-    assert stage.calls - before == len(verdict.requests) + begun
+    # A piece is parsed in slices: the application may have begun by the time of a refusal.
+    begun = stage.calls - before - len(verdict.requests)
+    assert begun in ({0, case.unfinished} if case.expected.closed else {case.unfinished})
 
 
 @on_both_parsers

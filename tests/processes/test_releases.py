@@ -100,6 +100,7 @@ def test_a_refused_reload_leaves_the_old_generation_in_its_release(
         esg.claim("ZeroDivisionError", "reload", "killed by SIGKILL")
         esg.signal(signal.SIGHUP)
         esg.wait_for_log("reload.*failed|failed.*reload")
+        esg.wait_for_workers(1)
         (before,) = esg.workers()
         os.kill(before, signal.SIGKILL)
         eventually(lambda: esg.workers() not in ([], [before]), "another worker")

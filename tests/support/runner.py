@@ -302,7 +302,7 @@ def _is_zombie(process: psutil.Process) -> bool:
 
 def _is_watcher(process: psutil.Process) -> bool:
     try:
-        return process.cmdline()[:1] != [] and process.cmdline()[0].startswith("esg: watcher")
+        return "".join(process.cmdline()[:1]).startswith("esg: watcher")
     except (psutil.ZombieProcess, psutil.NoSuchProcess):
         return False
 
