@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -292,13 +293,13 @@ def test_nonsense_is_answered(start: Start, sent: bytes, text: str) -> None:
 def test_clients_that_say_nothing_cost_a_bounded_number_of_descriptors(start: Start) -> None:
     esg = start(*SOCKET)
     fds = esg.arbiter.num_fds()
-    silent = [connected(esg) for _ in range(50)]
-    text = json.loads(silent[0].makefile().readline())["text"]
-    assert text == "too many wait for an answer; try again"
-    assert reload(esg)[0] == 0
-    assert esg.arbiter.num_fds() == fds + 31
-    for client in silent:
-        client.close()
+    with contextlib.ExitStack() as clients:
+        silent = [clients.enter_context(connected(esg)) for _ in range(50)]
+        with silent[0].makefile() as lines:
+            text = json.loads(lines.readline())["text"]
+        assert text == "too many wait for an answer; try again"
+        assert reload(esg)[0] == 0
+        eventually(lambda: esg.arbiter.num_fds() == fds + 31, "the worker before is gone")
     eventually(lambda: esg.arbiter.num_fds() == fds, "all are gone")
 
 

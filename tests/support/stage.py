@@ -173,7 +173,8 @@ class Stage:
         before, quiet = None, 0
         for _ in range(MOST_TURNS):
             now = (self.calls, sum(len(wire.output) + wire.ended for wire in wires))
-            quiet = quiet + 1 if now == before else 0
+            busy = now != before or self.service.turns._due  # work that was put off shows later
+            quiet = 0 if busy else quiet + 1
             if quiet == 8:
                 return
             before = now
