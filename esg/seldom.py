@@ -1,4 +1,4 @@
-"""How often something may be logged that others can cause at will."""
+"""Limits how often events that others can cause at will are logged."""
 
 from __future__ import annotations
 

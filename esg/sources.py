@@ -21,7 +21,7 @@ DEFAULT_FILE = "esg.toml"
 PROJECT_FILE = "pyproject.toml"
 
 ENCODING = "utf-8-sig"
-"""That of all files that are read: UTF-8, with or without a byte order mark (Windows has one)."""
+"""Of every file that is read: UTF-8, with or without a byte order mark (Windows adds one)."""
 
 EMPTY = "is empty"
 
@@ -88,7 +88,7 @@ def load(
 
 
 def _reloading(config: Config) -> Config:
-    """The settings of `--debug` without a word on `--reload`: it reloads where it can."""
+    """The settings if `--debug` is on and `--reload` isn't set: reload where that is possible."""
     origin = config.origin("debug")
     if config.target is not None:
         return config  # an object's code can't be loaded again
@@ -206,7 +206,7 @@ def from_file(file: str | None, folder: Path) -> dict[str, Raw]:
 
 
 def _read_files(file: str | None, folder: Path) -> tuple[dict[str, Raw], dict[str, str]]:
-    """The same, and the gaps: a Config's, for each file that was looked for."""
+    """The settings of the file, and `Config.gaps` for each file that was looked for."""
     if file is not None:
         path = folder / file
         found = _settings_of(path, shown=file)

@@ -43,10 +43,10 @@ _ForFleet = mailbox.Ready | mailbox.BootFailed | mailbox.Due | mailbox.Draining
 """Mail of workers that the fleet decides on."""
 
 LOG_PAUSE = 0.25
-"""Seconds until lines that a log had no room for are written again."""
+"""Seconds until the arbiter tries again to write lines that a log had no room for."""
 
 LAST_LINES = 0.5
-"""Seconds that a process waits at its end for a log that nobody reads."""
+"""Seconds that an ending process waits for a log that nobody reads."""
 
 
 FAILURE_PAUSE = 0.1
@@ -143,7 +143,7 @@ class Arbiter:
         return self._exit_code
 
     def _look_around(self) -> None:
-        """What is done at every look at the workers, about once a second."""
+        """Check the workers and the listeners, about once a second."""
         self._attempt(self._oom_kills.look, time.monotonic())
         self._dispatch(self._beats())
         for handle in self._handles.values():
@@ -166,7 +166,7 @@ class Arbiter:
             return None
 
     def _report(self, error: Exception) -> None:
-        """Log what nobody has caught; one of the same kind and place once a minute."""
+        """Log an uncaught error; one of the same type and place is logged once a minute."""
         *_, (frame, line) = traceback.walk_tb(error.__traceback__)
         place = (type(error), frame.f_code.co_filename, line)
         more = self._failures.setdefault(place, Seldom()).now(time.monotonic())
@@ -435,9 +435,9 @@ class Arbiter:
             self._show_rows(handle)
 
     def _show_rows(self, handle: WorkerHandle) -> None:
-        """Send a worker that serves what it hasn't seen.
+        """Send a serving worker the rows that it hasn't seen.
 
-        One that boots reads no mail, and the kernel counts the descriptors in mail that wasn't read
+        A booting worker reads no mail, and the kernel counts descriptors in unread mail
         against RLIMIT_NOFILE (unix(7), ETOOMANYREFS): 64 workers at once would be too many.
         """
         if not handle.serves:
@@ -531,7 +531,7 @@ class Arbiter:
 
     def _kill(self, action: do.Kill) -> None:
         if not self._signal(action.number, signal.SIGKILL):
-            # The end of its mailbox is what makes a worker end that has lost its arbiter.
+            # A worker ends when its mailbox is closed, as it does when it has lost its arbiter.
             handle = self._handles[action.number]
             self._forget_mailbox(handle)
             handle.mailbox.close()

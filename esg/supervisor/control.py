@@ -175,9 +175,10 @@ class Control:
         self._on_command(command, client.job, client.peer())
 
     def _hear_of_end(self, client: Client, data: bytes) -> None:
-        """Let a client go that has gone, or says more than there is to say.
+        """Drop a client that has disconnected, or that sends data after its request.
 
-        One that only ends what it sends (shutdown(2), as `nc -N` does) waits for its answer still.
+        A client that only shuts down its sending side (shutdown(2), as `nc -N` does) still waits
+        for its answer.
         """
         poll = select.poll()
         poll.register(client.sock, 0)  # POLLHUP, for both directions: poll(2), unix(7)

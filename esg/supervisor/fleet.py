@@ -65,11 +65,12 @@ CHECK_INTERVAL = 1.0
 CONFIRMATION = 0.5
 """Seconds from the look that finds a worker late to the one that may condemn it.
 
-On a machine that stood still everybody is late at first; by then, who can has turned its loop.
+After a pause of the whole machine every worker looks late. In this time, the event loop of each
+healthy worker has turned again.
 """
 
 LATENESS = 0.05
-"""Seconds by which a beat may be late that means nothing."""
+"""Seconds by which a beat may be late without being counted as missing."""
 
 SUSPENSION = 3.0
 """A gap between two events longer than this means that the arbiter itself stood still."""
@@ -370,7 +371,7 @@ class Fleet:
             self._condemn_stuck(member, now - beat - CHECK_INTERVAL, now)
 
     def _stuck_at(self, member: Member, beat: float) -> float | None:
-        """When a worker is stuck whose event loop doesn't turn after this beat; None for never.
+        """When a worker counts as stuck if its loop doesn't turn after this beat; None for never.
 
         The loop is known to stand still from when the next beat was due.
         """
@@ -478,7 +479,7 @@ class Fleet:
         self._backoff = Backoff()  # what failed before was other code
 
     def _adopt(self, generation: Generation) -> None:
-        """From here on this generation is the one that serves, and that the log speaks of."""
+        """Make this generation the one that serves and that log lines name."""
         self.current = generation
         self._out.append(do.Adopt(generation.number, generation.config))
 
@@ -622,7 +623,7 @@ class Fleet:
             self._spawn(self._candidate, now)
 
     def _waits_for(self, member: Member, now: float) -> bool:
-        """Whether this is a canary that was overtaken, and is about to end.
+        """Whether a new canary waits for this one, which was overtaken and is about to end.
 
         A worker that failed, or that finishes requests, holds no canary up: the next one may well
         be the repair.

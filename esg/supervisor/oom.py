@@ -1,4 +1,4 @@
-"""Tells a worker that the kernel killed for want of memory from one that somebody killed.
+"""Distinguishes workers that the kernel killed for lack of memory from those killed otherwise.
 
 The kernel counts such kills for each cgroup: `oom_kill` in `memory.events` (version 2, where it
 includes the cgroups below) and in `memory.oom_control` (version 1). See the kernel's
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 RECENT = 10.0
-"""Seconds within which a kill is that of a worker which ends: giving back memory takes time."""
+"""Seconds for which a counted kill may explain the end of a worker: freeing memory takes time."""
 
 
 class OOMKills:
@@ -47,7 +47,7 @@ class OOMKills:
 def _files(root: Path) -> Iterator[Path]:
     """Where the count may be, the likeliest first: in a container the path isn't that of outside.
 
-    A cgroup without the memory controller has none; the next above it that has one counts.
+    A cgroup without the memory controller has no such file; the nearest parent with one counts.
     """
     for line in _lines(root / "proc/self/cgroup"):
         _, _, rest = line.partition(":")

@@ -149,7 +149,7 @@ class WorkerHandle:
     def describe(self, status: int, oom_file: object = None) -> str:
         """A wait status in words, with who sent the signal if there was one.
 
-        `oom_file` is the file of a cgroup that counted its kill for want of memory, if one did.
+        `oom_file` is the file of a cgroup that counted its kill for lack of memory, if one did.
         """
         if oom_file is not None:
             return (
@@ -172,7 +172,7 @@ class WorkerHandle:
 
 
 def _is_outdated(message: FromArbiter, newer: FromArbiter) -> bool:
-    """Whether a message that waits has nothing to say beyond a newer one."""
+    """Whether a newer message replaces this one, which is waiting to be sent."""
     if isinstance(message, NewListener) and isinstance(newer, NewListener):
         return message.url == newer.url
     return type(message) is type(newer)

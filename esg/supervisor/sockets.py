@@ -94,10 +94,10 @@ class Sockets:
             self._close(listener)
 
     def look_after(self) -> None:
-        """Mend listeners that somebody who has them broke, an application that went wrong, say.
+        """Repair listeners that a process sharing them broke, for instance a faulty application.
 
-        What can't be mended is replaced by a new socket, which the workers that have the old one
-        get by mail.
+        A listener that can't be repaired gets a new socket, which is sent to the workers that have
+        the old one.
         """
         backlogs = {one: config for config, ones in self._sets for one in ones}
         for listener, config in backlogs.items():

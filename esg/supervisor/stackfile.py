@@ -7,7 +7,7 @@ import fcntl
 import os
 
 STACK_LIMIT = 1 << 20
-"""Bytes of stacks that are read at once; of more, the last."""
+"""The most bytes of stacks that are read at once; if there are more, the last ones are read."""
 
 STANDARD_ERROR = 2
 
@@ -18,7 +18,7 @@ _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class StackFile:
-    """Where `faulthandler` of one worker writes, and what of it is new to the arbiter.
+    """The file that one worker's `faulthandler` writes to, and how much of it has been read.
 
     The worker has the same descriptor. The seal keeps it from cutting the file short
     (fcntl(2), F_SEAL_SHRINK). Whatever its size is said to be, no more than `STACK_LIMIT` bytes

@@ -103,7 +103,7 @@ def it_leads_to_tls(plain: int) -> None:
 
 
 def test_websockets_without_http11_are_served_with_a_warning(start: Start, tmp_path: Path) -> None:
-    """As in guides that forget a line: nginx's default for its upstreams is HTTP/1.0."""
+    """Some guides omit proxy_http_version; nginx's default for its upstreams is HTTP/1.0."""
     esg = start(source=SOURCE, files=FILES)
     values = {"127.0.0.1:8000;": f"127.0.0.1:{esg.port};", "    proxy_http_version 1.1;\n": ""}
     with nginx(tmp_path, values) as (front, _):

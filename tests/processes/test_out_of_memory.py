@@ -1,4 +1,4 @@
-"""A worker that the kernel kills since its cgroup has no memory left, in a real cgroup."""
+"""A worker that the kernel kills because its cgroup has no memory left, in a real cgroup."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ threading.Thread(target=wait, daemon=True).start()
 
 @pytest.fixture
 def cgroup(tmp_path: Path) -> Iterator[Path]:
-    """One with a limit."""
+    """A cgroup with a memory limit."""
     for mount, limit in MOUNTS.items():
         folder = Path("/sys/fs/cgroup", mount, f"esg-test-{os.getpid()}")
         with contextlib.suppress(OSError):
