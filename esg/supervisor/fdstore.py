@@ -65,8 +65,8 @@ class Store:
     def put(self, listener: Listener) -> None:
         """Have the service manager keep a copy, if there is one and it is ours.
 
-        It is believed to do so only within the number of descriptors that it says it stores. It
-        doesn't answer, and ignores what is beyond that.
+        The manager sends no answer, and ignores descriptors beyond the number that it says it
+        stores. So only descriptors within that number count as stored.
         """
         if listener.borrowed is not None or listener.stored is not False:
             return

@@ -49,7 +49,7 @@ EXIT_MARGIN = 8.0
 STANDSTILL = 3.0
 """Seconds for which the loop of a worker may stand still once its grace is over.
 
-The lifespan's shutdown has as many, and may block.
+The lifespan's shutdown is allowed the same time, and may block.
 """
 
 OVERTAKEN_WAIT = 1.0
@@ -99,7 +99,7 @@ class Member:
     beat: float | None = None
     """When its event loop last turned, as of the last look."""
     late_since: float | None = None
-    """The first look at which a beat was missing, and could soon be missing for too long."""
+    """When a look first found a beat missing that could soon be missing for too long."""
     discarded_at: float | None = None
     """When it was told to end while it booted, if it isn't known to have served by then."""
 

@@ -90,7 +90,7 @@ def _turn(path: str) -> Iterator[None]:
 
 
 def _is_stale(path: str, origin: str) -> bool:
-    """Whether there is a pid file of a program that doesn't run any more; False for no file.
+    """Whether the pid file belongs to a program that has ended; False if there is no file.
 
     Raises PidFileError if the program runs, ConfigError if there is something else.
     """
@@ -139,7 +139,7 @@ def _lock(fd: int) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        fcntl.flock(fd, fcntl.LOCK_EX)  # a kernel without such locks, as sandboxes have
+        fcntl.flock(fd, fcntl.LOCK_EX)  # some sandboxes' kernels don't have such locks
 
 
 def _is_at(fd: int, path: str) -> bool:
@@ -157,7 +157,7 @@ def _replace(path: str, exists: bool) -> int | None:
         os.unlink(own)
     fd = os.open(own, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        _lock(fd)  # before others may read it, so that no lock of theirs is in the way
+        _lock(fd)  # before others can read it, so that none of them can lock it first
         os.write(fd, f"{os.getpid()}\n".encode())
         mask = os.umask(0o077)
         os.umask(mask)

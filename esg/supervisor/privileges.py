@@ -99,7 +99,7 @@ def notices(config: Config) -> list[tuple[Literal["warning"], str]]:
 
 
 def has_capability(number: int) -> bool:
-    """Whether this process has a capability in effect; True where /proc doesn't tell."""
+    """Whether a capability is effective in this process; True if /proc doesn't say."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             (mask,) = [line.split()[1] for line in status if line.startswith("CapEff:")]

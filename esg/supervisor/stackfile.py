@@ -83,7 +83,7 @@ def _sealed_file(name: str) -> int:
     try:
         fd = os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # as kernels say that don't know the flag
+        if error.errno != errno.EINVAL:  # which kernels that don't know the flag return
             raise
         fd = os.memfd_create(name, flags)
     try:

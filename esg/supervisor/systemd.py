@@ -52,7 +52,7 @@ class Notifier:
         """
         self.capacity = capacity
         """How many descriptors the manager stores; None if it doesn't say. systemd says so since
-        version 254, and says nothing where it stores none.
+        version 254, except for units that store none.
         """
         self.problem = ""
         """Why nothing is sent though there is an address; empty if all is well."""

@@ -70,7 +70,7 @@ HOSTILE = """\
 
 
 def test_whatever_a_worker_sends_the_arbiter_lives_on(start: Start) -> None:
-    """Neither nonsense nor descriptors that take long to close make it stand still."""
+    """Invalid mail and descriptors that are slow to close don't block the arbiter."""
     esg = start(source=application(at_startup=HOSTILE.strip()))
     esg.claim("by mailbox")
     assert len(esg.notes("refused-EPIPE")) == 1

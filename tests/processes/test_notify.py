@@ -179,7 +179,7 @@ def test_listeners_survive_a_crash_of_the_arbiter(start: Start, manager: Manager
 def test_what_is_queued_at_a_crash_is_answered_without_a_store(
     start: Start, manager: Manager, store: str | None
 ) -> None:
-    """The store may be none, or may be flushed since the unit isn't started again."""
+    """There may be no store, or it may be flushed because the unit isn't started again."""
     manager.stores = False
     extra = manager.environment | ({} if store is None else {"FDSTORE": store})
     esg = start(extra=extra)

@@ -1,4 +1,4 @@
-"""Releases behind a symbolic link that is switched: whichever way the folder was named."""
+"""Releases behind a symbolic link that is switched, however the folder was named."""
 
 from __future__ import annotations
 
