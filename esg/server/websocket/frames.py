@@ -26,6 +26,9 @@ LARGE = 16384
 MASKED_HEADER = 6
 """Bytes of the smallest header of a frame from a client: the mask is a part of it."""
 
+LARGEST_HEADER = 14
+"""Bytes of the largest header of a frame from a client."""
+
 LONGEST_CONTROL = 125
 """Bytes of the largest control frame's content (section 5.5)."""
 
@@ -89,6 +92,30 @@ def frame_head(first: int, size: int) -> bytes:
     if size < 65536:
         return struct.pack("!BBH", first, 126, size)
     return struct.pack("!BBQ", first, 127, size)
+
+
+def fragments(frame: bytes, size: int) -> list[bytes]:
+    """The same content in several masked frames (section 5.4).
+
+    `frame` is a whole one from a client; each fragment has `size` bytes of its content, a multiple
+    of 4, so that the mask fits each of them as it is.
+    """
+    first, length = frame[0], frame[1] & 0x7F
+    start = MASKED_HEADER + {126: 2, 127: 8}.get(length, 0)
+    mask = frame[start - 4 : start]
+    parts = []
+    for at in range(start, len(frame), size):
+        content = frame[at : at + size]
+        opcode = first & 0x7F if at == start else CONTINUATION
+        final = first & 0x80 if at + size >= len(frame) else 0
+        parts.append(_masked_head(opcode | final, len(content)) + mask + content)
+    return parts
+
+
+def _masked_head(first: int, size: int) -> bytes:
+    if size < 126:
+        return bytes((first, 0x80 | size))
+    return struct.pack("!BBH", first, 0x80 | 126, size)
 
 
 def cut_reason(reason: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from esg.server.service import Service
-from esg.server.turns import SMALL
+from esg.server.turns import PART, SMALL
 from esg.server.websocket.codec import Codec
 from esg.server.websocket.frames import (
     BINARY,
@@ -22,6 +22,7 @@ from esg.server.websocket.frames import (
     CONTINUATION,
     INVALID_DATA,
     LARGE,
+    LARGEST_HEADER,
     MASKED_HEADER,
     PING,
     PLAIN,
@@ -31,6 +32,7 @@ from esg.server.websocket.frames import (
     TRY_AGAIN_LATER,
     Failure,
     check_header,
+    fragments,
     unmask,
 )
 from esg.server.websocket.holdings import FREE
@@ -61,6 +63,9 @@ FREE_FRAGMENTS = 4096
 
 FRAGMENT = 8
 """Bytes that the fragments of a message have on average, if it has more of them."""
+
+COMPRESSED = 4096
+"""Bytes of a compressed frame that are decompressed in one go; they may become 4 MB."""
 
 MOST_PIECES = 100
 """Pieces of a frame that are kept as they came."""
@@ -215,18 +220,25 @@ class Inbox:
         """The application took all messages there were, so there is room for others."""
         self._refills = False
         frames = MOST_FRAMES
+        clock = self._service.turns.clock
+        end = clock() + PART
         try:
             while self._backlog and not self._full():
-                if not frames:
+                if not frames or clock() > end:
                     self._refill_later()
                     break
                 frames -= 1
                 frame = self._backlog.popleft()
                 self._backlogged -= len(frame) + FRAME_OVERHEAD
-                self._decode(frame)
+                if self._expands(frame):
+                    self._put_back(fragments(frame, COMPRESSED))
+                else:
+                    self._decode(frame)
         except Failure as failure:
             self._drop_backlog()
             self._owner.on_failure(failure)
+        if self._deaf and not self._backlog:
+            self._drop_codec()
         if self._charged:
             self._count_holdings()
         self._special = self._is_special()
@@ -254,10 +266,16 @@ class Inbox:
         """Drop all that still comes. What has come as a whole can still be taken out."""
         self._accepts = False
         self._special = self._deaf = True
-        self._codec = None  # with what it has of a message; nothing is sent any more, either
-        self._fragmented = False
         self._forget_partial()
+        if not self._backlog:
+            self._drop_codec()
         self._count_holdings()
+
+    def _drop_codec(self) -> None:
+        """Let go of the codec and of a message that will never be complete."""
+        self._codec = None
+        self._fragmented = False
+        self.begun = math.inf
 
     def _drop_backlog(self) -> None:
         self._backlog.clear()
@@ -459,13 +477,28 @@ class Inbox:
     def _take_data(self, frame: bytes) -> None:
         """A frame that may have to wait for its turn. Raises Failure."""
         if not (self._backlog or self._full()):
-            self._decode(frame)
-            return
+            if not self._expands(frame):
+                self._decode(frame)
+                return
+            self._refill_later()
         self._special = True
         self._backlog.append(frame)
         self._backlogged += len(frame) + FRAME_OVERHEAD
         if self._backlogged > BACKLOG:
             self._pause()
+
+    def _expands(self, frame: bytes) -> bool:
+        """Whether decompressing this frame in one go could take too much of a turn."""
+        return (
+            self.compresses
+            and len(frame) > COMPRESSED + LARGEST_HEADER
+            and (self._fragmented or frame[0] not in PLAIN)
+        )
+
+    def _put_back(self, frames: list[bytes]) -> None:
+        """Put these frames before those that wait."""
+        self._backlog.extendleft(reversed(frames))
+        self._backlogged += sum(map(len, frames)) + FRAME_OVERHEAD * len(frames)
 
     def _decode(self, frame: bytes) -> None:
         first = frame[0]

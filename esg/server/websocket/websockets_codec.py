@@ -89,7 +89,9 @@ class WebsocketsCodec:
         if self._deflate is not None:
             self._begin_anew(self._deflate)
         for event in events:
-            self._take(cast(Frame, event), sink)
+            parsed = cast(Frame, event)
+            self._take(parsed, sink)
+            parsed.data = b""  # the protocol keeps its last frame until the next one arrives
 
     def _begin_anew(self, deflate: PerMessageDeflate) -> None:
         """Where a client ended its stream, it begins another (RFC 7692, section 7.2.3.4)."""
