@@ -64,6 +64,7 @@ def test_patterns_mean_what_they_mean_to_uvicorn(folder, include, exclude):
     theirs = FileFilter(
         uvicorn.Config(
             "example:app",
+            log_config=None,
             reload=True,
             reload_includes=list(include),
             reload_excludes=list(exclude),
