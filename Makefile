@@ -43,7 +43,7 @@ check: $(VENV)/.check
 	$(BIN)/lint-imports --no-logo
 
 docs: $(VENV)/.run
-	$(BIN)/python -m esg.report > docs/settings.md
+	$(BIN)/python -m esg.settings.report > docs/settings.md
 
 site: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict

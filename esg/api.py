@@ -13,15 +13,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from esg import config as internal
-from esg import folders, logs, secret_variables, sources
-from esg.config import PLURALS, Raw, build, setting_named
 from esg.errors import ConfigError
+from esg.log import setup as logs
 from esg.server.prepare import prepare
 from esg.server.worker import run_worker
+from esg.settings import folders, secret_variables, sources
+from esg.settings import schema as internal
+from esg.settings.schema import PLURALS, Raw, build, setting_named
 from esg.supervisor.arbiter import Arbiter
 from esg.supervisor.signals import HANDLED
-from esg.supervisor.watcher import check
+from esg.supervisor.watcher.watch import check
 
 
 def serve(read_config: Callable[[], internal.Config]) -> int:

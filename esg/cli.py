@@ -1,7 +1,7 @@
 """The `esg` command: command line to Config to a running arbiter; exit codes.
 
-Every option is made from a declaration in `config.py`. Exit codes: 0 clean, 1 failure, 2 usage or
-configuration, 3 a worker can't boot, 4 the application can't be imported.
+Every option is made from a declaration in `settings/schema.py`. Exit codes: 0 clean, 1 failure, 2
+usage or configuration, 3 a worker can't boot, 4 the application can't be imported.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ import click
 from click.core import ParameterSource
 
 import esg
-from esg import api, folders, logfiles, logs, report, secret_variables, sources
-from esg.binds import parse_bind
-from esg.config import SETTINGS, Config, Raw, Setting
+from esg import api
 from esg.errors import BootError, ESGError
 from esg.loader import load_application
+from esg.log import files as logfiles
+from esg.log import setup as logs
+from esg.net.binds import parse_bind
+from esg.net.unixsocket import access
 from esg.server.http1.parser import parser_class
 from esg.server.loops import loop_factory
 from esg.server.prepare import prepare
 from esg.server.websocket.codec import library
+from esg.settings import folders, report, secret_variables, sources
+from esg.settings.schema import SETTINGS, Config, Raw, Setting
 from esg.supervisor.privileges import identity
 from esg.supervisor.signals import HANDLED
-from esg.supervisor.watcher import check
-from esg.unixsocket import access
+from esg.supervisor.watcher.watch import check
 
 WIDTH = 80
 """Columns that `--help` takes at most."""

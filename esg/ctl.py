@@ -15,10 +15,12 @@ from types import FrameType
 
 import click
 
-from esg import commands, folders, logfiles, platforms, sources
+from esg import commands, platforms
 from esg.commands import Answer
-from esg.config import SETTINGS
 from esg.errors import ConfigError, ESGError
+from esg.log import files as logfiles
+from esg.settings import folders, sources
+from esg.settings.schema import SETTINGS
 
 ANSWER_LIMIT = 1024 * 1024
 """Bytes of an answer that are read; an arbiter sends less."""

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from types import ModuleType, TracebackType
 from typing import Any
 
-from esg.config import Config, nearest
 from esg.errors import AppImportError, BootError
+from esg.settings.schema import Config, nearest
 
 DEFAULT_ATTRIBUTES = ("application", "app")
 """Looked for in a module that was given without an attribute; the first as gunicorn does."""

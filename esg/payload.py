@@ -6,11 +6,11 @@ import dataclasses
 import signal
 from collections.abc import Callable, Sequence
 
-from esg.config import Config
-from esg.listeners import Listener
-from esg.logs import LogSetup
+from esg.log.setup import LogSetup
 from esg.mailbox import Mailbox
+from esg.net.listeners import Listener
 from esg.scoreboard import Row
+from esg.settings.schema import Config
 
 DUMP_SIGNAL = signal.SIGURG
 """Has a worker write its stacks. By default it is ignored, so it can't come too early."""

@@ -24,19 +24,26 @@ from gunicorn.config import Config as Settings
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker as Base
 
-from esg import logs, mailbox, platforms
-from esg.config import Config, Raw, build, setting_named
+from esg import mailbox, platforms
 from esg.errors import BootError, ESGError
-from esg.listeners import Listener
-from esg.logfiles import LogFiles
+from esg.log import setup as logs
+from esg.log.files import LogFiles
+from esg.net.listeners import Listener
 from esg.payload import Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Row
-from esg.server.access_log import AccessLog, LoggedAccess, path_and_query, printable, shown
-from esg.server.interfaces import adapt
+from esg.server.accesslog.access_log import (
+    AccessLog,
+    LoggedAccess,
+    path_and_query,
+    printable,
+    shown,
+)
+from esg.server.asgi.interfaces import adapt
 from esg.server.loops import loop_factory, loop_in_place_of
 from esg.server.prepare import prepare
 from esg.server.tls import described
 from esg.server.worker import Worker
+from esg.settings.schema import Config, Raw, build, setting_named
 
 SAME: Mapping[str, str] = {
     "keepalive": "timeout_keep_alive",

@@ -16,14 +16,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from esg.listeners import Listener
+from esg.net.listeners import Listener
 from esg.scoreboard import NOT_ACCEPTING
 from esg.seldom import Seldom
-from esg.server.asgi import Endpoint
+from esg.server.asgi.types import Endpoint
 from esg.server.http1.traced import connection_type
-from esg.server.proxy_headers import trusted_proxies
-from esg.server.proxy_receiver import ProxyReceiver
-from esg.server.service import Service
+from esg.server.proxy.headers import trusted_proxies
+from esg.server.proxy.receiver import ProxyReceiver
+from esg.server.state import Service
 from esg.server.tls import server_context
 from esg.server.tls_transport import TLSTransport
 

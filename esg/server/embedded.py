@@ -17,19 +17,20 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from esg import forks, logs, mailbox
-from esg.config import PROCESSES, SETTINGS, Config
+from esg import forks, mailbox
 from esg.errors import ConfigError
-from esg.listeners import Listener, open_listeners
 from esg.loader import load_application
-from esg.logfiles import LogFiles
+from esg.log import setup as logs
+from esg.log.files import LogFiles
+from esg.net.listeners import Listener, open_listeners
+from esg.net.unixsocket import access
 from esg.payload import Assignment
 from esg.scoreboard import Row
-from esg.server.interfaces import adapt
+from esg.server.asgi.interfaces import adapt
 from esg.server.loops import loop_factory
 from esg.server.prepare import check_packages, prepare
 from esg.server.worker import Worker
-from esg.unixsocket import access
+from esg.settings.schema import PROCESSES, SETTINGS, Config
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

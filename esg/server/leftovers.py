@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from esg.logs import Subject
+from esg.log.setup import Subject
 
 logger = logging.getLogger("esg")
 

@@ -9,10 +9,10 @@ import importlib.util
 import os
 from collections.abc import Mapping
 
-from esg.config import Config
 from esg.errors import ConfigError
-from esg.server.proxy_headers import trusted_proxies
+from esg.server.proxy.headers import trusted_proxies
 from esg.server.tls import server_context
+from esg.settings.schema import Config
 
 PACKAGES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("loop", "uvloop"): ("uvloop", "--loop asyncio"),

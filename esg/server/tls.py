@@ -11,8 +11,8 @@ import re
 import ssl
 from typing import Any, cast
 
-from esg.config import Config
 from esg.errors import ConfigError
+from esg.settings.schema import Config
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 CERT_REQS = {

@@ -15,23 +15,25 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from esg import forks, lifeline, logs, mailbox
-from esg.config import Config
+from esg import forks, lifeline, mailbox
 from esg.errors import BootError, ESGError
-from esg.listeners import Listener
 from esg.loader import load_application
+from esg.log import setup as logs
+from esg.net.listeners import Listener
 from esg.payload import DUMP_SIGNAL, Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Cell, RowState
-from esg.server import debug_page, leftovers
+from esg.server import leftovers
 from esg.server.acceptor import Acceptor
-from esg.server.access_log import AccessLog, LoggedAccess, access_log
-from esg.server.asgi import Application
+from esg.server.accesslog.access_log import AccessLog, LoggedAccess, access_log
+from esg.server.asgi import debug_page
+from esg.server.asgi.interfaces import adapt
+from esg.server.asgi.lifespan import Lifespan
+from esg.server.asgi.types import Application
 from esg.server.http1.connection import Connection
-from esg.server.interfaces import adapt
-from esg.server.lifespan import Lifespan
 from esg.server.loops import loop_factory, loop_in_place_of
-from esg.server.service import TICK, Service
+from esg.server.state import TICK, Service
 from esg.server.websocket.frames import GOING_AWAY, SERVICE_RESTART
+from esg.settings.schema import Config
 
 SHUTDOWN_MINIMUM = 3.0
 """Seconds the lifespan's shutdown has at least, however late the drain ended."""

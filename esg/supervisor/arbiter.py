@@ -20,24 +20,26 @@ from typing import ClassVar, TypeVar
 
 from setproctitle import setproctitle
 
-from esg import commands, folders, logs, mailbox, scoreboard
-from esg.config import Config, check_reload
+from esg import commands, mailbox, scoreboard
 from esg.errors import ESGError
-from esg.logfiles import LogFiles
-from esg.logs import LogSetup
+from esg.log import setup as logs
+from esg.log.files import LogFiles
+from esg.log.setup import LogSetup
 from esg.payload import DUMP_SIGNAL, Assignment, Payload
 from esg.seldom import Seldom
-from esg.supervisor import actions as do
-from esg.supervisor import events as on
+from esg.settings import folders
+from esg.settings.schema import Config, check_reload
 from esg.supervisor import privileges, signals
 from esg.supervisor.control import Control
-from esg.supervisor.fleet import Fleet
+from esg.supervisor.fleet import actions as do
+from esg.supervisor.fleet import events as on
+from esg.supervisor.fleet.fleet import Fleet
 from esg.supervisor.oom import OOMKills
 from esg.supervisor.pidfile import PidFile
 from esg.supervisor.processes import WorkerHandle, fork, reap
-from esg.supervisor.reloader import Reloader
 from esg.supervisor.sockets import Sockets
 from esg.supervisor.systemd import Notifier, handed_over
+from esg.supervisor.watcher.reloader import Reloader
 
 _ForFleet = mailbox.Ready | mailbox.BootFailed | mailbox.Due | mailbox.Draining
 """Mail of workers that the fleet decides on."""

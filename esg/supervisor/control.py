@@ -16,10 +16,11 @@ import struct
 import time
 from collections.abc import Callable
 
-from esg import commands, unixsocket
+from esg import commands
 from esg.commands import Answer
 from esg.errors import ListenError
-from esg.unixsocket import Access, SocketFile
+from esg.net import unixsocket
+from esg.net.unixsocket import Access, SocketFile
 
 MODE = 0o600
 """Permissions of the socket's file."""

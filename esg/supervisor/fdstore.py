@@ -13,11 +13,11 @@ import re
 import socket
 from collections.abc import Sequence
 
-from esg.binds import Bind, UnixAddress
 from esg.errors import ListenError
-from esg.listeners import SO_DETACH_FILTER, Handed, Listener, adopted, misfit
+from esg.net.binds import Bind, UnixAddress
+from esg.net.listeners import SO_DETACH_FILTER, Handed, Listener, adopted, misfit
+from esg.net.unixsocket import SocketFile
 from esg.supervisor.systemd import Notifier
-from esg.unixsocket import SocketFile
 
 PREFIX = "esg/"
 """What names in the store begin with. Sockets of units have a unit's name, which has no slash."""

@@ -10,9 +10,9 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from esg.accounts import find_group, find_user
-from esg.config import Config
 from esg.errors import BootError, ConfigError
+from esg.net.accounts import find_group, find_user
+from esg.settings.schema import Config
 
 WHAT_SIGNALS_NEED = (
     "to signal workers of another user, root needs the capability CAP_KILL "

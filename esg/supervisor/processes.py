@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from esg import forks, lifeline
-from esg.listeners import Listener
 from esg.mailbox import ArbitersEnd, Drain, FromArbiter, Mailbox, NewListener, NewLogFiles, pair
+from esg.net.listeners import Listener
 from esg.payload import DUMP_SIGNAL
 from esg.supervisor.signals import CHILD, HANDLED
 from esg.supervisor.stackfile import StackFile

@@ -11,7 +11,7 @@ import signal
 import socket
 from types import FrameType
 
-from esg.supervisor.events import Event, ReopenRequested, Resize, ShutdownRequested
+from esg.supervisor.fleet.events import Event, ReopenRequested, Resize, ShutdownRequested
 
 EVENTS: dict[signal.Signals, Event] = {
     signal.SIGTERM: ShutdownRequested(),

@@ -11,16 +11,16 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from esg.binds import parse_bind
-from esg.config import Config
 from esg.errors import ESGError
-from esg.listeners import Handed, Listener, open_listeners
 from esg.mailbox import NewListener
+from esg.net.binds import parse_bind
+from esg.net.listeners import Handed, Listener, open_listeners
+from esg.net.unixsocket import access
 from esg.seldom import Seldom
+from esg.settings.schema import Config
 from esg.supervisor.fdstore import Store, is_stored
 from esg.supervisor.processes import WorkerHandle
 from esg.supervisor.systemd import Notifier
-from esg.unixsocket import access
 
 
 class Sockets:

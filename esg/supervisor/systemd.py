@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import MutableMapping, Sequence
 
 from esg.errors import ListenError
-from esg.listeners import Handed
-from esg.supervisor.actions import State
+from esg.net.listeners import Handed
+from esg.supervisor.fleet.actions import State
 
 FIRST_FD = 3  # sd_listen_fds(3), SD_LISTEN_FDS_START
 

@@ -33,8 +33,8 @@ PROGRAM = """\
 #!{python}
 import sys
 sys.path.insert(0, {checkout!r})
-import esg.sources
-esg.sources.EVERYWHERE = "127.0.0.1"
+import esg.settings.sources
+esg.settings.sources.EVERYWHERE = "127.0.0.1"
 from {module} import {function}
 sys.exit({function}())
 """

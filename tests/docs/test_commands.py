@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 import yaml
 
-import esg.sources
-from esg.config import Raw
+import esg.settings.sources
+from esg.settings.schema import Raw
 from tests.support.runner import CHECKOUT
 
 from .pages import PAGES, PROMPT, Block, Command, blocks, excused, steps
@@ -70,7 +70,7 @@ def read_toml(block: Block) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "pyproject.toml" if "tool" in table else "esg.toml")
         file.write_text(block.text)
-        esg.sources.load(app, {}, file=str(file), folder=Path(folder))
+        esg.settings.sources.load(app, {}, file=str(file), folder=Path(folder))
 
 
 def read_ini(block: Block) -> None:

@@ -9,7 +9,8 @@ import re
 import signal
 
 import esg
-from esg import errors, logs
+from esg import errors
+from esg.log import setup as logs
 from esg.supervisor.signals import HANDLED
 from tests.support.runner import CHECKOUT
 
@@ -65,7 +66,7 @@ def test_what_the_supervisor_logs_is_among_the_events():
 
 
 def test_fields_of_json_requests():
-    where = (CHECKOUT / "esg" / "server" / "access_log.py").read_text()
+    where = (CHECKOUT / "esg" / "server" / "accesslog" / "access_log.py").read_text()
     made = re.findall(r'^            "(\w+)": |fields\["(\w+)"\] = ', where, re.M)
     made_names = {one or other for one, other in made}
     table = section("logging.md", "JSON")

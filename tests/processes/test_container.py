@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from esg.config import SETTINGS
+from esg.settings.schema import SETTINGS
 from tests.support.container import Builder, Container, Image, Unavailable, repacked
 from tests.support.runner import CHECKOUT
 from tests.support.waiting import DEADLINE, eventually

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from esg.supervisor.watcher import stamp
+from esg.supervisor.watcher.watch import stamp
 from tests.support.app import application
 from tests.support.load import Load
 from tests.support.runner import Esg, answer

@@ -242,7 +242,7 @@ def test_new_workers_that_die_together_in_a_roll_end_the_reload_only(start: Star
 
 BREAKS = """
 import gc, json, os, socket
-from esg.listeners import Listener
+from esg.net.listeners import Listener
 
 # Found before the worker freezes the objects that there are, which hides them.
 LISTENER = next(thing for thing in gc.get_objects() if isinstance(thing, Listener))
@@ -302,7 +302,8 @@ def request_over(path: str, target: str) -> bytes:
 
 FAULTY = """
 import runpy, sys
-from esg.supervisor import actions, arbiter, control
+from esg.supervisor import arbiter, control
+from esg.supervisor.fleet import actions
 def fails(*arguments):
     raise RuntimeError("a fault")
 if sys.argv[-1] == "action":

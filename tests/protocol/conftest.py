@@ -21,16 +21,16 @@ from typing import Any
 import pytest
 import uvloop
 
-from esg.config import Config
-from esg.listeners import open_listeners
-from esg.logfiles import LogFile, LogFiles
-from esg.logs import LogSetup, worker_subject
+from esg.log.files import LogFile, LogFiles
+from esg.log.setup import LogSetup, worker_subject
+from esg.net.listeners import open_listeners
 from esg.scoreboard import Row
 from esg.server.acceptor import Acceptor
-from esg.server.access_log import AccessLog, LoggedAccess, access_log
+from esg.server.accesslog.access_log import AccessLog, LoggedAccess, access_log
 from esg.server.prepare import prepare
-from esg.server.service import TICK, Service
-from esg.server.wsgi import WSGIAdapter
+from esg.server.state import TICK, Service
+from esg.server.wsgi.wsgi import WSGIAdapter
+from esg.settings.schema import Config
 from tests.support.certificates import Authority
 
 from .tls_client import TLSClient

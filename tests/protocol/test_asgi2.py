@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from esg.config import Config
-from esg.logs import worker_subject
-from esg.server.interfaces import adapt
-from esg.server.lifespan import Lifespan
+from esg.log.setup import worker_subject
+from esg.server.asgi.interfaces import adapt
+from esg.server.asgi.lifespan import Lifespan
+from esg.settings.schema import Config
 
 from .apps import Disconnected, read_body, respond
 from .wire import get, post

@@ -8,7 +8,7 @@ import pytest
 
 from esg.server.http1.connection import SILENCE
 from esg.server.http1.exchange import ClientDisconnected
-from esg.server.service import TICK
+from esg.server.state import TICK
 
 from .apps import Gate, Probe, echo, hello, piece, read_body, respond, start
 from .wire import get, post, request, settled, turns, until

@@ -9,8 +9,8 @@ import random
 
 import pytest
 
-from esg.config import Config
 from esg.server.http1.exchange import ClientDisconnected
+from esg.settings.schema import Config
 
 from .apps import Probe, piece, respond, start
 from .wire import Truncated, get, request, settled, until

@@ -26,7 +26,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from esg.server.http1.connection import SILENCE
-from esg.server.service import TICK
+from esg.server.state import TICK
 
 from .wire import get, until
 

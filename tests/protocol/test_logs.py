@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from esg import logs
+from esg.log import setup as logs
 from esg.server.http1 import observed
 
 from .apps import Disconnected, Gate, hello, piece, read_body, respond, start

@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from esg.seldom import COMPLAINT_INTERVAL
-from esg.server.proxy_protocol import SIGNATURE_V2
+from esg.server.proxy.protocol import SIGNATURE_V2
 
 from .apps import Gate, Recorder, hello
 from .tls_client import TLSClient

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from esg.server.asgi import EXTENSIONS
+from esg.server.asgi.types import EXTENSIONS
 
 from .apps import Recorder
 from .wire import Client, get, post, request

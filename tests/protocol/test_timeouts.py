@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from esg.server.http1.connection import END, Connection
-from esg.server.service import EXPIRE_AGAIN
+from esg.server.state import EXPIRE_AGAIN
 from esg.server.websocket.handshake import Handshake
 
 from .apps import Disconnected, Gate, Probe, echo, hello, read_body, respond

@@ -16,8 +16,8 @@ from wsgiref.validate import validator
 import pytest
 
 from esg.server.http1.connection import SILENCE
-from esg.server.service import TICK
-from esg.server.wsgi import HOP_BY_HOP, WSGIAdapter
+from esg.server.state import TICK
+from esg.server.wsgi.wsgi import HOP_BY_HOP, WSGIAdapter
 
 from .wire import (
     Truncated,

@@ -12,8 +12,8 @@ import flask
 import httpx
 import pytest
 
-from esg.config import Config
-from esg.server.interfaces import adapt
+from esg.server.asgi.interfaces import adapt
+from esg.settings.schema import Config
 
 from . import django_site
 from .wire import get, until

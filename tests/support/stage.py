@@ -13,10 +13,10 @@ import re
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
-from esg.config import Config
 from esg.scoreboard import Row
 from esg.server.http1.connection import Connection
-from esg.server.service import Service
+from esg.server.state import Service
+from esg.settings.schema import Config
 
 T = TypeVar("T")
 

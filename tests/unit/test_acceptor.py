@@ -8,9 +8,9 @@ import types
 
 import pytest
 
-from esg.config import Config
 from esg.server.acceptor import FULL_PAUSE, OUT_OF_FILES_PAUSE, PAUSE, SHUT_PAUSE, Acceptor
 from esg.server.prepare import prepare
+from esg.settings.schema import Config
 
 
 class Loop:

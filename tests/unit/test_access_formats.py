@@ -12,12 +12,12 @@ import shlex
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from esg.logformat import ATOMS, PRESETS
-from esg.logs import worker_subject
-from esg.server.access_log import formatted, json_line
+from esg.log.accessformat import ATOMS, PRESETS
+from esg.log.setup import worker_subject
+from esg.server.accesslog.access_log import formatted, json_line
 
 glogging = pytest.importorskip("gunicorn.glogging")
 
@@ -114,8 +114,8 @@ def test_the_time_is_apaches_and_goes_on(monkeypatch):
     before = line(exchange())
     assert without_time(before) == "[time]"
     now = datetime.datetime.now().timestamp()
-    monkeypatch.setattr("esg.server.access_log.time.time", lambda: now + 60)
-    monkeypatch.setattr("esg.server.access_log.time.strftime", lambda text: "later")
+    monkeypatch.setattr("esg.server.accesslog.access_log.time.time", lambda: now + 60)
+    monkeypatch.setattr("esg.server.accesslog.access_log.time.strftime", lambda text: "later")
     assert line(exchange()) == "later"
 
 
@@ -215,6 +215,7 @@ def test_what_a_request_has_not_is_left_out():
 
 @given(CHAOS, CHAOS)
 def test_whatever_a_client_sends_is_one_line_of_json(target, value):
+    assume(target.find(b"://") < 1)  # else it is an absolute target, which has a test of its own
     fields = fields_of(exchange(target=target, headers=[(b"x-request-id", value)]))
     assert fields["request_id"] == value.decode("latin-1")
     assert fields["path"] == target.partition(b"?")[0].decode("latin-1")

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esg.logfiles import LogFile
-from esg.server.access_log import PIPE_ATOMIC, AccessLog, printable, uvicorn_line
+from esg.log.files import LogFile
+from esg.server.accesslog.access_log import PIPE_ATOMIC, AccessLog, printable, uvicorn_line
 
 CLIENT = ("192.0.2.1", 4711)
 

@@ -17,9 +17,10 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
 import esg
-from esg import api, config
-from esg.config import SETTINGS
+from esg import api
 from esg.errors import ConfigError, ListenError
+from esg.settings import schema as config
+from esg.settings.schema import SETTINGS
 from esg.supervisor.signals import HANDLED
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esg.errors import BadRequest
-from esg.server.asgi import http_scope, http_template
+from esg.server.asgi.types import http_scope, http_template
 
 PATH_TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30)
 TARGET_BYTES = st.text(

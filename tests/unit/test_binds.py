@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esg.binds import Address, Descriptor, UnixAddress, parse_bind
 from esg.errors import ConfigError
+from esg.net.binds import Address, Descriptor, UnixAddress, parse_bind
 
 
 @pytest.mark.parametrize(

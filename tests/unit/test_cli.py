@@ -12,9 +12,10 @@ import pytest
 from uvicorn.main import main as uvicorn_command
 
 import esg
-from esg import api, cli, config
-from esg.config import SETTINGS, choice
+from esg import api, cli
 from esg.server.http1 import parser
+from esg.settings import schema as config
+from esg.settings.schema import SETTINGS, choice
 
 
 class Spy:

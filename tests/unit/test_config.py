@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esg import config as config_module
-from esg import cpus
-from esg.config import (
+from esg.errors import ConfigError
+from esg.settings import cpus
+from esg.settings import schema as config_module
+from esg.settings.schema import (
     APP,
     FALSE_WORDS,
     HEADERS,
@@ -39,7 +40,6 @@ from esg.config import (
     size,
     whole_number,
 )
-from esg.errors import ConfigError
 
 
 def made(**values):

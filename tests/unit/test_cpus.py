@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from esg.cpus import usable
+from esg.settings.cpus import usable
 
 
 @pytest.fixture(autouse=True)

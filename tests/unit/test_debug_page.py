@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from esg.server.debug_page import content, in_front_of
+from esg.server.asgi.debug_page import content, in_front_of
 
 
 def error(text="boom"):

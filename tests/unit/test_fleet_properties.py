@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from esg.config import Config
-from esg.supervisor import actions as do
-from esg.supervisor import events as on
-from esg.supervisor.fleet import (
+from esg.settings.schema import Config
+from esg.supervisor.fleet import actions as do
+from esg.supervisor.fleet import events as on
+from esg.supervisor.fleet.fleet import (
     CHECK_INTERVAL,
     ESCALATION,
     EXIT_MARGIN,

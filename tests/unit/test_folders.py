@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from esg import folders
-from esg.config import Raw, build
 from esg.errors import ConfigError
+from esg.settings import folders
+from esg.settings.schema import Raw, build
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from esg.server.http1.framing import (
     check_trailers,
     examine,
 )
-from esg.server.proxy_headers import FIELDS
+from esg.server.proxy.headers import FIELDS
 
 HOST = (b"host", b"example.org")
 

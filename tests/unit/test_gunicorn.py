@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from esg.config import SETTINGS
-from esg.gunicorn import RENAMED, WORKER_CLASSES, assigned_names, why_not
+from esg.settings.aliases import RENAMED, WORKER_CLASSES, assigned_names, why_not
+from esg.settings.schema import SETTINGS
 
 
 @pytest.mark.parametrize("meaning", WORKER_CLASSES.values(), ids=WORKER_CLASSES)

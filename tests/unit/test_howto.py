@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from esg import api, cli
-from esg.config import SETTINGS, Config
+from esg.settings.schema import SETTINGS, Config
 from tests.support.certificates import Authority
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -8,9 +8,9 @@ import logging
 import pytest
 
 from esg.errors import BootError
-from esg.logs import worker_subject
+from esg.log.setup import worker_subject
 from esg.mailbox import PIPE_ATOMIC, encode
-from esg.server.lifespan import Lifespan
+from esg.server.asgi.lifespan import Lifespan
 
 SUBJECT = worker_subject(3, 2, 4711)
 

@@ -9,8 +9,8 @@ import socket
 import pytest
 
 from esg.errors import ConfigError, ListenError
-from esg.listeners import SO_ATTACH_FILTER, Handed, Listener, open_listeners
-from esg.unixsocket import Access
+from esg.net.listeners import SO_ATTACH_FILTER, Handed, Listener, open_listeners
+from esg.net.unixsocket import Access
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from esg.config import Config, Raw, build
 from esg.errors import AppImportError, BootError
 from esg.loader import application_traceback, detect, interface_of, load_application
+from esg.settings.schema import Config, Raw, build
 
 NUMBERS = itertools.count()
 

@@ -15,9 +15,9 @@ import threading
 
 import pytest
 
-from esg import logfiles
+from esg.log import files as logfiles
 from esg.errors import LogFileError
-from esg.logfiles import LogFile, LogFiles
+from esg.log.files import LogFile, LogFiles
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_a_line_that_was_cut_does_not_run_into_the_next(file, tmp_path, monkeypa
 @pytest.mark.parametrize("closed", ["0", "1", "2", "1 2", "0 1 2"])
 def test_a_closed_standard_stream_is_no_trap_for_the_next_file(closed, tmp_path):
     code = (
-        "import os, socket, sys; from esg.logfiles import secure_standard_streams as s; s();"
+        "import os, socket, sys; from esg.log.files import secure_standard_streams as s; s();"
         "assert socket.socket().fileno() > 2; print('x'); print('y', file=sys.stderr);"
         "sys.stdin.read(); open('fine', 'w').close()"
     )

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esg import logformat
-from esg.config import Raw, build
 from esg.errors import ConfigError
-from esg.logformat import ATOMS, PRESETS, Atom, parse
+from esg.log import accessformat
+from esg.log.accessformat import ATOMS, PRESETS, Atom, parse
+from esg.settings.schema import Raw, build
 
 
 def test_a_format_is_a_template_and_its_atoms():
@@ -71,7 +71,7 @@ def test_a_format_that_is_accepted_can_be_filled_in(text):
         template, atoms = parse(text)
     except ValueError:
         return
-    values = tuple(7 if atom.name in logformat.NUMBERS else "x" for atom in atoms)
+    values = tuple(7 if atom.name in accessformat.NUMBERS else "x" for atom in atoms)
     assert isinstance(template % values, str)
 
 

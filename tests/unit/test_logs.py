@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from uvicorn.config import LOGGING_CONFIG
 
-from esg import logs
-from esg.config import Config, LogDefinition
 from esg.errors import ConfigError
-from esg.logfiles import LineStream, LogFiles
+from esg.log import setup as logs
+from esg.log.files import LineStream, LogFiles
+from esg.settings.schema import Config, LogDefinition
 from tests.support.log import records
 
 

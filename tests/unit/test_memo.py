@@ -10,12 +10,12 @@ import sys
 import pytest
 
 from esg.errors import HTTPError
-from esg.server import wsgi
-from esg.server.asgi import http_scope, http_template
+from esg.server.asgi.types import http_scope, http_template
 from esg.server.http1.framing import examine
 from esg.server.http1.response import Heads, check_fields
 from esg.server.memo import Memo
-from esg.server.proxy_headers import TrustedProxies, apply
+from esg.server.proxy.headers import TrustedProxies, apply
+from esg.server.wsgi import wsgi
 
 MOST_BYTES = 4 << 20
 """What one cache may take, with the objects that Python makes for an entry."""

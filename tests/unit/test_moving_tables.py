@@ -18,7 +18,7 @@ from gunicorn.config import KNOWN_SETTINGS
 from uvicorn.main import main as uvicorn_command
 
 from esg.cli import command
-from esg.config import SETTINGS
+from esg.settings.schema import SETTINGS
 
 HOWTO = Path(__file__).parents[2] / "docs" / "howto"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 import esg
-from esg.config import Raw, build
 from esg.errors import ConfigError
 from esg.server import prepare
 from esg.server.prepare import PACKAGES
+from esg.settings.schema import Raw, build
 
 
 @pytest.fixture

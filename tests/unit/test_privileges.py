@@ -8,9 +8,9 @@ import pwd
 
 import pytest
 
-from esg.accounts import find_owner
-from esg.config import Raw, build
 from esg.errors import BootError, ConfigError
+from esg.net.accounts import find_owner
+from esg.settings.schema import Raw, build
 from esg.supervisor import privileges
 from esg.supervisor.privileges import Identity, has_capability, identity, notices
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esg.errors import ConfigError
-from esg.server.proxy_headers import FIELDS, Said, TrustedProxies, apply, read
+from esg.server.proxy.headers import FIELDS, Said, TrustedProxies, apply, read
 
 
 def trusting(*entries):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esg.server.proxy_protocol import (
+from esg.server.proxy.protocol import (
     LONGEST_V1,
     LONGEST_V2,
     SIGNATURE_V2,

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 import pytest
 
-from esg import report
 from esg.cli import command
-from esg.config import SETTINGS, Config, Raw, build
-from esg.sources import load
+from esg.settings import report
+from esg.settings.schema import SETTINGS, Config, Raw, build
+from esg.settings.sources import load
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "settings.md"
 

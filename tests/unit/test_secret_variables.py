@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from esg import secret_variables
+from esg.settings import secret_variables
 
 PASSWORD = "ESG_SSL_KEYFILE_PASSWORD"
 
 SHOW = """
 from pathlib import Path
-from esg import secret_variables
+from esg.settings import secret_variables
 import os, subprocess, sys
 print(secret_variables.take())
 shown = Path("/proc/self/environ").read_bytes()

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from esg.binds import Address, UnixAddress
-from esg.config import Raw, build
 from esg.errors import ListenError
-from esg.listeners import Handed
 from esg.mailbox import NewListener
+from esg.net.binds import Address, UnixAddress
+from esg.net.listeners import Handed
+from esg.settings.schema import Raw, build
 from esg.supervisor import fdstore
 from esg.supervisor.sockets import Sockets
 

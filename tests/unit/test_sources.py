@@ -6,10 +6,10 @@ import tomllib
 
 import pytest
 
-from esg import report, sources
-from esg.config import SETTINGS, WORKERS, LogDefinition, Raw, build, check_reload
 from esg.errors import ConfigError
-from esg.sources import from_environment, from_file, load, strays_in
+from esg.settings import report, sources
+from esg.settings.schema import SETTINGS, WORKERS, LogDefinition, Raw, build, check_reload
+from esg.settings.sources import from_environment, from_file, load, strays_in
 
 APP = {"app": Raw("example:app", "APP")}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from esg.config import CERT_REQS, TLS_VERSION, Config, Raw, build
 from esg.errors import ConfigError
 from esg.server.prepare import prepare
 from esg.server.tls import client_chain, distinguished_name, server_context
+from esg.settings.schema import CERT_REQS, TLS_VERSION, Config, Raw, build
 from tests.support.certificates import Authority, encrypted
 
 

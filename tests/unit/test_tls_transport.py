@@ -6,10 +6,10 @@ import contextvars
 
 import pytest
 
-from esg.config import Config
 from esg.server.tls import server_context
 from esg.server.tls_transport import FEW_BYTES, MOST_RECORDS, MOST_USELESS, TLSTransport
 from esg.server.turns import SMALL, Turns
+from esg.settings.schema import Config
 from tests.support.certificates import Authority
 from tests.support.openssl import OpenSSL
 

@@ -10,9 +10,9 @@ import threading
 
 import pytest
 
-from esg import unixsocket
 from esg.errors import ListenError
-from esg.unixsocket import Access, SocketFile
+from esg.net import unixsocket
+from esg.net.unixsocket import Access, SocketFile
 
 
 class Watched(socket.socket):

@@ -15,10 +15,10 @@ import pytest
 import uvicorn
 from uvicorn.supervisors.watchfilesreload import FileFilter
 
-from esg.config import Config
 from esg.errors import ConfigError
-from esg.supervisor import watcher
-from esg.supervisor.watcher import (
+from esg.settings.schema import Config
+from esg.supervisor.watcher import watch as watcher
+from esg.supervisor.watcher.watch import (
     Glances,
     Selection,
     Watch,

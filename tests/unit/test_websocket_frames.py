@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esg.config import Config
 from esg.server.websocket import frames
 from esg.server.websocket.codec import library
+from esg.settings.schema import Config
 
 
 @given(st.binary(max_size=300), st.binary(min_size=4, max_size=4))

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from esg.config import Config
 from esg.server.turns import SMALL, Turns
 from esg.server.websocket.codec import library
 from esg.server.websocket.holdings import FREE, Holdings
@@ -23,6 +22,7 @@ from esg.server.websocket.inbox import (
     MOST_FRAMES,
     Inbox,
 )
+from esg.settings.schema import Config
 
 MASK = b"\0\0\0\0"
 

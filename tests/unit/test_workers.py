@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from esg.config import Config
+from esg.settings.schema import Config
 
 config = pytest.importorskip("gunicorn.config")
 

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esg.logs import TRACE, worker_subject
-from esg.server.asgi import http_scope, http_template
+from esg.log.setup import TRACE, worker_subject
+from esg.server.asgi.types import http_scope, http_template
 from esg.server.http1.exchange import ClientDisconnected
-from esg.server.wsgi import (
+from esg.server.wsgi.wsgi import (
     FILE_BLOCK,
     MOST_HELD,
     ErrorStream,

@@ -23,9 +23,8 @@ from esg.errors import (
     RequestTimeout,
     URITooLong,
 )
-from esg.server import proxy_headers
-from esg.server.access_log import Refused
-from esg.server.asgi import (
+from esg.server.accesslog.access_log import Refused
+from esg.server.asgi.types import (
     Endpoint,
     Headers,
     http_scope,
@@ -47,7 +46,8 @@ from esg.server.http1.framing import (
 from esg.server.http1.parser import Held, Parser
 from esg.server.http1.response import Content, plain_content, plain_response
 from esg.server.http1.sendfile import Copies, copy_part, send_part
-from esg.server.service import TICK, Service
+from esg.server.proxy import headers as proxy_headers
+from esg.server.state import TICK, Service
 from esg.server.transports import end_output, lines_writer, reset, unsent
 from esg.server.turns import PART, SMALL
 

@@ -28,8 +28,8 @@ import stat
 from typing import TYPE_CHECKING
 
 from esg import forks
-from esg.server import debug_page
-from esg.server.asgi import (
+from esg.server.asgi import debug_page
+from esg.server.asgi.types import (
     PATH_SEND,
     ZERO_COPY_SEND,
     Application,

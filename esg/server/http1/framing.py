@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from esg.errors import BadRequest, HeaderFieldsTooLarge, NotImplementedByServer, VersionNotSupported
-from esg.server import proxy_headers
-from esg.server.asgi import Headers, is_authority
+from esg.server.asgi.types import Headers, is_authority
 from esg.server.memo import Memo
+from esg.server.proxy import headers as proxy_headers
 
 DECIDING = frozenset(
     (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from esg.server.asgi import Headers, Message, Scope
+from esg.server.asgi.types import Headers, Message, Scope
 from esg.server.http1.exchange import BODY, NO_BODY, START, Exchange
 from esg.server.http1.framing import Framing
 from esg.server.http1.response import REASONS, Content

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from esg import logs
+from esg.log import setup as logs
 from esg.server.http1.connection import Connection
 from esg.server.http1.exchange import Exchange
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Protocol
 
-from esg.config import Config
+from esg.settings.schema import Config
 
 
 class Sink(Protocol):

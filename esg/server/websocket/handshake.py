@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from esg.server.asgi import Application, Headers, Message, Scope
+from esg.server.asgi.types import Application, Headers, Message, Scope
 from esg.server.http1.exchange import DONE, GONE, START, ClientDisconnected
 from esg.server.http1.framing import VERSIONS, Framing
 from esg.server.http1.observed import Observed
 from esg.server.http1.response import REASONS, InvalidHeader, check_fields
-from esg.server.service import TICK
 from esg.server.stacks import task_stack
+from esg.server.state import TICK
 from esg.server.websocket.codec import Codec
 from esg.server.websocket.session import CLOSED, Session
 

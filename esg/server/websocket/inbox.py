@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from esg.server.service import Service
+from esg.server.state import Service
 from esg.server.turns import PART, SMALL
 from esg.server.websocket.codec import Codec
 from esg.server.websocket.frames import (

@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from esg import forks
-from esg.server.asgi import Message, Scope
+from esg.server.asgi.types import Message, Scope
 from esg.server.http1.exchange import ClientDisconnected, is_disconnect
-from esg.server.service import TICK, Service
+from esg.server.state import TICK, Service
 from esg.server.transports import end_output, lines_writer, reset, unsent
 from esg.server.websocket.frames import (
     ABNORMAL,
@@ -52,7 +52,7 @@ from esg.server.websocket.frames import (
 from esg.server.websocket.inbox import Inbox
 
 if TYPE_CHECKING:
-    from esg.server.access_log import SocketRecord
+    from esg.server.accesslog.access_log import SocketRecord
     from esg.server.websocket.handshake import Handshake
 
 logger = logging.getLogger("esg")

@@ -1,0 +1,261 @@
+"""`--log-config`: logging as a file says, in the forms of Python's `logging.config`.
+
+The loggers are `esg` and `esg.access`. A file written for uvicorn, which names its loggers
+instead, means ESG's. https://docs.python.org/3/library/logging.config.html
+"""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import copy
+import dataclasses
+import importlib.util
+import json
+import logging
+import logging.config
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from esg.errors import ConfigError
+from esg.settings.schema import copied
+
+Definition = dict[str, Any] | str
+"""What a file says: the dictionary in it, or the text of one in .ini form."""
+
+_UVICORN = "uvicorn.logging."
+_THEIRS = {"uvicorn", "uvicorn.error", "uvicorn.access"}
+
+
+def read(path: str, origin: str) -> Definition:
+    """Read a .json, .yaml or .yml file; any other is JSON if it begins with a brace, else .ini.
+
+    `origin` names the setting that the path came from. Raises ConfigError.
+    """
+    where = f"{origin}: {path}"
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")  # a byte order mark is no part of it
+    except OSError as error:
+        raise ConfigError(f"{where}: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: is not text in UTF-8") from None
+    parse = _PARSERS.get(Path(path).suffix.lower())
+    if parse is None and text.lstrip().startswith("{"):
+        parse = json.loads  # no file in .ini form begins like that
+    try:
+        return _ini(text, path) if parse is None else _dictionary(parse, text)
+    except ImportError:
+        raise ConfigError(f"{where}: YAML needs PyYAML; try: pip install pyyaml") from None
+    except (ValueError, configparser.Error) as error:
+        raise ConfigError(f"{where}: {_line(error)}") from None
+
+
+def _yaml(text: str) -> object:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not valid YAML: {error}") from None
+
+
+_PARSERS: dict[str, Callable[[str], object]] = {
+    ".json": json.loads,
+    ".yaml": _yaml,
+    ".yml": _yaml,
+}
+
+
+def _dictionary(parse: Callable[[str], object], text: str) -> dict[str, Any]:
+    document = parse(text)
+    if not isinstance(document, dict):
+        raise ValueError("expected a dictionary, as for logging.config.dictConfig")
+    return document
+
+
+def _ini(text: str, path: str) -> str:
+    parser = _parser(text, path)
+    missing = {"loggers", "handlers", "formatters"} - set(parser.sections())
+    if missing:
+        raise ValueError(f"expected a section [{min(missing)}], as for logging.config.fileConfig")
+    folder = os.path.dirname(os.path.abspath(path)).replace("%", "%%")
+    return f"[DEFAULT]\nhere={folder}\n{text}" if "[DEFAULT]" not in text else text
+
+
+def _parser(text: str, path: str = "") -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read_string(text, path)
+    return parser
+
+
+def apply(
+    definition: Definition,
+    where: str,
+    application: Application | None = None,
+    *,
+    colors: bool | None = None,
+) -> None:
+    """Configure logging by `definition`. Raises ConfigError, which says what is wrong and `where`.
+
+    The definition may name classes of the `application`. `colors` says whether uvicorn's formatters
+    in it write in colour; None leaves that to the definition.
+    """
+    try:
+        with contextlib.nullcontext() if application is None else application.importable():
+            if isinstance(definition, str):
+                named = _apply_ini(definition, colors)
+            else:
+                named = _apply_dictionary(definition, colors)
+    except Exception as error:  # noqa: BLE001 - such a file names code, which may raise anything
+        cause = f": {_line(error.__cause__)}" if error.__cause__ else ""
+        raise ConfigError(f"{where}: can't configure logging: {_line(error)}{cause}") from None
+    log, access = logging.getLogger("esg"), logging.getLogger("esg.access")
+    log.disabled = access.disabled = False  # dictConfig disables loggers that it isn't told of
+    if named & _THEIRS and "esg" not in named:
+        log.parent = logging.getLogger("uvicorn.error")
+        if "esg.access" not in named:
+            access.parent = logging.getLogger("uvicorn.access")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Application:
+    """The folder of the modules that a definition may name, and the environment for importing them.
+
+    If `forgotten`, modules imported for a definition are removed again, so that a later import
+    loads them from the disk. The arbiter needs that: it forks the workers of later generations,
+    and these must import the code that is on the disk by then.
+    """
+
+    folder: str
+    variables: Mapping[str, str]
+    forgotten: bool
+
+    @contextlib.contextmanager
+    def importable(self) -> Iterator[None]:
+        """Find modules in the folder first, inside this context and afterwards.
+
+        The folder stays on the Python path, for imports that a formatter makes when it is called,
+        until the folder of another generation replaces it.
+        """
+        global _folder
+        folder = os.path.abspath(self.folder)
+        if _folder in sys.path:
+            sys.path.remove(_folder)
+        _folder = "" if folder in sys.path else folder
+        if _folder:
+            sys.path.insert(0, _folder)
+        importlib.invalidate_caches()
+        modules, environment = set(sys.modules), dict(os.environ)
+        os.environ.update(self.variables)
+        try:
+            yield
+        finally:
+            if self.forgotten:
+                for name in os.environ.keys() - environment.keys():
+                    del os.environ[name]
+                os.environ.update(environment)
+                for name in set(sys.modules) - modules:
+                    if _home(sys.modules[name]) == folder:
+                        del sys.modules[name]
+
+
+_folder = ""
+"""The folder that `importable` has put on the Python path of this process."""
+
+
+def _home(module: object) -> str:
+    """The entry of the Python path that a module was found in; the longest, if several may be."""
+    file = os.path.abspath(getattr(module, "__file__", None) or os.sep)
+    entries = [os.path.abspath(entry) for entry in sys.path]
+    return max((e for e in entries if file.startswith(e + os.sep)), key=len, default="")
+
+
+def _apply_dictionary(definition: dict[str, Any], colors: bool | None) -> set[str]:
+    definition = copied(definition)
+    found = definition.get("formatters")
+    formatters = list(found.values()) if isinstance(found, dict) else []
+    if colors is not None:
+        for formatter in _of_uvicorn(formatters):
+            formatter["use_colors"] = colors
+    for formatter in formatters:
+        for key in ("()", "class"):
+            if key in formatter:
+                formatter[key] = _available(formatter[key])
+    logging.config.dictConfig(definition)
+    return set(definition.get("loggers", ()))
+
+
+def _of_uvicorn(formatters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The formatters that support colours. Raises ValueError if there are none."""
+    found = [each for each in formatters if str(each.get("()")).startswith(_UVICORN)]
+    if not found:
+        raise ValueError(_NO_COLORS)
+    return found
+
+
+_NO_COLORS = "no formatter of uvicorn's in a dictionary, to which --use-colors could apply"
+
+
+def _apply_ini(text: str, colors: bool | None) -> set[str]:
+    if colors is not None:
+        raise ValueError(_NO_COLORS)
+    parser = _parser(text)
+    for section in parser.sections():
+        if section.startswith("formatter_") and parser.has_option(section, "class"):
+            parser.set(section, "class", _available(parser.get(section, "class")))
+    logging.config.fileConfig(parser, disable_existing_loggers=False)
+    names = (parser.get(section, "qualname", fallback="") for section in parser.sections())
+    return {name for name in names if name}
+
+
+def _available(name: object) -> Any:
+    """A formatter of uvicorn's, or its like from here where uvicorn isn't installed."""
+    of_uvicorn = isinstance(name, str) and name.startswith(_UVICORN)
+    if of_uvicorn and importlib.util.find_spec("uvicorn") is None:
+        return f"{__name__}.{str(name).removeprefix(_UVICORN)}"
+    return name
+
+
+def _line(error: BaseException | None) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class DefaultFormatter(logging.Formatter):
+    """`%(levelprefix)s`: the level, a colon, and padding. What uvicorn's class of the name does."""
+
+    def __init__(self, *args: Any, use_colors: bool | None = None, **kwargs: Any) -> None:
+        """`use_colors` is by default whether standard output is a terminal."""
+        super().__init__(*args, **kwargs)
+        self._colors = sys.stdout.isatty() if use_colors is None else use_colors
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record = copy.copy(record)
+        self._add(record)
+        return super().formatMessage(record)
+
+    def _add(self, record: logging.LogRecord) -> None:
+        padding = " " * (8 - len(record.levelname))
+        code = {"INFO": 32, "WARNING": 33, "ERROR": 31, "CRITICAL": 91}.get(record.levelname, 36)
+        record.levelprefix = f"{self._colored(record.levelname, code)}:{padding}"
+
+    def _colored(self, text: str, code: int) -> str:
+        return f"\033[{code}m{text}\033[0m" if self._colors else text
+
+
+class AccessFormatter(DefaultFormatter):
+    """`%(client_addr)s`, `%(request_line)s` and `%(status_code)s` of an access line, besides."""
+
+    def _add(self, record: logging.LogRecord) -> None:
+        super()._add(record)
+        if not isinstance(record.args, tuple) or len(record.args) != 5:
+            return
+        client, method, target, version, status = record.args
+        record.client_addr = client
+        record.request_line = self._colored(f"{method} {target} HTTP/{version}", 1)
+        phrase = next((s.phrase for s in HTTPStatus if s.value == status), "")
+        code = {2: 32, 3: 33, 4: 31, 5: 91}.get(int(str(status)) // 100, 37)
+        record.status_code = self._colored(f"{status} {phrase}", code)

@@ -1,0 +1,584 @@
+"""The access log: a line a request, made once and written in batches.
+
+Lines of one turn of the event loop go out in one write. That keeps the cost of a line below a
+logging call's by an order of magnitude, and a crash loses at most one turn's lines. What a line
+needs to know beyond the request and its status (how long, how many bytes, which fields) is only
+kept where the log `observes`: see `http1/observed.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from esg.log import accessformat
+from esg.log import setup as logs
+from esg.log.files import PIPE_ATOMIC, LogFile
+from esg.log.setup import LogSetup, Subject
+from esg.server.asgi.types import Headers
+
+if TYPE_CHECKING:
+    from esg.server.http1.exchange import Exchange
+
+logger = logging.getLogger("esg")
+
+RETRY_PAUSE = 0.05
+"""Seconds until lines that didn't fit into the log are written again."""
+
+_GREEN, _BRIGHT, _RED, _YELLOW, _BOLD, _RESET = (
+    "\033[32m", "\033[91m", "\033[31m", "\033[33m", "\033[1m", "\033[0m"
+)  # fmt: skip
+_STATUS_COLORS = {2: _GREEN, 3: _YELLOW, 4: _RED, 5: _BRIGHT}
+
+Line = Callable[[Any], str]
+"""Makes the line of a finished exchange, without its end."""
+
+
+class SocketRecord:
+    """A WebSocket as the access log has it: like an exchange, when accepted and when closed.
+
+    Accepted it is the request with the status 101; closed, the method is WEBSOCKET and the status
+    the close code.
+    """
+
+    __slots__ = (
+        "_began",
+        "event",
+        "response_headers",
+        "round_trip",
+        "scope",
+        "seconds",
+        "sent",
+        "status",
+        "target",
+    )
+
+    def __init__(self, scope: Mapping[str, Any], target: bytes) -> None:
+        """`scope` and `target` are those of the request."""
+        self.scope = scope
+        self.target = target
+        self._began = time.perf_counter()
+
+    def accepted(self, seconds: float, headers: Headers) -> None:
+        """It is open, `seconds` after the request, with these fields from the application."""
+        self.event = "accepted"
+        self.status = 101
+        self.seconds = seconds
+        self.sent = 0
+        self.response_headers = headers
+        self.round_trip = math.nan
+
+    def closed(self, code: int, sent: int, round_trip: float) -> None:
+        """It was closed with `code`; `sent` bytes of messages were sent.
+
+        `round_trip` is the last ping's, in seconds, or not a number.
+        """
+        self.event = "closed"
+        self.scope = {**self.scope, "method": "WEBSOCKET"}
+        self.status = code
+        self.seconds = time.perf_counter() - self._began
+        self.sent = sent
+        self.round_trip = round_trip
+
+
+class Refused:
+    """A request that ESG answered itself because it can't be served; logged like an exchange.
+
+    If a request was cut off or can't be parsed, its unknown parts are logged as `-`, or empty.
+    """
+
+    __slots__ = ("response_headers", "scope", "seconds", "sent", "status", "target")
+
+    def __init__(self, scope: Mapping[str, Any], target: bytes, status: int, sent: int) -> None:
+        """`sent` is the size of the response's body, in bytes."""
+        self.scope = scope
+        self.target = target
+        self.status = status
+        self.sent = sent
+        self.seconds = 0.0
+        self.response_headers: Headers = []
+
+
+class AccessLog:
+    """Notes finished exchanges and writes their lines to a file."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        file: LogFile,
+        line: Line,
+        observes: bool = False,
+        socket_line: Line | None = None,
+        refusal_line: Line | None = None,
+    ) -> None:
+        """`observes`: lines are made of exchanges that are `Observed`.
+
+        `socket_line` makes the lines about WebSockets, of `SocketRecord`s, and `refusal_line` those
+        of `Refused` requests; by default `line` does.
+        """
+        self.observes = observes
+        self._refusal_line = refusal_line or line
+        self._socket_line = socket_line or line
+        self._loop = loop
+        self._file = file
+        self._line = line
+        self._pending: list[str] = []
+        self._failed = False
+        self._retry: asyncio.TimerHandle | None = None
+
+    def record(self, exchange: Exchange) -> None:
+        """Note a finished exchange; its line is written when the loop's turn ends."""
+        self._note(self._line, exchange)
+
+    def record_socket(self, record: SocketRecord) -> None:
+        """Note that a WebSocket was accepted, or is closed."""
+        self._note(self._socket_line, record)
+
+    def record_refused(self, refused: Refused) -> None:
+        """Note a request that ESG answered itself."""
+        self._note(self._refusal_line, refused)
+
+    def _note(self, line: Line, subject: Exchange | SocketRecord | Refused) -> None:
+        if not self._pending:
+            self._loop.call_soon(self.flush)
+        try:
+            self._pending.append(line(subject))
+        except Exception as error:  # noqa: BLE001 - the application may have altered its scope
+            if not self._failed:
+                self._failed = True
+                logger.error("access log: no line for a request: %r", error)
+
+    def flush(self) -> None:
+        """Write what is pending."""
+        lines, self._pending = self._pending, []
+        for batch in _batches(lines):
+            self._file.write(batch)
+        if self._file.waits and self._retry is None:
+            self._retry = self._loop.call_later(RETRY_PAUSE, self._write_rest)
+
+    def _write_rest(self) -> None:
+        """Write the lines that there was no room for."""
+        self._retry = None
+        self._file.flush()
+        if self._file.waits:
+            self._retry = self._loop.call_later(RETRY_PAUSE, self._write_rest)
+
+
+_REQUEST = '%s - "%s %s HTTP/%s" %d'
+"""The message of a request, whose arguments are those that formatters made for uvicorn expect."""
+
+
+class LoggedAccess:
+    """Gives finished exchanges to the logger `esg.access`, as uvicorn gives them to its own."""
+
+    def __init__(self, line: Line | None = None, observes: bool = False) -> None:
+        """`line` makes the message; without it the record's arguments are uvicorn's."""
+        self.observes = observes
+        self._line = line
+
+    def record(self, exchange: Exchange | SocketRecord | Refused) -> None:
+        """Log a finished exchange."""
+        if not logs.access_logger.isEnabledFor(logging.INFO):
+            return
+        if self._line is not None:
+            logs.access_logger.info("%s", self._line(exchange))
+            return
+        text = _REQUEST
+        if isinstance(exchange, SocketRecord) and exchange.event == "closed":
+            text += f" {exchange.seconds:.3f}s"
+        scope = exchange.scope
+        logs.access_logger.info(
+            text,
+            _peer(scope),
+            scope["method"],
+            printable(exchange.target) or "-",
+            scope["http_version"],
+            exchange.status,
+        )
+
+    def record_refused(self, refused: Refused) -> None:
+        """Log a request that ESG answered itself."""
+        self.record(refused)
+
+    def record_socket(self, record: SocketRecord) -> None:
+        """Log that a WebSocket was accepted, or is closed: as requests, whose form is known."""
+        self.record(record)
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+
+def access_log(
+    setup: LogSetup, loop: asyncio.AbstractEventLoop, subject: Subject
+) -> AccessLog | LoggedAccess | None:
+    """The access log that the settings ask for. `subject` is this worker."""
+    config = setup.config
+    if not config.access_log:
+        return None
+    line = formatted(config.access_logformat) if config.access_logformat else None
+    socket_line = refusal_line = None
+    observes = line is not None
+    if setup.definition is not None or (config.leaves_logging and logging.root.handlers):
+        return LoggedAccess(line, observes)
+    if config.log_format == "json":
+        socket_line = socket_json_line(subject, line or _socket_message)
+        line, observes = json_line(subject, line or _message), True
+    elif line is None:
+        colors = logs.wants_colors(config.use_colors, setup.access.fd)
+        line, socket_line = uvicorn_line(colors), uvicorn_socket_line(colors)
+        refusal_line = uvicorn_refusal_line(colors)
+    return AccessLog(loop, setup.access, line, observes, socket_line, refusal_line)
+
+
+# -- uvicorn's line ----------------------------------------------------------------------
+
+
+def _status_text(status: int, phrase: str, colors: bool) -> str:
+    text = f"{status} {phrase}".rstrip()
+    color = _STATUS_COLORS.get(status // 100, "") if colors else ""
+    return f"{color}{text}{_RESET}" if color else text
+
+
+def _status_texts(colors: bool) -> dict[int, str]:
+    return {status.value: _status_text(status, status.phrase, colors) for status in HTTPStatus}
+
+
+def uvicorn_line(colors: bool) -> Line:
+    """`INFO:     127.0.0.1:52034 - "GET / HTTP/1.1" 200 OK`."""
+    statuses = _status_texts(colors)
+    prefix = f"{_GREEN}INFO{_RESET}:     " if colors else "INFO:     "
+    quote, unquote = (f'"{_BOLD}', f'{_RESET}"') if colors else ('"', '"')
+
+    def line(exchange: Exchange) -> str:
+        scope, status = exchange.scope, exchange.status
+        client = scope["client"]
+        peer = f"{client[0]}:{client[1]}" if client else ""
+        shown = statuses.get(status) or _status_text(status, "", colors)
+        return (
+            f"{prefix}{peer} - {quote}{scope['method']} {printable(exchange.target)} "
+            f"HTTP/{scope['http_version']}{unquote} {shown}"
+        )
+
+    return line
+
+
+def uvicorn_refusal_line(colors: bool) -> Line:
+    """The same for a request that ESG answered itself; `"-"` if its request line isn't known."""
+    statuses = _status_texts(colors)
+    prefix = f"{_GREEN}INFO{_RESET}:     " if colors else "INFO:     "
+    quote, unquote = (f'"{_BOLD}', f'{_RESET}"') if colors else ('"', '"')
+    return lambda refused: (
+        f"{prefix}{_peer(refused.scope)} - {quote}{_request_line(refused)}{unquote} "
+        f"{statuses[refused.status]}"
+    )
+
+
+def uvicorn_socket_line(colors: bool) -> Line:
+    """`INFO:     127.0.0.1:52034 - "WebSocket /ws" [accepted]`, and one like it at the end."""
+    prefix = f"{_GREEN}INFO{_RESET}:     " if colors else "INFO:     "
+    return lambda record: prefix + _socket_message(record)
+
+
+def _socket_message(record: SocketRecord) -> str:
+    text = f'{_peer(record.scope)} - "WebSocket {printable(record.target)}" [{record.event}]'
+    return text if record.event == "accepted" else f"{text} {record.status} {record.seconds:.3f}s"
+
+
+def _message(exchange: Exchange) -> str:
+    """The same without its prefix, for where a record has a level anyway."""
+    return f'{_peer(exchange.scope)} - "{_request_line(exchange)}" {exchange.status}'
+
+
+def _peer(scope: Mapping[str, Any]) -> str:
+    client = scope["client"]
+    return f"{client[0]}:{client[1]}" if client else ""
+
+
+def printable(target: bytes) -> str:
+    """A request target that is safe to log: characters that could break out of a line are escaped.
+
+    Quotes and backslashes are escaped, too, as in nginx's log: parsers honour `\\"`.
+    """
+    text = target.decode("latin-1")
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return text
+    return "".join(
+        char if " " < char < "\x7f" and char not in _BREAKING else f"\\x{ord(char):02x}"
+        for char in text
+    )
+
+
+def shown(value: bytes | str) -> str:
+    """The value of a field as a log may show it: as `printable`, but spaces are what they are."""
+    text = value if isinstance(value, str) else value.decode("latin-1")
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return text
+    return "".join(
+        char if " " <= char < "\x7f" and char not in _BREAKING else _escaped(char) for char in text
+    )
+
+
+_BREAKING = '"\\'
+"""Characters that end a quoted field of a log line, or escape the one that does."""
+
+
+def _escaped(char: str) -> str:
+    return f"\\x{ord(char):02x}" if char < "\u0100" else ascii(char)[1:-1]
+
+
+def path_and_query(target: bytes) -> tuple[bytes, bytes]:
+    """The two parts of a request target, in absolute form, too (RFC 9112, section 3.2.2)."""
+    if target[:1] != b"/":
+        _, separator, rest = target.partition(b"://")
+        if separator:
+            begin = min((rest.find(mark) for mark in b"/?" if mark in rest), default=len(rest))
+            target = rest[begin:] if rest[begin : begin + 1] == b"/" else b"/" + rest[begin:]
+    path, _, query = target.partition(b"?")
+    return path, query
+
+
+# -- formats -----------------------------------------------------------------------------
+
+
+def formatted(text: str) -> Line:
+    """Lines in a format of `--access-logformat`. Raises ValueError if it is none.
+
+    The format is taken apart once; a line computes what is in it, and nothing else.
+    """
+    template, atoms = accessformat.parse(text)
+    values = tuple(_value(atom) for atom in atoms)
+    if len(values) == 1:
+        (value,) = values
+        return lambda exchange: template % (value(exchange),)
+    return lambda exchange: template % tuple([value(exchange) for value in values])
+
+
+def _value(atom: accessformat.Atom) -> Callable[[Any], Any]:
+    if atom.name == "i":
+        return _request_field(atom.field.encode("latin-1", "replace"))
+    if atom.name == "o":
+        return _response_field(atom.field.encode("latin-1", "replace"))
+    if atom.name == "e":
+        return _variable(atom.field)
+    if atom.name == "p":
+        pid = f"<{os.getpid()}>"
+        return lambda exchange: pid
+    if atom.name == "t":
+        return _clock()
+    return _ATOMS[atom.name]
+
+
+def _field(headers: Headers, name: bytes) -> str:
+    """The last field of a name, as gunicorn has it; `-` if there is none."""
+    value = None
+    for other, text in headers:
+        if other == name:
+            value = text
+    return "-" if value is None else shown(value)
+
+
+def _request_field(name: bytes) -> Callable[[Any], str]:
+    return lambda exchange: _field(exchange.scope["headers"], name)
+
+
+def _response_field(name: bytes) -> Callable[[Any], str]:
+    return lambda exchange: _field([(n.lower(), v) for n, v in exchange.response_headers], name)
+
+
+def _variable(name: str) -> Callable[[Any], str]:
+    """A variable of the request as CGI (RFC 3875) names it, else of the process's environment."""
+    if name.startswith("http_"):
+        return _request_field(name[5:].replace("_", "-").encode("latin-1", "replace"))
+    known = _VARIABLES.get(name)
+    if known is not None:
+        return known
+    constant = next((text for key, text in os.environ.items() if key.lower() == name), "-")
+    constant = shown(constant)
+    return lambda exchange: constant
+
+
+def _clock() -> Callable[[Any], str]:
+    """The local time as `[21/Nov/2026:09:52:58 +0000]`, made once a second."""
+    made, text = -1, ""
+
+    def now(exchange: Exchange) -> str:
+        nonlocal made, text
+        second = int(time.time())
+        if second != made:
+            made, text = second, time.strftime("[%d/%b/%Y:%H:%M:%S %z]")
+        return text
+
+    return now
+
+
+def _host(exchange: Exchange) -> str:
+    client = exchange.scope["client"]
+    return str(client[0]) if client and client[0] else "-"
+
+
+def _user(exchange: Exchange) -> str:
+    """The name in Basic credentials (RFC 7617), which nobody has checked here."""
+    for name, value in exchange.scope["headers"]:
+        if name == b"authorization" and value[:6].lower() == b"basic ":
+            try:
+                decoded = base64.b64decode(value[6:].strip(), validate=True)
+                user = decoded.decode("utf-8").partition(":")[0]
+            except (binascii.Error, UnicodeDecodeError):
+                return "-"
+            # The usual formats don't quote it, so it mustn't contain spaces or open a quote.
+            return shown(user).replace(" ", "\\x20").replace("'", "\\x27") or "-"
+    return "-"
+
+
+def _request_line(exchange: Exchange | Refused) -> str:
+    if not exchange.target:
+        return "-"
+    scope = exchange.scope
+    return f"{scope['method']} {printable(exchange.target)} HTTP/{scope['http_version']}"
+
+
+def _path(exchange: Exchange) -> str:
+    """The path decoded, and shown in ASCII; taken from the target, which nobody can alter."""
+    return shown(unquote(path_and_query(exchange.target)[0].decode("latin-1"))) or "-"
+
+
+def _query(exchange: Exchange) -> str:
+    return printable(path_and_query(exchange.target)[1])
+
+
+def _protocol(exchange: Exchange) -> str:
+    return f"HTTP/{exchange.scope['http_version']}" if exchange.target else "-"
+
+
+def _server(index: int) -> Callable[[Any], str]:
+    def part(exchange: Exchange) -> str:
+        server = exchange.scope["server"]
+        return str(server[index]) if server and server[index] is not None else "-"
+
+    return part
+
+
+def _client_port(exchange: Exchange) -> str:
+    client = exchange.scope["client"]
+    return str(client[1]) if client and client[1] is not None else "-"
+
+
+_ATOMS: dict[str, Callable[[Any], Any]] = {
+    "h": _host,
+    "l": lambda exchange: "-",
+    "u": _user,
+    "r": _request_line,
+    "m": lambda exchange: exchange.scope["method"],
+    "U": _path,
+    "q": _query,
+    "H": _protocol,
+    "s": lambda exchange: exchange.status,
+    "B": lambda exchange: exchange.sent,
+    "b": lambda exchange: exchange.sent,
+    "f": _request_field(b"referer"),
+    "a": _request_field(b"user-agent"),
+    "T": lambda exchange: int(exchange.seconds),
+    "M": lambda exchange: int(exchange.seconds * 1_000),
+    "D": lambda exchange: int(exchange.seconds * 1_000_000),
+    "L": lambda exchange: f"{exchange.seconds:.6f}",
+}
+
+_VARIABLES: dict[str, Callable[[Any], Any]] = {
+    "remote_addr": _host,
+    "remote_port": _client_port,
+    "request_method": _ATOMS["m"],
+    "raw_uri": lambda exchange: printable(exchange.target),
+    "path_info": _path,
+    "query_string": _query,
+    "server_protocol": _ATOMS["H"],
+    "server_name": _server(0),
+    "server_port": _server(1),
+    "script_name": lambda exchange: shown(exchange.scope["root_path"]),
+    "content_type": _request_field(b"content-type"),
+    "content_length": _request_field(b"content-length"),
+    "wsgi.url_scheme": lambda exchange: shown(exchange.scope["scheme"]),
+}
+
+
+# -- JSON --------------------------------------------------------------------------------
+
+
+def json_line(subject: Subject, message: Line) -> Line:
+    """One JSON object a request. `message` makes its message; see docs/logging.md for the rest."""
+    fields_of = _json_fields(subject, message)
+    return lambda exchange: logs.as_json(fields_of(exchange))
+
+
+def socket_json_line(subject: Subject, message: Line) -> Line:
+    """The same for WebSockets, which have an `event`, and a `code` for a status at the end."""
+    fields_of = _json_fields(subject, message)
+
+    def line(record: SocketRecord) -> str:
+        fields = fields_of(record)
+        fields["event"] = record.event
+        if record.event == "closed":
+            fields["method"] = "GET"
+            fields["code"] = fields.pop("status")
+        if math.isfinite(record.round_trip):
+            fields["round_trip"] = round(record.round_trip, 6)
+        return logs.as_json(fields)
+
+    return line
+
+
+def _json_fields(subject: Subject, message: Line) -> Callable[[Any], dict[str, Any]]:
+    def fields_of(exchange: Any) -> dict[str, Any]:
+        target: bytes = exchange.target
+        path, query = path_and_query(target)
+        fields: dict[str, Any] = {
+            "time": logs.rfc3339(time.time()),
+            "level": "INFO",
+            "logger": "esg.access",
+            "message": message(exchange),
+            "worker": subject.worker,
+            "generation": subject.generation,
+            "pid": subject.pid,
+            "client": _host(exchange),
+            "method": exchange.scope["method"],
+            "path": path.decode("latin-1"),
+            "status": exchange.status,
+            "bytes": exchange.sent,
+            "duration": round(exchange.seconds, 6),
+        }
+        if query:
+            fields["query"] = query.decode("latin-1")
+        for name, value in exchange.scope["headers"]:
+            if name == b"x-request-id":
+                fields["request_id"] = value.decode("latin-1")
+        return fields
+
+    return fields_of
+
+
+def _batches(lines: list[str]) -> list[bytes]:
+    """Join lines to pieces that a pipe keeps together, so that workers' lines don't mix."""
+    batches: list[bytes] = []
+    size, begin = 0, 0
+    for index, line in enumerate(lines):
+        length = len(line) + 1
+        if size + length > PIPE_ATOMIC and size:
+            batches.append(_joined(lines[begin:index]))
+            size, begin = 0, index
+        size += length
+    if lines:
+        batches.append(_joined(lines[begin:]))
+    return batches
+
+
+def _joined(lines: list[str]) -> bytes:
+    # Formats are ASCII but for what an operator has put into one.
+    return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")

@@ -1,0 +1,47 @@
+"""Makes an ASGI 3 application of whatever interface an application speaks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from esg.loader import interface_of
+from esg.server.asgi.types import Application, Receive, Scope, Send
+from esg.server.wsgi.wsgi import WSGIAdapter
+from esg.settings import cpus
+from esg.settings.schema import Config
+
+THREADS_PER_CPU = 4
+FEWEST_THREADS = 8
+MOST_THREADS = 32
+"""How many threads run a WSGI application where `--threads` doesn't say: its requests wait for
+databases and other services more than they compute."""
+
+
+def adapt(app: Any, config: Config) -> Application:
+    """The ASGI 3 application that calls `app`. Raises as `esg.loader.interface_of` does."""
+    interface = interface_of(app, config)
+    if interface == "wsgi":
+        threads = config.threads or default_threads(cpus.usable())
+        return WSGIAdapter(app, threads=threads, multiprocess=True)
+    if interface == "asgi2":
+        return from_asgi2(app)
+    asgi3: Application = app
+    return asgi3
+
+
+def default_threads(cpus: int) -> int:
+    """The size of a WSGI application's thread pool on so many CPUs."""
+    return min(max(FEWEST_THREADS, THREADS_PER_CPU * cpus), MOST_THREADS)
+
+
+def from_asgi2(app: Any) -> Application:
+    """The ASGI 3 application that calls one of ASGI 2: first with the scope, then with the rest.
+
+    ASGI specification, "Legacy Applications".
+    """
+
+    async def adapted(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["asgi"]["version"] = "2.0"
+        await app(scope)(receive, send)
+
+    return adapted

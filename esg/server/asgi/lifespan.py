@@ -1,0 +1,151 @@
+"""The ASGI lifespan protocol: start-up before the first request, shutdown after the last.
+
+https://asgi.readthedocs.io/en/latest/specs/lifespan.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from typing import Any
+
+from esg import forks
+from esg.errors import BootError
+from esg.loader import application_traceback
+from esg.log.setup import Subject
+from esg.mailbox import NoLifespan
+from esg.server.asgi.types import LIFESPAN_SPEC_VERSION, VERSION, Application, Message
+
+logger = logging.getLogger("esg")
+
+
+LONGEST_REASON = 300
+"""Characters of an exception that are told; a message with them fits into one write to a pipe."""
+
+
+class Lifespan:
+    """One run of an application's lifespan. `state` is what it leaves for its requests.
+
+    `refusal` says why it has none, if its call ended with an exception before it began, and not
+    with one that small applications raise for any scope but HTTP's.
+    """
+
+    def __init__(self, app: Application, mode: str, subject: Subject) -> None:
+        """`mode` is `auto`, `on` or `off`, as `--lifespan`; `subject` is how the log names us."""
+        self.state: dict[str, Any] = {}
+        self.refusal: NoLifespan | None = None
+        self._app = app
+        self._mode = mode
+        self._subject = subject
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._started = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._failure: BootError | None = None
+        self._supported = False
+        self._cancelled = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def startup(self) -> None:
+        """Run the application's start-up. Raises BootError if it fails.
+
+        With `auto`, an exception before the application has answered means that it doesn't speak
+        the protocol, which is no failure.
+        """
+        if self._mode == "off":
+            return
+        self._task = asyncio.create_task(self._run(), name="lifespan")
+        self._inbox.put_nowait({"type": "lifespan.startup"})
+        await self._started.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def shutdown(self, limit: float) -> None:
+        """Run the application's shutdown, for at most `limit` seconds."""
+        if self._task is None or not self._supported or self._task.done():
+            return
+        self._inbox.put_nowait({"type": "lifespan.shutdown"})
+        try:
+            async with asyncio.timeout(limit):
+                await self._stopped.wait()
+        except TimeoutError:
+            logger.error(
+                "%s lifespan shutdown took longer than %.1f s, cancelled", self._subject, limit
+            )
+        await self.cancel()
+
+    async def cancel(self) -> None:
+        """End the lifespan's task, whatever it is doing."""
+        self._cancelled = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        scope = {
+            "type": "lifespan",
+            "asgi": {"version": VERSION, "spec_version": LIFESPAN_SPEC_VERSION},
+            "state": self.state,
+        }
+        try:
+            await self._app(scope, self._inbox.get, self._send)
+        except BaseException as error:
+            forks.end_if_left(asyncio.get_running_loop(), error)
+            self._ended(error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        else:
+            self._ended(None)
+
+    def _ended(self, error: BaseException | None) -> None:
+        """The application's call is over: by returning, or with `error`."""
+        if not self._started.is_set():
+            self._ended_early(error)
+        elif self._failure is None and isinstance(error, Exception):
+            logger.error("%s lifespan ended with an exception", self._subject, exc_info=error)
+        self._started.set()
+        self._stopped.set()
+
+    def _ended_early(self, error: BaseException | None) -> None:
+        ending = error is not None and not isinstance(error, Exception)  # sys.exit(), for instance
+        if ending and self._cancelled:
+            return
+        if self._mode == "on" or ending:
+            reason = f"{type(error).__name__}: {error}" if error else "it returned"
+            detail = application_traceback(error) if error else ""
+            self._failure = BootError(f"lifespan did not start: {reason}", detail)
+        elif isinstance(error, Exception):
+            if not isinstance(error, (AssertionError, KeyError, NotImplementedError)):
+                reason = " ".join("".join(traceback.format_exception_only(error)).split())
+                self.refusal = NoLifespan(reason[:LONGEST_REASON], _is_usual(error))
+            logger.debug("%s how lifespan ended", self._subject, exc_info=error)
+
+    async def _send(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "lifespan.startup.complete":
+            self._supported = True
+            self._started.set()
+        elif kind == "lifespan.startup.failed":
+            text = str(message.get("message") or "").strip()
+            last_line = text.splitlines()[-1] if text else "no reason given"
+            self._failure = BootError(
+                f"lifespan start-up failed: {last_line}", text if "\n" in text else ""
+            )
+            self._started.set()
+        elif kind == "lifespan.shutdown.complete":
+            self._stopped.set()
+        elif kind == "lifespan.shutdown.failed":
+            logger.error(
+                "%s lifespan shutdown failed: %s", self._subject, message.get("message", "")
+            )
+            self._stopped.set()
+        else:
+            raise RuntimeError(f"lifespan has no message {kind!r}")
+
+
+def _is_usual(error: Exception) -> bool:
+    """Whether applications that have no lifespan raise such an exception for its scope.
+
+    Django and Channels raise a ValueError that says so, asgiref's WsgiToAsgi one about the scope.
+    """
+    return isinstance(error, ValueError) and ("lifespan" in str(error) or "scope" in str(error))

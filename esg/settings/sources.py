@@ -1,0 +1,297 @@
+"""Where settings come from: defaults < file (TOML) < environment < command line, with origins.
+
+The environment is that of the process, and below it the variables of `--env-file`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from esg.errors import ConfigError
+from esg.settings import aliases, secret_variables
+from esg.settings.schema import NAMES, PLURALS, SETTINGS, WHERE, Config, Raw, build, setting_named
+
+DEFAULT_FILE = "esg.toml"
+PROJECT_FILE = "pyproject.toml"
+
+ENCODING = "utf-8-sig"
+"""Of every file that is read: UTF-8, with or without a byte order mark (Windows adds one)."""
+
+EMPTY = "is empty"
+
+PREFIX = "ESG_"
+
+UVICORNS, GUNICORNS_ARGUMENTS, GUNICORNS = "UVICORN_", "GUNICORN_CMD_ARGS", "gunicorn.conf.py"
+"""Where uvicorn and gunicorn find settings: variables, by prefix and by name, and a file."""
+
+EVERYWHERE = "0.0.0.0"
+"""The host that goes with PORT where no source says one: who sets it connects from outside."""
+
+
+def load(
+    command_line: Mapping[str, Raw],
+    environment: Mapping[str, str],
+    *,
+    file: str | None = None,
+    folder: Path,
+    target: Any = None,
+    ssl_context_factory: Any = None,
+) -> Config:
+    """Read every source and make a Config of what they say.
+
+    `file` is the one named on the command line; without it `esg.toml`, then `[tool.esg]` of
+    `pyproject.toml`, is looked for in `folder`, an absolute path by which the operator went to
+    where ESG was started. Relative names of files of settings start from there, as `--chdir` does.
+    `target` is the application where it is an object; `ssl_context_factory` is the Config's.
+    Raises ConfigError.
+    """
+    raw, gaps = _read_files(file, folder)
+    has_file = bool(raw) or file is not None
+    named = {**raw, **from_environment(environment), **command_line}
+    variables = from_env_file(named.get("env_file"), folder)
+    if named.get("env_file"):
+        gaps[str(folder / str(named["env_file"].value))] = "" if variables else EMPTY
+    added = {name: value for name, value in variables.items() if name not in environment}
+    for stronger in (
+        from_environment(added, "env file"),
+        from_environment(environment),
+        command_line,
+    ):
+        raw = _over(raw, stronger)
+    port = raw.get("port")
+    if port is not None and _is_generic(port) and "host" not in raw:
+        raw["host"] = Raw(EVERYWHERE, port.origin)
+    strays = [*strays_in(environment), *strays_in(added, "env file"), *foreign_in(environment)]
+    if not has_file:
+        strays += _foreign_file(folder)
+    files = _files(file, named.get("env_file"))
+    paths = tuple(str(folder / name) for name in files)
+    config = build(
+        raw,
+        variables={
+            name: text for name, text in added.items() if name not in secret_variables.NAMES
+        },
+        strays=tuple(strays),
+        files=paths,
+        gaps=gaps,
+        start=str(folder),
+        target=target,
+        ssl_context_factory=ssl_context_factory,
+    )
+    return _reloading(config) if config.debug and "reload" not in raw else config
+
+
+def _reloading(config: Config) -> Config:
+    """The settings if `--debug` is on and `--reload` isn't set: reload where that is possible."""
+    origin = config.origin("debug")
+    if config.target is not None:
+        return config  # an object's code can't be loaded again
+    if importlib.util.find_spec("watchfiles") is None:
+        stray = (
+            f"{origin}: a file that changes isn't noticed, since watchfiles is not installed; "
+            "try: pip install watchfiles (or --no-reload)"
+        )
+        return dataclasses.replace(config, strays=(*config.strays, stray))
+    origins = {**config.origins, "reload": origin}
+    return dataclasses.replace(config, reload=True, origins=origins)
+
+
+def _files(file: str | None, env_file: Raw | None) -> list[str]:
+    """The files that are read, or would be."""
+    files = [file] if file is not None else [DEFAULT_FILE, PROJECT_FILE]
+    named = env_file is not None and isinstance(env_file.value, str) and env_file.value
+    return [*files, named] if named else files
+
+
+def _over(weak: Mapping[str, Raw], strong: Mapping[str, Raw]) -> dict[str, Raw]:
+    """A stronger source over a weaker one; where to listen is one thing, said in several ways."""
+    kept = dict(weak)
+    if any(name in strong for name in WHERE):
+        for name in ("host", "port", *WHERE):
+            kept.pop(name, None)
+    elif _is_generic(strong.get("port")) and any(
+        name in kept and kept[name].value for name in WHERE
+    ):
+        strong = {name: given for name, given in strong.items() if name != "port"}
+    if "host" in strong or "port" in strong:
+        for name in WHERE:
+            kept.pop(name, None)
+    return kept | dict(strong)
+
+
+def _is_generic(port: Raw | None) -> bool:
+    """Whether a port comes from PORT, which platforms set for whom it may concern."""
+    return port is not None and port.origin.endswith(" PORT")
+
+
+def from_env_file(given: Raw | None, folder: Path) -> dict[str, str]:
+    """The variables of the file that `--env-file` names. Raises ConfigError."""
+    if given is None or not given.value or not isinstance(given.value, str):
+        return {}  # what is no string is refused with all other values
+    try:
+        dotenv = importlib.import_module("dotenv")
+    except ImportError:
+        raise ConfigError(
+            f"{given.origin}: python-dotenv is not installed; try: pip install python-dotenv"
+        ) from None
+    path = folder / given.value
+    try:
+        with path.open(encoding=ENCODING) as stream:
+            found = dotenv.dotenv_values(stream=stream)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"{given.origin}: {given.value!r} can't be read: {reason}") from None
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def from_environment(environment: Mapping[str, str], where: str = "environment") -> dict[str, Raw]:
+    """The settings that environment variables give; an empty variable counts as unset."""
+    found = {}
+    for declared in SETTINGS.values():
+        for variable in reversed(declared.variables):
+            if environment.get(variable):
+                found[declared.name] = Raw(environment[variable], f"{where} {variable}")
+    if _is_generic(found.get("port")) and any(name in found for name in WHERE):
+        del found["port"]
+    return found
+
+
+def strays_in(environment: Mapping[str, str], where: str = "environment") -> Iterator[str]:
+    """A line on the variables that begin as ESG's do and are no settings, if there are any.
+
+    No error, since the environment is everybody's.
+    """
+    known = {variable for declared in SETTINGS.values() for variable in declared.variables}
+    strays = sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
+    if strays:
+        names = ", ".join(name + _meant(name) for name in strays)
+        yield f"{where}: no setting is called {names}"
+
+
+def foreign_in(environment: Mapping[str, str]) -> Iterator[str]:
+    """A line on what other programs read their settings from, and ESG doesn't."""
+    found = {}
+    for variable in sorted(environment):
+        name = variable.removeprefix(UVICORNS).lower()
+        name = PLURALS.get(name, name)
+        if variable.startswith(UVICORNS) and name in NAMES and environment[variable]:
+            found[variable] = f"{PREFIX}{NAMES[name].upper()}"
+    if found:
+        yield f"environment: {', '.join(found)} not read; use {', '.join(found.values())}"
+    if environment.get(GUNICORNS_ARGUMENTS):
+        yield f"environment: {GUNICORNS_ARGUMENTS} not read; put it on the command line"
+
+
+def _foreign_file(folder: Path) -> Iterator[str]:
+    """A line on the file that gunicorn would read, if there is one."""
+    if (folder / GUNICORNS).is_file():
+        yield f"not read: {_translation(folder / GUNICORNS, GUNICORNS)}"
+
+
+def _meant(variable: str) -> str:
+    """The setting that a misspelt variable may have meant; without the prefix that all have."""
+    close = difflib.get_close_matches(variable.removeprefix(PREFIX).lower(), list(NAMES), 1)
+    return f" (did you mean {PREFIX}{close[0].upper()}?)" if close else ""
+
+
+def from_file(file: str | None, folder: Path) -> dict[str, Raw]:
+    """The settings of the configuration file, or none if there is no file."""
+    return _read_files(file, folder)[0]
+
+
+def _read_files(file: str | None, folder: Path) -> tuple[dict[str, Raw], dict[str, str]]:
+    """The settings of the file, and `Config.gaps` for each file that was looked for."""
+    if file is not None:
+        path = folder / file
+        found = _settings_of(path, shown=file)
+        return found, {str(path): _gap(path, found)}
+    gaps = {}
+    for path in (folder / DEFAULT_FILE, folder / PROJECT_FILE):
+        try:
+            found = _settings_of(path)
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise ConfigError(f"{path.name}: is a symbolic link to a missing file") from None
+            gaps[str(path)] = "is missing"
+        else:
+            return found, gaps | {str(path): _gap(path, found)}
+    return {}, gaps
+
+
+def _gap(path: Path, found: Mapping[str, Raw]) -> str:
+    """Why a file gives no settings, if it doesn't."""
+    if found:
+        return ""
+    return "has no settings in [tool.esg]" if path.name == PROJECT_FILE else EMPTY
+
+
+def _settings_of(path: Path, shown: str = "") -> dict[str, Raw]:
+    """The settings of one file, which messages call `shown` if it was named.
+
+    Raises FileNotFoundError if it isn't there and wasn't named, else ConfigError.
+    """
+    if shown.startswith("python:") or path.suffix == ".py":
+        raise ConfigError(f"--config: {_translation(path, shown)}")
+    where = shown or path.name
+    try:
+        document = tomllib.loads(path.read_text(encoding=ENCODING))
+    except FileNotFoundError:
+        if not shown:
+            raise
+        raise ConfigError(f"--config: there is no file {shown!r}") from None
+    except OSError as error:
+        raise ConfigError(f"{where}: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: not valid TOML: it is not UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not valid TOML: {error}") from None
+    if path.name == PROJECT_FILE:
+        tools = document.get("tool", {})
+        document = tools.get("esg", {}) if isinstance(tools, dict) else {}
+        where = f"{where} [tool.esg]"
+    if not isinstance(document, dict):
+        raise ConfigError(f"{where}: expected a table of settings")
+    return _known(where, document)
+
+
+def _known(where: str, document: Mapping[str, object]) -> dict[str, Raw]:
+    found: dict[str, Raw] = {}
+    for key, value in document.items():
+        if isinstance(value, dict) and key.replace("-", "_") not in NAMES:
+            raise ConfigError(
+                f"{where}: unknown key {key!r}: no setting is a table; {_flat(key, where)}"
+            )
+        name = setting_named(key, where).name
+        if name in found:
+            raise ConfigError(f"{where}: {found[name].origin.split()[-1]} and {key} are the same")
+        found[name] = Raw(value, f"{where}: {key}", typed=True)
+    return found
+
+
+def _flat(key: str, where: str) -> str:
+    """Where the keys of a table should stand."""
+    if where.endswith("]"):
+        return f"put its keys into {where.split()[-1]} itself"
+    return f"put its keys at the top of the file, without [{key}]"
+
+
+def _translation(path: Path, shown: str) -> str:
+    """What to write instead of gunicorn's Python file, going by what is set in it."""
+    text = f"{shown!r} is Python, and settings are TOML here; write esg.toml"
+    try:
+        names = aliases.assigned_names(path.read_text(encoding=ENCODING))
+    except (OSError, UnicodeDecodeError):
+        return text
+    same = {name: aliases.RENAMED.get(name, name) for name in names}
+    known = [
+        f"{name} as {key}" if name != key else key for name, key in same.items() if key in NAMES
+    ]
+    unknown = [name for name, key in same.items() if key not in NAMES]
+    text += f" with {', '.join(known)}" if known else ""
+    return text + (f" (nothing here is called {', '.join(unknown)})" if unknown else "")
