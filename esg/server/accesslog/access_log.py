@@ -338,8 +338,8 @@ def _escaped(char: str) -> str:
 def path_and_query(target: bytes) -> tuple[bytes, bytes]:
     """The two parts of a request target, in absolute form, too (RFC 9112, section 3.2.2)."""
     if target[:1] != b"/":
-        _, separator, rest = target.partition(b"://")
-        if separator:
+        scheme, separator, rest = target.partition(b"://")
+        if separator and scheme:
             begin = min((rest.find(mark) for mark in b"/?" if mark in rest), default=len(rest))
             target = rest[begin:] if rest[begin : begin + 1] == b"/" else b"/" + rest[begin:]
     path, _, query = target.partition(b"?")
