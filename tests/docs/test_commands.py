@@ -225,7 +225,7 @@ def test_the_extras_that_pages_name_exist():
     named = {
         extra.strip()
         for page in PAGES
-        for extras in re.findall(r"\besg\[([\w, ]+)\]", page.read_text())
+        for extras in re.findall(r"\besg(?:-server)?\[([\w, ]+)\]", page.read_text())
         for extra in extras.split(",")
     }
     assert named

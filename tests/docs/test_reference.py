@@ -98,6 +98,6 @@ def test_python_names():
 
 
 def test_hints_name_packages_of_the_index():
-    """`esg` on the package index is another project, so its extras help nobody."""
+    """`esg` on the package index is another project, and `esg-server` isn't published yet."""
     assert "pip install" in SOURCES
     assert re.findall(r"pip install '?esg", SOURCES) == []

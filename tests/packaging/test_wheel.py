@@ -95,13 +95,15 @@ def test_the_wheel_has_the_package_and_says_that_it_is_typed(wheel: Path) -> Non
     assert ours <= set(names)
     assert "esg/py.typed" in names
     assert {name.partition("/")[0] for name in names} == {
-        "esg", f"esg-{esg.__version__}.dist-info"
+        "esg", f"esg_server-{esg.__version__}.dist-info"
     }  # fmt: skip
 
 
 def test_the_metadata_says_what_is_needed_and_offered(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
-    metadata = email.message_from_bytes(archive.read(f"esg-{esg.__version__}.dist-info/METADATA"))
+    metadata = email.message_from_bytes(
+        archive.read(f"esg_server-{esg.__version__}.dist-info/METADATA")
+    )
     needed = metadata.get_all("Requires-Dist") or []
     plain = {re.split(r"[<>=;\[ ]", line)[0] for line in needed if "extra ==" not in line}
     assert plain == {*REQUIRED, *OPTIONAL}

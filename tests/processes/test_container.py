@@ -70,7 +70,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Builder, I
     context, wheels, folder = (tmp_path_factory.mktemp(name) for name in ("app", "wheels", "image"))
     shutil.copytree(FILES, context, dirs_exist_ok=True)
     (context / "example.py").write_text(APPLICATION)
-    (context / "requirements.txt").write_text("esg\n")
+    (context / "requirements.txt").write_text("esg-server\n")
     (context / ".env").write_text("SECRET=1\n")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)]
     subprocess.run(build, cwd=CHECKOUT, check=True, capture_output=True)
