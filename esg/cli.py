@@ -10,7 +10,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from esg.settings.schema import SETTINGS, Config, Raw, Setting
 from esg.supervisor.privileges import identity
 from esg.supervisor.signals import HANDLED
 from esg.supervisor.watcher.watch import check
+from esg.usage import Command, can_be_negated, sentence
 
 WIDTH = 80
 """Columns that `--help` takes at most."""
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             standalone_mode=False,
         )
     except click.ClickException as error:
-        return _complain(error.format_message(), 2, "see esg --help")
+        return _complain(sentence(error, "esg"), 2)
     except click.Abort:
         return 1
     except ESGError as error:
@@ -65,9 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(code or 0)
 
 
-def _complain(message: str, code: int, hint: str = "") -> int:
-    text = " ".join(message.split())
-    click.echo(f"esg: error: {text}" + (f" ({hint})" if hint else ""), err=True)
+def _complain(message: str, code: int) -> int:
+    click.echo(f"esg: error: {' '.join(message.split())}", err=True)
     return code
 
 
@@ -120,49 +120,11 @@ def _origin(declared: Setting) -> str:
     return "APP" if declared.name == "app" else declared.option
 
 
-_NO_BREAK_HYPHEN = "\N{NON-BREAKING HYPHEN}"
-
-
-class Formatter(click.HelpFormatter):
-    """Breaks lines at spaces only: a hyphen is most often in the name of an option."""
-
-    def write_dl(self, rows: Iterable[tuple[str, str]], *args: Any, **kwargs: Any) -> None:
-        kept = [(term, text.replace("-", _NO_BREAK_HYPHEN)) for term, text in rows]
-        super().write_dl(kept, *args, **kwargs)
-
-    def write(self, string: str) -> None:
-        super().write(string.replace(_NO_BREAK_HYPHEN, "-"))
-
-
-class Context(click.Context):
-    """Of the command: how its help is formatted."""
-
-    formatter_class = Formatter
-
-
-class Command(click.Command):
-    """The command, with its options in groups."""
-
-    context_class = Context
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                declared = SETTINGS.get(parameter.name or "")
-                group = declared.group if declared else "Other"
-                groups.setdefault(group, []).append(record)
-        for group, records in groups.items():
-            with formatter.section(group):
-                formatter.write_dl(records)
-
-
 def _option(declared: Setting) -> click.Parameter:
     if declared.name == "app":
         return click.Argument(["app"], required=False, type=str)
     kind, flags = declared.kind, list(declared.flags)
-    if kind.is_flag and not declared.option.startswith("--no-"):
+    if can_be_negated(declared):
         flags[flags.index(declared.option)] += f"/--no-{declared.option.removeprefix('--')}"
     return click.Option(
         [declared.name, *flags],
@@ -171,17 +133,8 @@ def _option(declared: Setting) -> click.Parameter:
         default=None,
         multiple=declared.many,
         metavar=None if kind.is_flag else kind.metavar,
-        help=_help(declared),
+        help=declared.help,
     )
-
-
-def _help(declared: Setting) -> str:
-    notes = [" or ".join((declared.variables[0], *declared.environment))]
-    shown = report.plain(declared.default)
-    if shown:
-        notes.append(f"default {shown}")
-    text = f"{declared.help} [{', '.join(notes)}]"
-    return f"{text} (not in this version)" if declared.pending else text
 
 
 def _show_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -189,6 +142,13 @@ def _show_version(context: click.Context, parameter: click.Parameter, value: boo
         implementation = platform.python_implementation()
         python = f"{implementation} {platform.python_version()}"
         click.echo(f"Running esg {esg.__version__} with {python} on {platform.system()}")
+        context.exit()
+
+
+def _show_whole_help(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        assert isinstance(context.command, Command)
+        click.echo(context.command.get_whole_help(context))
         context.exit()
 
 
@@ -220,6 +180,14 @@ command = Command(
             callback=_show_version,
             help="Show the version and exit.",
         ),
+        click.Option(
+            ["help_all", "--help-all"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_show_whole_help,
+            help="Show every option, with its other names and environment variables, and exit.",
+        ),
     ],
     context_settings={
         "help_option_names": ["--help", "-h"],
@@ -227,10 +195,7 @@ command = Command(
         "max_content_width": WIDTH,
     },
     help="Serve the ASGI or WSGI application APP (MODULE:ATTRIBUTE) with any number of worker "
-    "processes.",
-    epilog="A DURATION is a number of seconds, or 500ms, 30s, 5m, 1h, 1d. A SIZE is a number of "
-    "bytes, or 64k, 16MiB, 1g.\n\nSignals: TERM, INT stop gracefully; QUIT stops now; HUP reloads; "
-    "TTIN and TTOU add and remove a worker; USR1 reopens log files.",
+    "processes. These are the common options; --help-all shows all of them.",
 )
 
 if __name__ == "__main__":

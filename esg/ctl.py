@@ -21,6 +21,7 @@ from esg.errors import ConfigError, ESGError
 from esg.log import files as logfiles
 from esg.settings import folders, sources
 from esg.settings.schema import SETTINGS
+from esg.usage import sentence
 
 ANSWER_LIMIT = 1024 * 1024
 """Bytes of an answer that are read; an arbiter sends less."""
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             standalone_mode=False,
         )
     except click.ClickException as error:
-        return _complain(error.format_message() + " (see esgctl --help)", 2)
+        return _complain(sentence(error, "esgctl"), 2)
     except click.Abort:
         return 1
     except Overtaken:

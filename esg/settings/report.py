@@ -107,7 +107,8 @@ Options that are no settings, and stand on the command line alone:
 | `--print-config` | Print every setting with its origin, as TOML, and exit. |
 | `--check-config` | Check the settings, import APP, and exit. |
 | `--version` | Show the version and exit. |
-| `-h, --help` | Show all options and exit. |
+| `-h, --help` | Show the common options and exit. |
+| `--help-all` | Show all options, with their other names and environment variables, and exit. |
 """
 
 

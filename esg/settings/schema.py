@@ -555,35 +555,42 @@ class Config:
     """Every setting of one generation. Times are in seconds, sizes in bytes."""
 
     app: str = setting("", APP, APPLICATION, "The application, as MODULE:ATTRIBUTE.")
-    app_dir: str = setting("", TEXT, APPLICATION, "Look for APP here; by default in this folder.")
-    factory: bool = setting(False, SWITCH, APPLICATION, "APP is a function that returns the app.")
+    app_dir: str = setting(
+        "", TEXT, APPLICATION, "Import APP from this folder; default: the current one."
+    )
+    factory: bool = setting(
+        False, SWITCH, APPLICATION, "APP is a function that returns the application."
+    )
     interface: str = setting(
         "auto",
         choice("auto", "asgi3", "asgi2", "wsgi"),
         APPLICATION,
-        "The interface that APP speaks; auto looks at how it wants to be called.",
+        "The interface that APP implements; auto finds out from its signature.",
     )
     wsgi: bool = setting(False, SWITCH, APPLICATION, "The same as --interface wsgi.")
     lifespan: str = setting(
         "auto",
         choice("auto", "on", "off"),
         APPLICATION,
-        "Run the ASGI lifespan protocol.",
+        "Run the application's ASGI startup and shutdown; auto: if it has any.",
         flags=("--asgi-lifespan", "--lifespan"),
     )
-    root_path: str = setting("", TEXT, APPLICATION, "ASGI root_path: the prefix APP is mounted at.")
+    root_path: str = setting(
+        "", TEXT, APPLICATION, "URL prefix that APP is mounted at (ASGI root_path)."
+    )
     env_file: str = setting(
         "",
         TEXT,
         APPLICATION,
-        "Read variables from this file, also settings; those in the environment are stronger.",
+        "Read environment variables (also ESG_* ones) from this file; a variable that is already "
+        "set wins.",
     )
     chdir: str = setting(
         "",
         TEXT,
         APPLICATION,
-        "Run in this folder. If it is a symbolic link, each reload follows it again. Other "
-        "relative paths start there, except those of -c and --env-file.",
+        "Change to this folder first. If it is a symbolic link, each reload follows it again. "
+        "Other relative paths are relative to it, except those of -c and --env-file.",
         reloadable=False,
     )
     reset_contextvars: bool = setting(
@@ -595,43 +602,44 @@ class Config:
         8000,
         whole_number(0, 65535),
         SOCKETS,
-        "Port to listen on; 0 takes a free one.",
+        "Port to listen on; 0 picks a free one.",
         environment=("PORT",),
     )
     bind: tuple[str, ...] = setting(
         (),
         TEXTS,
         SOCKETS,
-        "HOST:PORT, [V6]:PORT, unix:PATH, unix:@NAME, fd://N or fd://NAME to listen on, instead of "
-        "--host and --port; repeatable.",
+        "Listen here instead of on --host and --port: HOST:PORT, [V6]:PORT, unix:PATH, unix:@NAME, "
+        "fd://N or fd://NAME; repeatable.",
         flags=("-b", "--bind"),
     )
-    uds: str = setting("", TEXT, SOCKETS, "UNIX domain socket to listen on.")
+    uds: str = setting("", TEXT, SOCKETS, "Listen on a UNIX socket at this path.")
     uds_mode: str = setting(
         "666",
         OCTAL,
         SOCKETS,
-        "Permissions of UNIX sockets that are made, in octal.",
+        "Permissions of the UNIX sockets that ESG creates, in octal.",
         reloadable=False,
     )
     uds_owner: str = setting(
         "",
         TEXT,
         SOCKETS,
-        "Owner of UNIX sockets that are made: USER, USER:GROUP or :GROUP; by default the arbiter.",
+        "Owner of the UNIX sockets that ESG creates: USER, USER:GROUP or :GROUP; default: the user "
+        "that starts ESG.",
         reloadable=False,
     )
     fd: int | None = setting(
         None,
         whole_number(0),
         SOCKETS,
-        "Descriptor of an inherited socket, which must be bound and may be listening already.",
+        "Listen on the inherited socket with this file descriptor; it must be bound.",
     )
     backlog: int = setting(
         2048,
         whole_number(1, 65535),
         SOCKETS,
-        "Connections the kernel may hold until they are accepted.",
+        "Connections that may wait in the kernel's queue until a worker accepts them.",
         reloadable=False,
     )
 
@@ -639,14 +647,15 @@ class Config:
         False,
         SWITCH,
         SOCKETS,
-        "gunicorn's SO_REUSEPORT; workers share the arbiter's sockets here.",
+        "Ignored; accepted so that gunicorn command lines run. Workers share the arbiter's "
+        "sockets.",
     )
 
     workers: int = setting(
         1,
         WORKERS,
         PROCESSES,
-        "Number of worker processes; auto is one per CPU that may be used.",
+        "Number of worker processes; auto: one per usable CPU.",
         flags=("-w", "--workers"),
         environment=("WEB_CONCURRENCY",),
     )
@@ -654,48 +663,48 @@ class Config:
         1,
         whole_number(1, 64),
         PROCESSES,
-        "Workers that a reload or a recycle may start beyond --workers.",
+        "Extra workers that may run while a reload replaces the others.",
     )
     max_requests: int = setting(
         0,
         whole_number(0),
         PROCESSES,
-        "Replace a worker after this many requests; 0 never.",
+        "Replace a worker after this many requests; 0: never.",
         flags=("--max-requests", "--limit-max-requests"),
     )
     max_requests_jitter: int = setting(
         0,
         whole_number(0),
         PROCESSES,
-        "Add a random number up to this to --max-requests, for each worker anew.",
+        "Add a random number up to this to --max-requests, a different one for each worker.",
         flags=("--max-requests-jitter", "--limit-max-requests-jitter"),
     )
     timeout: float = setting(
         30.0,
         seconds(),
         PROCESSES,
-        "Replace a worker whose event loop stood still for this long; 0 never.",
+        "Replace a worker whose event loop is blocked for this long; 0: never.",
         flags=("-t", "--timeout-worker-healthcheck", "--timeout"),
     )
     timeout_boot: float = setting(
-        60.0, seconds(0.1), PROCESSES, "Time a worker may take until it is ready."
+        60.0, seconds(0.1), PROCESSES, "Give up on a worker that isn't ready after this long."
     )
     graceful_timeout: float = setting(
         30.0,
         seconds(),
         PROCESSES,
-        "Time a retiring worker has for the requests in flight.",
+        "Let running requests finish for up to this long when a worker stops.",
         flags=("--graceful-timeout", "--timeout-graceful-shutdown"),
     )
     name: str = setting(
-        "", TEXT, PROCESSES, "Name in process titles; by default APP.", flags=("-n", "--name")
+        "", TEXT, PROCESSES, "Name shown in process titles; default: APP.", flags=("-n", "--name")
     )
     worker_class: str = setting(
         "",
         WORKER_CLASS,
         PROCESSES,
-        "Name of a gunicorn or hypercorn worker class; selects the interface, parser and event "
-        "loop that belong to it.",
+        "Accept the name of a gunicorn or hypercorn worker class, and select the interface, parser "
+        "and event loop that it stands for.",
         flags=("-k", "--worker-class"),
     )
     preload: bool = setting(
@@ -705,13 +714,13 @@ class Config:
         0.0,
         seconds(),
         PROCESSES,
-        "Go on accepting for this long after a signal to stop, for load balancers to notice.",
+        "After a signal to stop, accept connections for this long, so that load balancers notice.",
     )
     pid: str = setting(
         "",
         TEXT,
         PROCESSES,
-        "File to write the arbiter's process id to.",
+        "Write the arbiter's process id to this file.",
         flags=("-p", "--pid"),
         reloadable=False,
     )
@@ -719,37 +728,39 @@ class Config:
         "",
         TEXT,
         PROCESSES,
-        "UNIX socket on which the arbiter takes commands from esgctl; by default there is none.",
+        "UNIX socket on which esgctl reaches the arbiter; default: none.",
         reloadable=False,
     )
     control_socket_disable: bool = setting(
         False,
         SWITCH,
         PROCESSES,
-        "gunicorn's way to have no control socket; there is none without --control-socket here.",
+        "Ignored; accepted so that gunicorn command lines run. There is no control socket without "
+        "--control-socket.",
         flags=("--no-control-socket",),
     )
     user: str = setting(
         "",
         ACCOUNT,
         PROCESSES,
-        "User to run workers as, with all groups it is in.",
+        "Run the workers as this user, with all of its groups.",
         flags=("-u", "--user"),
     )
     group: str = setting(
-        "", ACCOUNT, PROCESSES, "Group to run workers as.", flags=("-g", "--group")
+        "", ACCOUNT, PROCESSES, "Run the workers as this group.", flags=("-g", "--group")
     )
     initgroups: bool = setting(
         False,
         SWITCH,
         PROCESSES,
-        "gunicorn's way to take all groups of --user; they always are here.",
+        "Ignored; accepted so that gunicorn command lines run. --user always includes all groups "
+        "of the user.",
     )
     umask: str = setting(
         "",
         OPTIONAL_OCTAL,
         PROCESSES,
-        "Mask for files that workers make, in octal; by default the arbiter's.",
+        "File mode creation mask of the workers, in octal; default: inherited.",
         flags=("-m", "--umask"),
     )
     daemon: bool = setting(
@@ -766,40 +777,41 @@ class Config:
         "",
         TEXT,
         PROCESSES,
-        "Folder for gunicorn's heartbeat files; heartbeats are in shared memory here.",
+        "Ignored; accepted so that gunicorn command lines run. Heartbeats are in shared memory.",
     )
     timeout_notify: float = setting(
         30.0,
         seconds(),
         PROCESSES,
-        "Time between uvicorn's signs of life; workers give one a second here.",
+        "Ignored; accepted so that uvicorn command lines run. Workers send a heartbeat every "
+        "second.",
     )
 
     loop: str = setting(
         "auto",
         choice("auto", "asyncio", "uvloop"),
         HTTP,
-        "Event loop implementation.",
+        "Event loop; auto: uvloop if it is installed.",
         flags=("--asgi-loop", "--loop"),
     )
     http: str = setting(
         "auto",
         choice("auto", "httptools", "h11"),
         HTTP,
-        "HTTP parser; auto is httptools where it is installed.",
+        "HTTP parser; auto: httptools if it is installed.",
     )
     sendfile: bool = setting(
         False,
         SWITCH,
         HTTP,
-        "Offer ASGI applications http.response.pathsend and zerocopysend, with which the kernel "
-        "sends files. Middleware that reads or changes response bodies doesn't see these files.",
+        "Let ASGI applications have the kernel send files (http.response.pathsend, zerocopysend). "
+        "Middleware that reads or changes response bodies doesn't see these files.",
     )
     threads: int = setting(
         0,
         whole_number(0, 1024),
         HTTP,
-        "Threads that run a WSGI application, in each worker; 0 is 4 for each CPU, 8 to 32.",
+        "Threads per worker that run a WSGI application; 0: 4 per CPU, 8 to 32.",
     )
     timeout_keep_alive: float = setting(
         5.0,
@@ -812,122 +824,134 @@ class Config:
         True,
         SWITCH,
         HTTP,
-        "Take client address, scheme and host from X-Forwarded-* and Forwarded of trusted proxies.",
+        "Take the client's address, scheme and host from the X-Forwarded-* or Forwarded fields of "
+        "trusted proxies.",
     )
     forwarded_allow_ips: tuple[str, ...] = setting(
         ("127.0.0.1", "::1"),
         ITEMS,
         HTTP,
-        "Proxies to trust: addresses, CIDR ranges, unix: or *, separated by commas.",
+        "Proxies whose X-Forwarded-* fields are believed: addresses, CIDR ranges, unix: for UNIX "
+        "sockets, or * for everybody.",
         environment=("FORWARDED_ALLOW_IPS",),
     )
     proxy_protocol: bool = setting(
         False,
         SWITCH,
         HTTP,
-        "Expect a PROXY protocol header (v1 or v2) on connections from trusted proxies.",
+        "Expect a PROXY protocol header (v1 or v2) on each connection; only --forwarded-allow-ips "
+        "may connect.",
     )
     server_header: bool = setting(True, SWITCH, HTTP, "Add a Server field to responses.")
     date_header: bool = setting(True, SWITCH, HTTP, "Add a Date field to responses.")
     header: tuple[str, ...] = setting(
         (), HEADERS, HTTP, "Add this field to every response; repeatable."
     )
-    http2: bool = setting(False, SWITCH, HTTP, "Speak HTTP/2 as well.", pending=True)
+    http2: bool = setting(False, SWITCH, HTTP, "Serve HTTP/2 as well.", pending=True)
 
     ws: str = setting(
         "auto",
         choice("auto", "none", "websockets", "websockets-sansio", "wsproto"),
         WEBSOCKET,
-        "Library for WebSockets; auto is websockets if that is installed, none leaves them out.",
+        "Library for WebSockets; auto: websockets if it is installed; none: no WebSockets.",
     )
     ws_max_size: int = setting(
         16777216,
         size(0),
         WEBSOCKET,
-        "Largest message from a client, in bytes (1009 beyond); 0 for no limit.",
+        "Largest message from a client, in bytes (else 1009); 0: no limit.",
         flags=("--websocket-max-message-size", "--ws-max-size"),
     )
     ws_max_queue: int = setting(
         32,
         whole_number(0),
         WEBSOCKET,
-        "Most messages of a client that wait for APP; 0 for a limit in bytes only.",
+        "Messages of one client that may wait for APP; 0: limited by their bytes alone.",
     )
     ws_max_buffered: int = setting(
         268435456,
         size(0),
         WEBSOCKET,
-        "Most memory for unfinished messages and messages waiting for APP, in all WebSockets of a "
-        "worker, in bytes (1013 beyond); 0 for no limit.",
+        "Memory that one worker may use for WebSocket messages that are incomplete or wait for "
+        "APP, in bytes (else 1013); 0: no limit.",
     )
     ws_message_timeout: float = setting(
         60.0,
         seconds(),
         WEBSOCKET,
-        "Time a client may take from the beginning of a message to its end (1008 beyond); "
-        "0 for no limit.",
+        "Time a client may take to send one message (else 1008); 0: no limit.",
     )
     ws_ping_interval: float = setting(
-        20.0, seconds(), WEBSOCKET, "Time between two pings; 0 for none."
+        20.0, seconds(), WEBSOCKET, "Send a ping this often; 0: never."
     )
     ws_ping_timeout: float = setting(
         20.0,
         seconds(),
         WEBSOCKET,
-        "Time a client may take to answer a ping, else it counts as gone; 0 for no limit.",
+        "Drop a client that doesn't answer a ping for this long; 0: never.",
     )
     ws_per_message_deflate: bool = setting(
-        True, BOOLEAN, WEBSOCKET, "Compress messages, with clients that can."
+        True, BOOLEAN, WEBSOCKET, "Compress messages if the client supports it."
     )
     ws_handshake_timeout: float = setting(
-        20.0, seconds(0.1), WEBSOCKET, "Time APP may take to accept or refuse a WebSocket (503)."
+        20.0,
+        seconds(0.1),
+        WEBSOCKET,
+        "Time APP may take to accept or refuse a WebSocket (else 503).",
     )
 
     limit_request_line: int = setting(
-        8190, size(64), LIMITS, "Longest request target accepted, in bytes (414)."
+        8190, size(64), LIMITS, "Longest request target, in bytes (else 414)."
     )
     limit_request_fields: int = setting(
-        100, whole_number(1), LIMITS, "Most header fields in a request (431)."
+        100, whole_number(1), LIMITS, "Most header fields in a request (else 431)."
     )
     limit_request_header_size: int = setting(
         65536,
         size(256),
         LIMITS,
-        "Largest header section of a request, in bytes (431).",
+        "Largest header section of a request, in bytes (else 431).",
         flags=("--h11-max-incomplete-event-size", "--limit-request-header-size"),
     )
     limit_request_body: int = setting(
-        0, size(0), LIMITS, "Largest request body, in bytes (413); 0 for no limit."
+        0, size(0), LIMITS, "Largest request body, in bytes (else 413); 0: no limit."
     )
     timeout_request_header: float = setting(
-        10.0, seconds(0.1), LIMITS, "Time a client may take to send a request's header (408)."
+        10.0,
+        seconds(0.1),
+        LIMITS,
+        "Time a client may take to send a request's header section (else 408).",
     )
     timeout_request_body: float = setting(
-        60.0, seconds(0.1), LIMITS, "Time a request body may stand still (408)."
+        60.0, seconds(0.1), LIMITS, "Answer 408 if no more of a request body arrives for this long."
     )
     timeout_send: float = setting(
-        60.0, seconds(0.1), LIMITS, "Time in which a client must take something of a response."
+        60.0,
+        seconds(0.1),
+        LIMITS,
+        "Close the connection if the client reads nothing of a response for this long.",
     )
 
     limit_concurrency: int = setting(
         0,
         whole_number(0),
         LIMITS,
-        "Most calls of APP in progress in one worker (503 beyond). Requests with their background "
-        "tasks and open WebSockets count, idle connections don't; 0 for no limit.",
+        "Requests and WebSockets that one worker handles at the same time (else 503), background "
+        "tasks included; idle connections don't count; 0: no limit.",
     )
     limit_connections: int = setting(
         0,
         whole_number(0),
         LIMITS,
-        "Most connections one worker holds; more wait in the queue; 0 for no limit.",
+        "Connections that one worker accepts at the same time; more wait in the queue; 0: no "
+        "limit.",
         flags=("--worker-connections", "--limit-connections"),
     )
     request_timeout: float = setting(
         0.0,
         seconds(),
         LIMITS,
-        "Cancel a request that takes longer, and log where it was; 0 never.",
+        "Cancel a request that takes longer, and log where it was; 0: never.",
     )
 
     ssl_keyfile: str = setting(
@@ -945,20 +969,20 @@ class Config:
         "1.2",
         TLS_VERSION,
         TLS,
-        "Oldest version of TLS that is spoken: 1.2 or 1.3.",
+        "Oldest TLS version that clients may use: 1.2 or 1.3.",
     )
     ssl_cert_reqs: str = setting(
         "none",
         CERT_REQS,
         TLS,
-        "Whether clients need a certificate: none, optional or required.",
+        "Whether clients must present a certificate.",
         flags=("--cert-reqs", "--ssl-cert-reqs"),
     )
     ssl_ca_certs: str = setting(
         "",
         TEXT,
         TLS,
-        "Authorities that clients' certificates are checked with, in PEM.",
+        "Authorities to check clients' certificates against, in PEM.",
         flags=("--ca-certs", "--ssl-ca-certs"),
     )
     ssl_ciphers: str = setting(
@@ -970,60 +994,60 @@ class Config:
     )
 
     ssl_handshake_timeout: float = setting(
-        10.0, seconds(0.1), TLS, "Time a client may take for the handshake."
+        10.0, seconds(0.1), TLS, "Time a client may take for the TLS handshake."
     )
 
     log_level: str = setting(
         "info",
         LOG_LEVEL,
         LOGGING,
-        "The least severe level that is logged. At warning and above the access log is off, too, "
-        "unless --access-log or --access-logfile turns it on.",
+        "Log messages of this level and above. From warning on there is no access log either, "
+        "unless --access-log or --access-logfile is given.",
     )
-    access_log: bool = setting(True, SWITCH, LOGGING, "Log each request, on standard output.")
+    access_log: bool = setting(True, SWITCH, LOGGING, "Log each request.")
     access_logfile: str = setting(
-        "-", TEXT, LOGGING, "File for the access log; - is standard output."
+        "-", TEXT, LOGGING, "File for the access log; -: standard output."
     )
     error_logfile: str = setting(
         "-",
         TEXT,
         LOGGING,
-        "File for the log; - is standard error.",
+        "File for the log; -: standard error.",
         flags=("--log-file", "--error-logfile"),
     )
     access_logformat: str = setting(
         "",
         LOG_FORMAT,
         LOGGING,
-        "Format of access log lines: common, combined, or gunicorn's atoms; by default uvicorn's.",
+        "Format of access log lines: common, combined, or gunicorn's atoms; default: uvicorn's.",
     )
     log_format: str = setting(
-        "text", choice("text", "json"), LOGGING, "Form of both logs; json is an object a line."
+        "text", choice("text", "json"), LOGGING, "Format of both logs; json: one object per line."
     )
     log_config: str | LogDefinition = setting(  # noqa: RUF009 - a field, as the others are
         "",
         LOG_CONFIG,
         LOGGING,
-        "Configure logging from this .ini, .json or .yaml file instead.",
+        "Configure Python's logging from this .ini, .json or .yaml file instead.",
         flags=("--log-config-json", "--log-config"),
     )
     enable_stdio_inheritance: bool = setting(
         False,
         SWITCH,
         LOGGING,
-        "gunicorn's, for daemons; standard output and error are always inherited here.",
+        "Ignored; accepted so that gunicorn command lines run. Workers always inherit standard "
+        "output and error.",
         flags=("-R", "--enable-stdio-inheritance"),
     )
     use_colors: bool | None = setting(
-        None, SWITCH, LOGGING, "Colour the log; by default on a terminal."
+        None, SWITCH, LOGGING, "Colour the log; default: on a terminal, unless NO_COLOR is set."
     )
 
     debug: bool = setting(
         False,
         SWITCH,
         DEVELOPMENT,
-        "Show clients the tracebacks of the application's exceptions, and reload when a file "
-        "changes, unless --no-reload is given.",
+        "Show clients the tracebacks of the application's exceptions, and turn --reload on.",
     )
     reload: bool = setting(
         False,
@@ -1035,25 +1059,25 @@ class Config:
         "auto",
         choice("auto", "poll", "inotify"),
         DEVELOPMENT,
-        "How changes are noticed: poll looks at the files, where the kernel doesn't tell of them.",
+        "How changes are noticed; poll: for file systems on which inotify sees none.",
     )
     reload_dir: tuple[str, ...] = setting(
         (),
         TEXTS,
         DEVELOPMENT,
-        "Folder to watch; repeatable; by default this one, and that of --app-dir.",
+        "Folder to watch, default: the current one and --app-dir; repeatable.",
     )
     reload_include: tuple[str, ...] = setting(
-        (), TEXTS, DEVELOPMENT, "Pattern of files to watch beside *.py; repeatable."
+        (), TEXTS, DEVELOPMENT, "Also watch files that match this pattern; repeatable."
     )
     reload_exclude: tuple[str, ...] = setting(
         (),
         TEXTS,
         DEVELOPMENT,
-        "Pattern of files, or folder, not to watch; repeatable.",
+        "Don't watch this folder, or files that match this pattern; repeatable.",
     )
     reload_delay: float = setting(
-        0.25, seconds(), DEVELOPMENT, "Time between two looks at the files."
+        0.25, seconds(), DEVELOPMENT, "Wait this long between two looks at the files."
     )
 
     ssl_context: Any = dataclasses.field(default=None, compare=False, repr=False)

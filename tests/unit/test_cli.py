@@ -12,10 +12,10 @@ import pytest
 from uvicorn.main import main as uvicorn_command
 
 import esg
-from esg import api, cli
+from esg import api, cli, usage
 from esg.server.http1 import parser
 from esg.settings import schema as config
-from esg.settings.schema import SETTINGS, choice
+from esg.settings.schema import NOTHING_TO_DO, SETTINGS, choice
 
 
 class Spy:
@@ -590,41 +590,109 @@ def test_an_error_of_the_arbiters_has_its_exit_code(monkeypatch, capsys):
 # -- texts -----------------------------------------------------------------------------
 
 
+@pytest.fixture
+def help_of(capsys):
+    """The text that an option such as `--help` prints."""
+
+    def help_of(flag: str) -> str:
+        assert cli.main([flag]) == 0
+        return capsys.readouterr().out
+
+    return help_of
+
+
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_names_every_flag(capsys, flag):
-    assert cli.main([flag]) == 0
-    text = capsys.readouterr().out
+def test_help_fits_on_two_screens(help_of, flag):
+    text = help_of(flag)
+    assert len(text.splitlines()) < 150
+    assert "--help-all" in text
+
+
+def test_help_shows_the_common_options(help_of):
+    text = help_of("--help")
+    common = [declared for name, declared in SETTINGS.items() if name in usage.COMMON]
+    assert len(common) > 30
+    for declared in common:
+        shown = "APP" if declared.name == "app" else declared.option.removeprefix("--")
+        assert shown in text
+        assert f"\n{declared.group}:\n" in text
+    for option in ("-c, --config", "--print-config", "--check-config", "--version", "-h, --help"):
+        assert option in text
+
+
+def test_common_options_exist():
+    assert {p.name for p in cli.command.params} >= usage.COMMON
+
+
+def test_help_leaves_out_what_does_nothing(help_of):
+    text = help_of("--help")
+    for name in NOTHING_TO_DO:
+        assert SETTINGS[name].option not in text
+
+
+def test_help_ends_with_examples_that_are_accepted(help_of):
+    lines = help_of("--help").partition("\nExamples:\n")[2].splitlines()
+    assert len(lines) >= 3
+    for line in lines:
+        words = re.split(r"\s{3,}", line.strip())[0].split()
+        assert words[0] == "esg"
+        cli.command.make_context("esg", words[1:])
+
+
+def test_help_all_names_every_flag_of_a_setting(help_of):
+    text = help_of("--help-all")
     for declared in SETTINGS.values():
         if declared.name != "app":
-            assert all(name in text for name in declared.flags)
-        assert declared.group in text
+            assert all(name.removeprefix("--") in text for name in declared.flags)
+            assert f"[{declared.variables[0]}" in " ".join(text.split())
 
 
-def test_help_fits_80_columns(capsys, monkeypatch):
+def test_help_all_has_what_does_nothing_in_a_group_of_its_own(help_of):
+    text = help_of("--help-all")
+    ignored = text.partition("\nIgnored (")[2].partition("\n\n")[0]
+    for name in NOTHING_TO_DO:
+        assert SETTINGS[name].option.removeprefix("--") in ignored
+    pending = text.partition("\nNot in this version:")[2].partition("\n\n")[0]
+    listed = set(re.findall(r"--(?:\[no-\])?([a-z0-9-]+)", pending))
+    assert listed == {s.option.removeprefix("--") for s in SETTINGS.values() if s.pending}
+
+
+@pytest.mark.parametrize("flag", ["--help", "--help-all"])
+def test_help_fits_80_columns(help_of, monkeypatch, flag):
     monkeypatch.setenv("COLUMNS", "200")
-    assert cli.main(["--help"]) == 0
-    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+    assert [line for line in help_of(flag).splitlines() if len(line) > 80] == []
 
 
-def test_help_breaks_no_name_of_an_option(capsys):
-    assert cli.main(["--help"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line.endswith("-")] == []
+@pytest.mark.parametrize("flag", ["--help", "--help-all"])
+def test_help_breaks_no_name_of_an_option(help_of, flag):
+    assert [line for line in help_of(flag).splitlines() if line.endswith("-")] == []
 
 
-def test_help_shows_defaults_variables_and_what_is_not_built(capsys):
-    cli.main(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
+def test_help_all_shows_defaults_variables_and_units(help_of):
+    text = " ".join(help_of("--help-all").split())
     assert "[ESG_PORT or PORT, default 8000]" in text
     assert "[ESG_FACTORY, default off]" in text
     assert "--graceful-timeout, --timeout-graceful-shutdown DURATION" in text
-    assert "A DURATION is a number of seconds, or 500ms, 30s, 5m, 1h, 1d." in text
-    assert "A SIZE is a number of bytes, or 64k, 16MiB, 1g." in text
-    for declared in SETTINGS.values():
-        if declared.name != "app":
-            assert f"[{declared.variables[0]}" in text
-    pending = [declared for declared in SETTINGS.values() if declared.pending]
-    assert text.count("(not in this version)") == len(pending)
+    assert "A DURATION is a number of seconds, or has a unit: 500ms, 30s, 5m, 1h, 1d." in text
+    assert "A SIZE is a number of bytes, or has a unit: 64k, 16MiB, 1g." in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--wrokers", "3"], "there is no option --wrokers; did you mean --workers"),
+        (["--no-such-thing"], "there is no option --no-such-thing (see esg --help)"),
+        (["--port"], "--port needs a value (see esg --help)"),
+        (["--reload=3"], "--reload takes no value (see esg --help)"),
+        (["a:b", "c"], "unexpected extra argument (c) (see esg --help)"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(capsys, arguments, error):
+    assert cli.main(arguments) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"esg: error: {error}")
+    assert line.endswith(" (see esg --help)\n")
+    assert ". " not in line
 
 
 def test_version(capsys):
