@@ -52,6 +52,7 @@ def test_the_site_does_what_it_says(behind: tuple[Esg, Front, int]) -> None:
     it_upgrades_nothing_else(front)
     front.streams("/pieces?unbuffered")
     front.streams("/stream/pieces")
+    it_speaks_http2(front)
     it_leads_to_tls(plain)
 
 
@@ -92,6 +93,16 @@ def it_upgrades_websockets(front: Front) -> None:
 def it_upgrades_nothing_else(front: Front) -> None:
     told = front.get("/tell", {"Connection": "Upgrade", "Upgrade": "h2c"})
     assert not {"connection", "upgrade"} & told["headers"].keys()
+
+
+def it_speaks_http2(front: Front) -> None:
+    front.tls.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(("127.0.0.1", front.port), DEADLINE) as sock,
+        front.tls.wrap_socket(sock, server_hostname="127.0.0.1") as tls,
+    ):
+        assert tls.selected_alpn_protocol() == "h2"
+    front.tls.set_alpn_protocols(["http/1.1"])
 
 
 def it_leads_to_tls(plain: int) -> None:

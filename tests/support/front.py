@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -207,7 +208,7 @@ def nginx(folder: Path, upstream: dict[str, str]) -> Iterator[tuple[Front, int]]
     command = program("nginx")
     certificate, key, tls = certified(folder)
     plain, encrypted = free_port(), free_port()
-    values = {
+    values = for_version(command) | {
         "listen 80;": f"listen 127.0.0.1:{plain};",
         "listen [::]:80;": f"listen 127.0.0.2:{plain};",
         "listen 443 ": f"listen 127.0.0.1:{encrypted} ",
@@ -224,6 +225,22 @@ def nginx(folder: Path, upstream: dict[str, str]) -> Iterator[tuple[Front, int]]
         yield front, plain
     for level in ("[error]", "[crit]", "[alert]", "[emerg]"):
         assert level not in front.log
+
+
+HTTP2 = {
+    "    listen 443 ssl;\n    listen [::]:443 ssl;\n    http2 on;\n": "",
+    "#listen 443 ssl http2;": "listen 443 ssl http2;",
+    "#listen [::]:443 ssl http2;": "listen [::]:443 ssl http2;",
+}
+"""What the site's comment says to change for an nginx before 1.25.1."""
+
+
+def for_version(command: str) -> dict[str, str]:
+    """The changes to the site that the installed nginx needs."""
+    told = subprocess.run([command, "-v"], stderr=subprocess.PIPE, text=True, check=True).stderr
+    version = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", told)
+    assert version, told
+    return HTTP2 if tuple(map(int, version.groups())) < (1, 25, 1) else {}
 
 
 def nginx_options(folder: Path) -> list[str]:
