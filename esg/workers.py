@@ -31,13 +31,8 @@ from esg.log.files import LogFiles
 from esg.net.listeners import Listener
 from esg.payload import Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Row
-from esg.server.accesslog.access_log import (
-    AccessLog,
-    LoggedAccess,
-    path_and_query,
-    printable,
-    shown,
-)
+from esg.server.accesslog.access_log import AccessLog, LoggedAccess
+from esg.server.accesslog.lines import path_and_query, printable, shown
 from esg.server.asgi.interfaces import adapt
 from esg.server.loops import loop_factory, loop_in_place_of
 from esg.server.prepare import prepare

@@ -42,6 +42,9 @@ PRESETS = {
 }
 """Formats with a name: Apache's two, of which `combined` is gunicorn's default."""
 
+UVICORN = "uvicorn"
+"""The name of uvicorn's format, which atoms can't express: it has the reason phrase."""
+
 _WORDS = {
     "host": "h", "client": "h", "user": "u", "time": "t", "request": "r", "method": "m",
     "path": "U", "query": "q", "protocol": "H", "status": "s", "bytes": "B", "size": "B",
@@ -82,7 +85,7 @@ def parse(text: str) -> tuple[str, tuple[Atom, ...]]:
             template += f"%{match['flags']}{match['kind']}"
     template += _literal(text[end:])
     if not atoms:
-        names = " and ".join(PRESETS)
+        names = f"{', '.join(PRESETS)} or {UVICORN}"
         raise ValueError(f"expected atoms such as %(h)s, or the name of a format: {names}")
     return template, tuple(atoms)
 

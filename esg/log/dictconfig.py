@@ -228,9 +228,10 @@ class DefaultFormatter(logging.Formatter):
     """`%(levelprefix)s`: the level, a colon, and padding. What uvicorn's class of the name does."""
 
     def __init__(self, *args: Any, use_colors: bool | None = None, **kwargs: Any) -> None:
-        """`use_colors` is by default whether standard output is a terminal."""
+        """By default, colours are used if standard output is a terminal and NO_COLOR isn't set."""
         super().__init__(*args, **kwargs)
-        self._colors = sys.stdout.isatty() if use_colors is None else use_colors
+        by_default = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self._colors = by_default if use_colors is None else use_colors
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record = copy.copy(record)

@@ -14,6 +14,7 @@ import functools
 import json
 import logging
 import os
+import re
 import stat
 import sys
 import time
@@ -54,6 +55,12 @@ _COLORS = {
     logging.CRITICAL: "\033[91m",
 }
 RESET = "\033[0m"
+BOLD = "\033[1m"
+
+LISTENING = "listening on "
+"""How the line begins that says where clients connect; on a terminal the address stands out."""
+
+_ADDRESS = re.compile(rf"({LISTENING})(\S+)")
 
 
 class Subject(str):
@@ -148,7 +155,10 @@ class TextFormatter(_Formatter):
         line = f"{subject} {event}" if subject is not None else event
         if detail:
             line = f"{line}\n{detail}"
-        return f"{moment}.{int(record.msecs):03d} {level} {text_of(line)}"
+        text = text_of(line)
+        if self._colors and event.startswith(LISTENING):
+            text = _ADDRESS.sub(rf"\1{BOLD}\2{RESET}", text, count=1)
+        return f"{moment}.{int(record.msecs):03d} {level} {text}"
 
 
 class JSONFormatter(_Formatter):
@@ -210,10 +220,13 @@ def _utc(second: int) -> str:
 
 
 def wants_colors(setting: bool | None, fd: int) -> bool:
-    """Whether to colour what goes to `fd`: as the setting says, else if it is a terminal."""
+    """Whether to colour what goes to `fd`: as the setting says, else if it is a terminal.
+
+    The variable NO_COLOR turns that default off (https://no-color.org).
+    """
     if setting is not None:
         return setting
-    return os.isatty(fd)
+    return os.isatty(fd) and not os.environ.get("NO_COLOR")
 
 
 # -- where it goes -----------------------------------------------------------------------

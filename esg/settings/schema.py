@@ -213,6 +213,8 @@ def _parse_text(raw: object) -> str:
 
 def _parse_log_format(raw: object) -> str:
     text = _parse_text(raw)
+    if text.strip() == accessformat.UVICORN:
+        return accessformat.UVICORN
     if text:
         accessformat.parse(text)
     return text
@@ -1019,7 +1021,8 @@ class Config:
         "",
         LOG_FORMAT,
         LOGGING,
-        "Format of access log lines: common, combined, or gunicorn's atoms; default: uvicorn's.",
+        "Format of access log lines: uvicorn, common, combined, or gunicorn's atoms; default: "
+        "uvicorn, on a terminal with time and duration.",
     )
     log_format: str = setting(
         "text", choice("text", "json"), LOGGING, "Format of both logs; json: one object per line."

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import pty
+import re
 import select
 from types import SimpleNamespace
 
@@ -11,8 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esg.log.files import LogFile
-from esg.server.accesslog.access_log import PIPE_ATOMIC, AccessLog, printable, uvicorn_line
+from esg.log.files import LogFile, LogFiles
+from esg.log.setup import LogSetup, arbiter_subject
+from esg.server.accesslog import access_log
+from esg.server.accesslog.access_log import PIPE_ATOMIC, AccessLog, Refused, SocketRecord
+from esg.server.accesslog.lines import (
+    duration,
+    printable,
+    terminal_line,
+    terminal_refusal_line,
+    terminal_socket_line,
+    uvicorn_line,
+)
+from esg.settings.schema import Config
 
 CLIENT = ("192.0.2.1", 4711)
 
@@ -23,7 +37,7 @@ def exchange(client, method, target, http_version, status):
     return SimpleNamespace(scope=scope, target=target, status=status)
 
 
-def access_log(fd, colors=False):
+def uvicorns_log(fd, colors=False):
     return AccessLog(asyncio.get_running_loop(), LogFile(fd), uvicorn_line(colors))
 
 
@@ -53,7 +67,7 @@ def written(pipe, *records, colors=False):
     """The lines that are written for these records."""
 
     async def run():
-        log = access_log(pipe.write_fd, colors)
+        log = uvicorns_log(pipe.write_fd, colors)
         for record in records:
             log.record(exchange(*record))
         await asyncio.sleep(0)
@@ -129,6 +143,108 @@ def test_no_colours_unless_wanted(pipe):
     assert "\033" not in line
 
 
+TIMED = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} INFO     "
+
+
+def finished(seconds=0.0032, status=200):
+    made = exchange(CLIENT, "GET", b"/a", "1.1", status)
+    made.seconds = seconds
+    return made
+
+
+def test_a_line_on_a_terminal_has_time_and_duration():
+    line = terminal_line(False)(finished())
+    assert re.fullmatch(
+        TIMED + re.escape('192.0.2.1:4711 - "GET /a HTTP/1.1" 200 OK in 3.2 ms'), line
+    )
+
+
+def test_a_refused_request_on_a_terminal_has_the_time_alone():
+    refused = Refused({"client": CLIENT}, b"", 400, 0)
+    line = terminal_refusal_line(False)(refused)
+    assert re.fullmatch(TIMED + re.escape('192.0.2.1:4711 - "-" 400 Bad Request'), line)
+
+
+def test_a_websocket_on_a_terminal():
+    record = SocketRecord({"client": CLIENT, "method": "GET"}, b"/ws")
+    record.accepted(0.1, [])
+    line = terminal_socket_line(False)(record)
+    assert re.fullmatch(TIMED + re.escape('192.0.2.1:4711 - "WebSocket /ws" [accepted]'), line)
+
+
+def test_a_line_on_a_terminal_may_be_coloured():
+    line = terminal_line(True)(finished())
+    assert "\033[32mINFO    \033[0m 192.0.2.1" in line
+    assert line.endswith("\033[32m200 OK\033[0m in 3.2 ms")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.00004, "0.0 ms"),
+        (0.0032, "3.2 ms"),
+        (0.00995, "10 ms"),
+        (0.0521, "52 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1.00 s"),
+        (1.2345, "1.23 s"),
+        (9.996, "10 s"),
+        (75.4, "75 s"),
+    ],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.fixture
+def terminal():
+    """The descriptor of a terminal."""
+    main, terminal = pty.openpty()
+    yield terminal
+    os.close(main)
+    os.close(terminal)
+
+
+def chosen(fd, **settings):
+    """The log that these settings make, its access log going to `fd`."""
+    setup = LogSetup(Config(**settings), LogFiles(), LogFile(fd), LogFile(fd), None)
+
+    async def choose():
+        return access_log.access_log(setup, asyncio.get_running_loop(), arbiter_subject(1, 1))
+
+    return asyncio.run(choose())
+
+
+def line_of(log):
+    return log._line(finished())
+
+
+def test_a_terminal_gets_lines_with_time_and_duration(terminal):
+    log = chosen(terminal, use_colors=False)
+    assert log.observes
+    assert line_of(log).endswith(" 200 OK in 3.2 ms")
+
+
+def test_uvicorns_form_can_be_chosen_on_a_terminal(terminal):
+    log = chosen(terminal, use_colors=False, access_logformat="uvicorn")
+    assert not log.observes
+    assert line_of(log) == 'INFO:     192.0.2.1:4711 - "GET /a HTTP/1.1" 200 OK'
+
+
+@pytest.mark.parametrize("settings", [{}, {"access_logformat": "uvicorn"}])
+def test_a_pipe_gets_uvicorns_form(pipe, settings):
+    log = chosen(pipe.write_fd, **settings)
+    assert not log.observes
+    assert line_of(log) == 'INFO:     192.0.2.1:4711 - "GET /a HTTP/1.1" 200 OK'
+
+
+def test_json_is_json_on_a_terminal_and_with_uvicorns_form(terminal):
+    log = chosen(terminal, log_format="json", access_logformat="uvicorn")
+    made = finished()
+    made.scope["headers"], made.sent = [], 3
+    assert json.loads(log._line(made))["message"] == '192.0.2.1:4711 - "GET /a HTTP/1.1" 200'
+
+
 # -- writing ---------------------------------------------------------------------------
 
 
@@ -140,7 +256,7 @@ def test_lines_of_one_turn_are_written_together_and_in_order(pipe):
 
 def test_nothing_is_written_before_the_turn_ends(pipe):
     async def run():
-        log = access_log(pipe.write_fd)
+        log = uvicorns_log(pipe.write_fd)
         log.record(exchange(CLIENT, "GET", b"/", "1.1", 200))
         os.set_blocking(pipe.read_fd, False)
         with pytest.raises(BlockingIOError):
@@ -160,7 +276,7 @@ def test_no_write_tears_a_line_that_a_pipe_could_keep_whole(pipe, monkeypatch, s
         return len(data)
 
     async def run():
-        log = access_log(pipe.write_fd)
+        log = uvicorns_log(pipe.write_fd)
         for _ in range(20):
             log.record(exchange(CLIENT, "GET", b"/" + b"a" * size, "1.1", 200))
         with monkeypatch.context() as patch:
@@ -181,7 +297,7 @@ def test_a_write_in_part_is_completed(pipe, monkeypatch):
         return 7 if len(data) > 7 else len(data)
 
     async def run():
-        log = access_log(pipe.write_fd)
+        log = uvicorns_log(pipe.write_fd)
         log.record(exchange(CLIENT, "GET", b"/", "1.1", 200))
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", write)
@@ -211,7 +327,7 @@ def test_a_full_pipe_neither_blocks_nor_ends_the_server(pipe, capfd):
     """What there was no room for is written when there is, without further requests."""
 
     async def run():
-        log = access_log(pipe.write_fd)
+        log = uvicorns_log(pipe.write_fd)
         for _ in range(3000):
             log.record(exchange(CLIENT, "GET", b"/" + b"x" * 200, "1.1", 200))
         await asyncio.sleep(0)

@@ -44,7 +44,7 @@ def test_flags_and_widths_are_printfs():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("combind", "common and combined"),
+        ("combind", "common, combined or uvicorn"),
         ("", "such as %(h)s"),
         ("%(status)s", "did you mean %(s)s?"),
         ("%(staus)s", "did you mean %(s)s?"),

@@ -8,6 +8,7 @@ import json
 import logging
 import logging.config
 import os
+import pty
 import re
 import sys
 import warnings
@@ -111,14 +112,39 @@ def test_a_file_gets_no_colours_by_default(tmp_path):
         assert logs.wants_colors(None, file.fileno()) is False
 
 
-def test_a_terminal_gets_colours_by_default():
-    import os
-    import pty
-
+@pytest.fixture
+def terminal():
+    """The descriptor of a terminal."""
     main, terminal = pty.openpty()
-    assert logs.wants_colors(None, terminal) is True
+    yield terminal
     os.close(main)
     os.close(terminal)
+
+
+def test_a_terminal_gets_colours_by_default(terminal, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert logs.wants_colors(None, terminal) is True
+
+
+@pytest.mark.parametrize(("value", "colours"), [("1", False), ("0", False), ("", True)])
+def test_no_color_turns_colours_off(terminal, monkeypatch, value, colours):
+    monkeypatch.setenv("NO_COLOR", value)
+    assert logs.wants_colors(None, terminal) is colours
+
+
+def test_a_setting_is_stronger_than_no_color(terminal, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert logs.wants_colors(True, terminal) is True
+
+
+def test_the_address_stands_out_on_a_terminal():
+    line = formatted(colors=True, message="listening on http://127.0.0.1:8000")
+    assert line.endswith("listening on \033[1mhttp://127.0.0.1:8000\033[0m")
+    assert formatted(message="listening on unix:/run/x").endswith(" listening on unix:/run/x")
+
+
+def test_an_address_in_another_line_does_not_stand_out():
+    assert "\033[1m" not in formatted(colors=True, message="no longer listening on http://h:80")
 
 
 def setup(**settings):

@@ -16,7 +16,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -24,6 +23,22 @@ from esg.log import accessformat
 from esg.log import setup as logs
 from esg.log.files import PIPE_ATOMIC, LogFile
 from esg.log.setup import LogSetup, Subject
+from esg.server.accesslog.lines import (
+    Line,
+    message,
+    path_and_query,
+    peer,
+    printable,
+    request_line,
+    shown,
+    socket_message,
+    terminal_line,
+    terminal_refusal_line,
+    terminal_socket_line,
+    uvicorn_line,
+    uvicorn_refusal_line,
+    uvicorn_socket_line,
+)
 from esg.server.asgi.types import Headers
 
 if TYPE_CHECKING:
@@ -33,14 +48,6 @@ logger = logging.getLogger("esg")
 
 RETRY_PAUSE = 0.05
 """Seconds until lines that didn't fit into the log are written again."""
-
-_GREEN, _BRIGHT, _RED, _YELLOW, _BOLD, _RESET = (
-    "\033[32m", "\033[91m", "\033[31m", "\033[33m", "\033[1m", "\033[0m"
-)  # fmt: skip
-_STATUS_COLORS = {2: _GREEN, 3: _YELLOW, 4: _RED, 5: _BRIGHT}
-
-Line = Callable[[Any], str]
-"""Makes the line of a finished exchange, without its end."""
 
 
 class SocketRecord:
@@ -198,7 +205,7 @@ class LoggedAccess:
         scope = exchange.scope
         logs.access_logger.info(
             text,
-            _peer(scope),
+            peer(scope),
             scope["method"],
             printable(exchange.target) or "-",
             scope["http_version"],
@@ -224,126 +231,25 @@ def access_log(
     config = setup.config
     if not config.access_log:
         return None
-    line = formatted(config.access_logformat) if config.access_logformat else None
+    format_ = config.access_logformat
+    line = formatted(format_) if format_ and format_ != accessformat.UVICORN else None
     socket_line = refusal_line = None
     observes = line is not None
     if setup.definition is not None or (config.leaves_logging and logging.root.handlers):
         return LoggedAccess(line, observes)
     if config.log_format == "json":
-        socket_line = socket_json_line(subject, line or _socket_message)
-        line, observes = json_line(subject, line or _message), True
+        socket_line = socket_json_line(subject, line or socket_message)
+        line, observes = json_line(subject, line or message), True
     elif line is None:
         colors = logs.wants_colors(config.use_colors, setup.access.fd)
-        line, socket_line = uvicorn_line(colors), uvicorn_socket_line(colors)
-        refusal_line = uvicorn_refusal_line(colors)
+        observes = format_ != accessformat.UVICORN and os.isatty(setup.access.fd)
+        if observes:
+            line, socket_line = terminal_line(colors), terminal_socket_line(colors)
+            refusal_line = terminal_refusal_line(colors)
+        else:
+            line, socket_line = uvicorn_line(colors), uvicorn_socket_line(colors)
+            refusal_line = uvicorn_refusal_line(colors)
     return AccessLog(loop, setup.access, line, observes, socket_line, refusal_line)
-
-
-# -- uvicorn's line ----------------------------------------------------------------------
-
-
-def _status_text(status: int, phrase: str, colors: bool) -> str:
-    text = f"{status} {phrase}".rstrip()
-    color = _STATUS_COLORS.get(status // 100, "") if colors else ""
-    return f"{color}{text}{_RESET}" if color else text
-
-
-def _status_texts(colors: bool) -> dict[int, str]:
-    return {status.value: _status_text(status, status.phrase, colors) for status in HTTPStatus}
-
-
-def uvicorn_line(colors: bool) -> Line:
-    """`INFO:     127.0.0.1:52034 - "GET / HTTP/1.1" 200 OK`."""
-    statuses = _status_texts(colors)
-    prefix = f"{_GREEN}INFO{_RESET}:     " if colors else "INFO:     "
-    quote, unquote = (f'"{_BOLD}', f'{_RESET}"') if colors else ('"', '"')
-
-    def line(exchange: Exchange) -> str:
-        scope, status = exchange.scope, exchange.status
-        client = scope["client"]
-        peer = f"{client[0]}:{client[1]}" if client else ""
-        shown = statuses.get(status) or _status_text(status, "", colors)
-        return (
-            f"{prefix}{peer} - {quote}{scope['method']} {printable(exchange.target)} "
-            f"HTTP/{scope['http_version']}{unquote} {shown}"
-        )
-
-    return line
-
-
-def uvicorn_refusal_line(colors: bool) -> Line:
-    """The same for a request that ESG answered itself; `"-"` if its request line isn't known."""
-    statuses = _status_texts(colors)
-    prefix = f"{_GREEN}INFO{_RESET}:     " if colors else "INFO:     "
-    quote, unquote = (f'"{_BOLD}', f'{_RESET}"') if colors else ('"', '"')
-    return lambda refused: (
-        f"{prefix}{_peer(refused.scope)} - {quote}{_request_line(refused)}{unquote} "
-        f"{statuses[refused.status]}"
-    )
-
-
-def uvicorn_socket_line(colors: bool) -> Line:
-    """`INFO:     127.0.0.1:52034 - "WebSocket /ws" [accepted]`, and one like it at the end."""
-    prefix = f"{_GREEN}INFO{_RESET}:     " if colors else "INFO:     "
-    return lambda record: prefix + _socket_message(record)
-
-
-def _socket_message(record: SocketRecord) -> str:
-    text = f'{_peer(record.scope)} - "WebSocket {printable(record.target)}" [{record.event}]'
-    return text if record.event == "accepted" else f"{text} {record.status} {record.seconds:.3f}s"
-
-
-def _message(exchange: Exchange) -> str:
-    """The same without its prefix, for where a record has a level anyway."""
-    return f'{_peer(exchange.scope)} - "{_request_line(exchange)}" {exchange.status}'
-
-
-def _peer(scope: Mapping[str, Any]) -> str:
-    client = scope["client"]
-    return f"{client[0]}:{client[1]}" if client else ""
-
-
-def printable(target: bytes) -> str:
-    """A request target that is safe to log: characters that could break out of a line are escaped.
-
-    Quotes and backslashes are escaped, too, as in nginx's log: parsers honour `\\"`.
-    """
-    text = target.decode("latin-1")
-    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
-        return text
-    return "".join(
-        char if " " < char < "\x7f" and char not in _BREAKING else f"\\x{ord(char):02x}"
-        for char in text
-    )
-
-
-def shown(value: bytes | str) -> str:
-    """The value of a field as a log may show it: as `printable`, but spaces are what they are."""
-    text = value if isinstance(value, str) else value.decode("latin-1")
-    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
-        return text
-    return "".join(
-        char if " " <= char < "\x7f" and char not in _BREAKING else _escaped(char) for char in text
-    )
-
-
-_BREAKING = '"\\'
-"""Characters that end a quoted field of a log line, or escape the one that does."""
-
-
-def _escaped(char: str) -> str:
-    return f"\\x{ord(char):02x}" if char < "\u0100" else ascii(char)[1:-1]
-
-
-def path_and_query(target: bytes) -> tuple[bytes, bytes]:
-    """The two parts of a request target, in absolute form, too (RFC 9112, section 3.2.2)."""
-    if target[:1] != b"/":
-        scheme, separator, rest = target.partition(b"://")
-        if separator and scheme:
-            begin = min((rest.find(mark) for mark in b"/?" if mark in rest), default=len(rest))
-            target = rest[begin:] if rest[begin : begin + 1] == b"/" else b"/" + rest[begin:]
-    path, _, query = target.partition(b"?")
-    return path, query
 
 
 # -- formats -----------------------------------------------------------------------------
@@ -439,13 +345,6 @@ def _user(exchange: Exchange) -> str:
     return "-"
 
 
-def _request_line(exchange: Exchange | Refused) -> str:
-    if not exchange.target:
-        return "-"
-    scope = exchange.scope
-    return f"{scope['method']} {printable(exchange.target)} HTTP/{scope['http_version']}"
-
-
 def _path(exchange: Exchange) -> str:
     """The path decoded, and shown in ASCII; taken from the target, which nobody can alter."""
     return shown(unquote(path_and_query(exchange.target)[0].decode("latin-1"))) or "-"
@@ -476,7 +375,7 @@ _ATOMS: dict[str, Callable[[Any], Any]] = {
     "h": _host,
     "l": lambda exchange: "-",
     "u": _user,
-    "r": _request_line,
+    "r": request_line,
     "m": lambda exchange: exchange.scope["method"],
     "U": _path,
     "q": _query,
