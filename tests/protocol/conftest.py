@@ -29,7 +29,7 @@ from esg.server.acceptor import Acceptor
 from esg.server.accesslog.access_log import AccessLog, LoggedAccess, access_log
 from esg.server.prepare import prepare
 from esg.server.state import TICK, Service
-from esg.server.wsgi.wsgi import WSGIAdapter
+from esg.server.wsgi.adapter import WSGIAdapter
 from esg.settings.schema import Config
 from tests.support.certificates import Authority
 

@@ -17,7 +17,8 @@ import pytest
 
 from esg.server.http1.connection import SILENCE
 from esg.server.state import TICK
-from esg.server.wsgi.wsgi import HOP_BY_HOP, WSGIAdapter
+from esg.server.wsgi.adapter import WSGIAdapter
+from esg.server.wsgi.call import HOP_BY_HOP
 
 from .wire import (
     Truncated,

@@ -9,7 +9,7 @@ import pytest
 
 from esg.errors import AppImportError
 from esg.server.asgi.interfaces import adapt, default_threads, from_asgi2
-from esg.server.wsgi.wsgi import WSGIAdapter
+from esg.server.wsgi.adapter import WSGIAdapter
 from esg.settings.schema import Config
 
 
@@ -82,6 +82,6 @@ def test_the_default_number_of_threads(cpus, threads):
 @pytest.mark.parametrize("given", [0, 1, 5])
 def test_the_pool_has_as_many_threads_as_wanted(monkeypatch, given):
     sizes = []
-    monkeypatch.setattr("esg.server.wsgi.wsgi.Threads", sizes.append)
+    monkeypatch.setattr("esg.server.wsgi.adapter.Threads", sizes.append)
     adapt(lambda environ, start_response: [], Config(app="m:app", threads=given))
     assert sizes == [given or default_threads(len(os.sched_getaffinity(0)))]

@@ -15,7 +15,7 @@ from esg.server.http1.framing import examine
 from esg.server.http1.response import Heads, check_fields
 from esg.server.memo import Memo
 from esg.server.proxy.headers import TrustedProxies, apply
-from esg.server.wsgi import wsgi
+from esg.server.wsgi.environ import request_environ
 
 MOST_BYTES = 4 << 20
 """What one cache may take, with the objects that Python makes for an entry."""
@@ -108,7 +108,7 @@ def many_empty_fields(proxies, heads, text):
 
 def as_field_name(proxies, heads, text):
     fields = [(text, b"value")]
-    wsgi.request_environ(http_scope(http_template(None, ("h", 1), ""), "GET", b"/", fields, {}))
+    request_environ(http_scope(http_template(None, ("h", 1), ""), "GET", b"/", fields, {}))
 
 
 def as_echoed_field(proxies, heads, text):

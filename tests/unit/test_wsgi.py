@@ -19,16 +19,11 @@ from hypothesis import strategies as st
 from esg.log.setup import TRACE, worker_subject
 from esg.server.asgi.types import http_scope, http_template
 from esg.server.http1.exchange import ClientDisconnected
-from esg.server.wsgi.wsgi import (
-    FILE_BLOCK,
-    MOST_HELD,
-    ErrorStream,
-    FileWrapper,
-    Input,
-    Threads,
-    _level_of,
-    request_environ,
-)
+from esg.server.wsgi.call import FILE_BLOCK, FileWrapper
+from esg.server.wsgi.environ import request_environ
+from esg.server.wsgi.errors import MOST_HELD, ErrorStream, _level_of
+from esg.server.wsgi.input import Input
+from esg.server.wsgi.threads import Threads
 from tests.support.waiting import eventually
 
 # -- environ ---------------------------------------------------------------------------

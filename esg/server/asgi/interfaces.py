@@ -6,7 +6,7 @@ from typing import Any
 
 from esg.loader import interface_of
 from esg.server.asgi.types import Application, Receive, Scope, Send
-from esg.server.wsgi.wsgi import WSGIAdapter
+from esg.server.wsgi.adapter import WSGIAdapter
 from esg.settings import cpus
 from esg.settings.schema import Config
 

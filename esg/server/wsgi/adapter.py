@@ -1,0 +1,92 @@
+"""Runs a WSGI application (PEP 3333) in threads, as an ASGI application.
+
+Each request is a `Call`, which connects a thread of the pool with the request's task on the event
+loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from esg import forks
+from esg.log import setup as logs
+from esg.payload import current_worker
+from esg.seldom import Seldom
+from esg.server import stacks
+from esg.server.asgi.types import Receive, Scope, Send
+from esg.server.wsgi.call import Call, FileWrapper, WSGIApplication
+from esg.server.wsgi.environ import Environ, request_environ
+from esg.server.wsgi.errors import ErrorStream
+from esg.server.wsgi.threads import Threads
+
+
+class WSGIAdapter:
+    """An ASGI application that runs a WSGI application."""
+
+    def __init__(self, app: WSGIApplication, *, threads: int, multiprocess: bool) -> None:
+        """`threads` requests run at once; more wait for a thread, in the order they came.
+
+        `multiprocess`: whether other processes serve the same application.
+        """
+        worker = current_worker()
+        subject = None
+        if worker is not None:
+            subject = logs.worker_subject(worker.number, worker.generation, worker.pid)
+        self.app = app
+        self._subject = subject
+        self._threads = Threads(threads)
+        self._keep_in_children = forks.release_in_children(Call.end_in_child)
+        self._too_long = Seldom()
+        self._base: Environ = {
+            "GATEWAY_INTERFACE": "CGI/1.1",
+            "SERVER_SOFTWARE": "esg",
+            "wsgi.version": (1, 0),
+            "wsgi.errors": ErrorStream(subject),
+            "wsgi.multithread": threads > 1,
+            "wsgi.multiprocess": multiprocess,
+            "wsgi.run_once": False,
+            "wsgi.input_terminated": True,
+            "wsgi.file_wrapper": FileWrapper,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, the lifespan (which the application doesn't see), or refuse others."""
+        kind = scope["type"]
+        if kind == "http":
+            await self._serve(scope, receive, send)
+        elif kind == "lifespan":
+            await self._live(receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.close"})  # before it is accepted: a 403
+
+    def close(self) -> None:
+        """Let the threads end when they are done; no request can be served any more."""
+        self._threads.close()
+        self._keep_in_children()
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        environ = self._base | request_environ(scope)
+        call = Call(self.app, environ, receive, send, self._subject, self._too_long)
+        if _may_have_body(environ):
+            await call.look_at_body()
+        self._threads.submit(call.run)
+        task = asyncio.current_task()
+        stacks.helpers[task] = call
+        try:
+            await call.serve()
+        finally:
+            del stacks.helpers[task]
+
+
+def _may_have_body(environ: Environ) -> bool:
+    if environ["SERVER_PROTOCOL"] not in ("HTTP/1.1", "HTTP/1.0"):
+        return True
+    return environ.get("CONTENT_LENGTH", "0") != "0" or "HTTP_TRANSFER_ENCODING" in environ

@@ -1,0 +1,468 @@
+"""One request of a WSGI application: the application in a thread, the client on the event loop.
+
+A `Call` has two sides. The application and all it calls (`start_response`, `write`, `wsgi.input`)
+run in a thread of the pool; `receive` and `send` run in the request's task on the event loop. The
+thread gives orders to the task and waits for the answers, so a slow client blocks its thread, never
+the loop, and no more of a body is in memory than the connection's buffer and one piece.
+
+A thread can't be cancelled. If the request ends before its thread does, because its grace is over,
+the thread's next read from the client or write to it raises ClientDisconnected. A worker that ends
+doesn't wait for such a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import re
+import threading
+import time
+import wsgiref.util
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any
+
+from esg import forks
+from esg.log import setup as logs
+from esg.seldom import Seldom
+from esg.server.asgi.types import Headers, Message, Receive, Send
+from esg.server.http1.exchange import CHECK, REASONED_START, ClientDisconnected
+from esg.server.http1.response import REASONS
+from esg.server.wsgi.environ import Environ
+from esg.server.wsgi.errors import ErrorStream, log
+from esg.server.wsgi.input import Input
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
+WSGIApplication = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
+
+FILE_BLOCK = 65536
+"""Bytes that `wsgi.file_wrapper` reads at once, at least: each block is a turn of the loop."""
+
+HOP_BY_HOP = frozenset(
+    (
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "trailers",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+"""Response fields that are dropped: they are the server's business (PEP 3333, "Other HTTP
+Features"). `Connection` is passed on, since the server obeys its `close`, and never copies it.
+"""
+
+LOOK_EVERY = 0.1
+"""Seconds between two looks whether the client is still there, while no piece has any bytes."""
+
+_TOO_LONG = "the body is longer than its Content-Length"
+_STATUS = re.compile(r"([2-9][0-9]{2})(?: ([^\x00-\x1f\x7f]*))?")
+
+
+class FileWrapper(wsgiref.util.FileWrapper):
+    """`wsgi.file_wrapper`: a file as an iterable of blocks (PEP 3333, "Platform-Specific...")."""
+
+    def __init__(self, filelike: Any, block_size: int = FILE_BLOCK) -> None:
+        """`block_size`: bytes to read at once, as far as that is more than FILE_BLOCK."""
+        super().__init__(filelike, max(block_size, FILE_BLOCK))
+
+
+Order = Callable[[], Awaitable[Any]]
+"""What a thread wants its request's task to do."""
+
+
+class Call:
+    """One request: in a thread, `run` and what it calls; on the loop, `serve` and what it calls."""
+
+    __slots__ = (
+        "_answer",
+        "_answered",
+        "_app",
+        "_context",
+        "_environ",
+        "_error",
+        "_errors",
+        "_first_message",
+        "_head",
+        "_head_sent",
+        "_input",
+        "_loop",
+        "_next_look",
+        "_orders",
+        "_over",
+        "_receive",
+        "_remaining",
+        "_request",
+        "_send",
+        "_subject",
+        "_too_long",
+        "_waiter",
+        "thread",
+    )
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        environ: Environ,
+        receive: Receive,
+        send: Send,
+        subject: logs.Subject | None,
+        too_long: Seldom,
+    ) -> None:
+        self.thread = 0
+        """The thread that is at it: its identifier, or 0 for none."""
+        self._app = app
+        self._environ = environ
+        # The environ is the application's to change.
+        self._errors: ErrorStream = environ["wsgi.errors"]
+        self._request = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        self._receive = receive
+        self._send = send
+        self._subject = subject
+        self._too_long = too_long
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        self._first_message: asyncio.Task[Message] | None = None
+        environ["wsgi.input"] = self._input = Input(self._ask_for_body)
+        # the response
+        self._head: Message | None = None
+        self._head_sent = False
+        """Whether the head is out, so that nothing can be changed in it."""
+        self._remaining: int | None = None
+        """Bytes of body to come, if the application has said how many there are."""
+        self._next_look = 0.0
+        """When to look again whether the client is there, in monotonic seconds."""
+        # between thread and task
+        self._orders: deque[tuple[Order | None, bool]] = deque()
+        """What to do, and whether the thread waits for it; None says that the thread is done."""
+        self._waiter: asyncio.Future[None] | None = None
+        self._over = False
+        """Whether no order will be taken any more."""
+        self._answered: threading.Lock | None = None
+        self._answer: Any = None
+        self._error: BaseException | None = None
+
+    # -- on the loop -------------------------------------------------------------------
+
+    async def look_at_body(self) -> None:
+        """Take what is there of the request's body: most bodies are there when the head is.
+
+        But not if the client waits for a 100 (Continue), which asking for the body would send.
+        """
+        self._input.more = True
+        if "HTTP_EXPECT" in self._environ:
+            return
+        self._first_message = self._loop.create_task(self._receive())  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        if self._first_message.done():
+            self._input.feed(self._first_message.result())
+            self._first_message = None
+
+    async def serve(self) -> None:
+        """Carry out the thread's orders until it is done; raises what the application raised."""
+        try:
+            while True:
+                while not self._orders:
+                    self._waiter = self._loop.create_future()
+                    await self._waiter
+                order, answered = self._orders.popleft()
+                if order is None:
+                    break
+                await self._carry_out(order, answered)
+            if self._error is not None:
+                raise self._error
+        finally:
+            self._over = True
+            self._error = None  # its traceback has this frame: a reference cycle
+            if self._first_message is not None:
+                self._first_message.cancel()
+            self._refuse()
+
+    async def _carry_out(self, order: Order, answered: bool) -> None:
+        if not answered:
+            await order()
+            return
+        try:
+            self._answer = await order()
+        except Exception as error:  # noqa: BLE001 - the thread's to raise
+            self._answer = error
+        except asyncio.CancelledError:
+            self._answer = ClientDisconnected("the request was cancelled")
+            raise
+        finally:
+            assert self._answered is not None
+            self._answered.release()
+
+    async def _next_of_body(self) -> Message:
+        if self._first_message is not None:
+            message = await self._first_message
+            self._first_message = None
+            return message
+        return await self._receive()
+
+    def _wake(self) -> None:
+        """There are orders."""
+        if self._over:
+            self._refuse()
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _refuse(self) -> None:
+        """The request is over: nothing can be done for its thread any more."""
+        while self._orders:
+            order, answered = self._orders.popleft()
+            if answered and self._answered is not None:
+                self._answer = ClientDisconnected("the request is over")
+                self._answered.release()
+            elif order is None and self._error is not None:
+                self._log_late(self._error)
+                self._error = None
+
+    def _log_late(self, error: BaseException) -> None:
+        if not isinstance(error, ClientDisconnected):
+            what = "exception in the application after the end of its request"
+            method, path = self._request
+            log(self._subject, f"{what}: {method} {path!a}", error)
+
+    @classmethod
+    def end_in_child(cls) -> None:
+        """In a forked child: have threads end the process that come back from the application.
+
+        Nobody is there to carry out their orders.
+        """
+        tell = cls._tell
+
+        def end_or_tell(call: Call, order: Order | None, answered: bool = False) -> None:
+            if forks.is_left(call._loop):
+                forks.end(call._error)
+            tell(call, order, answered)
+
+        cls._tell = end_or_tell  # type: ignore[method-assign,assignment]
+
+    # -- in the thread: orders ---------------------------------------------------------
+
+    def _tell(self, order: Order | None, answered: bool = False) -> None:
+        """Give an order. Raises ClientDisconnected if there is nobody to take it."""
+        if not self._over:
+            self._orders.append((order, answered))
+            try:
+                self._loop.call_soon_threadsafe(self._wake)
+                return
+            except RuntimeError:  # the loop is closed
+                self._over = True
+        raise ClientDisconnected("the request is over")
+
+    def _ask(self, order: Order) -> Any:
+        """Give an order, and wait until it is carried out. Raises what that raised."""
+        if self._answered is None:
+            self._answered = threading.Lock()
+            self._answered.acquire()
+        self._tell(order, answered=True)
+        self._answered.acquire()
+        answer, self._answer = self._answer, None
+        if isinstance(answer, BaseException):
+            try:
+                raise answer
+            finally:
+                del answer  # with the traceback it got: a reference cycle
+        return answer
+
+    def _ask_for_body(self) -> Message:
+        message: Message = self._ask(self._next_of_body)
+        return message
+
+    # -- in the thread: the application ------------------------------------------------
+
+    def run(self) -> None:
+        """Call the application and send its response; raises nothing."""
+        try:
+            if not self._over:  # while it waited for a thread
+                self.thread = threading.get_ident()
+                self._context.run(self._respond)
+        except BaseException as error:  # noqa: BLE001 - applications may raise anything
+            self._error = error
+        self.thread = 0
+        self._errors.flush()
+        self._input.close()
+        try:
+            self._tell(None)
+        except ClientDisconnected:
+            if self._error is not None:
+                self._log_late(self._error)
+                self._error = None
+
+    def _respond(self) -> None:
+        result: Any = self._app(self._environ, self.start_response)
+        try:
+            if isinstance(result, list | tuple) and len(result) == 1:
+                piece = _checked(result[0])
+                if self._remaining is not None and self._remaining < len(piece):
+                    self._warn_too_long(result)
+                    piece = piece[: self._remaining]
+                self._send_last(piece)
+            else:
+                self._send_all(result)
+        finally:
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
+
+    def _send_all(self, result: Any) -> None:
+        """Send each piece as it comes; none waits for the one behind it (PEP 3333, "Buffering").
+
+        Up to the Content-Length, where the iteration ends (PEP 3333, "Handling the Content-Length
+        Header"). But an iterator may have something left to do after its last piece, so it is
+        asked for one more; most have none.
+        """
+        complete = False
+        for piece in _iterator(result):
+            if complete:
+                if _checked(piece):
+                    self._warn_too_long(result)
+                return
+            if self._remaining is not None and self._remaining <= len(_checked(piece)):
+                if self._remaining < len(piece):
+                    self._warn_too_long(result)
+                    self._send_last(piece[: self._remaining])
+                    return
+                if piece:
+                    self._send_last(piece)
+                    complete = True
+                    continue
+            self.write(piece)
+        if not complete:
+            self._send_last(b"")
+
+    def _warn_too_long(self, result: Any) -> None:
+        """The end of a file's part is where it should be, and anything else a mistake."""
+        if isinstance(result, FileWrapper):
+            return
+        suppressed = self._too_long.now(time.monotonic())
+        if suppressed is not None:
+            more = f" ({suppressed} more before)" if suppressed else ""
+            method, path = self._request
+            event = f"{_TOO_LONG}, and was cut there: {method} {path!a}{more}"
+            log(self._subject, event, level=logging.WARNING)
+
+    def _send_last(self, piece: bytes) -> None:
+        messages = self._with_head({"type": "http.response.body", "body": piece})
+        self._tell(lambda: self._send_each(messages))
+
+    def write(self, piece: bytes) -> None:
+        """What `start_response` returns: send a piece, and wait while the client is too slow."""
+        if _checked(piece):
+            if self._remaining is not None:
+                self._remaining -= len(piece)
+                if self._remaining < 0:
+                    raise ValueError(_TOO_LONG)
+            body = {"type": "http.response.body", "body": piece, "more_body": True}
+            messages = self._with_head(body)
+            self._ask(lambda: self._send_each(messages))
+        else:
+            self._look()
+
+    def _look(self) -> None:
+        """Raise ClientDisconnected if the client has left, which sending nothing doesn't show."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_EVERY
+            self._ask(lambda: self._send({"type": CHECK}))
+
+    def _with_head(self, body: Message) -> list[Message]:
+        """The body's first piece takes the head along; until then, it can be replaced."""
+        if self._head_sent:
+            return [body]
+        if self._head is None:
+            raise RuntimeError("the application didn't call start_response before its first bytes")
+        self._head_sent = True
+        return [self._head, body]
+
+    async def _send_each(self, messages: list[Message]) -> None:
+        for message in messages:
+            await self._send(message)
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], None]:
+        """Take in the head of the response (PEP 3333, "The start_response() Callable").
+
+        Raises TypeError or ValueError for a head that can't be sent; RuntimeError for a second
+        call without `exc_info`; the error of `exc_info` if it is too late to say that.
+        """
+        if exc_info is not None:
+            try:
+                if self._head_sent:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # its traceback has this frame: a reference cycle
+        elif self._head is not None:
+            raise RuntimeError("start_response was called before, and this call has no exc_info")
+        code, reason = _parsed_status(status)
+        fields = _encoded(headers)
+        self._remaining = _content_length(fields)
+        self._head = {"type": "http.response.start", "status": code, "headers": fields}
+        if reason:
+            self._head |= {"type": REASONED_START, "reason": reason}
+        return self.write
+
+
+def _parsed_status(status: str) -> tuple[int, bytes]:
+    """The code, and the reason phrase if it isn't the usual one (RFC 9112, section 4)."""
+    if not isinstance(status, str):
+        raise TypeError(f"the status is a string, not {type(status).__name__}")
+    match = _STATUS.fullmatch(status)
+    if match is None:
+        raise ValueError(f"{status!r} is no status; one is '200 OK', from 200 to 999")
+    code, reason = int(match[1]), match[2] or ""
+    if reason == REASONS.get(code):
+        return code, b""
+    try:
+        return code, reason.strip().encode("latin-1")
+    except UnicodeEncodeError:
+        raise ValueError(f"the reason phrase of {status!r} can't be sent as Latin-1") from None
+
+
+def _encoded(headers: Iterable[tuple[str, str]]) -> Headers:
+    """Response fields as ASGI has them: bytes. The server checks what is in them."""
+    fields = []
+    for name, value in headers:
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"header names and values are strings, not {name!r}: {value!r}")
+        if name.lower() in HOP_BY_HOP:
+            continue
+        try:
+            fields.append((name.encode("latin-1"), value.encode("latin-1")))
+        except UnicodeEncodeError:
+            raise ValueError(f"{name!r}: {value!r} can't be sent as Latin-1") from None
+    return fields
+
+
+def _content_length(fields: Headers) -> int | None:
+    for name, value in fields:
+        if name.lower() == b"content-length" and value.isdigit():
+            return int(value)
+    return None
+
+
+def _checked(piece: Any) -> bytes:
+    if not isinstance(piece, bytes):
+        raise TypeError(f"the body is made of bytes, not {type(piece).__name__}")
+    return piece
+
+
+def _iterator(result: Any) -> Iterator[bytes]:
+    if inspect.isawaitable(result):
+        raise TypeError("the application returned a coroutine, so it isn't WSGI but ASGI")
+    if isinstance(result, str | bytes):
+        raise TypeError(f"the application returned {type(result).__name__}, not a list of bytes")
+    try:
+        return iter(result)
+    except TypeError:
+        what = type(result).__name__
+        raise TypeError(f"the application returned {what}, not an iterable of bytes") from None

@@ -1,0 +1,112 @@
+"""`wsgi.errors`: what an application writes there becomes records of the log."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Iterable
+
+from esg.log import setup as logs
+
+logger = logging.getLogger("esg")
+
+MOST_HELD = 65536
+"""Characters of an unfinished record of `wsgi.errors` that are held at most."""
+
+_LINK = re.compile(
+    r"\n(?:The above exception was the direct cause of the following exception"
+    r"|During handling of the above exception, another exception occurred):\n\n"
+)
+"""What `traceback` writes between an exception and the one that it led to."""
+
+_TRACEBACK = re.compile(r" *(?:\+ Exception Group )?Traceback \(most recent call last\):\n")
+_TRACEBACK_END = re.compile(r"\S.*| +\+-{20,}")
+"""The last line of a traceback names the exception, or closes a group of them."""
+
+_LEVELS = {
+    "CRITICAL": logging.CRITICAL,
+    "FATAL": logging.CRITICAL,
+    "ERROR": logging.ERROR,
+    "WARNING": logging.WARNING,
+    "WARN": logging.WARNING,
+    "NOTICE": logging.INFO,
+    "INFO": logging.INFO,
+    "DEBUG": logging.DEBUG,
+    "TRACE": logs.TRACE,
+}
+_NAMES = "|".join(_LEVELS)
+_LEVEL = re.compile(
+    r"(?:\x1b\[[0-9;]{0,9}m)?"
+    r"(?:(?:\[[^]\n]{1,40}\]|[0-9][0-9:.,+/Z -]{0,40}+(?:T[0-9:.,+Z-]{1,40}+)?)[ |:-]{0,4}+){0,3}"
+    r"(?:\x1b\[[0-9;]{0,9}m)?"
+    rf"(?:\[ *((?i:{_NAMES})) *\]|({_NAMES})\b)"
+)
+"""The level that a text begins with, perhaps behind a time, as in `ERROR:app:text`,
+`[2026-11-26 10:00:00,123] ERROR in app: text` or `[2026-11-26 10:00:00 +0000] [7] [INFO] text`.
+Nothing in it is tried in several ways, since a text may be a client's: 200 digits took 30 ms.
+"""
+
+
+class ErrorStream(threading.local):
+    """`wsgi.errors`: a record in the log for each write. Each thread has records of its own.
+
+    A text that doesn't end with a line end waits for the rest of its line, so that `print` makes
+    one record. So does a traceback, which `traceback.print_exception` writes line by line.
+    """
+
+    _begun = ""
+
+    def __init__(self, subject: logs.Subject | None) -> None:
+        """`subject` is how the log names this worker."""
+        self._subject = subject
+
+    def write(self, text: str) -> int:
+        """Log a text, together with what was held of the same record, once that is complete."""
+        self._begun += text
+        if _is_complete(self._begun) or len(self._begun) > MOST_HELD:
+            self.flush()
+        return len(text)
+
+    def writelines(self, texts: Iterable[str]) -> None:
+        """Write these as one text."""
+        self.write("".join(texts))
+
+    def flush(self) -> None:
+        """Log a record that was begun as it is."""
+        text, self._begun = self._begun.strip("\r\n"), ""
+        if text and not text.isspace():
+            log(self._subject, f"wsgi.errors: {text}", level=_level_of(text))
+
+
+def _is_complete(text: str) -> bool:
+    """Whether nothing more of a record is to be expected."""
+    if not text.endswith("\n"):
+        return False
+    link = _LINK.match(text)
+    if link is not None:
+        text = text[link.end() :]
+    if not _TRACEBACK.match(text):
+        return text != ""
+    _, before, last = text[:-1].rpartition("\n")
+    return bool(before) and _TRACEBACK_END.fullmatch(last) is not None
+
+
+def _level_of(text: str) -> int:
+    """The level that a text begins with, or WARNING."""
+    match = _LEVEL.match(text)
+    return _LEVELS[(match[1] or match[2]).upper()] if match else logging.WARNING
+
+
+def log(
+    subject: logs.Subject | None,
+    event: str,
+    error: BaseException | None = None,
+    *,
+    level: int = logging.ERROR,
+) -> None:
+    """Log an event, behind the name of this worker where it has one."""
+    if subject is None:
+        logger.log(level, "%s", event, exc_info=error)
+    else:
+        logger.log(level, "%s %s", subject, event, exc_info=error)
