@@ -140,7 +140,7 @@ STRANGERS = [
 def test_no_cache_grows_beyond_its_bound(send):
     proxies = TrustedProxies(["*"], "test")
     heads = Heads(True, True, ())
-    for text in texts(1000):
+    for text in texts(500):
         with contextlib.suppress(HTTPError):
             send(proxies, heads, text)
     found = memos()
