@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from esg.net.listeners import Listener
+from esg.openfiles import explained
 from esg.scoreboard import NOT_ACCEPTING
 from esg.seldom import Seldom
 from esg.server.asgi.types import Endpoint
@@ -267,7 +268,7 @@ class Acceptor:
     def _on_accept_error(self, listener: Listener, error: OSError) -> None:
         """Out of descriptors or memory: the connection stays queued, so look again later."""
         if self._failures.now(self._service.loop.time()) is not None:
-            self._service.log_error(f"can't accept: {error}")
+            self._service.log_error(f"can't accept: {explained(error)}")
         self._pause(listener, OUT_OF_FILES_PAUSE)
 
     # -- a connection ------------------------------------------------------------------

@@ -25,6 +25,7 @@ from esg.errors import ESGError
 from esg.log import setup as logs
 from esg.log.files import LogFiles
 from esg.log.setup import LogSetup
+from esg.openfiles import explained
 from esg.payload import DUMP_SIGNAL, Assignment, Payload
 from esg.seldom import Seldom
 from esg.settings import folders
@@ -384,7 +385,9 @@ class Arbiter:
     def _spawn(self, action: do.Spawn) -> on.Event | None:
         try:
             handle = self._fork_worker(action)
-        except (OSError, ESGError) as error:
+        except OSError as error:
+            return on.SpawnFailed(action.number, explained(error))
+        except ESGError as error:
             return on.SpawnFailed(action.number, str(error))
         except Exception as error:  # noqa: BLE001 - the fleet must hear of it, whatever it is
             self._report(error)
@@ -590,7 +593,8 @@ class Arbiter:
 
     def _exit(self, action: do.Exit) -> None:
         self._exit_code = action.code
-        self._log(logging.INFO, f"stopped, exit status {action.code}")
+        because = f": {' '.join(action.reason.split())}" if action.reason else ""
+        self._log(logging.INFO, f"stopped, exit status {action.code}{because}")
 
     _PERFORM: ClassVar[dict[type[do.Action], Callable[..., on.Event | None]]] = {
         do.Spawn: _spawn,

@@ -186,8 +186,11 @@ def test_a_syntax_error_shows_the_line_once(tmp_path: Path) -> None:
     finished = run_to_its_end(tmp_path, "example:app", "--workers", "4", "--port", "0")
     (error,) = finished.errors
     assert f'File "{tmp_path}/example.py", line 1' in error.detail
+    reason = error.message.partition("can't boot: ")[2]
+    assert finished.log.splitlines()[-1].endswith(f" stopped, exit status 4: {reason}")
     assert "esg/" not in error.detail
-    assert finished.log.count("SyntaxError: ") == 2  # in the event, and under the line
+    # In the event, under the line, and in the last line, which repeats the reason.
+    assert finished.log.count("SyntaxError: ") == 3
     assert finished.code == 4
 
 
@@ -269,7 +272,9 @@ def test_workers_that_cannot_be_forked_are_explained_and_end_with_3(tmp_path: Pa
     limited = ("sh", "-c", 'ulimit -n 9; exec "$@"', "sh")
     run = run_to_its_end(tmp_path, "example:app", "--port", "0", "--workers", "3", prefix=limited)
     assert run.code == 3
-    assert "can't be forked" in run.log
+    last = run.log.splitlines()[-1]
+    assert "stopped, exit status 3: can't be forked: too many open files" in last
+    assert "LimitNOFILE=" in last
     assert "Traceback" not in run.log
 
 

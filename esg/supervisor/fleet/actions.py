@@ -134,9 +134,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """Everything is done; end the arbiter with this code."""
+    """Everything is done; end the arbiter with this code.
+
+    `reason` is why, if nothing ever served: it is repeated in the last line of the log.
+    """
 
     code: int
+    reason: str = ""
 
 
 Action = (

@@ -140,6 +140,8 @@ class Fleet:
         self._served = False
         self._complete = False
         self._exit_code: int | None = None
+        self._failure = ""
+        """Why nothing ever served, once that is why the fleet stops."""
         self._quick = False
         self._closes_at: float | None = None
         self._trouble = ""
@@ -431,6 +433,7 @@ class Fleet:
         self._log("error", f"can't boot: {message}", member, detail)
         if not self._served:
             self._log("info", "giving up: nothing has served yet")
+            self._failure = message
             self._shut_down(exit_code, True, now)
         else:
             self._failed(member, "a worker could not boot", now, detail or message)
@@ -562,7 +565,7 @@ class Fleet:
     def _reconcile(self, now: float) -> None:
         if self.stopping:
             if not self.members:
-                self._out.append(do.Exit(self._exit_code or 0))
+                self._out.append(do.Exit(self._exit_code or 0, self._failure))
             return
         if not self._started:
             return
