@@ -1,4 +1,4 @@
-"""What `esgctl` and the arbiter say to each other over the control socket. Knows neither.
+"""The messages between `esgctl` and the arbiter on the control socket. Imports neither of them.
 
 A connection carries one request and one answer, each a line of JSON in ASCII:
 
@@ -14,15 +14,15 @@ import json
 COMMANDS = ("reload",)
 
 REQUEST_LIMIT = 4096
-"""Bytes that a request may have."""
+"""The most bytes of a request."""
 
 DETAIL_LIMIT = 16 * 1024
-"""Characters of a detail that are sent; of a longer one the end is kept."""
+"""The most characters of a detail; if it is longer, only its end is sent."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """How a command ended. `text` is one line; `detail` is longer, such as a traceback.
+    """The outcome of a command. `text` is one line; `detail` is longer, such as a traceback.
 
     `stopping` means that the arbiter was told to stop before the command was finished.
     """
@@ -34,12 +34,12 @@ class Answer:
 
 
 def encode_request(command: str) -> bytes:
-    """The line that asks for a command."""
+    """The line that requests a command."""
     return _line({"command": command})
 
 
 def decode_request(line: bytes) -> str:
-    """The command that a line asks for. Raises ValueError, whose text says what would work."""
+    """The command that a line requests. Raises ValueError with a text that says what would work."""
     try:
         command = json.loads(line)["command"]
         if not isinstance(command, str):
@@ -52,7 +52,7 @@ def decode_request(line: bytes) -> str:
 
 
 def encode_answer(answer: Answer) -> bytes:
-    """The line that an answer is sent as."""
+    """An answer as a line to send."""
     fields = dataclasses.asdict(answer) | {"detail": answer.detail[-DETAIL_LIMIT:]}
     if not answer.stopping:
         del fields["stopping"]
@@ -60,7 +60,7 @@ def encode_answer(answer: Answer) -> bytes:
 
 
 def decode_answer(line: bytes) -> Answer:
-    """The answer in a line. Raises ValueError for one that is none."""
+    """The answer in a line. Raises ValueError if the line isn't an answer."""
     try:
         answer = Answer(**json.loads(line))
         if [type(value) for value in dataclasses.astuple(answer)] != [bool, str, str, bool]:

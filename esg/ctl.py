@@ -1,6 +1,7 @@
-"""The `esgctl` command: gives the arbiter a command over its control socket; exit codes.
+"""The `esgctl` command: sends a command to the arbiter over its control socket.
 
-0 where the arbiter has done it, 1 where it couldn't or can't be reached, 2 for bad usage.
+Exit codes: 0 if the arbiter did what it was told, 1 if it failed to or can't be reached, 2 for
+wrong usage.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from esg.settings.schema import SETTINGS
 from esg.usage import sentence
 
 ANSWER_LIMIT = 1024 * 1024
-"""Bytes of an answer that are read; an arbiter sends less."""
+"""The most bytes of an answer that are read; an arbiter sends fewer."""
 
 
-class Overtaken(ESGError):
-    """This process got SIGTERM while it waited, for example because systemd stops its unit."""
+class Terminated(ESGError):
+    """This process got SIGTERM while it waited, for example because systemd stops the unit."""
 
 
 class ControlError(ESGError):
-    """The arbiter can't be reached, or gave no answer."""
+    """The arbiter can't be reached, or didn't answer."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `esgctl` with these arguments (by default the process's own); returns the exit code."""
     logfiles.secure_standard_streams()
-    signal.signal(signal.SIGTERM, _overtaken)
+    signal.signal(signal.SIGTERM, _on_terminate)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
     try:
         platforms.check()
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(sentence(error, "esgctl"), 2)
     except click.Abort:
         return 1
-    except Overtaken:
+    except Terminated:
         click.echo("esgctl: ended by SIGTERM before there was an answer", err=True)
         return _code_of_stop(128 + signal.SIGTERM)
     except ESGError as error:
@@ -67,8 +68,8 @@ def _complain(message: str, code: int) -> int:
 @click.group(
     invoke_without_command=True,
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 80},
-    help="Tell a running arbiter what to do. It is found by its control socket: esg "
-    "--control-socket PATH.",
+    help="Send a command to a running arbiter, over the control socket that it was started with: "
+    "esg --control-socket PATH.",
 )
 @click.option(
     "control_socket",
@@ -86,7 +87,7 @@ def _complain(message: str, code: int) -> int:
 )
 @click.pass_context
 def group(context: click.Context, control_socket: str | None, config: str | None) -> None:
-    """Find out which arbiter to talk to; without a command, print the help."""
+    """Find the control socket to connect to; without a command, print the help."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
         return
@@ -94,8 +95,9 @@ def group(context: click.Context, control_socket: str | None, config: str | None
 
 
 @group.command(
-    help="Load code and settings anew, and wait until the new workers serve alone. Where that "
-    "fails, what served before goes on serving; the reason is printed, and the exit code is 1."
+    help="Load the application and the settings again, and wait until new workers have replaced "
+    "all old ones. If that fails, the old workers go on serving, the reason is printed, and the "
+    "exit code is 1."
 )
 @click.pass_context
 def reload(context: click.Context) -> int:
@@ -110,8 +112,8 @@ def reload(context: click.Context) -> int:
     return _code_of_stop(code) if answer.stopping else code
 
 
-def _overtaken(signum: int, frame: FrameType | None) -> None:
-    raise Overtaken
+def _on_terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def _code_of_stop(code: int) -> int:
@@ -125,7 +127,7 @@ def _code_of_stop(code: int) -> int:
 
 
 def ask(path: str, command: str) -> Answer:
-    """Give the arbiter at `path` a command and wait for its outcome. Raises ControlError."""
+    """Send a command to the arbiter at `path`, and wait for the outcome. Raises ControlError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             sock.connect(path)
@@ -134,7 +136,7 @@ def ask(path: str, command: str) -> Answer:
         except OSError as error:
             raise ControlError(
                 f"can't reach an arbiter at {path!r}: {error.strerror or error}; "
-                "does it run, with this --control-socket?"
+                "is it running, with this --control-socket?"
             ) from None
     if not line.endswith(b"\n"):
         raise ControlError(f"the arbiter at {path!r} ended before {command} did; see its log")
@@ -145,7 +147,7 @@ def ask(path: str, command: str) -> Answer:
 
 
 def _configured_path(config: str | None) -> str:
-    """The path that the arbiter's own settings give it. Raises ConfigError."""
+    """The path of the control socket in the arbiter's settings. Raises ConfigError."""
     raw = sources.from_file(config, Path(folders.current())) | sources.from_environment(os.environ)
     given = raw.get("control_socket")
     if given is None or not isinstance(given.value, str) or not given.value:
@@ -159,7 +161,7 @@ def _configured_path(config: str | None) -> str:
 
 
 def run() -> None:
-    """Run `esgctl` as this process's command; ends with its exit code."""
+    """Run `esgctl` with this process's arguments, and exit with its exit code."""
     sys.exit(main())
 
 

@@ -1,4 +1,4 @@
-"""The "it works" application: `esg esg.demo:app`. Shows each thing a server has to do."""
+"""The "it works" application: `esg esg.demo:app`. It has a page for each kind of response."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 LONGEST_PAUSE = 60_000
-"""Milliseconds that a slow request may ask for."""
+"""The most milliseconds that a slow request may ask for."""
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -29,14 +29,14 @@ PAGE = """<!doctype html>
 </style>
 <h1>ESG works</h1>
 <p>Worker <b>{worker}</b> of generation <b>{generation}</b> (pid {pid}) answered.
-Reload the page, and another worker may; send <code>SIGHUP</code> to the arbiter, and the
-generation goes up while no request is lost.</p>
+Reload the page, and another worker may answer. Send <code>SIGHUP</code> to the arbiter, and the
+generation goes up without losing a request.</p>
 <ul>
   <li><a href="/whoami">/whoami</a>: the same as JSON</li>
   <li><a href="/stream">/stream</a>: a response in ten pieces</li>
-  <li><a href="/slow?ms=1500">/slow?ms=1500</a>: a response that takes its time</li>
-  <li><a href="/echo">/echo</a>: a WebSocket that sends back what it gets</li>
-  <li><code>curl --data-binary @FILE http://HOST:PORT/upload</code>: counts bytes</li>
+  <li><a href="/slow?ms=1500">/slow?ms=1500</a>: a response after 1,500 milliseconds</li>
+  <li><a href="/echo">/echo</a>: a WebSocket that sends every message back</li>
+  <li><code>curl --data-binary @FILE http://HOST:PORT/upload</code>: the size of the upload</li>
 </ul>
 """
 
@@ -73,7 +73,7 @@ ECHO_PAGE = """<!doctype html>
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """The application: ASGI 3."""
+    """The ASGI application."""
     if scope["type"] == "lifespan":
         await _lifespan(receive, send)
     elif scope["type"] == "websocket":
@@ -119,7 +119,7 @@ async def _stream(scope: Scope, receive: Receive, send: Send) -> None:
 async def _slow(scope: Scope, receive: Receive, send: Send) -> None:
     wanted = parse_qs(scope["query_string"].decode("latin-1")).get("ms", ["1000"])[0]
     if not wanted.isascii() or not wanted.isdigit() or int(wanted) > LONGEST_PAUSE:
-        text = f"ms is a number of milliseconds up to {LONGEST_PAUSE}\n"
+        text = f"ms has to be a number of milliseconds, at most {LONGEST_PAUSE}\n"
         await _respond(send, 400, "text/plain; charset=utf-8", text)
         return
     await asyncio.sleep(int(wanted) / 1000)
@@ -156,7 +156,7 @@ async def _echo(receive: Receive, send: Send) -> None:
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    await _respond(send, 404, "text/plain; charset=utf-8", "there is no such page; see /\n")
+    await _respond(send, 404, "text/plain; charset=utf-8", "page not found; see /\n")
 
 
 async def _respond(send: Send, status: int, content_type: str, text: str) -> None:

@@ -1,19 +1,19 @@
-"""The errors ESG raises on purpose; each knows its outcome: an exit code or an HTTP status."""
+"""The errors that ESG raises on purpose, each with its exit code or HTTP status."""
 
 from __future__ import annotations
 
 
 class ESGError(Exception):
-    """Base of every error that ESG raises on purpose.
+    """Base of the errors that ESG raises on purpose.
 
-    Its text is one line for the operator: what is wrong, where it came from, what would work.
+    The message is one line for the operator: what is wrong, where it comes from, what would work.
     """
 
     exit_code = 1
 
 
 class ConfigError(ESGError):
-    """A setting has a value that can't be used, whatever source it came from."""
+    """A setting, from any source, has a value that can't be used."""
 
     exit_code = 2
 
@@ -31,7 +31,7 @@ class LogFileError(ESGError):
 
 
 class PidFileError(ESGError):
-    """The pid file can't be written, or another process holds it."""
+    """The pid file can't be written, or a running process has it."""
 
     exit_code = 1
 
@@ -47,13 +47,13 @@ class BootError(ESGError):
 
 
 class AppImportError(BootError):
-    """The application can't be imported, or what was found isn't an application."""
+    """The application can't be imported, or the imported object isn't an application."""
 
     exit_code = 4
 
 
 class HTTPError(ESGError):
-    """A request that the server itself must answer with an error status, then close."""
+    """A request that the server answers itself with an error status, before it closes."""
 
     status = 400
 

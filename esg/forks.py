@@ -35,20 +35,21 @@ SERVERS = ("asyncio", "esg", "gunicorn", "uvloop")
 """Packages whose signal handlers make no sense outside the process that installed them."""
 
 MOST_DESCRIPTORS = 65536
-"""How many descriptors are examined if /proc isn't there to list the open ones."""
+"""How many descriptors are examined if /proc isn't mounted and can't list the open ones."""
 
 _Socket = socket.socket  # gevent puts another class in its place
 _releases: list[Callable[[], None]] = []
-_left: list[asyncio.AbstractEventLoop] = []
+_abandoned: list[asyncio.AbstractEventLoop] = []
+"""Loops of the parent, which this forked child must not run."""
 _blocked = threading.local()
 _watching = False
 
 
 def release_in_children(release: Callable[[], None]) -> Callable[[], None]:
-    """Have `release` called in each child that this process forks, before anything else runs there.
+    """Have `release` called first in every child that this process forks.
 
-    Returns a function that ends this. All signals are blocked across the fork until everything is
-    released, so that a signal sent to the child early isn't handled by the parent's handlers.
+    Returns a function that cancels it. All signals are blocked across the fork until everything is
+    released, so that the parent's handlers don't handle a signal sent to the child.
     """
     global _watching
     if not _watching:
@@ -61,7 +62,7 @@ def release_in_children(release: Callable[[], None]) -> Callable[[], None]:
 
 
 def _forget(release: Callable[[], None]) -> None:
-    with contextlib.suppress(ValueError):  # it was called twice, or in a child
+    with contextlib.suppress(ValueError):  # already cancelled, or this is a child
         _releases.remove(release)
 
 
@@ -82,7 +83,7 @@ def _after_in_child() -> None:
         for release in releases:
             try:
                 release()
-            except Exception:  # noqa: BLE001 - the rest is to be released nevertheless
+            except Exception:  # noqa: BLE001 - the others have to be called all the same
                 traceback.print_exc()
     finally:
         _after_in_parent()
@@ -92,14 +93,14 @@ def _after_in_child() -> None:
 
 
 def blank(descriptors: Iterable[int]) -> None:
-    """Replace these descriptors by /dev/null; negative ones are skipped.
+    """Replace these descriptors with /dev/null; negative ones are skipped.
 
-    They aren't closed, because the objects that own them still exist and would later use or close
-    another file that has been given the same number.
+    They aren't closed, because the objects that own them still exist. Those would later use or
+    close another file that got the same number.
     """
     try:
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:  # no more descriptors
+    except OSError:  # out of descriptors
         for fd in descriptors:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -116,8 +117,7 @@ def connections_to(names: Iterable[Name]) -> list[int]:
     """The descriptors of the connections that were accepted from listeners with these names.
 
     An accepted socket is bound to the same address as its listener. Asking the kernel costs
-    nothing until there is a fork, and it also finds connections that were accepted but haven't
-    been given to a protocol yet.
+    nothing until there is a fork. It also finds connections that don't have a protocol yet.
     """
     wanted = list(names)
     return [
@@ -151,7 +151,7 @@ def _open_descriptors() -> Iterable[int]:
 
 
 def _is_at(name: Name, listens: Name) -> bool:
-    """Whether a socket with this name was accepted by the listener with the other. Pure."""
+    """Whether a socket named `name` was accepted from the listener named `listens`. Pure."""
     if isinstance(name, tuple) and isinstance(listens, tuple):
         same_host = listens[0] in ("0.0.0.0", "::") or name[0] == listens[0]
         return same_host and bool(name[1] == listens[1])
@@ -164,9 +164,9 @@ def _is_at(name: Name, listens: Name) -> bool:
 
 
 def default_signals() -> None:
-    """Reset signals that a server handles to Python's defaults; keep the application's handlers.
+    """Give signals that a server handles Python's default action; keep the application's handlers.
 
-    SIGCHLD is reset although Python knows of no handler for it: libuv installs one of its own.
+    SIGCHLD is reset even if Python knows of no handler for it, because libuv installs its own.
     """
     signal.set_wakeup_fd(-1)
     for signum in signal.valid_signals():
@@ -182,17 +182,17 @@ def _is_servers(handler: Any) -> bool:
     return isinstance(module, str) and module.partition(".")[0] in SERVERS
 
 
-# -- a child that comes back ---------------------------------------------------------------
+# -- a child that returns to the server ----------------------------------------------------
 
 
-def leave(loop: asyncio.AbstractEventLoop, thread: int) -> None:
-    """In a child: never run `loop` again, which ran in the thread with this identifier.
+def abandon(loop: asyncio.AbstractEventLoop, thread: int) -> None:
+    """In a forked child: never run `loop` again, the loop of the thread with this identifier.
 
     A child that returns from the application's code, instead of calling os._exit(), would go on as
-    a second worker. So it is ended when it gets back to the loop. Callbacks that are still queued
-    are run by the parent alone.
+    a second worker. So it is ended when it gets back to the loop. Only the parent runs the
+    callbacks that are still queued.
     """
-    _left.append(loop)
+    _abandoned.append(loop)
     _renew_epoll(loop)
     for queue in [item for item in _held_by(loop) if isinstance(item, deque)]:
         for handle in list(queue):
@@ -202,9 +202,9 @@ def leave(loop: asyncio.AbstractEventLoop, thread: int) -> None:
 
 
 def _renew_epoll(loop: Any) -> None:
-    """Give the loop an epoll of its own, since changes to the shared one would affect the parent.
+    """Give the loop its own epoll, because changes to the shared one would affect the parent.
 
-    It can't be /dev/null: libuv aborts the process if it can't wait for events.
+    /dev/null won't do: libuv aborts the process if it can't wait for events.
     """
     uvloops = getattr(loop, "_get_backend_id", None)
     fd = uvloops() if uvloops is not None else loop._selector.fileno()
@@ -213,27 +213,27 @@ def _renew_epoll(loop: Any) -> None:
 
 
 def _held_by(loop: Any) -> list[Any]:
-    """The attributes of a loop; uvloop doesn't expose them under Python names."""
+    """Objects that a loop holds; uvloop's attributes can't be read by name."""
     ready = getattr(loop, "_ready", None)
     return gc.get_referents(loop) if ready is None else [ready]
 
 
-def is_left(loop: asyncio.AbstractEventLoop) -> bool:
+def is_forked_child(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether this is a forked child of the process that runs `loop`."""
-    return any(loop is one for one in _left)
+    return any(loop is one for one in _abandoned)
 
 
-def end_if_left(loop: asyncio.AbstractEventLoop, error: BaseException) -> None:
-    """End this process as `end` does if it is a forked child of the one that runs `loop`."""
-    if is_left(loop):
+def end_if_forked_child(loop: asyncio.AbstractEventLoop, error: BaseException) -> None:
+    """Call `end` if this is a forked child of the process that runs `loop`."""
+    if is_forked_child(loop):
         end(error)
 
 
 def end(error: BaseException | None = None) -> NoReturn:
-    """End a forked child that has come back from the application with this exception, or none.
+    """End a forked child in which the application has returned or raised `error`.
 
-    Its exit status is the one that Python would give it. Exit handlers don't run, because the
-    registered ones belong to the worker and may remove something that the worker still needs.
+    The exit status is the one that Python would exit with. Exit handlers don't run: they were
+    registered in the worker, and could remove something that the worker still needs.
     """
     status = 1
     try:
@@ -262,10 +262,10 @@ def end(error: BaseException | None = None) -> NoReturn:
 
 
 def _status_of(error: SystemExit) -> int:
-    """The exit status for sys.exit(), which prints anything that isn't a number."""
+    """The exit status for a SystemExit. A code that isn't a number is printed, as Python does."""
     if error.code is None:
         return 0
     if isinstance(error.code, int):
         return error.code & 0xFF
-    print(error.code, file=sys.stderr)  # noqa: T201 - as Python does
+    print(error.code, file=sys.stderr)  # noqa: T201 - Python prints it, too
     return 1

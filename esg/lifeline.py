@@ -1,8 +1,8 @@
-"""Ends a worker whose arbiter is gone if the worker can't notice that itself.
+"""Ends a worker after the end of its arbiter, if the worker can't do so itself.
 
-While the worker boots, the kernel ends it: ESG must not have a thread when the application is
-imported, because gevent's monkey.patch_all() refuses to patch a process that has threads, and
-modules may fork. After that, a thread ends it.
+While the worker boots, the kernel ends it. ESG mustn't have a thread while the application is
+imported: gevent's monkey.patch_all() refuses to patch a process that has threads, and modules may
+fork. After the boot, a thread ends the worker.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any
 logger = logging.getLogger("esg")
 
 LAST_WORDS = 0.5
-"""Seconds that logging the end of a worker may take; the log may be blocked."""
+"""Seconds allowed for logging that a worker is ended; writing the log may block."""
 
 
 def _unpatched(module: types.ModuleType, name: str) -> Any:
     """The original function of the standard library, even if gevent has replaced it.
 
-    gevent's replacement would run on the very event loop that the thread has to watch.
+    gevent's replacement would run in the event loop that the thread has to watch over.
     """
     gevent = sys.modules.get("gevent.monkey")
     return getattr(module, name) if gevent is None else gevent.get_original(module.__name__, name)
@@ -42,11 +42,11 @@ _arbiters: tuple[int, int] | None = None
 """A pipe whose writing end only the arbiter holds, so that it closes when the arbiter ends."""
 
 _tie = -1
-"""The reading end, opened by this process for itself."""
+"""This process's own open file description of the reading end, -1 if it isn't tied."""
 
 
 def prepare() -> None:
-    """In the arbiter, before it forks: make the pipe for `tie`. Raises OSError if that fails."""
+    """In the arbiter, before it forks: create the pipe for `tie`. Raises OSError if that fails."""
     global _arbiters
     if _arbiters is None:
         _arbiters = os.pipe2(os.O_CLOEXEC)
@@ -55,8 +55,9 @@ def prepare() -> None:
 def tie() -> None:
     """In a child that was just forked: have the kernel kill it when the arbiter ends.
 
-    See fcntl(2), F_SETSIG, for SIGKILL in place of SIGIO. Where /proc is missing, nothing watches
-    until `watch` does: the owner of signals is the open file's, so each process needs one.
+    See F_SETSIG in fcntl(2) for SIGKILL in place of SIGIO. The kernel sends the signal to the owner
+    of an open file description, so each child has to open the pipe again, through /proc. Without
+    /proc, a child isn't ended with its arbiter until `watch` is called.
     """
     global _arbiters, _tie
     assert _arbiters is not None
@@ -78,7 +79,7 @@ def tie() -> None:
 
 
 def tied() -> int:
-    """The descriptor that ties this process to its arbiter, -1 if there is none."""
+    """The descriptor that ties this process to its arbiter; -1 if it isn't tied."""
     return _tie
 
 
@@ -92,10 +93,10 @@ def untie() -> None:
 
 
 def watch(mailbox: int, subject: str, limit: Callable[[], float]) -> None:
-    """Watch for the end of a mailbox, from a thread, since the event loop may be blocked.
+    """Start a thread that waits until the arbiter's end of the mailbox is closed.
 
-    `limit` returns how many seconds the worker then has to end by itself. After that, this thread
-    ends it, because the arbiter that would otherwise do so is gone.
+    `limit` returns how many seconds the worker then has to end by itself. After that the thread
+    ends it: the event loop may be blocked, and there is no arbiter to kill the worker.
     """
     _start_thread(_watch, (mailbox, subject, limit))
 
@@ -105,18 +106,20 @@ def _watch(mailbox: int, subject: str, limit: Callable[[], float]) -> None:
     poll.register(mailbox, 0)  # hang-ups are always reported: poll(2)
     poll.poll()
     seconds = limit()
-    # The log may be blocked because nobody reads it, or because a hanging thread has its lock.
-    # faulthandler needs neither a lock nor the interpreter. It writes stacks first, which nobody
-    # would read: they go to the mailbox, where writing fails at once. There may be no descriptor
-    # left for another file.
+    # Writing the log may block, because nobody reads the log or a hanging thread has its lock.
+    # faulthandler needs neither a lock nor the interpreter. It writes stacks before it exits, but
+    # nobody would read them. They are written to the mailbox, where writing fails immediately;
+    # opening /dev/null for them could fail for lack of descriptors.
     faulthandler.dump_traceback_later(seconds + LAST_WORDS, exit=True, file=mailbox)
     _sleep(seconds)
-    logger.critical("%s ends: its arbiter is gone, and it has not ended in its time", subject)
+    logger.critical(
+        "%s ends: its arbiter is gone, and it didn't end within its time limit", subject
+    )
     os._exit(1)
 
 
 def _is_over(fd: int) -> bool:
-    """Whether nobody has the writing end of this pipe open."""
+    """Whether the writing end of this pipe is closed in every process."""
     poll = _poll()
     poll.register(fd, 0)
     return bool(poll.poll(0))

@@ -1,4 +1,4 @@
-"""What ESG needs of the operating system, and what to say where it isn't there."""
+"""Checks that the operating system has what ESG needs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ NEEDED = {
     "socket.SOCK_SEQPACKET": hasattr(socket, "SOCK_SEQPACKET"),
     "socket.AF_UNIX": hasattr(socket, "AF_UNIX"),
 }
-"""Functions of Python's that exist where the kernel's do, and whether they do here."""
+"""Whether this Python has the functions and constants that ESG needs; they exist only where the
+kernel provides them.
+"""
 
 
 def check() -> None:
-    """Raise ESGError if this operating system lacks something without which nothing is served."""
+    """Raise ESGError if ESG can't serve on this operating system."""
     missing = [name for name, is_there in NEEDED.items() if not is_there]
     if missing:
         raise ESGError(

@@ -1,11 +1,11 @@
-"""Limits how often events that others can cause at will are logged."""
+"""Limits how often an event is logged that clients could cause at will."""
 
 from __future__ import annotations
 
 import math
 
 COMPLAINT_INTERVAL = 60.0
-"""Seconds between two lines in the log about the same kind of failure."""
+"""Seconds between two log lines about the same kind of failure."""
 
 
 class Seldom:

@@ -1,7 +1,8 @@
 """Worker classes for gunicorn: `gunicorn -k esg.workers.ESGWorker example:app`.
 
-gunicorn is the arbiter then: it owns the sockets, forks and watches. A worker serves as ESG's own
-do, told what gunicorn's settings say. See docs/gunicorn.md for what each of them means here.
+gunicorn stays the arbiter: it owns the sockets, forks workers and watches them. Each worker serves
+as ESG's own workers do, with settings made from gunicorn's. See docs/gunicorn.md for what each of
+gunicorn's settings means here.
 """
 
 from __future__ import annotations
@@ -49,20 +50,20 @@ SAME: Mapping[str, str] = {
     "asgi_lifespan": "lifespan",
     "root_path": "root_path",
 }
-"""Settings of gunicorn's that mean what one of ESG's does."""
+"""Settings of gunicorn, and the setting of ESG with the same meaning."""
 
 WHERE_GIVEN: Mapping[str, str] = {
     "worker_connections": "limit_connections",
     "threads": "threads",
     "asgi_loop": "loop",
 }
-"""Those of which only another value than gunicorn's default counts."""
+"""More of them, which only count if their value differs from gunicorn's default."""
 
 NO_LIMIT = 1024 * 1024
-"""Bytes of a request line, or of a field, where gunicorn is told 0; it has this bound itself."""
+"""Bytes of a request line or a field if gunicorn's setting is 0; gunicorn has the same bound."""
 
 MOST_FIELDS = 32768
-"""Header fields that gunicorn takes where it is told 0, or more."""
+"""The most header fields that gunicorn accepts, even if its setting is 0 or larger."""
 
 WITHOUT_MEANING = (
     "pre_request", "post_request", "secure_scheme_headers", "forwarder_headers", "header_map",
@@ -70,28 +71,30 @@ WITHOUT_MEANING = (
     "strip_header_spaces", "permit_unconventional_http_method",
     "permit_unconventional_http_version", "casefold_http_method", "http_parser", "ssl_version",
 )  # fmt: skip
-"""Settings about HTTP that have no counterpart; using one is warned of."""
+"""Settings about HTTP that ESG has no counterpart for; using one logs a warning."""
 
 BEAT = 1.0
-"""Seconds between two beats, at most."""
+"""The most seconds between two heartbeats."""
 
 EXIT_SHARE = 0.25, 2.0
-"""How much of gunicorn's graceful timeout is kept for what follows a drain: a share, and seconds.
+"""The part of gunicorn's graceful timeout that is kept for what follows a drain: a fraction of it,
+and the most seconds.
 
-When it is over gunicorn kills, and what is cancelled then has had no time to say so.
+gunicorn kills the worker when its graceful timeout is over. Requests that were cancelled at that
+moment would have no time left for their clean-up.
 """
 
 
 class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
-    """Serves with uvloop and httptools, where they are installed."""
+    """Serves with uvloop and httptools if they are installed."""
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {"loop": "auto", "http": "auto"}
-    """Settings of ESG's, by name, for subclasses; they are stronger than gunicorn's."""
+    """Settings of ESG, by name, which override gunicorn's; meant to be changed by subclasses."""
 
     def init_signals(self) -> None:
-        """As gunicorn does, and have the stacks of a worker that is aborted or crashes written.
+        """Install gunicorn's handlers, and have stacks written if the worker aborts or crashes.
 
-        gunicorn's handler of SIGABRT runs when that is done, unless the loop is blocked in C.
+        After that, gunicorn's handler of SIGABRT runs, unless the loop is blocked in C code.
         """
         super().init_signals()
         faulthandler.enable(self._error_stream())
@@ -103,9 +106,9 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
         return 2
 
     def run(self) -> None:
-        """Serve until told to stop. Ends the process with gunicorn's code if it can't begin."""
+        """Serve until told to stop. If the boot fails, exits with gunicorn's code for that."""
         self._use_gunicorns_log()
-        if not self.alive:  # told to go while the application was imported
+        if not self.alive:  # it was told to stop while the application was imported
             return
         try:
             platforms.check()
@@ -116,7 +119,7 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
                 context = described(made, getattr(made, "certificate", None))
             config = Config(**(vars(config) | {"ssl_context": context}))
             app = adapt(self.wsgi, config)
-            # Not closed: what that does is done with a limit, by a worker that beats meanwhile.
+            # The runner isn't closed: `finish` does the same, with a time limit and heartbeats.
             factory = loop_in_place_of(loop_factory(config.loop), config.loop, "worker")
             runner = asyncio.Runner(loop_factory=factory)
             serving = _Serving(self, config, app)
@@ -136,7 +139,7 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
     # -- settings ----------------------------------------------------------------------
 
     def _settings(self) -> Config:
-        """What gunicorn's settings and `CONFIG_KWARGS` come to. Raises ConfigError."""
+        """The Config made from gunicorn's settings and `CONFIG_KWARGS`. Raises ConfigError."""
         raw = dict(self._mapped())
         for name, value in self.CONFIG_KWARGS.items():
             where = f"CONFIG_KWARGS of {type(self).__name__}"
@@ -163,7 +166,7 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
         yield "forwarded_allow_ips", Raw(trusted, "gunicorn's forwarded_allow_ips")
         if cfg.proxy_protocol not in (False, "off"):
             yield "proxy_protocol", Raw(True, "gunicorn's proxy_protocol")
-        if self.max_requests != sys.maxsize:  # with its jitter
+        if self.max_requests != sys.maxsize:  # gunicorn has added the jitter
             yield "max_requests", Raw(self.max_requests, "gunicorn's max_requests")
         share, most = EXIT_SHARE
         grace = cfg.graceful_timeout - min(cfg.graceful_timeout * share, most)
@@ -181,7 +184,7 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
             yield "limit_request_header_size", Raw(size, "gunicorn's limit_request_field_size")
 
     def _is_given(self, name: str) -> bool:
-        """Whether a setting has another value than by default."""
+        """Whether a setting of gunicorn differs from its default."""
         default = Settings().settings.get(name)
         return default is not None and self.cfg.settings[name].get() != default.get()
 
@@ -192,17 +195,17 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
     def _warn(self) -> None:
         names = [name for name in WITHOUT_MEANING if self._is_given(name)]
         if names:
-            self.log.warning("ESG's workers take no notice of: %s", ", ".join(names))
+            self.log.warning("ESG's workers ignore these settings: %s", ", ".join(names))
 
-    # -- who else listens --------------------------------------------------------------
+    # -- other processes that listen ---------------------------------------------------
 
     def listens_last(self) -> bool:
-        """Whether nobody accepts from gunicorn's sockets but workers that are told to go, too.
+        """Whether only workers that are told to stop as well still accept from gunicorn's sockets.
 
-        Then what is queued on them must be served before they close. It is so when gunicorn has
-        closed its own descriptors and had the sockets to itself, rather than from systemd, or
-        shared with a gunicorn that it was upgraded from or to. Where that can't be seen, as with
-        a worker that runs as another user, the answer is no.
+        If so, queued connections have to be served before the sockets close. That is the case if
+        gunicorn has closed its own descriptors, and shares the sockets neither with systemd nor
+        with a gunicorn that it was upgraded from or to. False if that can't be found out, for
+        example in a worker that runs as another user.
         """
         if self.cfg.reuse_port:
             return True
@@ -217,21 +220,23 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
             return False
 
     def init_process(self) -> None:
-        """As gunicorn does, and be what `esg.current_worker` tells of."""
+        """Set `esg.current_worker`, then do what gunicorn does."""
         set_current_worker(WorkerInfo(self.age, 1, os.getpid()))
         super().init_process()
 
 
 class ESGH11Worker(ESGWorker):
-    """Serves with asyncio's own loop and h11: pure Python."""
+    """Serves with asyncio's own loop and h11, in pure Python."""
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {"loop": "asyncio", "http": "h11"}
 
 
-# -- what /proc tells, see proc(5) -------------------------------------------------------
+# -- reading /proc, see proc(5) ----------------------------------------------------------
 
 _FROM_SYSTEMD = "LISTEN_FDS" in os.environ
-"""Whether gunicorn was given its sockets: it imports this before it removes the variable."""
+"""Whether systemd gave gunicorn its sockets; gunicorn imports this module before it removes the
+variable.
+"""
 
 
 def _processes() -> list[int]:
@@ -239,9 +244,9 @@ def _processes() -> list[int]:
 
 
 def _sockets_of(pid: int, *, hidden: bool = False) -> set[str]:
-    """Every socket that a process holds; none if it is gone.
+    """All sockets that a process has open; empty if the process has ended.
 
-    Raises PermissionError for a process of another user, unless such may stay `hidden`.
+    Raises PermissionError for a process of another user, unless those may stay `hidden`.
     """
     folder, found = f"/proc/{pid}/fd", set()
     try:
@@ -257,9 +262,9 @@ def _sockets_of(pid: int, *, hidden: bool = False) -> set[str]:
 
 
 def _is_sibling(pid: int) -> bool:
-    """Whether a process was forked by the same gunicorn, and isn't another one that it started.
+    """Whether a process was forked by the same gunicorn, and hasn't executed another program.
 
-    A fork has its stack at the same place; a program that was started has it anywhere.
+    A forked process has its stack at the same address; a newly executed program, at a random one.
     """
     try:
         theirs, ours = (
@@ -280,7 +285,7 @@ def _as_list(value: Any) -> Any:
 
 
 class _Serving(Worker):
-    """ESG's worker under gunicorn: its own arbiter's end of the mailbox is here, too."""
+    """ESG's worker under gunicorn. It also has the arbiter's end of the mailbox."""
 
     def __init__(self, owner: ESGWorker, config: Config, app: Any) -> None:
         self._owner = owner
@@ -313,7 +318,7 @@ class _Serving(Worker):
             loop.remove_reader(self._ours.fileno())
 
     async def finish(self) -> None:
-        """As in ESG's own worker, with beats for gunicorn."""
+        """Finish as ESG's own worker does, and send gunicorn heartbeats meanwhile."""
         self._beat()
         try:
             await super().finish()
@@ -325,22 +330,22 @@ class _Serving(Worker):
         return _GunicornAccess(self._owner.log) if self._config.access_log else None
 
     def _take_over_process(self, loop: asyncio.AbstractEventLoop) -> None:
-        """gunicorn's signals for workers. SIGABRT stays with it: see `init_signals`."""
+        """Handle the signals that gunicorn sends to workers, but SIGABRT: see `init_signals`."""
         loop.set_exception_handler(self._on_loop_error)
         loop.add_signal_handler(signal.SIGTERM, self._leave, "SIGTERM")
         loop.add_signal_handler(signal.SIGQUIT, self._leave_quickly, "SIGQUIT")
         loop.add_signal_handler(signal.SIGINT, self._leave_quickly, "SIGINT")
         loop.add_signal_handler(signal.SIGUSR1, self._owner.log.reopen_files)
-        for signum in (signal.SIGHUP, signal.SIGUSR2, signal.SIGWINCH):  # gunicorn's own
+        for signum in (signal.SIGHUP, signal.SIGUSR2, signal.SIGWINCH):  # for gunicorn's arbiter
             loop.add_signal_handler(signum, lambda: None)
 
     def _leave(self, reason: str) -> None:
-        """Finish what is in flight, and what nobody else will take from the queue, then end."""
+        """Finish the open requests, and queued ones that no other process would serve; then end."""
         self._owner.alive = False
         if self._stopping.is_set():
             return
         final = self._owner.listens_last()
-        reason = "shutdown" if final else reason  # after which nobody is there to connect to
+        reason = "shutdown" if final else reason  # no process will listen after this one
         self._stop(mailbox.Drain(reason, self._config.graceful_timeout, final))
 
     def _leave_quickly(self, reason: str) -> None:
@@ -360,14 +365,14 @@ class _Serving(Worker):
                 self._leave(message.reason)
 
     def _beat(self) -> None:
-        """Tell gunicorn that the loop turns; from the first moment of serving to the last."""
+        """Send gunicorn a heartbeat from the event loop, until `finish` is done."""
         pause = min(BEAT, self._owner.timeout / 2) if self._owner.timeout else BEAT
         self._beating = self._loop.call_later(pause, self._beat)
         self._owner.notify()
         self._look()
 
     def _look(self) -> None:
-        """Go if gunicorn is gone, or its --reload has seen a change."""
+        """Leave if gunicorn has ended, or its --reload has seen a change."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._owner.PIPE[0], 4096)
         if self._stopping.is_set():
@@ -380,18 +385,18 @@ class _Serving(Worker):
 
 
 def _own(sock: Any) -> Any:
-    """The socket, which gunicorn has set up, without its waiting."""
+    """A socket of gunicorn's, made non-blocking."""
     sock.setblocking(False)
     return sock
 
 
 def _quiet(config: Config) -> Config:
-    """The same, for a log that has no files: gunicorn's is written to instead."""
+    """The same Config without an access log: gunicorn's log is written to instead."""
     return Config(**(vars(config) | {"access_log": False}))
 
 
 class _GunicornAccess(LoggedAccess):
-    """Gives finished exchanges to gunicorn's logger, of whatever class that is."""
+    """Passes finished exchanges to gunicorn's logger, whatever its class."""
 
     def __init__(self, log: Any) -> None:
         super().__init__(observes=True)
@@ -410,8 +415,8 @@ class _GunicornAccess(LoggedAccess):
                 _environ(exchange),
                 datetime.timedelta(seconds=exchange.seconds),
             )
-        except Exception:  # noqa: BLE001 - a logger may be anybody's
-            logs.logger.exception("access log: no line for a request")
+        except Exception:  # noqa: BLE001 - the logger's class may be the user's
+            logs.logger.exception("access log: can't write the line of a request")
 
 
 def _text(field: tuple[bytes, bytes]) -> tuple[str, str]:
@@ -419,7 +424,7 @@ def _text(field: tuple[bytes, bytes]) -> tuple[str, str]:
 
 
 def _environ(exchange: Any) -> dict[str, Any]:
-    """A request as CGI names its parts, for `--access-logformat` (RFC 3875, section 4.1)."""
+    """A request as CGI variables, for `--access-logformat` (RFC 3875, section 4.1)."""
     scope, target = exchange.scope, exchange.target
     client, server = scope["client"] or ("", ""), scope["server"] or ("", "")
     path, query = path_and_query(target)

@@ -181,7 +181,7 @@ class Worker:
         def release() -> None:
             _release(self._assignment, own_process=own_process)
             if own_process:
-                forks.leave(loop, thread)
+                forks.abandon(loop, thread)
 
         return forks.release_in_children(release)
 

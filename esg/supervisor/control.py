@@ -1,6 +1,6 @@
 """The control socket: takes commands from `esgctl`, and answers when their outcome is known.
 
-Who may open its file may give commands: the user that the arbiter runs as, and root.
+Anyone who may open the socket's file may give commands: the arbiter's user and root.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ MODE = 0o600
 """Permissions of the socket's file."""
 
 MOST_CLIENTS = 32
-"""Connections at once. For a further one, the first that has not asked for anything goes."""
+"""The most connections at once. Beyond it, the oldest one without a command is closed."""
 
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-"""Why accept(2) fails and leaves the connection where it is."""
+"""Errors with which accept(2) fails and leaves the connection in the queue."""
 
 PAUSE = 1.0
-"""Seconds after which accepting is tried again that failed for want of room."""
+"""Seconds to wait before accepting again after one of the `NO_ROOM` errors."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -45,7 +45,7 @@ class Client:
     asked: bool = False
 
     def peer(self) -> str:
-        """Who is at the other end (unix(7), SO_PEERCRED), for the log."""
+        """The process and user at the other end, for the log: see SO_PEERCRED in unix(7)."""
         size = struct.calcsize("3i")
         data = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
         pid, uid, _ = struct.unpack("3i", data)
@@ -53,14 +53,14 @@ class Client:
 
 
 class Control:
-    """The arbiter's end. Never waits; a client that stands still hurts nobody but itself."""
+    """The arbiter's end. It never blocks, so a client that stalls delays nobody else."""
 
     def __init__(
         self, selector: selectors.BaseSelector, on_command: Callable[[str, int, str], None]
     ) -> None:
-        """`on_command` takes a command, the number of its job, and who has given it.
+        """`on_command` is called with a command, its job number, and the client's `peer`.
 
-        For each, `answer` is to be called once.
+        For each job, `answer` has to be called once.
         """
         self._selector = selector
         self._on_command = on_command
@@ -71,9 +71,9 @@ class Control:
         self._paused_until: float | None = None
 
     def open(self, path: str, origin: str) -> None:
-        """Listen at `path`. Raises ListenError, with nothing left behind.
+        """Listen at `path`. Raises ListenError, and then leaves nothing open.
 
-        A socket there that nobody listens on is replaced; no other file is.
+        An existing socket that nobody listens on is replaced. Any other file is left alone.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -89,22 +89,22 @@ class Control:
         self._selector.register(sock, selectors.EVENT_READ, self._accept)
 
     def answer(self, job: int, answer: Answer) -> None:
-        """Answer a command, unless whoever gave it has gone."""
+        """Answer a command, unless its client has disconnected."""
         client = self._clients.get(job)
         if client is not None:
-            with contextlib.suppress(OSError):  # it has gone, or doesn't read
+            with contextlib.suppress(OSError):  # it has disconnected, or doesn't read
                 client.sock.send(commands.encode_answer(answer))
             self._drop(client)
 
     def let_go(self) -> None:
-        """In a child: close what is the arbiter's."""
+        """In a forked child: close the arbiter's descriptors, and leave its socket file alone."""
         for client in self._clients.values():
             client.sock.close()
         if self._sock is not None:
             self._sock.close()
 
     def close(self) -> None:
-        """Close for good; who still waits learns that there will be no answer."""
+        """Close for good. Clients that still wait are disconnected without an answer."""
         for client in list(self._clients.values()):
             self._drop(client)
         if self._file is not None:
@@ -125,7 +125,7 @@ class Control:
             self._resume()
 
     def _pause(self) -> None:
-        """Leave clients in the queue: each turn of the loop would find them, and no room."""
+        """Stop watching for clients: every turn of the loop would find them, and fail again."""
         assert self._sock is not None
         self._selector.unregister(self._sock)
         self._paused_until = time.monotonic() + PAUSE
@@ -142,17 +142,17 @@ class Control:
         except OSError as error:
             if error.errno in NO_ROOM:
                 self._pause()
-            return  # or it has gone again
+            return  # the client may also have disconnected
         sock.setblocking(False)
         client = Client(sock, next(self._numbers))
         self._clients[client.job] = client
         self._selector.register(sock, selectors.EVENT_READ, lambda: self._read(client))
         if len(self._clients) > MOST_CLIENTS:
             silent = next(c for c in self._clients.values() if not c.asked)
-            self.answer(silent.job, Answer(False, "too many wait for an answer; try again"))
+            self.answer(silent.job, Answer(False, "too many clients are waiting; try again"))
 
     def _read(self, client: Client) -> None:
-        if client.job not in self._clients:  # it was answered in this same turn of the loop
+        if client.job not in self._clients:  # it was answered earlier in this turn of the loop
             return
         try:
             data = client.sock.recv(commands.REQUEST_LIMIT)
@@ -161,12 +161,12 @@ class Control:
         except OSError:
             data = b""
         if client.asked or not (data or client.received):
-            self._hear_of_end(client, data)
+            self._on_end(client, data)
             return
         client.received += data
         line, end, _ = client.received.partition(b"\n")
         if data and not end and len(line) <= commands.REQUEST_LIMIT:
-            return  # there is more to come; the end of what it sends is that of a line, too
+            return  # more of the line is to come; the end of the stream ends the line, too
         client.asked = True
         try:
             command = commands.decode_request(line)
@@ -175,7 +175,7 @@ class Control:
             return
         self._on_command(command, client.job, client.peer())
 
-    def _hear_of_end(self, client: Client, data: bytes) -> None:
+    def _on_end(self, client: Client, data: bytes) -> None:
         """Drop a client that has disconnected, or that sends data after its request.
 
         A client that only shuts down its sending side (shutdown(2), as `nc -N` does) still waits
@@ -190,9 +190,9 @@ class Control:
 
     def _drop(self, client: Client) -> None:
         del self._clients[client.job]
-        with contextlib.suppress(KeyError):  # where it has ended what it sends
+        with contextlib.suppress(KeyError):  # `_on_end` may have done so
             self._selector.unregister(client.sock)
-        with contextlib.suppress(OSError):  # a child of this moment may have a copy
+        with contextlib.suppress(OSError):  # a child that was just forked may still have a copy
             client.sock.shutdown(socket.SHUT_RDWR)
         client.sock.close()
         self._resume()

@@ -1,7 +1,8 @@
-"""Listeners of which the service manager keeps a copy, and hands it over after a crash.
+"""Copies of listeners that the service manager keeps, and returns if the arbiter crashed.
 
-See sd_notify(3), FDSTORE=1. A copy has a name and nothing else, so the name says which bind it is
-for, and which socket it is: a file at its path may be another's by the time it comes back.
+See FDSTORE=1 in sd_notify(3). A name is all that can be stored with a descriptor, so the name
+identifies the bind and the socket. By the time a UNIX socket is returned, the file at its path may
+belong to another socket.
 """
 
 from __future__ import annotations
@@ -20,36 +21,36 @@ from esg.net.unixsocket import SocketFile
 from esg.supervisor.systemd import Notifier
 
 PREFIX = "esg/"
-"""What names in the store begin with. Sockets of units have a unit's name, which has no slash."""
+"""The start of every name in the store. Sockets of units have unit names, which have no slash."""
 
 _FILE = re.compile(r"([0-9a-f]+)-([0-9a-f]+)")
 
 
 def is_stored(item: Handed) -> bool:
-    """Whether it is one that this program has left with the service manager."""
+    """Whether this program stored the descriptor with the service manager."""
     return item.name.startswith(PREFIX)
 
 
 def name_of(bind: Bind | None) -> str:
-    """What all listeners of a bind are called: to be read by people, then to be told apart by."""
+    """The name of all listeners of a bind: a part for people to read, then a hash of the bind."""
     text = str(bind)
     readable = re.sub(r"[^A-Za-z0-9._@-]", "_", text)[-150:]
     return f"{PREFIX}{readable}/{hashlib.sha256(os.fsencode(text)).hexdigest()[:12]}"
 
 
 class Store:
-    """What the service manager keeps for this process."""
+    """The descriptors that the service manager keeps for this process."""
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
         self._names: dict[Listener, str] = {}
 
     def take_back(self, items: Sequence[Handed], binds: Sequence[Bind]) -> list[Listener]:
-        """The listeners for these binds; the rest is forgotten, and doesn't listen any more."""
+        """The stored listeners for these binds. Others are closed and removed from the store."""
         wanted = {name_of(bind): bind for bind in binds}
         found: dict[str, Listener] = {}
         for item in items:
-            if item.name in found:  # the store may have it twice
+            if item.name in found:  # the store may hold duplicates
                 os.close(item.fd)
                 continue
             bind = wanted.get(item.name.rpartition("/")[0])
@@ -60,13 +61,13 @@ class Store:
             else:
                 found[item.name] = listener
         self._names = {listener: name for name, listener in found.items()}
-        return [listener for listener in found.values() if not self._turned_down(listener, binds)]
+        return [listener for listener in found.values() if not self._rejected(listener, binds)]
 
     def put(self, listener: Listener) -> None:
-        """Have the service manager keep a copy, if there is one and it is ours.
+        """Have the service manager, if there is one, keep a copy of a listener that ESG opened.
 
-        The manager sends no answer, and ignores descriptors beyond the number that it says it
-        stores. So only descriptors within that number count as stored.
+        The manager doesn't answer, and it ignores descriptors beyond its announced capacity. So
+        only descriptors within that capacity count as stored.
         """
         if listener.borrowed is not None or listener.stored is not False:
             return
@@ -85,11 +86,11 @@ class Store:
             listener.stored = False
             self._forget(name)
 
-    def _turned_down(self, listener: Listener, binds: Sequence[Bind]) -> bool:
-        """Whether it can't be used as it is, and was closed."""
+    def _rejected(self, listener: Listener, binds: Sequence[Bind]) -> bool:
+        """Close a listener that doesn't fit its bind any more; True if it was closed."""
         assert listener.bind is not None
-        beside = [other for other in self._names if other.bind == listener.bind]
-        if not misfit(listener, listener.bind, beside, binds):
+        siblings = [other for other in self._names if other.bind == listener.bind]
+        if not misfit(listener, listener.bind, siblings, binds):
             return False
         self.remove(listener)
         listener.remove()
@@ -100,14 +101,14 @@ class Store:
 
 
 def _identity(listener: Listener) -> str:
-    """What tells a socket from all others while it is open, that of its file if it has one."""
+    """An identifier no other open socket has: device and inode of its file, or its own inode."""
     if listener.file is not None:
         return f"{listener.file.device:x}-{listener.file.inode:x}"
     return f"{os.fstat(listener.fileno()).st_ino:x}"
 
 
 def _file_of(item: Handed, path: str) -> SocketFile | None:
-    """The file that the socket was made with."""
+    """The file that was created with a UNIX socket, going by the socket's stored name."""
     numbers = _FILE.fullmatch(item.name.rpartition("/")[2])
     if numbers is None:
         return None
@@ -115,7 +116,7 @@ def _file_of(item: Handed, path: str) -> SocketFile | None:
 
 
 def _recovered(item: Handed, bind: Bind) -> Listener | None:
-    """A listener again, if whoever connects comes to it."""
+    """A listener from a stored descriptor; None if clients of `bind` wouldn't reach it."""
     file = None
     if isinstance(bind, UnixAddress) and not bind.path.startswith("@"):
         file = _file_of(item, bind.path)
@@ -125,13 +126,13 @@ def _recovered(item: Handed, bind: Bind) -> Listener | None:
         sock = adopted(item.fd)
     except ListenError:
         return None
-    with contextlib.suppress(OSError):  # there need not be a filter
+    with contextlib.suppress(OSError):  # it fails if no filter is attached
         sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
     return Listener(sock, bind, file, stored=True)
 
 
 def _dispose(item: Handed) -> None:
-    """Close what isn't listened on any more, and delete its file if that is still its own."""
+    """Close a descriptor that no bind needs, and delete the socket's file if it is still there."""
     with contextlib.suppress(OSError):
         with socket.socket(fileno=item.fd) as sock:
             name = sock.getsockname()

@@ -1,8 +1,8 @@
-"""Distinguishes workers that the kernel killed for lack of memory from those killed otherwise.
+"""Finds out whether a worker that ended by SIGKILL was killed for lack of memory.
 
-The kernel counts such kills for each cgroup: `oom_kill` in `memory.events` (version 2, where it
-includes the cgroups below) and in `memory.oom_control` (version 1). See the kernel's
-Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
+The kernel counts the processes it kills for lack of memory in each cgroup: as `oom_kill` in
+`memory.events` (version 2, which includes the cgroups below) and in `memory.oom_control`
+(version 1). See the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 RECENT = 10.0
-"""Seconds for which a counted kill may explain the end of a worker: freeing memory takes time."""
+"""Seconds for which a counted kill may explain the end of a worker. The kernel counts the kill
+before it frees the worker's memory, which takes time.
+"""
 
 
 class OOMKills:
-    """The kills in this process's cgroup."""
+    """The kernel's kills for lack of memory in this process's cgroup."""
 
     def __init__(self, root: Path = Path("/")) -> None:
-        """`root` is where /proc and /sys are looked for."""
+        """`root` is the folder that has /proc and /sys; tests give another."""
         self._file = next((file for file in _files(root) if _count(file) is not None), None)
         self._counted = self._read()
         self._seen: deque[float] = deque()
 
     def look(self, now: float) -> None:
-        """Note new kills. `now` is in monotonic seconds."""
+        """Take note of new kills. `now` is in monotonic seconds."""
         count = self._read()
         self._seen.extend([now] * min(count - self._counted, 1000))
         self._counted = count
@@ -33,7 +35,10 @@ class OOMKills:
             self._seen.popleft()
 
     def take(self, now: float) -> Path | None:
-        """For a process that ended by SIGKILL: the file that counted its kill, if one did."""
+        """The file that counted the kill of a process that ended by SIGKILL.
+
+        None if no kill was counted that could be this one. Each kill explains one process.
+        """
         self.look(now)
         if not self._seen:
             return None
@@ -45,9 +50,11 @@ class OOMKills:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Where the count may be, the likeliest first: in a container the path isn't that of outside.
+    """The files that may have the count, the most likely first.
 
-    A cgroup without the memory controller has no such file; the nearest parent with one counts.
+    In a container, /proc/self/cgroup may have the path that the host sees, so its parents are
+    tried as well. A cgroup without the memory controller has no such file, but one of its parents
+    may.
     """
     for line in _lines(root / "proc/self/cgroup"):
         _, _, rest = line.partition(":")

@@ -1,9 +1,9 @@
-"""The pid file: written whole, locked while we live, and removed only if it is still ours.
+"""The pid file: replaced as a whole, locked while the arbiter runs, removed only if still its own.
 
-The lock says whether a program runs, not the number in the file: a number may have become another
-process's. So a file that was left behind never blocks a start. It is a write lock (fcntl(2), "Open
-file description locks"), which takes the permission to write; flock(2) would let any user who may
-read the file hold a lock, and with that keep us from starting.
+The lock says whether the program runs. The number in the file doesn't: another process may have
+been given the same pid. So a file that was left behind never prevents a start. The lock is a write
+lock ("Open file description locks" in fcntl(2)), which only a process with write permission can
+take. With flock(2), any user who may read the file could lock it and prevent the start.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from collections.abc import Iterator
 from esg.errors import ConfigError, PidFileError
 
 LONGEST_WAIT = 2.0
-"""Seconds to wait for another start with the same pid file, which takes milliseconds."""
+"""Seconds to wait for another process that is writing the same file, which takes milliseconds."""
 
 _LOCK = "hhqqi4x"
-"""struct flock of fcntl(2): type, whence, start, length (0 for all), pid (0 for such a lock)."""
+"""`struct flock` of fcntl(2): type, whence, start, length (0: the whole file), and pid (has to
+be 0 for this kind of lock).
+"""
 
 
 class PidFile:
@@ -35,10 +37,10 @@ class PidFile:
 
     @classmethod
     def acquire(cls, path: str, origin: str) -> PidFile:
-        """Write the file, in place of one that nobody holds.
+        """Write the file, or replace one that no process has locked.
 
-        Raises PidFileError if another process holds it, or it can't be written, and ConfigError if
-        there is something else of that name.
+        Raises PidFileError if a running process has locked it or it can't be written, and
+        ConfigError if `path` is something other than a pid file.
         """
         path = os.path.abspath(path)
         try:
@@ -50,7 +52,7 @@ class PidFile:
             raise PidFileError(f"{origin}: can't write {path!r}: {error.strerror}") from None
 
     def release(self) -> None:
-        """Remove the file if it is still this one, and let go of it."""
+        """Release the lock, and remove the file unless another has taken its place."""
         with contextlib.suppress(OSError):
             ours, there = os.fstat(self._fd), os.lstat(self._path)
             if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
@@ -58,15 +60,15 @@ class PidFile:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file and leave it; for a child, whose descriptor would hold the lock."""
+        """Close the file without removing it. A forked child has to, or it would hold the lock."""
         os.close(self._fd)
 
 
 @contextlib.contextmanager
 def _turn(path: str) -> Iterator[None]:
-    """Keep other starts with this pid file out, by a file that only our user can open.
+    """Keep other arbiters from writing the pid file, by locking a file only our user can open.
 
-    Raises OSError if it can't be made, or another start takes too long.
+    Raises OSError if that file can't be created, or another arbiter holds it too long.
     """
     folder, name = os.path.split(path)
     lock = os.path.join(folder, f".{name}.lock")
@@ -85,14 +87,14 @@ def _turn(path: str) -> Iterator[None]:
         finally:
             os.close(fd)
         if time.monotonic() > give_up_at:
-            raise OSError(errno.EAGAIN, f"another start holds {lock!r}")
+            raise OSError(errno.EAGAIN, f"another process holds the lock {lock!r}")
         time.sleep(0.005)
 
 
 def _is_stale(path: str, origin: str) -> bool:
-    """Whether the pid file belongs to a program that has ended; False if there is no file.
+    """Whether there is a pid file, and the program that wrote it has ended.
 
-    Raises PidFileError if the program runs, ConfigError if there is something else.
+    Raises PidFileError if that program still runs, ConfigError if it isn't a pid file.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -101,12 +103,14 @@ def _is_stale(path: str, origin: str) -> bool:
     try:
         content = os.read(fd, 64) if stat.S_ISREG(os.fstat(fd).st_mode) else b"?"
         if content.strip() and not content.strip().isdigit():
-            raise ConfigError(f"{origin}: {path!r} is no pid file, so it stays; choose another")
+            raise ConfigError(
+                f"{origin}: {path!r} is not a pid file, so it is left alone; choose another path"
+            )
         if _is_locked(fd):
             pid = content.decode("ascii").strip() or "?"
             raise PidFileError(
-                f"{origin}: process {pid} holds {path!r}, so it runs already; stop it, or choose "
-                "another file"
+                f"{origin}: process {pid} is running with the pid file {path!r}; stop it, or "
+                "choose another path"
             )
         return _is_at(fd, path)
     finally:
@@ -114,7 +118,7 @@ def _is_stale(path: str, origin: str) -> bool:
 
 
 def _is_locked(fd: int) -> bool:
-    """Whether somebody holds a write lock; read locks, which any reader can have, don't count."""
+    """Whether a process has a write lock; read locks don't count, since any reader can take one."""
     wanted = struct.pack(_LOCK, fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
     try:
         found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted)
@@ -139,25 +143,28 @@ def _lock(fd: int) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        fcntl.flock(fd, fcntl.LOCK_EX)  # some sandboxes' kernels don't have such locks
+        fcntl.flock(fd, fcntl.LOCK_EX)  # some sandboxes' kernels lack open file description locks
 
 
 def _is_at(fd: int, path: str) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.lstat(path))
-    except FileNotFoundError:  # whoever held it has removed it meanwhile
+    except FileNotFoundError:  # its owner has removed it in the meantime
         return False
 
 
 def _replace(path: str, exists: bool) -> int | None:
-    """Put a file of ours there, locked and whole; None if somebody else was quicker."""
+    """Put a complete, locked file there; returns its descriptor.
+
+    None if another process has put a file there in the meantime.
+    """
     folder, name = os.path.split(path)
     own = os.path.join(folder, f".{name}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(own)
     fd = os.open(own, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        _lock(fd)  # before others can read it, so that none of them can lock it first
+        _lock(fd)  # before the file can be opened by others, so that none of them can lock it first
         os.write(fd, f"{os.getpid()}\n".encode())
         mask = os.umask(0o077)
         os.umask(mask)

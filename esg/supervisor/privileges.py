@@ -1,7 +1,7 @@
-"""Who workers run as: found before they are forked, taken on in the child.
+"""The user, groups and umask of workers: looked up by the arbiter, assumed in the forked child.
 
-The arbiter keeps its privileges: it opens sockets, logs, keys and the pid file. See
-credentials(7), setgroups(2), initgroups(3).
+The arbiter keeps its own privileges, because it opens sockets, log files, keys and the pid file.
+See credentials(7), setgroups(2), initgroups(3).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _CAP_KILL = 5  # <linux/capability.h>
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a worker takes on; None for what stays as the arbiter has it."""
+    """User, groups and umask that a worker assumes; None keeps what the arbiter has."""
 
     uid: int | None = None
     gid: int | None = None
     groups: tuple[int, ...] | None = None
-    """All groups, the supplementary ones among them."""
+    """All groups, including the supplementary ones."""
     umask: int | None = None
 
     def assume(self) -> None:
-        """Become this, for good. Raises BootError if that can't be, or hasn't come about.
+        """Change this process to this identity, for good. Raises BootError if that fails.
 
-        The order matters: root's rights go last.
+        The order matters: changing the user comes last, because it gives up root's privileges.
         """
         try:
             if self.groups is not None:
@@ -46,22 +46,27 @@ class Identity:
                 os.setresuid(self.uid, self.uid, self.uid)
         except OSError as error:
             raise BootError(
-                f"workers can't be {self}: {error.strerror}; that takes the capabilities "
-                "CAP_SETUID and CAP_SETGID (capabilities(7)), also of root"
+                f"workers can't change to {self}: {error.strerror}; even root needs the "
+                "capabilities CAP_SETUID and CAP_SETGID for that, see capabilities(7)"
             ) from None
         self._verify()
         if self.umask is not None:
             os.umask(self.umask)
 
     def _verify(self) -> None:
-        """Trust no return value with who it is that runs the application."""
+        """Check the result: the calls may have succeeded without effect, for example in a sandbox.
+
+        Raises BootError if the process has another identity.
+        """
         uids, gids, groups = os.getresuid(), os.getresgid(), os.getgroups()
         if (
             (self.uid is not None and set(uids) != {self.uid})
             or (self.gid is not None and set(gids) != {self.gid})
             or (self.groups is not None and set(groups) != set(self.groups))
         ):
-            raise BootError(f"workers were to be {self}, and are {Identity(uids[1], gids[1])}")
+            raise BootError(
+                f"workers should run as {self}, but they run as {Identity(uids[1], gids[1])}"
+            )
 
     def __str__(self) -> str:
         return " ".join(
@@ -72,7 +77,7 @@ class Identity:
 
 
 def identity(config: Config) -> Identity:
-    """Who the workers of a configuration are. Raises ConfigError."""
+    """The identity that the workers of a configuration assume. Raises ConfigError."""
     umask = int(config.umask, 8) if config.umask else None
     uid, gid, groups = _user(config)
     if config.group:
@@ -94,12 +99,12 @@ def notices(config: Config) -> list[tuple[Literal["warning"], str]]:
     uid = identity(config).uid
     if uid is None or uid in (os.getuid(), os.geteuid()) or has_capability(_CAP_KILL):
         return []
-    text = f"stuck workers can't be ended, and no worker at once: {WHAT_SIGNALS_NEED}"
+    text = f"stuck workers can't be killed, nor can workers be stopped quickly: {WHAT_SIGNALS_NEED}"
     return [("warning", text)]
 
 
 def has_capability(number: int) -> bool:
-    """Whether a capability is effective in this process; True if /proc doesn't say."""
+    """Whether this process has a capability; True if /proc can't be read."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             (mask,) = [line.split()[1] for line in status if line.startswith("CapEff:")]
@@ -109,14 +114,14 @@ def has_capability(number: int) -> bool:
 
 
 def _user(config: Config) -> tuple[int | None, int | None, tuple[int, ...]]:
-    """Uid, gid and groups of `--user`, as the user database has them."""
+    """Uid, gid and groups of `--user` from the user database; all empty without `--user`."""
     if not config.user:
         return None, None, ()
     uid, entry = find_user(config.user, config.origin("user"))
     if entry is None and not config.group:
         raise ConfigError(
             f"{config.origin('user')}: the user database has no group for {config.user}; "
-            "say it with --group"
+            "set one with --group"
         )
     if entry is None:
         return uid, None, ()
@@ -125,14 +130,14 @@ def _user(config: Config) -> tuple[int | None, int | None, tuple[int, ...]]:
 
 
 def _check_unprivileged(config: Config, uid: int | None, gid: int | None) -> None:
-    """Who isn't root can only be asked to stay who they are."""
+    """Without root, `--user` and `--group` may only name the current user and groups."""
     if uid not in (None, os.geteuid()):
         raise ConfigError(
             f"{config.origin('user')}: only root can run workers as {config.user}; start esg as "
-            "root, or as that user and without this"
+            "root, or start it as that user and leave this out"
         )
     if config.group and gid not in (os.getegid(), *os.getgroups()):
         raise ConfigError(
             f"{config.origin('group')}: only root can run workers as group {config.group}; start "
-            "esg as root, or leave it out"
+            "esg as root, or leave this out"
         )

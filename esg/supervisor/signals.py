@@ -1,7 +1,7 @@
 """Signals of the arbiter: a table from signal to event, and the file that wakes the loop.
 
-A handler here does nothing but let the interpreter write the signal's number to a socket; the
-loop reads it there and acts as on anything else that happened.
+A handler only takes note of its signal, and the interpreter writes to a socket that the loop
+watches. The loop then acts on the signal as it acts on any other event.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ EVENTS: dict[signal.Signals, Event] = {
     signal.SIGTTOU: Resize(-1),
     signal.SIGUSR1: ReopenRequested(),
 }
-"""Signals that are events as they are."""
+"""Signals that need nothing else to become an event of the fleet."""
 
 RELOAD = signal.SIGHUP
 CHILD = signal.SIGCHLD
 
 COUNTED = (signal.SIGTTIN, signal.SIGTTOU, signal.SIGINT)
-"""Signals of which each counts. Of others that wait, one stands for all (signal(7) is the same)."""
+"""Signals that are acted on as often as they come. Of any other signal, several that wait to be
+read count as one, as pending signals do in the kernel (signal(7)).
+"""
 
 UNAVAILABLE = (signal.SIGUSR2,)
-"""Signals that would end the process if left alone; they are answered with a warning."""
+"""Signals without a meaning yet. Their default action would end the process, so they are handled
+by logging a warning.
+"""
 
 HANDLED = (*EVENTS, RELOAD, CHILD, *UNAVAILABLE)
 
@@ -38,8 +42,8 @@ HANDLED = (*EVENTS, RELOAD, CHILD, *UNAVAILABLE)
 class SignalQueue:
     """Signals as a readable file. See signal.set_wakeup_fd in the Python documentation.
 
-    The file only says that there are some, since it has room for so many bytes: a storm of one
-    signal must not hide another, nor keep the loop from everything else.
+    The file only says that signals are waiting; which ones is in a list. The file can fill up, and
+    a flood of one signal must neither hide another one nor keep the loop busy.
     """
 
     def __init__(self) -> None:
@@ -49,10 +53,10 @@ class SignalQueue:
         self._writer.setblocking(False)
 
     def install(self) -> None:
-        """Take the handled signals over, for the life of the process.
+        """Handle the signals in `HANDLED` for the life of the process, and unblock all signals.
 
-        None is blocked from then on: a mask is inherited (sigprocmask(2)), and a parent that blocks
-        TERM would leave a service that can't be stopped, and children of workers that can't.
+        The signal mask is inherited (sigprocmask(2)). If the parent had blocked SIGTERM, neither
+        the service nor the children of its workers could be stopped with it.
         """
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for signum in HANDLED:
@@ -67,7 +71,7 @@ class SignalQueue:
         return self._reader.fileno()
 
     def read(self) -> list[signal.Signals]:
-        """The signals that came since the last call, in order."""
+        """The signals that arrived since the last call, in order."""
         with contextlib.suppress(BlockingIOError):
             while self._reader.recv(4096):
                 continue
@@ -75,7 +79,7 @@ class SignalQueue:
         return pending
 
     def close(self) -> None:
-        """Close both ends. The handlers stay, and what they note is not read any more."""
+        """Close both ends. The handlers stay installed, but signals have no effect any more."""
         signal.set_wakeup_fd(-1)
         self._reader.close()
         self._writer.close()

@@ -1,7 +1,7 @@
-"""Talking to the service manager: notifications, its watchdog, sockets that it hands over.
+"""The protocol of the service manager (systemd): notifications, watchdog, and passed sockets.
 
-Written from sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3) and systemd.service(5). Where
-there is no service manager, everything here does nothing.
+Written from sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3) and systemd.service(5). Without
+a service manager, nothing here has any effect.
 """
 
 from __future__ import annotations
@@ -19,47 +19,49 @@ from esg.supervisor.fleet.actions import State
 FIRST_FD = 3  # sd_listen_fds(3), SD_LISTEN_FDS_START
 
 EXTENSION = 15.0
-"""Seconds that the service manager is to wait on for a start or a stop, each time it is told to."""
+"""Seconds by which each EXTEND_TIMEOUT_USEC= extends the time for a start, reload or stop."""
 
 EXTEND_EVERY = 5.0
-"""Seconds between two such messages. Each worker has a limit, so they come to an end."""
+"""Seconds between two of these messages. They end, because the time of each worker is limited."""
 
 RETRY_EVERY = 0.1
-"""Seconds after which a message is sent again that the service manager was too busy for."""
+"""Seconds until a message is sent again if the service manager was too busy to take it."""
 
 MOST_UNSENT = 64
-"""Messages that wait for that; of more the oldest are dropped."""
+"""The most messages that wait to be sent again; if there are more, the oldest are dropped."""
 
 LONGEST_STATUS = 1000
-"""Bytes of STATUS= that are sent. A datagram of more than 4096 is ignored, READY=1 in it too."""
+"""The most bytes of STATUS= in a message. systemd ignores a whole datagram, even with READY=1 in
+it, if it is longer than 4096 bytes.
+"""
 
 MOST_DIGITS = 18
-"""Digits that a number in a variable has at most."""
+"""The most digits of a number in an environment variable."""
 
 SETTLED: State = "serving"
-"""The state in which nothing is being waited for."""
+"""The state in which the service manager isn't waiting for anything."""
 
 
 class Notifier:
-    """Sends what the service manager wants to know, and knows when it wants to hear again."""
+    """Sends messages to the service manager, and keeps track of when the next ones are due."""
 
     def __init__(
         self, address: str = "", watchdog: float = 0.0, capacity: int | None = None
     ) -> None:
-        """`address` is NOTIFY_SOCKET, `watchdog` its interval in seconds; 0 for none.
+        """`address` is NOTIFY_SOCKET. `watchdog` is the watchdog's timeout in seconds, or 0.
 
         `capacity` is FDSTORE.
         """
         self.capacity = capacity
-        """How many descriptors the manager stores; None if it doesn't say. systemd says so since
-        version 254, except for units that store none.
+        """How many descriptors the manager stores; None if it doesn't say. systemd has said it
+        since version 254, except to units that may not store any.
         """
         self.problem = ""
-        """Why nothing is sent though there is an address; empty if all is well."""
+        """Why nothing can be sent to the address; empty if there is no problem."""
         self._address = "\0" + address[1:] if address.startswith("@") else address
         if address and address[0] not in "/@":
             self._address = ""
-            self.problem = f"NOTIFY_SOCKET={address}: only UNIX sockets are known"
+            self.problem = f"NOTIFY_SOCKET={address}: only UNIX sockets are supported"
         self._watchdog = watchdog / 2
         self._state: State | None = None
         self._next_ping = 0.0
@@ -69,7 +71,7 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str], pid: int) -> Notifier:
-        """Take the variables out, since they aren't meant for children."""
+        """Read the variables, and remove them, because children mustn't inherit them."""
         address = environ.pop("NOTIFY_SOCKET", "")
         interval = environ.pop("WATCHDOG_USEC", "")
         meant_for = environ.pop("WATCHDOG_PID", "") or str(pid)
@@ -77,10 +79,10 @@ class Notifier:
         return cls(address, watchdog, _number(environ.pop("FDSTORE", "")))
 
     def send(self, *lines: str, fds: Sequence[int] = ()) -> bool:
-        """Send these assignments in one message, with descriptors; whether it was taken.
+        """Send assignments, and descriptors, in one message; True if the manager has taken it.
 
-        It never waits. A manager that is too busy to take it gets it later, unless there are
-        descriptors.
+        It never blocks. If the manager is too busy to take the message, it is sent later, except
+        with descriptors: then it is dropped.
         """
         if not self._address:
             return False
@@ -104,7 +106,7 @@ class Notifier:
             socket.send_fds(sock, [text], list(fds))
 
     def _send_rest(self, now: float) -> None:
-        """Send what the manager was too busy for."""
+        """Send the messages that the manager was too busy to take."""
         self._retry_at = now + RETRY_EVERY
         try:
             while self._unsent:
@@ -116,7 +118,7 @@ class Notifier:
             self._unsent.clear()
 
     def tell(self, state: State, status: str, *, anew: bool = False) -> None:
-        """Say that this is so now; `anew`: it has begun again."""
+        """Report the current state and status. `anew`: report the state even if it is the same."""
         news = state != self._state or anew
         usec = time.monotonic_ns() // 1000
         self.send(*(messages(state, usec) if news else ()), f"STATUS={_cut(status)}")
@@ -125,7 +127,7 @@ class Notifier:
         self._state = state
 
     def turn(self, now: float) -> None:
-        """Send what is due at this time, in monotonic seconds; for each turn of the loop."""
+        """Send the messages due at `now`, in monotonic seconds; call it each turn of the loop."""
         if self._unsent and now >= self._retry_at:
             self._send_rest(now)
         if self._watchdog and now >= self._next_ping:
@@ -150,7 +152,7 @@ class Notifier:
 
 
 def _printable(line: str) -> str:
-    """A line that can't be taken for several, or make the manager ignore the whole message."""
+    """The text on one line, without characters that make the manager ignore the whole message."""
     line = line.replace("\n", " ")
     if line.isprintable():
         return line
@@ -162,16 +164,16 @@ def _cut(text: str) -> str:
 
 
 def _number(text: str) -> int | None:
-    """A whole number in ASCII, as a service manager writes it; None for anything else."""
-    is_one = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
-    return int(text) if is_one else None
+    """The number that a service manager wrote in ASCII digits; None for anything else."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
+    return int(text) if is_number else None
 
 
 def messages(state: State, monotonic_usec: int) -> list[str]:
-    """What the service manager is told of a state that was entered. Pure.
+    """The messages for the service manager when a state is entered. Pure.
 
-    A reload that failed, or was refused, ends as one that succeeded: there is no other message,
-    so STATUS= must say it.
+    A reload that failed or was refused ends with READY=1, like one that succeeded, because systemd
+    knows no other message; the failure is reported in STATUS=.
     """
     match state:
         case "serving":
@@ -187,11 +189,12 @@ def messages(state: State, monotonic_usec: int) -> list[str]:
 def handed_over(
     environ: MutableMapping[str, str], pid: int, *, needed: bool
 ) -> tuple[list[Handed], str]:
-    """The sockets that were handed to this process, and a warning if it isn't all as it should be.
+    """The sockets that the service manager passed to this process, and a warning or "".
 
-    To be called before anything is opened, which could be taken for one of them. The variables are
-    taken out, since they aren't meant for children. Sockets that are another process's are none
-    of ours; if they are `needed`, since no setting says where to listen, it raises ListenError.
+    Call it before opening anything, because a descriptor opened earlier could be mistaken for a
+    passed one. The variables are removed, because children mustn't inherit them. Sockets meant for
+    another process are ignored; if they are `needed`, because no setting says where to listen,
+    ListenError is raised.
     """
     given = {name: environ.pop(name) for name in list(environ) if name.startswith("LISTEN_")}
     environ.pop("FDSTORE", None)
@@ -202,7 +205,7 @@ def handed_over(
     if not count:
         return [], ""
     if number_of is None:
-        return [], f"LISTEN_FDS={count[:MOST_DIGITS]} is no number: ignored"
+        return [], f"LISTEN_FDS={count[:MOST_DIGITS]} is not a number: ignored"
     if meant_for != str(pid):
         problem = (
             f"LISTEN_FDS={count} is meant for process {meant_for or '?'} (LISTEN_PID), not for "

@@ -297,7 +297,7 @@ def test_clients_that_say_nothing_cost_a_bounded_number_of_descriptors(start: St
         silent = [clients.enter_context(connected(esg)) for _ in range(50)]
         with silent[0].makefile() as lines:
             text = json.loads(lines.readline())["text"]
-        assert text == "too many wait for an answer; try again"
+        assert text == "too many clients are waiting; try again"
         assert reload(esg)[0] == 0
         eventually(lambda: esg.arbiter.num_fds() == fds + 31, "the worker before is gone")
     eventually(lambda: esg.arbiter.num_fds() == fds, "all are gone")

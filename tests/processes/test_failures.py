@@ -524,7 +524,7 @@ def test_a_blocked_worker_does_not_outlive_a_killed_arbiter(start: Start, moment
     source = application(at_import=endless if moment == "import" else "")
     esg = start("--graceful-timeout", "0", source=source, wait=False)
     esg.exit_code = -signal.SIGKILL
-    esg.claim("its arbiter is gone, and it has not ended in its time")
+    esg.claim("its arbiter is gone, and it didn't end within its time limit")
     if moment == "import":
         eventually(lambda: esg.notes("stuck"), "the worker is stuck")
         workers = esg.notes("stuck")

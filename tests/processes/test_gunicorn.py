@@ -511,7 +511,7 @@ def test_settings_without_meaning_are_warned_of(gunicorn: Start, tmp_path: Path)
     (tmp_path / "conf.py").write_text("def pre_request(worker, req):\n    pass\n")
     server = gunicorn("-c", "conf.py", "--strip-header-spaces")
     server.wait_for_log(
-        r"\[WARNING\] ESG's workers take no notice of: pre_request, strip_header_spaces\n"
+        r"\[WARNING\] ESG's workers ignore these settings: pre_request, strip_header_spaces\n"
     )
 
 

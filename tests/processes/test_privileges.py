@@ -204,7 +204,7 @@ def test_one_line_for_root_without_the_capabilities(tmp_path: Path, option: str)
     )
     assert finished.code == 3
     (error,) = finished.errors
-    assert "Operation not permitted; that takes the capabilities CAP_SETUID and" in error.text
+    assert "Operation not permitted; even root needs the capabilities CAP_SETUID" in error.text
     assert "Traceback" not in finished.log
 
 
@@ -228,8 +228,8 @@ def test_a_second_start_with_the_pid_file_of_a_running_one(start: Start, tmp_pat
     finished = run_to_its_end(tmp_path, "example:app", "--port", "0", "--pid", path)
     assert finished.code == 1
     assert finished.log == (
-        f"esg: error: --pid: process {esg.pid} holds {path!r}, so it runs already; stop it, or "
-        "choose another file\n"
+        f"esg: error: --pid: process {esg.pid} is running with the pid file {path!r}; stop it, or "
+        "choose another path\n"
     )
     assert Path(path).read_text() == f"{esg.pid}\n"
 
@@ -241,7 +241,7 @@ def test_of_two_starts_at_once_one_has_the_pid_file(start: Start, tmp_path: Path
     winner = both[1 - both.index(loser)]
     winner.wait_for_log("serving workers=1")
     assert path.read_text() == f"{winner.pid}\n"
-    assert f"process {winner.pid} holds {str(path)!r}, so it runs already" in loser.log
+    assert f"process {winner.pid} is running with the pid file {str(path)!r}" in loser.log
     loser.exit_code = 1
     loser.claim("runs already")
 

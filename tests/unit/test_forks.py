@@ -139,7 +139,7 @@ def test_blank_descriptors_stay_taken_and_lead_nowhere() -> None:
 def test_a_child_that_comes_back_to_the_loop_ends_before_any_other_callback(new_loop, capfd):
     async def main():
         loop = asyncio.get_running_loop()
-        release = forks.release_in_children(lambda: forks.leave(loop, threading.get_ident()))
+        release = forks.release_in_children(lambda: forks.abandon(loop, threading.get_ident()))
         loop.call_soon(lambda: os.write(1, f"callback in {os.getpid()}".encode()))
         pid = os.fork()  # the child goes on with this coroutine
         release()

@@ -58,10 +58,10 @@ def test_a_file_that_is_held_stays(path):
 def test_what_is_no_pid_file_stays(path):
     with open(path, "w") as file:
         file.write("root:x:0:0\n")
-    with pytest.raises(ConfigError, match="is no pid file, so it stays"):
+    with pytest.raises(ConfigError, match="is not a pid file, so it is left alone"):
         acquire(path)
     assert content(path) == "root:x:0:0\n"
-    with pytest.raises(ConfigError, match="is no pid file"):
+    with pytest.raises(ConfigError, match="is not a pid file"):
         acquire("/dev/null")
 
 
@@ -195,7 +195,9 @@ def test_a_start_that_takes_too_long_is_named(path, monkeypatch):
     lock = os.path.join(os.path.dirname(path), ".esg.pid.lock")
     with open(lock, "w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(PidFileError, match=r"another start holds '.*/\.esg\.pid\.lock'"):
+        with pytest.raises(
+            PidFileError, match=r"another process holds the lock '.*/\.esg\.pid\.lock'"
+        ):
             acquire(path)
     acquire(path).release()
     assert os.listdir(os.path.dirname(path)) == []

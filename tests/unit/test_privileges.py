@@ -101,7 +101,9 @@ def calls(monkeypatch):
 
 
 def test_who_has_not_become_who_it_should_does_not_go_on(calls):
-    with pytest.raises(BootError, match=r"workers were to be uid=54321 gid=54321, and are uid="):
+    with pytest.raises(
+        BootError, match=r"workers should run as uid=54321 gid=54321, but they run as uid="
+    ):
         Identity(54321, 54321, (54321,), 0o22).assume()
     assert calls == [
         ("setgroups", (54321,)),

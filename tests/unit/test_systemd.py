@@ -195,7 +195,7 @@ def test_no_number_of_sockets(text):
     environ = {"LISTEN_FDS": text, "LISTEN_PID": "7"}
     found, warning = handed_over(environ, 7, needed=True)
     assert found == []
-    assert warning == f"LISTEN_FDS={text[:18]} is no number: ignored"
+    assert warning == f"LISTEN_FDS={text[:18]} is not a number: ignored"
 
 
 @pytest.mark.parametrize("text", ["\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", "1s"])

@@ -90,7 +90,7 @@ class Lifespan:
         try:
             await self._app(scope, self._inbox.get, self._send)
         except BaseException as error:
-            forks.end_if_left(asyncio.get_running_loop(), error)
+            forks.end_if_forked_child(asyncio.get_running_loop(), error)
             self._ended(error)
             if isinstance(error, asyncio.CancelledError):
                 raise

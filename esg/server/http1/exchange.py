@@ -472,7 +472,7 @@ class Exchange:
             logger.debug("the client left before its response", exc_info=error)
             self._leave()
             return
-        forks.end_if_left(self._connection.service.loop, error)
+        forks.end_if_forked_child(self._connection.service.loop, error)
         self._log_error("exception in the application", error)
         self._end_badly(error=error)
 

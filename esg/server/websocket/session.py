@@ -241,7 +241,7 @@ class Session(asyncio.Protocol):
         if self.state is CLOSED and is_disconnect(error):
             logger.debug("the client left its WebSocket", exc_info=error)
             return
-        forks.end_if_left(self.service.loop, error)
+        forks.end_if_forked_child(self.service.loop, error)
         logger.error(
             "%s exception in the application: WebSocket %s",
             self.service.subject,

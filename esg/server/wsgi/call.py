@@ -239,7 +239,7 @@ class Call:
         tell = cls._tell
 
         def end_or_tell(call: Call, order: Order | None, answered: bool = False) -> None:
-            if forks.is_left(call._loop):
+            if forks.is_forked_child(call._loop):
                 forks.end(call._error)
             tell(call, order, answered)
 
