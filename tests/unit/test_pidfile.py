@@ -49,7 +49,7 @@ def test_a_file_that_nobody_holds_is_replaced(path, text):
 
 def test_a_file_that_is_held_stays(path):
     held = acquire(path)
-    with pytest.raises(PidFileError, match=rf"^--pid: process {os.getpid()} holds .*runs already"):
+    with pytest.raises(PidFileError, match=rf"^--pid: process {os.getpid()} is running with"):
         acquire(path)
     assert content(path) == f"{os.getpid()}\n"
     held.release()
@@ -135,7 +135,7 @@ def test_a_lock_of_somebody_who_may_only_read_is_no_obstacle(path, number):
             if number != 0:  # the lock that says that it runs can't be shared
                 with pytest.raises(BlockingIOError):
                     fcntl.lockf(again.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-        with pytest.raises(PidFileError, match="runs already"):
+        with pytest.raises(PidFileError, match="is running with"):
             acquire(path)
         held.release()
 
@@ -146,7 +146,7 @@ def test_a_kernel_without_such_locks_has_others(path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "fcntl", refuse)
     held = acquire(path)
-    with pytest.raises(PidFileError, match="runs already"):
+    with pytest.raises(PidFileError, match="is running with"):
         acquire(path)
     held.release()
     acquire(path).release()
