@@ -1,8 +1,8 @@
-"""Takes connections off the listening sockets that all workers share, evenly.
+"""Accepts connections from the listening sockets that all workers share, and spreads them evenly.
 
-Whoever wakes first would take most connections, so a worker that has more of them than the least
-loaded one leaves the socket alone for a moment. Measured with 64 keep-alive connections on 4
-workers: 22, 6, 36 and 0 without this, 16 each with it.
+The worker that wakes first would accept most connections. So a worker that has more of them than
+the least loaded one pauses for a moment. Measured with 64 keep-alive connections on 4 workers:
+22, 6, 36 and 0 without the pause, 16 each with it.
 """
 
 from __future__ import annotations
@@ -31,25 +31,27 @@ from esg.server.tls_transport import TLSTransport
 logger = logging.getLogger("esg")
 
 MARGIN = 1
-"""Connections by which a worker may be ahead of the least loaded one."""
+"""How many more connections than the least loaded worker a worker may have."""
 
 PAUSE = 0.002
 """Seconds for which a worker that is ahead leaves new connections to the others."""
 
 MOST_CREDIT = 64
-"""Connections that a worker takes after a pause of which the least loaded one made no use."""
+"""The most connections that a worker accepts after a pause in which the workers behind it accepted
+none.
+"""
 
 BATCH = 32
-"""Connections taken in one turn when there is nobody to share with."""
+"""The most connections accepted in one turn of the event loop if this is the only worker."""
 
 MOST_QUEUED = 100_000
-"""Connections taken off a queue that nobody adds to: all."""
+"""More connections than a listener's queue can hold, so this limit accepts all of them."""
 
 DRAIN_TIME = 0.25
-"""Seconds in which handshakes that had begun may finish before a listener closes for good."""
+"""Seconds that TCP handshakes in progress have to finish before a listener closes for good."""
 
 FULL_PAUSE = 0.05
-"""Seconds after which a worker with all the connections it may have looks whether one is gone."""
+"""Seconds until a worker that has as many connections as it may have checks again."""
 
 SHUT_PAUSE = 0.5
 """Seconds to wait before accepting again on a socket that was shut down."""
@@ -59,41 +61,44 @@ OUT_OF_FILES_PAUSE = 0.5
 
 
 class Balance:
-    """Whether to take a connection now, going by the loads of all workers. Pure.
+    """Decides from the loads of all workers whether to accept a connection now. Pure.
 
-    A worker that is ahead pauses. If those behind it have as many connections after the pause as
-    before, they may be blocked, and connections must not wait for them: one is taken, after the
-    next such pause two, then four, so that a blocked worker soon costs little.
+    A worker that is ahead pauses. If the workers behind it have as many connections after the pause
+    as before, they may be blocked, and new connections must not wait for them. So one connection
+    is accepted, two after the next pause like that, then four. A blocked worker soon costs little.
     """
 
-    __slots__ = ("_behind", "_credit", "_left", "_paused")
+    __slots__ = ("_behind", "_credit", "_paused", "_to_accept")
 
     def __init__(self) -> None:
         self._behind = -1
+        """The sum of the connections of the workers that this one is ahead of."""
         self._credit = 1
-        self._left = 0
+        """How many connections to accept after the next pause."""
+        self._to_accept = 0
+        """How many of those are still to be accepted before the next pause."""
         self._paused = False
 
     def yields(self, own: int, loads: Sequence[int]) -> bool:
-        """Whether a worker with `own` connections should pause, for the others to have some."""
+        """Whether a worker with `own` connections should leave the next one to the others."""
         if own <= min(loads, default=own) + MARGIN:
-            self._left = 0
+            self._to_accept = 0
             return False
-        if self._left:
-            self._left -= 1
+        if self._to_accept:
+            self._to_accept -= 1
             return False
         behind = sum(load for load in loads if load + MARGIN < own)
         if behind != self._behind:
             self._behind, self._credit, self._paused = behind, 1, False
         self._paused = not self._paused
         if not self._paused:
-            self._left = self._credit - 1
+            self._to_accept = self._credit - 1
             self._credit = min(self._credit * 2, MOST_CREDIT)
         return self._paused
 
 
 class Acceptor:
-    """Accepts for one worker, from every listener."""
+    """Accepts the connections of one worker, from every listener."""
 
     def __init__(
         self, service: Service, listeners: Sequence[Listener], loads: Callable[[], list[int]]
@@ -107,8 +112,8 @@ class Acceptor:
         self._limit = service.config.limit_connections or sys.maxsize
         config = service.config
         self._proxies = trusted_proxies(config) if config.proxy_protocol else None
-        """Who must begin with a PROXY protocol header; None where nobody does."""
-        # Settings that nobody has prepared must not come to plain text where TLS was meant.
+        """The peers that have to begin with a PROXY protocol header; None if there are none."""
+        # The context is missing if `prepare` wasn't called. TLS mustn't turn into plain text then.
         self._context = config.ssl_context or server_context(config)
         self._begin = self._begin_plain if self._context is None else self._begin_tls
         self._failures = Seldom()
@@ -117,19 +122,19 @@ class Acceptor:
         self._timers: dict[Listener, asyncio.TimerHandle] = {}
         self._closing = False
         self._shut: set[Listener] = set()
-        """UNIX sockets that were found to be shut down."""
+        """UNIX sockets that another process has shut down."""
         self._rest: asyncio.TimerHandle | None = None
         """Ends a pause of all listeners."""
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Start accepting."""
         self._service.accepting = True
         self._service.change_load(0)
         for listener in self._listeners:
             self._watch(listener)
 
     def stop(self) -> None:
-        """Accept no more. What the kernel has queued stays there for the other workers."""
+        """Stop accepting. Connections that the kernel has queued stay there for other workers."""
         self._service.accepting = False
         self._service.change_load(0)
         self._end_rest()
@@ -164,7 +169,7 @@ class Acceptor:
 
     @property
     def busy(self) -> bool:
-        """Whether accepted connections are on their way to HTTP: to the loop, or in a handshake."""
+        """Whether accepted connections aren't HTTP connections yet, for example in a handshake."""
         return self._service.load > len(self._service.connections)
 
     # -- the listeners -----------------------------------------------------------------
@@ -208,7 +213,7 @@ class Acceptor:
 
     def _on_readable(self, listener: Listener) -> None:
         if self._rest is not None:
-            return  # another listener has begun a pause earlier in this turn
+            return  # another listener began a pause earlier in this turn
         if self._service.load >= self._limit:
             self._pause_all(FULL_PAUSE)
             return
@@ -225,7 +230,7 @@ class Acceptor:
             try:
                 sock, peer = listener.sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return  # another worker was quicker, or the client has gone again
+                return  # another worker was quicker, or the client has disconnected
             except OSError as error:
                 if error.errno == errno.EINVAL:
                     self._on_shut(listener)
@@ -252,7 +257,7 @@ class Acceptor:
         self._pause(listener, SHUT_PAUSE)
 
     def replace(self, url: str, sock: socket.socket) -> None:
-        """Go on with another socket that listens at the same address."""
+        """Replace a socket by another one that listens at the same address."""
         sock.setblocking(False)
         for listener in self._listeners:
             if listener.url() == url:
@@ -266,7 +271,7 @@ class Acceptor:
         sock.close()
 
     def _on_accept_error(self, listener: Listener, error: OSError) -> None:
-        """Out of descriptors or memory: the connection stays queued, so look again later."""
+        """Out of descriptors or memory: the connection stays in the queue, so try again later."""
         if self._failures.now(self._service.loop.time()) is not None:
             self._service.log_error(f"can't accept: {explained(error)}")
         self._pause(listener, OUT_OF_FILES_PAUSE)
@@ -298,13 +303,13 @@ class Acceptor:
         try:
             await self._service.loop.connect_accepted_socket(lambda: protocol, sock)
         except OSError:
-            sock.close()  # the client was gone before we got to it
+            sock.close()  # the client disconnected before its socket was set up
             self._service.change_load(-1)
 
-    # -- what comes before HTTP ----------------------------------------------------------
+    # -- the protocols below HTTP --------------------------------------------------------
 
     def _receiver(self, client: Endpoint | None, server: Endpoint) -> asyncio.Protocol:
-        """The PROXY protocol comes before everything else, TLS included."""
+        """The protocol that reads a PROXY header, which comes first, even before TLS."""
 
         def fail(reason: str) -> None:
             self._service.change_load(-1)
@@ -329,7 +334,7 @@ class Acceptor:
     def _begin_tls(
         self, client: Endpoint | None, server: Endpoint | None, scheme: str = "https"
     ) -> asyncio.Protocol:
-        """Whatever the client spoke with the proxy, `scheme`, it speaks TLS with us."""
+        """The peer of this connection speaks TLS, whatever `scheme` a PROXY header says."""
         service = self._service
 
         def begin(tls: dict[str, Any]) -> asyncio.Protocol:
@@ -337,7 +342,8 @@ class Acceptor:
 
         def fail(reason: str) -> None:
             service.change_load(-1)
-            logger.debug("%s no TLS with %s: %s", service.subject, client and client[0], reason)
+            who = client and client[0]
+            logger.debug("%s TLS handshake with %s failed: %s", service.subject, who, reason)
 
         assert self._context is not None
         limit = service.config.ssl_handshake_timeout
@@ -355,7 +361,7 @@ class Acceptor:
 
 
 def endpoint(address: tuple[str, int]) -> Endpoint:
-    """Host and port of a socket address, an IPv4 one as such even on an IPv6 socket."""
+    """Host and port of a socket address. An IPv4-mapped IPv6 address becomes an IPv4 address."""
     host, port = address[0], address[1]
     if host.startswith("::ffff:") and "." in host:
         host = host[7:]
@@ -363,5 +369,5 @@ def endpoint(address: tuple[str, int]) -> Endpoint:
 
 
 def unix_endpoint(name: str | bytes) -> Endpoint:
-    """What a UNIX socket is bound to, as scopes have it: a path, `@NAME` of an abstract one."""
+    """The `server` of a scope for a UNIX socket: its path, or `@NAME` if it is abstract."""
     return (name if isinstance(name, str) else "@" + os.fsdecode(name[1:])), None

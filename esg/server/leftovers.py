@@ -1,6 +1,7 @@
-"""What an application leaves running when its worker ends: threads, pools, child processes.
+"""Threads, pools and child processes of the application that still run when its worker ends.
 
-A process of Python's waits for them as long as they take. A worker waits for as long as it has.
+Python waits for them at its exit without a limit. A worker waits only as long as its own time
+limit allows.
 """
 
 from __future__ import annotations
@@ -18,23 +19,22 @@ from esg.log.setup import Subject
 logger = logging.getLogger("esg")
 
 PARTING = 0.5
-"""Seconds that a child process has to end on SIGTERM."""
+"""Seconds that a child process has to end after SIGTERM."""
 
 SHOWN = 5
-"""Names in one line of the log."""
-
+"""The most names in one log line."""
 
 _PATCHED = "gevent.monkey" in sys.modules
-"""Whether gevent may have patched even ESG's own imports; its `threading._shutdown` never ends."""
+"""Whether gevent may have patched ESG's own imports; its `threading._shutdown` never returns."""
 
 
 async def join_threads(seconds: float, hurried: asyncio.Event, subject: Subject) -> None:
-    """Let pools and threads end that aren't daemons, for so many seconds or until it is urgent.
+    """Wait for pools and non-daemon threads to end, until `seconds` are over or `hurried` is set.
 
-    Those that don't are named in the log. `threading._shutdown` is what Python calls at its end: it
-    tells the pools of concurrent.futures, processes and threads, to finish what they have been
-    given, and joins all threads. It can't be stopped, so it has a thread of its own, which may
-    be left there; the event loop beats meanwhile.
+    The log names threads that are still running then. Python itself calls `threading._shutdown` at
+    exit. It tells the thread and process pools of concurrent.futures to finish their work, and
+    joins all threads. It can't be interrupted, so it runs in a thread of its own, which may be left
+    running. The event loop goes on sending heartbeats meanwhile.
     """
     if _PATCHED:
         return
@@ -47,7 +47,7 @@ async def join_threads(seconds: float, hurried: asyncio.Event, subject: Subject)
 
     try:
         threading.Thread(target=join, name="esg-join", daemon=True).start()
-    except RuntimeError as error:  # the system has no room for another
+    except RuntimeError as error:  # the system can't start another thread
         logger.warning("%s can't wait for its threads: %s", subject, error)
         return
     ends = [asyncio.ensure_future(joined.wait()), asyncio.ensure_future(hurried.wait())]
@@ -60,15 +60,15 @@ async def join_threads(seconds: float, hurried: asyncio.Event, subject: Subject)
 
 
 def _running_threads() -> list[threading.Thread]:
-    """The threads that `threading._shutdown` waits for, and the application has started."""
+    """The threads of the application that `threading._shutdown` waits for."""
     main = threading.main_thread()
     return [thread for thread in threading.enumerate() if thread is not main and not thread.daemon]
 
 
 def limit_children(seconds: float, subject: Subject) -> None:
-    """End child processes of multiprocessing that still run after so many seconds.
+    """End child processes of multiprocessing that are still running after `seconds`.
 
-    Its exit handler waits for them, however long that takes.
+    The exit handler of multiprocessing waits for them without a limit.
     """
     if _children():
         threading.Thread(target=_end_children, args=(seconds, subject), daemon=True).start()

@@ -1,4 +1,4 @@
-"""Which event loop a worker runs."""
+"""Selects the event loop that a worker runs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 logger = logging.getLogger("esg")
 
-_thread_ident = _thread.get_ident  # before an application puts another in its place
+_thread_ident = _thread.get_ident  # the original, before an application may patch it
 
 
 def loop_factory(name: str) -> LoopFactory:
-    """The maker of the loop that `--loop` names; `auto` is uvloop where it is installed.
+    """The factory of the loop that `--loop` names; `auto` is uvloop if it is installed.
 
-    Whether another one is installed has been checked when the settings were read (`prepare`).
+    If `--loop` names uvloop, `prepare` has checked that it is installed.
     """
     if name == "asyncio" or (name == "auto" and importlib.util.find_spec("uvloop") is None):
         return asyncio.new_event_loop
@@ -32,11 +32,12 @@ def loop_factory(name: str) -> LoopFactory:
 
 
 def loop_in_place_of(factory: LoopFactory, name: str, subject: str) -> LoopFactory:
-    """The maker of a loop, given what the application has patched: `factory`, if that works.
+    """The factory to use after the application was imported: `factory`, or asyncio's if it patched.
 
-    gevent's monkey.patch_all() makes greenlets of threads. They only run when its hub does, which
-    asyncio's own loop lets it, since that waits by the patched `selectors`; uvloop can't begin
-    where the main thread isn't the one that it was. Raises BootError if `--loop` asks for it.
+    gevent's monkey.patch_all() turns threads into greenlets, which only run while gevent's hub
+    runs. asyncio's own loop waits in the patched `selectors`, so the hub runs meanwhile. uvloop
+    can't start, because the main thread has another identifier than before. Raises BootError if
+    `--loop` names uvloop.
     """
     if factory is asyncio.new_event_loop or not _patched():
         return factory
@@ -50,7 +51,7 @@ def loop_in_place_of(factory: LoopFactory, name: str, subject: str) -> LoopFacto
 
 
 def _patched() -> bool:
-    """Whether something has been put in the place of threads; by gevent perhaps before us."""
+    """Whether threads are patched; gevent may have done so before ESG was imported."""
     gevent = sys.modules.get("gevent.monkey")
     if gevent is not None and gevent.is_module_patched("threading"):
         return True

@@ -1,4 +1,4 @@
-"""A cache of what was worked out for something that a client or an application has sent."""
+"""A bounded cache of values computed from something that clients or applications send."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ V = TypeVar("V")
 
 
 class Memo(Generic[K, V]):
-    """A dictionary, `known`, bounded in entries and in bytes, whatever strangers put into it.
+    """A dictionary, `known`, with a bound on the number of entries and on the size of each.
 
-    A bound on the entries alone isn't one, since a client may send 60 KB in each. Only `keep` adds
-    something. Look things up in `known` itself: that is quicker than in a subclass of `dict`.
+    A bound on the number alone wouldn't do, because a client could send 60 KB for each entry. Only
+    `keep` adds entries. Look values up in `known`: that is faster than in a subclass of `dict`.
     """
 
     __slots__ = ("_entries", "_longest", "known")
 
     def __init__(self, entries: int, longest: int) -> None:
-        """At most `entries`, each made of at most `longest` bytes (or characters)."""
+        """Keep at most `entries`, each made from at most `longest` bytes (or characters)."""
         self.known: dict[K, V] = {}
-        """What is remembered; always the same object."""
+        """The entries. This is always the same dictionary."""
         self._entries = entries
         self._longest = longest
 
     def keep(self, key: K, value: V, *parts: Sized) -> V:
-        """Remember a value, unless the `parts` that the entry is made of are too long; gives it.
+        """Remember a value, unless the `parts` of the entry are too long; returns the value.
 
-        When there are as many entries as allowed, all are forgotten. That costs a well-behaved
-        client little, and needs no bookkeeping in the lookups.
+        If the cache is full, it is cleared first. That costs well-behaved clients little, and
+        lookups need no bookkeeping.
         """
         if sum(map(len, parts)) <= self._longest:
             if len(self.known) >= self._entries:

@@ -1,4 +1,4 @@
-"""Where a task that waits is waiting, as a stack for the log."""
+"""The stack of a task that is waiting, for the log."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Any, Protocol
 
 
 class Helper(Protocol):
-    """What a task has given its work to."""
+    """Something that does a task's work in a thread."""
 
     thread: int
-    """The identifier of the thread that is at it, or 0."""
+    """The identifier of the thread that is doing the work, or 0."""
 
 
 helpers: dict[asyncio.Task[Any] | None, Helper] = {}
-"""Tasks whose work is done by a thread."""
+"""Tasks whose work is done in a thread."""
 
 _OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 def task_stack(task: asyncio.Task[Any]) -> str:
-    """The frames from the coroutine that `task` runs to the innermost it awaits.
+    """The frames from the coroutine that `task` runs to the innermost one that it awaits.
 
-    `Task.get_stack` gives the first of them only. A task that waits for another is followed into
-    it, one whose work a thread does into that thread. The first frame, which is this server's
-    own, is left out.
+    `Task.get_stack` only gives the first of them. If the task waits for another task or for a
+    thread, the frames of that task or thread follow. The first frame is the server's own, and is
+    left out.
     """
     helper = helpers.get(task)
     if helper is not None:
@@ -47,7 +47,7 @@ def _thread_stack(thread: int) -> str:
     """Where a thread is, from the application's first frame on."""
     frame = sys._current_frames().get(thread)
     if frame is None:
-        return "  (it waits for a thread)"
+        return "  (waiting for a thread)"
     entries = traceback.extract_stack(frame)
     own = [at for at, entry in enumerate(entries) if entry.filename.startswith(_OWN)]
     first = next((at for at in own if at + 1 not in own), -1)
@@ -64,7 +64,7 @@ def _frames(awaited: Any) -> list[FrameType]:
             frame, awaited = awaited.gi_frame, awaited.gi_yieldfrom
         elif hasattr(awaited, "ag_frame"):
             frame, awaited = awaited.ag_frame, awaited.ag_await
-        else:  # a step of an asynchronous generator, which doesn't say of which
+        else:  # a step of an asynchronous generator, which has no attribute for the generator
             frame, held = None, gc.get_referents(awaited)
             awaited = next((one for one in held if hasattr(one, "ag_frame")), None)
         if frame is not None:

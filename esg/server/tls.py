@@ -1,7 +1,8 @@
-"""TLS: the certificate and rules of one generation, and what a scope says of a connection.
+"""TLS: the SSL context of one generation, and the `tls` extension of a connection's scopes.
 
-The context is made in the arbiter whenever the settings are read, so that a bad certificate stops
-the start or the reload, a renewed one is loaded, and workers share the keys of session tickets.
+The context is made in the arbiter whenever the settings are read. So a bad certificate stops the
+start or the reload, a reload loads a renewed certificate, and all workers share the keys of
+session tickets.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ CERT_REQS = {
     "required": ssl.CERT_REQUIRED,
 }
 PROTOCOL_NUMBERS = {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
-"""The numbers that versions have on the wire (RFC 5246 and RFC 8446, appendix D)."""
+"""The numbers of versions on the wire (RFC 5246 and RFC 8446, appendix D)."""
 
 DEPENDENT = (
     "ssl_keyfile",
@@ -31,13 +32,13 @@ DEPENDENT = (
     "ssl_ca_certs",
     "ssl_ciphers",
 )
-"""Settings that mean nothing without a certificate."""
+"""Settings that have no meaning without a certificate."""
 
 _CERTIFICATE = re.compile(
     r"-----BEGIN CERTIFICATE-----\s.*?-----END CERTIFICATE-----", re.DOTALL
 )  # RFC 7468, section 5
 
-# RFC 4514, section 3, by the names that OpenSSL gives these attributes; others keep theirs.
+# The short names of RFC 4514, section 3, by OpenSSL's names. Other attributes keep OpenSSL's name.
 _SHORT_NAMES = {
     "commonName": "CN",
     "localityName": "L",
@@ -52,12 +53,12 @@ _SHORT_NAMES = {
 
 
 class ServerContext(ssl.SSLContext):
-    """An SSLContext, and what scopes need to know of it. See `described`."""
+    """An SSLContext with the attributes that scopes need. `described` sets them."""
 
     certificate: str | None
-    """The certificate that clients are sent, in PEM; None if that isn't known."""
+    """The certificate that is sent to clients, in PEM; None if it isn't known."""
     cipher_numbers: dict[str, int]
-    """The numbers that cipher suites have on the wire."""
+    """The number of each cipher suite on the wire."""
 
 
 def server_context(config: Config) -> ServerContext | None:
@@ -73,7 +74,7 @@ def server_context(config: Config) -> ServerContext | None:
 
 
 def described(context: ssl.SSLContext, certificate: str | None) -> ServerContext:
-    """The same context, with what scopes need to know of it."""
+    """Set the attributes of `ServerContext` on a context; returns the same context."""
     context = cast(ServerContext, context)
     context.certificate = certificate
     context.cipher_numbers = {
@@ -192,12 +193,12 @@ def _why_not_loaded(
 ) -> str:
     if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
         return (
-            f"{key_origin}: the private key in {keyfile!r} is not that of the certificate in "
+            f"{key_origin}: the private key in {keyfile!r} doesn't belong to the certificate in "
             f"{config.ssl_certfile!r}"
         )
     if asked and config.ssl_keyfile_password:
         origin = config.origin("ssl_keyfile_password")
-        return f"{origin}: this is not the password of the private key in {keyfile!r}"
+        return f"{origin}: this isn't the password of the private key in {keyfile!r}"
     if asked:
         return (
             f"{key_origin}: the private key in {keyfile!r} has a password; "
@@ -237,10 +238,10 @@ def _set_verification(context: ssl.SSLContext, config: Config) -> None:
 
 
 def tls_extension(context: ServerContext, connection: ssl.SSLObject) -> dict[str, Any]:
-    """The `tls` extension of the scopes of a connection whose handshake is done.
+    """The `tls` extension of a connection's scopes, after the handshake.
 
-    https://asgi.readthedocs.io/en/latest/specs/tls.html, version 0.2. A client whose certificate
-    doesn't verify never gets that far.
+    https://asgi.readthedocs.io/en/latest/specs/tls.html, version 0.2. `client_cert_error` is always
+    None: if the client's certificate can't be verified, the handshake fails.
     """
     cipher, version = connection.cipher(), connection.version()
     certificate = connection.getpeercert()
@@ -257,18 +258,18 @@ def tls_extension(context: ServerContext, connection: ssl.SSLObject) -> dict[str
 def client_chain(connection: Any) -> tuple[str, ...]:
     """The certificates that the client sent, its own first, in PEM.
 
-    Python before 3.13 tells of the client's own only, and so does a resumed session.
+    Only its own is known before Python 3.13, and in a resumed session.
     """
     own = connection.getpeercert(binary_form=True)
     if own is None:
         return ()
-    tell_chain = getattr(connection, "get_unverified_chain", list)
-    chain = tell_chain() or [own]
+    get_chain = getattr(connection, "get_unverified_chain", list)
+    chain = get_chain() or [own]
     return tuple(ssl.DER_cert_to_PEM_cert(certificate) for certificate in chain)
 
 
 def distinguished_name(certificate: Any) -> str:
-    """The subject of a certificate, as `getpeercert` gives it, in the form of RFC 4514."""
+    """The subject of a certificate from `getpeercert`, in the form of RFC 4514."""
     names = ["+".join(_attribute(*pair) for pair in names) for names in certificate["subject"]]
     return ",".join(reversed(names))
 

@@ -1,32 +1,34 @@
-"""Where the records of a TLS stream end. Their headers are readable; what is in them isn't.
+"""Finds the ends of the records in a TLS stream. Only the content of a record is encrypted.
 
-OpenSSL handles all records that it is given until one has something for the application in it, so
-that thousands of changes of keys can hide behind one call. Who wants to bound that has to count
-records before.
+One call of OpenSSL handles records until one has data for the application, and thousands of
+records with nothing but key updates may come before it. To limit how many records a call handles,
+they have to be counted before OpenSSL gets them.
 """
 
 from __future__ import annotations
 
 HEADER = 5
-"""Bytes of a record's header: type, version, length (RFC 8446, section 5.1)."""
+"""The size of a record's header: type, version and length (RFC 8446, section 5.1)."""
 
 
 class RecordEnds:
-    """Of one direction of one connection."""
+    """Counts the records of one direction of one connection."""
 
     __slots__ = ("_header", "_to_come", "inside")
 
     def __init__(self) -> None:
         self._header = b""
-        """The part of a header that has come."""
+        """The beginning of a header that isn't complete yet."""
         self._to_come = 0
-        """Bytes of the current record that are still to come."""
+        """How many bytes of the current record haven't arrived yet."""
         self.inside = False
-        """Whether the bytes that were counted end within a record."""
+        """Whether the bytes counted so far end within a record."""
 
     def cut(self, data: bytes | memoryview, most: int) -> tuple[int, int]:
-        """How many bytes of `data` come before the end of the record number `most`, or how many
-        there are; and how many records end in them. Those bytes are counted from then on.
+        """Count bytes, up to the end of `most` records; returns how many bytes and record ends.
+
+        If `data` has fewer than `most` record ends, all of it is counted. The next call has to
+        continue with the first byte that wasn't counted.
         """
         known = len(self._header)
         if known:

@@ -1,8 +1,9 @@
 """TLS between a socket's transport and the protocol above it, on OpenSSL's memory buffers.
 
-Event loops bring a layer of their own. It can't end its side and go on reading, so asyncio's resets
-a connection that closes while the client still sends, which can destroy the last response; and
-uvloop's takes twice the time (docs/design.md). This one behaves as TCP does on either.
+Event loops have a TLS layer of their own, but it can't end its side and go on reading. asyncio's
+resets a connection that closes while the client is still sending, which can destroy the last
+response. uvloop's takes twice the time (docs/design.md). With this one, a TLS connection behaves
+like a TCP connection on either loop.
 """
 
 from __future__ import annotations
@@ -21,28 +22,28 @@ from esg.server.turns import SMALL, Turns
 logger = logging.getLogger("esg")
 
 RECORD = 16384
-"""Bytes of the largest record's content (RFC 8446, section 5.1)."""
+"""The most bytes that one record can contain (RFC 8446, section 5.1)."""
 
 PIECE = 65536
-"""Bytes encrypted at once: OpenSSL's buffers keep the size they once had."""
+"""The most bytes encrypted at once. OpenSSL's buffers grow with it, and never shrink."""
 
 MOST_RECORDS = 64
-"""Records handled in one turn of the event loop."""
+"""The most records handled in one turn of the event loop."""
 
 FEW_BYTES = 1024
-"""Bytes that can't be more than a few records, so that nobody has to count them."""
+"""Reads of up to this many bytes have so few records that they needn't be counted first."""
 
 HELLO = 4096
-"""Bytes of a handshake that are handled in one turn of the event loop."""
+"""The most bytes of a handshake handled in one turn of the event loop."""
 
 MOST_USELESS = 32
-"""Records within a second that bring nothing to the application, such as changes of keys."""
+"""The most records per second without data for the application, such as key updates."""
 
 PLAIN_TEXT_ANSWER = b"This port speaks HTTPS; use https:// in the URL.\n"
 
 
 class TLSTransport(asyncio.Protocol, asyncio.Transport):
-    """A protocol to the transport below, a transport to the protocol above."""
+    """The protocol of the transport below, and the transport of the protocol above."""
 
     __slots__ = (
         "_above",
@@ -84,9 +85,10 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         limit: float,
         fail: Callable[[str], None],
     ) -> None:
-        """`make_protocol` is called with the scopes' `tls` extension when the handshake is done.
+        """`make_protocol` is called after the handshake, with the `tls` extension for scopes.
 
-        If it isn't in `limit` seconds, or fails, `fail` is called, once, with the reason.
+        If the handshake fails, or takes more than `limit` seconds, `fail` is called once with the
+        reason instead.
         """
         self._loop = loop
         self._turns = turns
@@ -102,27 +104,29 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         self._above: asyncio.Protocol | None = None
         self._below: asyncio.Transport | None = None
         self._ended = False
-        """Whether close_notify was sent: nothing is, after it, and what comes is dropped."""
+        """Whether close_notify was sent. After it, nothing is sent, and what arrives is dropped."""
         self._told_end = False
-        """Whether the protocol above knows that the client sends no more."""
+        """Whether the protocol above was told that the client has ended its side."""
         self._closing = False
         # reading
         self._ends = RecordEnds()
         self._put_off: bytes | memoryview = b""
-        """What has come and is to be handled in a later turn of the loop."""
+        """Data that arrived and is to be handled in a later turn of the loop."""
         self._waits_for_turn = False
-        """Whether that turn is arranged."""
+        """Whether that turn has been requested."""
         self._above_reads = True
-        """Whether the protocol above wants what comes."""
+        """Whether the protocol above is reading."""
         self._end_is_due = False
-        """Whether the client has ended its side behind what the protocol above hasn't read yet."""
+        """Whether the client has ended its side, and the protocol above is still to be told."""
         self._write_paused = False
         self._answers_wait = False
-        """Whether the client takes no answers to what it sent, so that no more of it is read."""
+        """Whether reading is paused because TLS has to send an answer that the client doesn't read,
+        such as one to a key update.
+        """
         self._reads = True
-        """Whether the transport below has been told to read."""
+        """Whether the transport below is reading."""
         self._useless = 0
-        """Records that brought nothing, since `_useless_since`."""
+        """Records without data for the application since `_useless_since`."""
         self._useless_since = 0.0
 
     # -- from the transport below --------------------------------------------------------
@@ -134,7 +138,7 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
     def data_received(self, data: bytes) -> None:
         if self._ended or self._told_end or self._closing:
             if self._above is not None and not self._closing:
-                self._above.data_received(b"")  # dropped, but a sign of life
+                self._above.data_received(b"")  # the data is dropped, but shows that it is alive
             return
         if self._put_off:
             self._put_off = bytes(self._put_off) + data
@@ -146,12 +150,13 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
             self._take(data)
 
     def eof_received(self) -> bool:
-        """The client's side of TCP has ended; that it didn't say so in TLS means no harm here.
+        """The client has ended its side of TCP, perhaps without close_notify.
 
-        A request is framed by HTTP, so none is taken for whole that isn't (RFC 9112, section 9.8).
+        A missing close_notify does no harm. Requests are framed by HTTP, so an incomplete one isn't
+        taken for complete (RFC 9112, section 9.8).
         """
         if self._above is None:
-            self._give_up("the client hung up")
+            self._give_up("the client disconnected")
             return False
         if self._told_end:
             return not self._closing and not self._ended
@@ -164,7 +169,7 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self._put_off = b""
-        above, self._above = self._above, None  # it holds this transport: a reference cycle
+        above, self._above = self._above, None  # it refers to this transport: a cycle
         if above is not None:
             above.connection_lost(exc)
         else:
@@ -200,7 +205,7 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         self._above.connection_made(self)
 
     def _refuse(self, error: ssl.SSLError) -> None:
-        """Send the alert, or to someone who doesn't speak TLS a word that he understands."""
+        """Send the alert; or an HTTP response if the client sent an HTTP request without TLS."""
         if error.reason == "HTTP_REQUEST":
             assert self._below is not None
             self._out.read()
@@ -212,7 +217,7 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         self._give_up(error.reason or str(error))
 
     def _give_up(self, reason: str) -> None:
-        """End a connection whose handshake isn't done."""
+        """Close a connection whose handshake isn't complete."""
         self._end_handshake(reason)
         if self._below is not None:
             self._flush()
@@ -229,13 +234,13 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
     # -- reading -------------------------------------------------------------------------
 
     def _take(self, data: bytes | memoryview) -> None:
-        """Handle as much of what came as a turn of the loop has time for."""
+        """Handle as much of the data as one turn of the loop has time for."""
         if self._above is None:
             self._in.write(data[:HELLO])
             self._shake_hands()
             rest = data[HELLO:]
             if self._above is not None and self._in.pending:
-                self._take(self._in.read() + rest)  # records from their beginning
+                self._take(self._in.read() + rest)  # counting starts at the beginning of a record
                 return
         else:
             size, records = self._ends.cut(data, MOST_RECORDS)
@@ -247,15 +252,15 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
     def _receive(
         self, above: asyncio.Protocol, data: bytes | memoryview, records: int | None = None
     ) -> None:
-        """Decrypt what came, and hand it on in one piece.
+        """Decrypt data, and pass it on in one piece.
 
-        `records` is how many end in it; None if they weren't counted.
+        `records` is how many records end in it; None if they weren't counted.
         """
         self._in.write(data)
         pieces = []
         at_end = False
         try:
-            # Each read takes a whole record, and nothing of the next one.
+            # Each read returns the content of exactly one record.
             while self._in.pending and not at_end:
                 piece = self._decrypt(RECORD)
                 if piece:
@@ -275,7 +280,7 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
             if self._closing:
                 return
         if self._out.pending:
-            self._flush()  # such as the answer to a change of keys
+            self._flush()  # for example the answer to a key update
             if self._write_paused:
                 self._answers_wait = True
                 self._regulate()
@@ -294,13 +299,14 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
             self.close()
 
     def _count_useless(self, count: int) -> None:
-        """Bound what a client can make the server do without sending anything."""
+        """Close the connection if too many records have no data: they only cost CPU time."""
         now = self._loop.time()
         if now - self._useless_since > 1:
             self._useless, self._useless_since = 0, now
         self._useless += count
         if self._useless > MOST_USELESS:
-            logger.debug("closed a TLS connection: more than %d empty records", MOST_USELESS)
+            text = "closed a TLS connection: more than %d records without data in a second"
+            logger.debug(text, MOST_USELESS)
             self._break()
 
     def _go_on_later(self, data: bytes | memoryview) -> None:
@@ -309,7 +315,7 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         self._go_on_or_read()
 
     def _go_on_or_read(self) -> None:
-        """Arrange a turn for what was put off, if there is something and nothing is in its way."""
+        """Request a turn for the data that was put off, unless something prevents handling it."""
         if (
             (self._put_off or self._end_is_due)
             and not self._waits_for_turn
@@ -332,7 +338,7 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         self._regulate()
 
     def _regulate(self) -> None:
-        """Have the transport below read, unless there is a reason against it."""
+        """Pause or resume reading from the transport below, as the current state requires."""
         reads = not self._put_off and self._above_reads and not self._answers_wait
         if reads != self._reads and self._below is not None:
             self._reads = reads
@@ -342,7 +348,7 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
                 self._below.pause_reading()
 
     def _break(self) -> None:
-        """What came was tampered with, or is no TLS: send the alert, and nothing else."""
+        """The data is damaged or isn't TLS: send the alert, and close."""
         self._flush()
         self._closing = True
         if self._below is not None:
@@ -355,7 +361,7 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
     # -- to the protocol above: a transport ------------------------------------------------
 
     def write(self, data: Any) -> None:
-        """Send bytes, in order. Does nothing once the connection is on its way out."""
+        """Send bytes, in order. Does nothing once the connection is closing."""
         if self._ended or self._closing or not data:
             return
         assert self._below is not None
@@ -380,29 +386,29 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         return True
 
     def write_eof(self) -> None:
-        """Say that no more is sent: close_notify, then the end of our side of TCP.
+        """Send close_notify, then end our side of TCP.
 
-        What still comes is dropped unread; TLS 1.2 wants the same (RFC 5246, section 7.2.1).
+        Data that still arrives is dropped, as TLS 1.2 requires (RFC 5246, section 7.2.1).
         """
         if not self._ended and not self._closing:
-            self._say_goodbye()
+            self._send_close_notify()
             self._put_off, self._answers_wait = b"", False
             self._regulate()
             if self._below is not None:
                 self._below.write_eof()
 
     def close(self) -> None:
-        """Send what is left, close_notify last, and close."""
+        """Send what is buffered and close_notify, then close."""
         if self._closing:
             return
         if not self._ended:
-            self._say_goodbye()
+            self._send_close_notify()
         self._closing = True
         if self._below is not None:
             self._below.close()
 
-    def _say_goodbye(self) -> None:
-        # It sends close_notify, then looks for the client's, which needn't be there.
+    def _send_close_notify(self) -> None:
+        # unwrap() sends close_notify. Then it looks for the client's, and raises without one.
         with contextlib.suppress(ssl.SSLError):
             self._tls.unwrap()
         self._flush()
@@ -428,7 +434,7 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         return self._above_reads and not self._closing
 
     def get_write_buffer_size(self) -> int:
-        """Bytes that wait to be sent, encrypted."""
+        """Encrypted bytes that wait to be sent."""
         return self._below.get_write_buffer_size() if self._below is not None else 0
 
     def get_write_buffer_limits(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What is done with transports the same way whichever event loop has made them."""
+"""Functions for transports that work the same with asyncio's and uvloop's event loops."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, on, 0 seconds: see socke
 
 
 def lines_writer(transport: asyncio.WriteTransport) -> Callable[[Iterable[bytes]], None]:
-    """How to send several pieces on a transport, none of them empty.
+    """The fastest function that sends several pieces on a transport. No piece may be empty.
 
-    With uvloop in one system call. asyncio's `writelines` copies in Python 3.11, and in some later
-    releases it doesn't pause a protocol whose client is slow (python/cpython#127655).
+    uvloop sends them in one system call. asyncio's `writelines` isn't used: it copies in Python
+    3.11, and some later releases don't pause the protocol if the client is slow
+    (python/cpython#127655).
     """
     if type(transport).__module__.startswith("uvloop"):
         return transport.writelines
@@ -30,21 +31,24 @@ def lines_writer(transport: asyncio.WriteTransport) -> Callable[[Iterable[bytes]
 
 
 def end_output(transport: asyncio.Transport) -> None:
-    """Send what is left to send, then the end of our side, where that can be told."""
+    """Send what is buffered, then end our side of the connection; close it if that isn't possible.
+
+    A client can still send after the end of our side.
+    """
     if not transport.can_write_eof():
         transport.close()
         return
     try:
         transport.write_eof()
-    except OSError:  # asyncio shuts the socket down at once, and the client may have reset it
+    except OSError:  # asyncio shuts the socket down at once; the client may have reset it already
         transport.abort()
 
 
 def unsent(transport: asyncio.Transport) -> int:
-    """Bytes that the client hasn't acknowledged: those in the transport and those in the kernel.
+    """How many bytes the client hasn't acknowledged, in the transport's and the kernel's buffers.
 
-    The kernel may hold some megabytes, so that a transport stands still for a minute in front of a
-    client that takes something all the time. See tcp(7), SIOCOUTQ.
+    The kernel may hold several megabytes. So a transport's own buffer may not change for a minute
+    although the client reads all the time. See SIOCOUTQ in tcp(7).
     """
     sock = transport.get_extra_info("socket")
     if sock is None or sock.fileno() < 0:
@@ -54,7 +58,7 @@ def unsent(transport: asyncio.Transport) -> int:
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """End the connection, and what the kernel still has to send along with it."""
+    """Reset the connection; data that the kernel hasn't sent yet is dropped."""
     sock = transport.get_extra_info("socket")
     if sock is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

@@ -1,9 +1,9 @@
-"""Shares of the event loop's turns, for connections that have much to do.
+"""Shares the turns of the event loop between connections that have a lot of work.
 
-One connection can bring so much work with one read (tiny frames, chunks, records) that all others
-would wait for it. So a connection handles a bounded part of it, and puts the rest off to a later
-turn; it isn't read meanwhile. A worker spends about `SHARE` seconds of a turn on work of this kind,
-however many connections have some, and they take turns.
+One read from one connection can bring so much work (tiny frames, chunks, records) that all other
+connections would have to wait. So a connection handles a bounded part of the work, and puts the
+rest off to a later turn; nothing is read from it until then. A worker spends about `SHARE` seconds
+of a turn on work that was put off, however many connections have some; they take turns.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from collections.abc import Callable
 from contextvars import Context
 
 SHARE = 0.004
-"""Seconds of a turn that are spent on such work; a part that has begun is finished."""
+"""Seconds of a turn that are spent on this work. A part that has begun is always finished."""
 
 PART = 0.001
-"""Seconds of a turn that one connection should take."""
+"""Seconds of a turn that one connection should use at most."""
 
 SMALL = 512
-"""Bytes that are never put off: they can't be much work."""
+"""Reads of up to this many bytes are never put off, because they can't be much work."""
 
 WORTH_COUNTING = 0.0002
-"""Seconds of work that are worth a look at how much there was in this turn."""
+"""Seconds of work below which it isn't counted, because counting has a cost of its own."""
 
 
 class Turns:
-    """The shares of one worker's loop."""
+    """Shares the turns of one worker's event loop."""
 
     __slots__ = ("_context", "_due", "_loop", "_scheduled", "_spent", "clock", "full")
 
@@ -38,7 +38,7 @@ class Turns:
         context: Context,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`context` is that in which work is done that was put off."""
+        """`context` is the context in which work that was put off runs."""
         self._loop = loop
         self._context = context
         self.clock = clock
@@ -46,7 +46,7 @@ class Turns:
         self._scheduled = False
         self._spent = 0.0
         self.full = False
-        """Whether this turn's share is used up: what isn't small has to be put off."""
+        """Whether this turn's share is used up. If so, put off all reads larger than `SMALL`."""
 
     def spend(self, seconds: float) -> None:
         """Count work that was done in this turn."""
@@ -57,7 +57,7 @@ class Turns:
         self._schedule()
 
     def put_off(self, go_on: Callable[[], None]) -> None:
-        """Have `go_on` called once, in a later turn, behind what others have put off."""
+        """Call `go_on` once, in a later turn, after everything that was put off before."""
         self._due.append(go_on)
         self._schedule()
 
@@ -79,7 +79,7 @@ class Turns:
                 if self.clock() - begun >= SHARE:
                     break
         finally:
-            self._spent = 0.0  # those that went on may have counted their part
+            self._spent = 0.0  # the callbacks may have counted their own part as well
             self.spend(self.clock() - begun)
             if due:
                 self._schedule()

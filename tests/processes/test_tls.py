@@ -73,7 +73,7 @@ def test_the_log_says_https(serving: Esg) -> None:
         (lambda ca, folder: ["--ssl-keyfile", ca.issue()[1]], "give --ssl-certfile"),
         (
             lambda ca, folder: ["--certfile", ca.issue()[0], "--keyfile", ca.issue("other")[1]],
-            "is not that of the certificate",
+            "doesn't belong to the certificate",
         ),
         (
             lambda ca, folder: [

@@ -1305,5 +1305,5 @@ async def test_a_request_that_takes_too_long_shows_where_its_thread_is(serve_wsg
     told = log.claim("request timed out"), log.claim("request timed out")
     gate.set()
     assert sum("gate.wait()  # here it stands" in record for record in told) == 1
-    assert sum("it waits for a thread" in record for record in told) == 1
+    assert sum("waiting for a thread" in record for record in told) == 1
     assert not any("wsgi.py" in record and "test_wsgi.py" not in record for record in told)

@@ -139,8 +139,8 @@ def test_an_encrypted_key(pair):
     assert "give --ssl-keyfile-password" in refusal(**values)
     told = refusal(ssl_keyfile_password="open", **values)
     assert told.startswith("--ssl-keyfile-password: ")
-    assert "not the password" in told
-    assert "not the password" in refusal(ssl_keyfile_password="x" * 5000, **values)
+    assert "isn't the password" in told
+    assert "isn't the password" in refusal(ssl_keyfile_password="x" * 5000, **values)
 
 
 def test_a_password_for_a_key_that_has_none(pair):
@@ -181,7 +181,7 @@ def test_a_key_of_another_certificate(pair, authority):
     _, other = authority.issue("other")
     told = refusal(ssl_certfile=pair[0], ssl_keyfile=other)
     assert told.startswith("--ssl-keyfile: ")
-    assert "not that of the certificate" in told
+    assert "doesn't belong to the certificate" in told
 
 
 def test_ciphers(pair):
