@@ -78,9 +78,11 @@ def test_slow_clients_are_cut_and_others_served(
             stdout=file,
         )
     try:
-        eventually(lambda: held(esg) > CONNECTIONS / 10, "the attack has begun", LASTS)
+        eventually(lambda: esg.connections() > CONNECTIONS / 10, "the attack has begun", LASTS)
         with futures.ThreadPoolExecutor(1) as pool:
-            cut = pool.submit(eventually, lambda: held(esg) == 0, "no connection is left", LASTS)
+            cut = pool.submit(
+                eventually, lambda: esg.connections() == 0, "no connection is left", LASTS
+            )
             served = serve_others(esg, cut.done)
         cut.result()
         assert served > 0
@@ -93,20 +95,11 @@ def test_slow_clients_are_cut_and_others_served(
         attack.wait()
 
 
-def held(esg: Esg) -> int:
-    """Connections that the workers have."""
-    return sum(
-        connection.status == "ESTABLISHED"
-        for worker in esg.arbiter.children()
-        for connection in worker.net_connections("tcp")
-    )
-
-
 def serve_others(esg: Esg, is_over: Callable[[], bool]) -> int:
     """Ask for something until it's over, each time on a new connection; how often that was."""
     served = 0
     while not is_over():
-        with contextlib.closing(esg.connect(timeout=10)) as client:
+        with contextlib.closing(esg.connect(timeout=LASTS)) as client:
             client.request("GET", "/", headers={"Connection": "close"})
             response = client.getresponse()
             assert (response.status, response.read()) == (200, b"ok")

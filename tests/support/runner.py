@@ -152,6 +152,14 @@ class Esg:
         """Send a signal to the arbiter."""
         os.kill(self.pid, signum)
 
+    def connections(self) -> int:
+        """How many TCP connections the workers hold."""
+        return sum(
+            connection.status == psutil.CONN_ESTABLISHED
+            for worker in self.arbiter.children()
+            for connection in worker.net_connections("tcp")
+        )
+
     def wait_for_workers(self, count: int) -> list[int]:
         """Wait until there are exactly so many, whatever their state; gives their pids."""
         eventually(lambda: len(self.workers()) == count, f"{count} workers")
