@@ -19,7 +19,10 @@ from esg.server.prepare import prepare
 from esg.server.worker import run_worker
 from esg.settings import folders, secret_variables, sources
 from esg.settings import schema as internal
-from esg.settings.schema import PLURALS, Raw, build, setting_named
+from esg.settings.aliases import PLURALS
+from esg.settings.build import Raw, build
+from esg.settings.kinds import LogDefinition
+from esg.settings.schema import setting_named
 from esg.supervisor.arbiter import Arbiter
 from esg.supervisor.signals import HANDLED
 from esg.supervisor.watcher.watch import check
@@ -162,7 +165,7 @@ REFUSED: Mapping[str, str] = {
 """Keywords of uvicorn that aren't options, and why they are refused; None is accepted."""
 
 NONE_MEANS: Mapping[str, object] = {
-    "log_config": internal.LogDefinition(None),
+    "log_config": LogDefinition(None),
     "ws_ping_interval": 0,
     "ws_ping_timeout": 0,
 }

@@ -1,7 +1,7 @@
 """The `esg` command: command line to Config to a running arbiter; exit codes.
 
-Every option is made from a declaration in `settings/schema.py`. Exit codes: 0 clean, 1 failure, 2
-usage or configuration, 3 a worker can't boot, 4 the application can't be imported.
+Every option is made from the declaration of a setting, in `esg/settings`. Exit codes: 0 clean,
+1 failure, 2 usage or configuration, 3 a worker can't boot, 4 the application can't be imported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from esg.server.loops import loop_factory
 from esg.server.prepare import prepare
 from esg.server.websocket.codec import library
 from esg.settings import folders, report, secret_variables, sources
-from esg.settings.schema import SETTINGS, Config, Raw, Setting
+from esg.settings.build import Raw
+from esg.settings.declaration import Setting
+from esg.settings.schema import SETTINGS, Config
 from esg.supervisor.privileges import identity
 from esg.supervisor.signals import HANDLED
 from esg.supervisor.watcher.watch import check

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from esg.settings import report
-from esg.settings.schema import NOTHING_TO_DO, SETTINGS, Setting
+from esg.settings.declaration import Setting
+from esg.settings.schema import NOTHING_TO_DO, SETTINGS
 
 COMMON = frozenset(
     (

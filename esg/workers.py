@@ -39,7 +39,8 @@ from esg.server.loops import loop_factory, loop_in_place_of
 from esg.server.prepare import prepare
 from esg.server.tls import described
 from esg.server.worker import Worker
-from esg.settings.schema import Config, Raw, build, setting_named
+from esg.settings.build import Raw, build
+from esg.settings.schema import Config, setting_named
 
 SAME: Mapping[str, str] = {
     "keepalive": "timeout_keep_alive",

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from esg.errors import ConfigError
-from esg.settings.schema import copied
+from esg.settings.kinds import copied
 
 Definition = dict[str, Any] | str
 """What a file says: the dictionary in it, or the text of one in .ini form."""

@@ -27,7 +27,8 @@ from esg.log import dictconfig
 from esg.log import files as logfiles
 from esg.log.files import LineStream, LogFile, LogFiles
 from esg.seldom import Seldom
-from esg.settings.schema import Config, LogDefinition
+from esg.settings.kinds import LogDefinition
+from esg.settings.schema import Config
 
 TRACE = 5
 """The level below DEBUG, with uvicorn's number: connections as they come and go."""

@@ -30,7 +30,8 @@ from esg.server.asgi.interfaces import adapt
 from esg.server.loops import loop_factory
 from esg.server.prepare import check_packages, prepare
 from esg.server.worker import Worker
-from esg.settings.schema import PROCESSES, SETTINGS, Config
+from esg.settings.declaration import PROCESSES
+from esg.settings.schema import SETTINGS, Config
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

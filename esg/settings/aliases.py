@@ -45,7 +45,15 @@ RENAMED: Mapping[str, str] = {
     "raw_env": "env_file",
     "wsgi_app": "app",
 }
-"""Settings that gunicorn's configuration file calls otherwise."""
+"""Settings that have another name in gunicorn's configuration file."""
+
+PLURALS: Mapping[str, str] = {
+    "headers": "header",
+    "reload_dirs": "reload_dir",
+    "reload_excludes": "reload_exclude",
+    "reload_includes": "reload_include",
+}
+"""Names that uvicorn's Python interface has for some of its options."""
 
 
 def why_not(worker_class: str) -> str:

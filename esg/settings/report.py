@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from esg.settings.schema import SETTINGS, Config, LogDefinition, Setting
+from esg.settings.declaration import Setting
+from esg.settings.kinds import LogDefinition
+from esg.settings.schema import SETTINGS, Config
 
 MASK = "********"
 
@@ -72,7 +74,7 @@ def _origin(config: Config, declared: Setting) -> str:
 _REFERENCE = """\
 # Settings
 
-Made from the declarations in `esg/settings/schema.py`, by `make docs`; don't edit it.
+Made from the declarations in `esg/settings`, by `make docs`; don't edit it.
 
 Each setting can be given, from the weakest source to the strongest,
 

@@ -15,7 +15,9 @@ from typing import Any
 
 from esg.errors import ConfigError
 from esg.settings import aliases, secret_variables
-from esg.settings.schema import NAMES, PLURALS, SETTINGS, WHERE, Config, Raw, build, setting_named
+from esg.settings.aliases import PLURALS
+from esg.settings.build import Raw, build
+from esg.settings.schema import NAMES, SETTINGS, WHERE, Config, setting_named
 
 DEFAULT_FILE = "esg.toml"
 PROJECT_FILE = "pyproject.toml"

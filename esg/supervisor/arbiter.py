@@ -29,7 +29,8 @@ from esg.openfiles import explained
 from esg.payload import DUMP_SIGNAL, Assignment, Payload
 from esg.seldom import Seldom
 from esg.settings import folders
-from esg.settings.schema import Config, check_reload
+from esg.settings.build import check_reload
+from esg.settings.schema import Config
 from esg.supervisor import privileges, signals
 from esg.supervisor.control import Control
 from esg.supervisor.fleet import actions as do

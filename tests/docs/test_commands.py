@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 import esg.settings.sources
-from esg.settings.schema import Raw
+from esg.settings.build import Raw
 from tests.support.runner import CHECKOUT
 
 from .pages import PAGES, PROMPT, Block, Command, blocks, excused, steps

@@ -19,7 +19,7 @@ from uvicorn.config import LOGGING_CONFIG
 import esg
 from esg import api
 from esg.errors import ConfigError, ListenError
-from esg.settings import schema as config
+from esg.settings import kinds, schema
 from esg.settings.schema import SETTINGS
 from esg.supervisor.signals import HANDLED
 
@@ -108,7 +108,7 @@ def test_a_class_in_a_function_has_a_name_too():
     ("settings", "name", "value"),
     [
         ({"port": 9000}, "port", 9000),
-        ({"workers": "auto"}, "workers", config.WORKERS.parse("auto")),
+        ({"workers": "auto"}, "workers", kinds.WORKERS.parse("auto")),
         ({"bind": ["a:1", "b:2"]}, "bind", ("a:1", "b:2")),
         ({"timeout_graceful_shutdown": 3}, "graceful_timeout", 3),
         ({"limit_max_requests": 5}, "max_requests", 5),
@@ -159,7 +159,7 @@ TAKEN = {
     "reload_delay": (1.5, "reload_delay", 1.5),
     "workers": (3, "workers", 3),
     "env_file": (pathlib.Path("vars"), "env_file", "vars"),
-    "log_config": (LOGGING_CONFIG, "log_config", config.LogDefinition(LOGGING_CONFIG)),
+    "log_config": (LOGGING_CONFIG, "log_config", kinds.LogDefinition(LOGGING_CONFIG)),
     "log_level": (logging.DEBUG, "log_level", "debug"),
     "access_log": (False, "access_log", False),
     "use_colors": (False, "use_colors", False),
@@ -213,7 +213,7 @@ def test_every_keyword_of_uvicorns_is_taken_or_refused(keyword):
 
 def test_all_of_uvicorns_defaults_at_once():
     made = esg.Config(application, **{name: each.default for name, each in KEYWORDS.items()})
-    assert made.log_config == config.LogDefinition(LOGGING_CONFIG)
+    assert made.log_config == kinds.LogDefinition(LOGGING_CONFIG)
     assert made.binds == ("127.0.0.1:8000",)
 
 
@@ -363,7 +363,7 @@ def test_a_config_takes_keywords_alone(tmp_path, monkeypatch):
 
 def test_a_config_is_what_the_rest_of_esg_takes():
     made = esg.Config(application, port=1)
-    assert isinstance(made, config.Config)
+    assert isinstance(made, schema.Config)
     assert made.target is application
 
 

@@ -14,8 +14,9 @@ from uvicorn.main import main as uvicorn_command
 import esg
 from esg import api, cli, usage
 from esg.server.http1 import parser
-from esg.settings import schema as config
-from esg.settings.schema import NOTHING_TO_DO, SETTINGS, choice
+from esg.settings import build
+from esg.settings.kinds import choice
+from esg.settings.schema import NOTHING_TO_DO, SETTINGS
 
 
 class Spy:
@@ -124,7 +125,7 @@ def everything_built(monkeypatch):
     }
     kind = choice("auto", "asgi3", "asgi2", "wsgi")
     built["interface"] = dataclasses.replace(built["interface"], kind=kind)
-    monkeypatch.setattr(config, "SETTINGS", built)
+    monkeypatch.setattr(build, "SETTINGS", built)
     for name in ("prepare", "enter_folder"):  # the files and folders aren't there
         monkeypatch.setattr(api, name, lambda made: made)
     monkeypatch.setattr(api, "check", lambda made: None)

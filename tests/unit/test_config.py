@@ -15,31 +15,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esg.errors import ConfigError
+from esg.settings import build as build_module
 from esg.settings import cpus
-from esg.settings import schema as config_module
-from esg.settings.schema import (
+from esg.settings.build import Raw, build, check_reload
+from esg.settings.kinds import (
     APP,
     FALSE_WORDS,
     HEADERS,
-    SETTINGS,
     SWITCH,
     TEXT,
     TEXTS,
     TRUE_WORDS,
     WORKER_CLASS,
     WORKERS,
-    Config,
     LogDefinition,
-    Raw,
-    build,
-    check_reload,
     choice,
-    nearest,
     seconds,
-    setting_named,
     size,
     whole_number,
 )
+from esg.settings.schema import SETTINGS, Config, nearest, setting_named
 
 
 def made(**values):
@@ -520,7 +515,7 @@ def everything_built(monkeypatch):
         "interface": dataclasses.replace(SETTINGS["interface"], kind=kind),
         "http": dataclasses.replace(SETTINGS["http"], pending=False),
     }
-    monkeypatch.setattr(config_module, "SETTINGS", SETTINGS | built)
+    monkeypatch.setattr(build_module, "SETTINGS", SETTINGS | built)
 
 
 @pytest.mark.usefixtures("everything_built")
@@ -553,7 +548,7 @@ def test_what_is_said_outright_is_stronger_than_a_worker_class():
 
 def test_what_a_worker_class_stands_for_is_blamed_on_it(monkeypatch):
     interface = dataclasses.replace(SETTINGS["interface"], kind=choice("auto"))
-    monkeypatch.setattr(config_module, "SETTINGS", SETTINGS | {"interface": interface})
+    monkeypatch.setattr(build_module, "SETTINGS", SETTINGS | {"interface": interface})
     with pytest.raises(ConfigError, match=r"^--worker_class sync: invalid value 'wsgi'"):
         made(worker_class="sync")
 

@@ -10,7 +10,7 @@ import pytest
 
 from esg.errors import ConfigError
 from esg.settings import folders
-from esg.settings.schema import Raw, build
+from esg.settings.build import Raw, build
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,8 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from esg.errors import AppImportError, BootError
 from esg.loader import application_traceback, detect, interface_of, load_application
-from esg.settings.schema import Config, Raw, build
+from esg.settings.build import Raw, build
+from esg.settings.schema import Config
 
 NUMBERS = itertools.count()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from esg.errors import ConfigError
 from esg.log import accessformat
 from esg.log.accessformat import ATOMS, PRESETS, Atom, parse
-from esg.settings.schema import Raw, build
+from esg.settings.build import Raw, build
 
 
 def test_a_format_is_a_template_and_its_atoms():

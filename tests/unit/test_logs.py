@@ -22,7 +22,8 @@ from uvicorn.config import LOGGING_CONFIG
 from esg.errors import ConfigError
 from esg.log import setup as logs
 from esg.log.files import LineStream, LogFiles
-from esg.settings.schema import Config, LogDefinition
+from esg.settings.kinds import LogDefinition
+from esg.settings.schema import Config
 from tests.support.log import records
 
 

@@ -8,7 +8,7 @@ import esg
 from esg.errors import ConfigError
 from esg.server import prepare
 from esg.server.prepare import PACKAGES
-from esg.settings.schema import Raw, build
+from esg.settings.build import Raw, build
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from esg.errors import BootError, ConfigError
 from esg.net.accounts import find_owner
-from esg.settings.schema import Raw, build
+from esg.settings.build import Raw, build
 from esg.supervisor import privileges
 from esg.supervisor.privileges import Identity, has_capability, identity, notices
 

@@ -11,7 +11,8 @@ import pytest
 
 from esg.cli import command
 from esg.settings import report
-from esg.settings.schema import SETTINGS, Config, Raw, build
+from esg.settings.build import Raw, build
+from esg.settings.schema import SETTINGS, Config
 from esg.settings.sources import load
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "settings.md"

@@ -14,7 +14,7 @@ from esg.errors import ListenError
 from esg.mailbox import NewListener
 from esg.net.binds import Address, UnixAddress
 from esg.net.listeners import Handed
-from esg.settings.schema import Raw, build
+from esg.settings.build import Raw, build
 from esg.supervisor import fdstore
 from esg.supervisor.sockets import Sockets
 

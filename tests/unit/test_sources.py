@@ -8,7 +8,9 @@ import pytest
 
 from esg.errors import ConfigError
 from esg.settings import report, sources
-from esg.settings.schema import SETTINGS, WORKERS, LogDefinition, Raw, build, check_reload
+from esg.settings.build import Raw, build, check_reload
+from esg.settings.kinds import WORKERS, LogDefinition
+from esg.settings.schema import SETTINGS
 from esg.settings.sources import from_environment, from_file, load, strays_in
 
 APP = {"app": Raw("example:app", "APP")}

@@ -11,7 +11,9 @@ import pytest
 from esg.errors import ConfigError
 from esg.server.prepare import prepare
 from esg.server.tls import client_chain, distinguished_name, server_context
-from esg.settings.schema import CERT_REQS, TLS_VERSION, Config, Raw, build
+from esg.settings.build import Raw, build
+from esg.settings.kinds import CERT_REQS, TLS_VERSION
+from esg.settings.schema import Config
 from tests.support.certificates import Authority, encrypted
 
 

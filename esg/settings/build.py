@@ -1,0 +1,211 @@
+"""From values as their sources gave them to a checked Config, and from one Config to the next.
+
+`build` checks each value, adds the settings that others imply, and checks what has to fit together.
+`check_reload` compares two Configs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from esg.errors import ConfigError
+from esg.settings import aliases
+from esg.settings.declaration import Setting
+from esg.settings.kinds import CALL, LOG_LEVELS, SPOKEN, BadItemError, check_type, without_interface
+from esg.settings.schema import SETTINGS, WHERE, Config
+
+ASK_FOR_ACCESS_LOG = {"access_log", "access_logfile"}
+"""Settings that say of the access log whether there is one; else the level of the log does."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Raw:
+    """A value as its source gave it, and where that was (`--port`, `ESG_PORT`, a file's key).
+
+    It is `typed` where the source has types, so that a wrong one is a mistake.
+    """
+
+    value: object
+    origin: str
+    typed: bool = False
+
+
+def build(
+    raw: Mapping[str, Raw],
+    *,
+    variables: Mapping[str, str] | None = None,
+    strays: tuple[str, ...] = (),
+    files: tuple[str, ...] = (),
+    gaps: Mapping[str, str] | None = None,
+    start: str = "",
+    target: Any = None,
+    ssl_context_factory: Any = None,
+) -> Config:
+    """Check every value and make a Config of them; what is missing takes its default.
+
+    `start` is the absolute path that `chdir` is relative to; the other arguments are the Config's.
+    Raises ConfigError for the first value that can't be used.
+    """
+    values = {name: _checked(SETTINGS[name], given) for name, given in _to_check(raw, target)}
+    if target is not None:
+        values["app"] = raw["app"].value
+    origins = {name: given.origin for name, given in raw.items()}
+    for name, given in list(_implied(values, origins, target)):
+        values[name] = _checked(SETTINGS[name], given)
+        origins[name] = given.origin
+    config = Config(
+        **values,
+        origins=origins,
+        variables=variables or {},
+        strays=strays,
+        files=files,
+        gaps=gaps or {},
+        folder=os.path.join(start, values["chdir"]) if values.get("chdir") else start,
+        target=target,
+        ssl_context_factory=ssl_context_factory,
+    )
+    _check_together(config)
+    return config
+
+
+def _to_check(raw: Mapping[str, Raw], target: Any) -> Iterator[tuple[str, Raw]]:
+    """All but the name of an application that is there as an object: it is only a label."""
+    return ((name, given) for name, given in raw.items() if target is None or name != "app")
+
+
+def _implied(
+    values: Mapping[str, Any], origins: Mapping[str, str], target: Any
+) -> Iterator[tuple[str, Raw]]:
+    """Settings that others stand for. What is said of them outright holds, or is a clash."""
+    if values.get("wsgi"):
+        if values.get("interface", "auto") not in ("auto", "wsgi"):
+            raise ConfigError(
+                f"{origins['wsgi']} and {origins['interface']} {values['interface']} "
+                "say different things; use one"
+            )
+        yield "interface", Raw("wsgi", origins["wsgi"])
+    if target is None and "app" in values:
+        yield from _implied_by_name(values, origins)
+    for name, value in aliases.WORKER_CLASSES.get(values.get("worker_class", ""), {}).items():
+        if name not in values:
+            yield name, Raw(value, f"{origins['worker_class']} {values['worker_class']}")
+    level = values.get("log_level", "info")
+    if LOG_LEVELS[level] > LOG_LEVELS["info"] and not ASK_FOR_ACCESS_LOG & values.keys():
+        yield "access_log", Raw(False, f"{origins['log_level']} {level}")
+
+
+def _implied_by_name(
+    values: Mapping[str, Any], origins: Mapping[str, str]
+) -> Iterator[tuple[str, Raw]]:
+    """What the name of an application says besides where it is: `wsgi:` before, `()` behind."""
+    origin = f"{origins['app']} {values['app']}"
+    interface, app = without_interface(values["app"])
+    meant: dict[str, object] = {}
+    if interface:
+        meant["interface"] = SPOKEN[interface]
+    if app.endswith(CALL):
+        meant["factory"] = True
+    for name, value in meant.items():
+        other = "wsgi" if name == "interface" and values.get("wsgi") else name
+        said = "wsgi" if other == "wsgi" else values.get(name, value)
+        if said not in ("auto", value):
+            raise ConfigError(
+                f"{origins['app']} {values['app']!r} and {origins[other]} say different things; "
+                "use one"
+            )
+        yield name, Raw(value, origin)
+    if meant:
+        yield "app", Raw(app.removesuffix(CALL), origins["app"])
+
+
+def _checked(declared: Setting, given: Raw) -> Any:
+    try:
+        if given.typed:
+            check_type(declared.kind, given.value)
+        value = declared.kind.parse(given.value)
+    except BadItemError as error:
+        raise ConfigError(_complaint(declared, given.origin, error.item, error)) from None
+    except ValueError as error:
+        raise ConfigError(_complaint(declared, given.origin, given.value, error)) from None
+    if declared.pending and value != declared.default and value not in declared.built:
+        advice = declared.instead or "leave it out"
+        raise ConfigError(f"{given.origin}: this version of ESG can't do that yet; {advice}")
+    return value
+
+
+def _complaint(declared: Setting, origin: str, value: object, error: ValueError) -> str:
+    """What is wrong with a value; one that is secret isn't repeated."""
+    shown = "" if declared.secret else f" {value!r}"
+    return f"{origin}: invalid value{shown}: {error}"
+
+
+def _check_together(config: Config) -> None:
+    if not config.app:
+        raise ConfigError("no application given; expected MODULE:ATTRIBUTE, as in: esg example:app")
+    said = [*config.ways]
+    if "bind" in config.ways:
+        said += [name for name in ("host", "port") if name in config.origins]
+    if len(said) > 1:
+        raise ConfigError(
+            f"{config.origin(said[0])} and {config.origin(said[1])} both say where to listen; "
+            "use one, or several --bind"
+        )
+    if config.control_socket and config.control_socket_disable:
+        raise ConfigError(
+            f"{config.origin('control_socket_disable')} and {config.origin('control_socket')} "
+            "say different things; use one"
+        )
+    if config.interface == "wsgi" and config.lifespan == "on":
+        raise ConfigError(
+            f"{config.origin('lifespan')}: a WSGI application has no lifespan "
+            f"({config.origin('interface')}); leave it out"
+        )
+    if config.root_path and not config.root_path.startswith("/"):
+        raise ConfigError(f"{config.origin('root_path')}: {config.root_path!r} must begin with '/'")
+    if config.log_config and not config.leaves_logging:
+        _check_log_config(config)
+
+
+def _check_log_config(config: Config) -> None:
+    """What `--log-config` says in its file can't be said beside it."""
+    for name in ("access_logfile", "error_logfile", "log_format"):
+        if getattr(config, name) != SETTINGS[name].default:
+            what = "the file of " if isinstance(config.log_config, str) else ""
+            raise ConfigError(
+                f"{config.origin(name)}: {what}{config.origin('log_config')} decides on "
+                "that; say it there, or leave one of them out"
+            )
+
+
+def check_reload(old: Config, new: Config) -> None:
+    """Raise ConfigError if `new` changes a setting that only a restart can change.
+
+    And if it lacks what `old` was made from: a file that is being replaced, or was lost, must not
+    move a service to the defaults.
+    """
+    for path, gap in new.gaps.items():
+        if gap and old.gaps.get(path) == "":
+            raise ConfigError(
+                f"{path} {gap}, and the settings that are in use came from it; put it back, or "
+                "restart to do without it"
+            )
+    if _says_address(old) and not _says_address(new):
+        raise ConfigError(
+            f"nothing says any more where to listen, as {old.binds_origin} did; a reload doesn't "
+            "go to the default address: say it again, or restart"
+        )
+    for declared in SETTINGS.values():
+        before, after = getattr(old, declared.name), getattr(new, declared.name)
+        if not declared.reloadable and before != after:
+            raise ConfigError(
+                f"{new.origin(declared.name)}: {declared.name} changed from {before!r} to "
+                f"{after!r}, which a reload can't do; restart to change it"
+            )
+
+
+def _says_address(config: Config) -> bool:
+    """Whether some source says where to listen, be it PORT."""
+    return any(name in config.origins for name in ("host", "port", *WHERE))

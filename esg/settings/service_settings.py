@@ -1,0 +1,367 @@
+"""Declarations of the settings of the service: application, sockets, processes, logs, reload."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from esg.settings.declaration import APPLICATION, DEVELOPMENT, LOGGING, PROCESSES, SOCKETS, setting
+from esg.settings.kinds import (
+    ACCOUNT,
+    APP,
+    LOG_CONFIG,
+    LOG_FORMAT,
+    LOG_LEVEL,
+    OCTAL,
+    OPTIONAL_OCTAL,
+    SWITCH,
+    TEXT,
+    TEXTS,
+    WORKER_CLASS,
+    WORKERS,
+    LogDefinition,
+    choice,
+    seconds,
+    whole_number,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ApplicationSettings:
+    """The application, and how it is loaded."""
+
+    app: str = setting("", APP, APPLICATION, "The application, as MODULE:ATTRIBUTE.")
+    app_dir: str = setting(
+        "", TEXT, APPLICATION, "Import APP from this folder; default: the current one."
+    )
+    factory: bool = setting(
+        False, SWITCH, APPLICATION, "APP is a function that returns the application."
+    )
+    interface: str = setting(
+        "auto",
+        choice("auto", "asgi3", "asgi2", "wsgi"),
+        APPLICATION,
+        "The interface that APP implements; auto finds out from its signature.",
+    )
+    wsgi: bool = setting(False, SWITCH, APPLICATION, "The same as --interface wsgi.")
+    lifespan: str = setting(
+        "auto",
+        choice("auto", "on", "off"),
+        APPLICATION,
+        "Run the application's ASGI startup and shutdown; auto: if it has any.",
+        flags=("--asgi-lifespan", "--lifespan"),
+    )
+    root_path: str = setting(
+        "", TEXT, APPLICATION, "URL prefix that APP is mounted at (ASGI root_path)."
+    )
+    env_file: str = setting(
+        "",
+        TEXT,
+        APPLICATION,
+        "Read environment variables (also ESG_* ones) from this file; a variable that is already "
+        "set wins.",
+    )
+    chdir: str = setting(
+        "",
+        TEXT,
+        APPLICATION,
+        "Change to this folder first. If it is a symbolic link, each reload follows it again. "
+        "Other relative paths are relative to it, except those of -c and --env-file.",
+        reloadable=False,
+    )
+    reset_contextvars: bool = setting(
+        False, SWITCH, APPLICATION, "Run each request in an empty contextvars.Context."
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SocketSettings:
+    """Where ESG listens."""
+
+    host: str = setting("127.0.0.1", TEXT, SOCKETS, "Address to listen on.")
+    port: int = setting(
+        8000,
+        whole_number(0, 65535),
+        SOCKETS,
+        "Port to listen on; 0 picks a free one.",
+        environment=("PORT",),
+    )
+    bind: tuple[str, ...] = setting(
+        (),
+        TEXTS,
+        SOCKETS,
+        "Listen here instead of on --host and --port: HOST:PORT, [V6]:PORT, unix:PATH, unix:@NAME, "
+        "fd://N or fd://NAME; repeatable.",
+        flags=("-b", "--bind"),
+    )
+    uds: str = setting("", TEXT, SOCKETS, "Listen on a UNIX socket at this path.")
+    uds_mode: str = setting(
+        "666",
+        OCTAL,
+        SOCKETS,
+        "Permissions of the UNIX sockets that ESG creates, in octal.",
+        reloadable=False,
+    )
+    uds_owner: str = setting(
+        "",
+        TEXT,
+        SOCKETS,
+        "Owner of the UNIX sockets that ESG creates: USER, USER:GROUP or :GROUP; default: the user "
+        "that starts ESG.",
+        reloadable=False,
+    )
+    fd: int | None = setting(
+        None,
+        whole_number(0),
+        SOCKETS,
+        "Listen on the inherited socket with this file descriptor; it must be bound.",
+    )
+    backlog: int = setting(
+        2048,
+        whole_number(1, 65535),
+        SOCKETS,
+        "Connections that may wait in the kernel's queue until a worker accepts them.",
+        reloadable=False,
+    )
+
+    reuse_port: bool = setting(
+        False,
+        SWITCH,
+        SOCKETS,
+        "Ignored; accepted so that gunicorn command lines run. Workers share the arbiter's "
+        "sockets.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessSettings:
+    """The arbiter and its workers."""
+
+    workers: int = setting(
+        1,
+        WORKERS,
+        PROCESSES,
+        "Number of worker processes; auto: one per usable CPU.",
+        flags=("-w", "--workers"),
+        environment=("WEB_CONCURRENCY",),
+    )
+    surge: int = setting(
+        1,
+        whole_number(1, 64),
+        PROCESSES,
+        "Extra workers that may run while a reload replaces the others.",
+    )
+    max_requests: int = setting(
+        0,
+        whole_number(0),
+        PROCESSES,
+        "Replace a worker after this many requests; 0: never.",
+        flags=("--max-requests", "--limit-max-requests"),
+    )
+    max_requests_jitter: int = setting(
+        0,
+        whole_number(0),
+        PROCESSES,
+        "Add a random number up to this to --max-requests, a different one for each worker.",
+        flags=("--max-requests-jitter", "--limit-max-requests-jitter"),
+    )
+    timeout: float = setting(
+        30.0,
+        seconds(),
+        PROCESSES,
+        "Replace a worker whose event loop is blocked for this long; 0: never.",
+        flags=("-t", "--timeout-worker-healthcheck", "--timeout"),
+    )
+    timeout_boot: float = setting(
+        60.0, seconds(0.1), PROCESSES, "Give up on a worker that isn't ready after this long."
+    )
+    graceful_timeout: float = setting(
+        30.0,
+        seconds(),
+        PROCESSES,
+        "Let running requests finish for up to this long when a worker stops.",
+        flags=("--graceful-timeout", "--timeout-graceful-shutdown"),
+    )
+    name: str = setting(
+        "", TEXT, PROCESSES, "Name shown in process titles; default: APP.", flags=("-n", "--name")
+    )
+    worker_class: str = setting(
+        "",
+        WORKER_CLASS,
+        PROCESSES,
+        "Accept the name of a gunicorn or hypercorn worker class, and select the interface, parser "
+        "and event loop that it stands for.",
+        flags=("-k", "--worker-class"),
+    )
+    preload: bool = setting(
+        False, SWITCH, PROCESSES, "Import APP once, then fork workers from that.", pending=True
+    )
+    drain_delay: float = setting(
+        0.0,
+        seconds(),
+        PROCESSES,
+        "After a signal to stop, accept connections for this long, so that load balancers notice.",
+    )
+    pid: str = setting(
+        "",
+        TEXT,
+        PROCESSES,
+        "Write the arbiter's process id to this file.",
+        flags=("-p", "--pid"),
+        reloadable=False,
+    )
+    control_socket: str = setting(
+        "",
+        TEXT,
+        PROCESSES,
+        "UNIX socket on which esgctl reaches the arbiter; default: none.",
+        reloadable=False,
+    )
+    control_socket_disable: bool = setting(
+        False,
+        SWITCH,
+        PROCESSES,
+        "Ignored; accepted so that gunicorn command lines run. There is no control socket without "
+        "--control-socket.",
+        flags=("--no-control-socket",),
+    )
+    user: str = setting(
+        "",
+        ACCOUNT,
+        PROCESSES,
+        "Run the workers as this user, with all of its groups.",
+        flags=("-u", "--user"),
+    )
+    group: str = setting(
+        "", ACCOUNT, PROCESSES, "Run the workers as this group.", flags=("-g", "--group")
+    )
+    initgroups: bool = setting(
+        False,
+        SWITCH,
+        PROCESSES,
+        "Ignored; accepted so that gunicorn command lines run. --user always includes all groups "
+        "of the user.",
+    )
+    umask: str = setting(
+        "",
+        OPTIONAL_OCTAL,
+        PROCESSES,
+        "File mode creation mask of the workers, in octal; default: inherited.",
+        flags=("-m", "--umask"),
+    )
+    daemon: bool = setting(
+        False,
+        SWITCH,
+        PROCESSES,
+        "Go to the background.",
+        flags=("-D", "--daemon"),
+        reloadable=False,
+        pending=True,
+        instead="have a service manager run it, or: nohup esg ... &",
+    )
+    worker_tmp_dir: str = setting(
+        "",
+        TEXT,
+        PROCESSES,
+        "Ignored; accepted so that gunicorn command lines run. Heartbeats are in shared memory.",
+    )
+    timeout_notify: float = setting(
+        30.0,
+        seconds(),
+        PROCESSES,
+        "Ignored; accepted so that uvicorn command lines run. Workers send a heartbeat every "
+        "second.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoggingSettings:
+    """What is logged, in which form, and where."""
+
+    log_level: str = setting(
+        "info",
+        LOG_LEVEL,
+        LOGGING,
+        "Log messages of this level and above. From warning on there is no access log either, "
+        "unless --access-log or --access-logfile is given.",
+    )
+    access_log: bool = setting(True, SWITCH, LOGGING, "Log each request.")
+    access_logfile: str = setting(
+        "-", TEXT, LOGGING, "File for the access log; -: standard output."
+    )
+    error_logfile: str = setting(
+        "-",
+        TEXT,
+        LOGGING,
+        "File for the log; -: standard error.",
+        flags=("--log-file", "--error-logfile"),
+    )
+    access_logformat: str = setting(
+        "",
+        LOG_FORMAT,
+        LOGGING,
+        "Format of access log lines: uvicorn, common, combined, or gunicorn's atoms; default: "
+        "uvicorn, on a terminal with time and duration.",
+    )
+    log_format: str = setting(
+        "text", choice("text", "json"), LOGGING, "Format of both logs; json: one object per line."
+    )
+    log_config: str | LogDefinition = setting(  # noqa: RUF009 - a field, as the others are
+        "",
+        LOG_CONFIG,
+        LOGGING,
+        "Configure Python's logging from this .ini, .json or .yaml file instead.",
+        flags=("--log-config-json", "--log-config"),
+    )
+    enable_stdio_inheritance: bool = setting(
+        False,
+        SWITCH,
+        LOGGING,
+        "Ignored; accepted so that gunicorn command lines run. Workers always inherit standard "
+        "output and error.",
+        flags=("-R", "--enable-stdio-inheritance"),
+    )
+    use_colors: bool | None = setting(
+        None, SWITCH, LOGGING, "Colour the log; default: on a terminal, unless NO_COLOR is set."
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DevelopmentSettings:
+    """Conveniences for working on an application."""
+
+    debug: bool = setting(
+        False,
+        SWITCH,
+        DEVELOPMENT,
+        "Show clients the tracebacks of the application's exceptions, and turn --reload on.",
+    )
+    reload: bool = setting(
+        False,
+        SWITCH,
+        DEVELOPMENT,
+        "Reload when a file changes; needs watchfiles.",
+    )
+    reload_engine: str = setting(
+        "auto",
+        choice("auto", "poll", "inotify"),
+        DEVELOPMENT,
+        "How changes are noticed; poll: for file systems on which inotify sees none.",
+    )
+    reload_dir: tuple[str, ...] = setting(
+        (),
+        TEXTS,
+        DEVELOPMENT,
+        "Folder to watch, default: the current one and --app-dir; repeatable.",
+    )
+    reload_include: tuple[str, ...] = setting(
+        (), TEXTS, DEVELOPMENT, "Also watch files that match this pattern; repeatable."
+    )
+    reload_exclude: tuple[str, ...] = setting(
+        (),
+        TEXTS,
+        DEVELOPMENT,
+        "Don't watch this folder, or files that match this pattern; repeatable.",
+    )
+    reload_delay: float = setting(
+        0.25, seconds(), DEVELOPMENT, "Wait this long between two looks at the files."
+    )
