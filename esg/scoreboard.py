@@ -1,4 +1,4 @@
-"""Shared memory in which workers publish their state: each has a row, which it alone writes.
+"""Shared memory in which each worker publishes its state: a row that it alone writes.
 
 Each row is a memory file of its own (memfd_create(2)), sealed against changes of its size. A
 worker has its own row mapped for writing, and maps the rows of others read-only, from descriptors
@@ -7,8 +7,9 @@ about a third one. Rows in one shared file wouldn't prevent that: mremap(2) can 
 the next row.
 
 The arbiter makes a row before it forks the worker, sends it to the existing workers, reads it, and
-empties it when its worker is gone. Every cell is one aligned 64-bit word, so a reader always sees
-a whole value, though perhaps an old one.
+empties it when its worker is gone. It can hand its rows on by descriptor, to a process that takes
+its place. Every cell is one aligned 64-bit word, so a reader always sees a whole value, though
+perhaps an old one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import math
 import mmap
 import os
 import time
+from collections.abc import Mapping
 from enum import IntEnum
 
 CAPACITY = 1024
@@ -29,22 +31,35 @@ NOT_ACCEPTING = 2**63
 
 
 class Cell(IntEnum):
-    """The words of a row."""
+    """The columns of the board: the word of a row, its unit, and who writes it.
 
-    PID = 0
-    GENERATION = 1
-    STATE = 2
-    BEAT = 3  # monotonic nanoseconds of the event loop's last turn of its timer
-    LOAD = 4  # open connections while ready, else NOT_ACCEPTING
-    CONNECTIONS = 5
-    IN_FLIGHT = 6
-    REQUESTS = 7
-    STATUS_1XX = 8
-    STATUS_2XX = 9
-    STATUS_3XX = 10
-    STATUS_4XX = 11
-    STATUS_5XX = 12
-    WEBSOCKETS = 13
+    The arbiter also empties a row when its worker is gone.
+    """
+
+    unit: str
+    writer: str
+
+    PID = 0, "pid", "worker"
+    GENERATION = 1, "number", "worker"
+    STATE = 2, "RowState", "worker"
+    BEAT = 3, "monotonic ns", "worker"  # the last time that the event loop ran its timer
+    LOAD = 4, "connections", "worker"  # open ones while ready, else NOT_ACCEPTING
+    CONNECTIONS = 5, "connections", "worker"
+    IN_FLIGHT = 6, "requests", "worker"
+    REQUESTS = 7, "requests", "worker"
+    STATUS_1XX = 8, "responses", "worker"
+    STATUS_2XX = 9, "responses", "worker"
+    STATUS_3XX = 10, "responses", "worker"
+    STATUS_4XX = 11, "responses", "worker"
+    STATUS_5XX = 12, "responses", "worker"
+    WEBSOCKETS = 13, "connections", "worker"
+
+    def __new__(cls, word: int, unit: str, writer: str) -> Cell:
+        cell = int.__new__(cls, word)
+        cell._value_ = word
+        cell.unit = unit
+        cell.writer = writer
+        return cell
 
 
 class RowState(IntEnum):
@@ -56,7 +71,9 @@ class RowState(IntEnum):
     DRAINING = 3
 
 
-WORDS = 16
+WORDS = 64
+"""Words of a row. There are more than columns, so that a newer ESG can add columns to old rows."""
+
 _SIZE = WORDS * 8
 _EMPTY = [0] * WORDS
 _EMPTY[Cell.LOAD] = NOT_ACCEPTING
@@ -86,10 +103,10 @@ class Row:
         _empty(memory)
         return cls(memory)
 
-    def __getitem__(self, cell: Cell) -> int:
+    def __getitem__(self, cell: int) -> int:
         return self._words[cell]
 
-    def __setitem__(self, cell: Cell, value: int) -> None:
+    def __setitem__(self, cell: int, value: int) -> None:
         self._words[cell] = value
 
     def beat(self) -> None:
@@ -108,6 +125,11 @@ class Row:
 
     def _see(self, number: int, words: memoryview) -> None:
         self._others[number] = words
+        self._all = [self._words, *self._others.values()]
+
+    def forget(self, number: int) -> None:
+        """No longer read the load of the worker `number`."""
+        self._others.pop(number, None)
         self._all = [self._words, *self._others.values()]
 
     def loads(self) -> list[int]:
@@ -140,14 +162,40 @@ class Scoreboard:
             self._reading[number] = reading
         return Row(words, number)
 
-    def remove(self, number: int) -> None:
-        """Empty the row of a worker that is gone, since others may still map it, and drop it."""
+    def remove(self, number: int) -> bool:
+        """Empty the row of a worker that is gone, since others may still map it, and drop it.
+
+        Returns False if the row was taken over, and so can't be written. Then the other workers
+        have to be told to forget it.
+        """
         words = self._words.pop(number, None)
-        if words is not None:
+        can_be_emptied = words is None or not words.readonly
+        if words is not None and can_be_emptied:
             _empty(words)
         reading = self._reading.pop(number, None)
         if reading is not None:
             os.close(reading)
+        return can_be_emptied
+
+    def descriptors(self) -> Mapping[int, int]:
+        """The rows that can be handed on: by number, a descriptor that is open for reading only.
+
+        A process that takes this one's place passes them to `take_over`. Rows without a file, where
+        a sandbox denies memory files, can't be handed on.
+        """
+        return dict(self._reading)
+
+    def take_over(self, rows: Mapping[int, int]) -> None:
+        """Read the rows behind these descriptors, which belong to the board from now on.
+
+        The seals of a row permit no new mapping for writing, so this board can't empty it. Raises
+        OSError or ValueError if a row can't be mapped; that row's descriptor, and those of the
+        rows after it, still belong to the caller.
+        """
+        for number, fd in rows.items():
+            self.remove(number)
+            self._words[number] = _words_behind(fd, mmap.PROT_READ)
+            self._reading[number] = fd
 
     def reading_fd(self, number: int) -> int | None:
         """A descriptor of a row, open for reading only; None if the row isn't a file."""
@@ -167,10 +215,13 @@ class Scoreboard:
             else:
                 row._see(number, words)
         self.let_go()
-        self._words = {}
 
     def let_go(self) -> None:
-        """Close the descriptors for reading."""
+        """In a child without a row: give up all rows. They stay as they are for everybody else."""
+        self._close_descriptors()
+        self._words = {}
+
+    def _close_descriptors(self) -> None:
         for fd in self._reading.values():
             os.close(fd)
         self._reading = {}

@@ -310,7 +310,7 @@ class Service:
         row[Cell.REQUESTS] = self.requests
         row[Cell.WEBSOCKETS] = len(self.sockets)
         for hundreds in range(1, 6):
-            row[Cell(Cell.STATUS_1XX + hundreds - 1)] = self.statuses[hundreds]
+            row[Cell.STATUS_1XX + hundreds - 1] = self.statuses[hundreds]
 
     @property
     def idle(self) -> bool:

@@ -61,6 +61,17 @@ def test_every_cell_is_within_its_row():
     assert len({int(cell) for cell in Cell}) == len(Cell)
 
 
+def test_every_column_says_its_unit_and_who_writes_it():
+    assert all(cell.unit and cell.writer == "worker" for cell in Cell)
+
+
+def test_a_row_has_room_for_more_columns():
+    row = Row.alone()
+    row[WORDS - 1] = 7
+    assert row[WORDS - 1] == 7
+    assert 2 * len(Cell) <= WORDS
+
+
 def test_a_row_that_is_removed_is_empty_for_those_who_still_see_it():
     board = Scoreboard(2)
     rows = {number: board.new_row(number) for number in (1, 2)}
@@ -180,6 +191,45 @@ def test_a_worker_sees_a_row_that_was_made_after_its_fork():
     assert row.loads() == [NOT_ACCEPTING, 3]
     later.let_go()
     again.let_go()
+
+
+def test_a_board_that_takes_rows_over_reads_what_their_workers_write():
+    board = Scoreboard(2)
+    rows = {number: board.new_row(number) for number in (1, 2)}
+    rows[2].beat()
+    next_board = Scoreboard(2)
+    next_board.take_over({number: os.dup(fd) for number, fd in board.descriptors().items()})
+    board.let_go()
+    assert next_board.age(1) == 0
+    assert 0 < next_board.age(2) < math.inf
+    rows[1].beat()
+    assert 0 < next_board.age(1) < math.inf
+    assert next_board.descriptors().keys() == {1, 2}
+    next_board.let_go()
+
+
+def test_a_row_that_was_taken_over_is_removed_but_can_not_be_emptied():
+    board = Scoreboard(1)
+    row = board.new_row(1)
+    row[Cell.LOAD] = 5
+    next_board = Scoreboard(1)
+    next_board.take_over({1: os.dup(board.descriptors()[1])})
+    assert not next_board.remove(1)
+    assert row[Cell.LOAD] == 5
+    assert next_board.descriptors() == {}
+    assert board.remove(1)
+    assert row[Cell.LOAD] == NOT_ACCEPTING
+
+
+def test_a_worker_forgets_the_row_of_another():
+    board = Scoreboard(2)
+    board.new_row(2)[Cell.LOAD] = 3
+    row = Row.alone()
+    row.see(2, os.dup(board.descriptors()[2]))
+    row.forget(2)
+    row.forget(2)
+    assert row.loads() == [NOT_ACCEPTING]
+    board.let_go()
 
 
 def test_what_is_no_row_is_refused_and_closed(tmp_path):
