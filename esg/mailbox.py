@@ -59,6 +59,15 @@ class Ready:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Serves:
+    """Worker to arbiter: what it is about to serve, and with what; names for the log."""
+
+    interface: str
+    loop: str
+    parser: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class BootFailed:
     """Worker to arbiter: can't boot. `exit_code` is what ESG should end with."""
 
@@ -178,7 +187,7 @@ class CantWatch:
     reason: str
 
 
-FromWorker = Ready | BootFailed | NoLifespan | Due | Draining
+FromWorker = Ready | Serves | BootFailed | NoLifespan | Due | Draining
 FromWatcher = Watching | Changed | CantWatch
 FromArbiter = Drain | NewListener | NewLogFiles | NewRow | ReloadFailed
 Message = FromWorker | FromWatcher | FromArbiter

@@ -26,7 +26,7 @@ from esg.server import leftovers
 from esg.server.acceptor import Acceptor
 from esg.server.accesslog.access_log import AccessLog, LoggedAccess, access_log
 from esg.server.asgi import debug_page
-from esg.server.asgi.interfaces import adapt
+from esg.server.asgi.interfaces import adapt, interface_behind
 from esg.server.asgi.lifespan import Lifespan
 from esg.server.asgi.types import Application
 from esg.server.http1.connection import Connection
@@ -238,7 +238,14 @@ class Worker:
         self._row.beat()
         self._row[Cell.STATE] = RowState.READY
         self._acceptor.start()
+        if own_process:
+            self._mailbox.send(self._introduction())
         self._mailbox.send(mailbox.Ready())
+
+    def _introduction(self) -> mailbox.Serves:
+        loop = type(self._loop).__module__.partition(".")[0]
+        parser = self._service.parser.__module__.rpartition(".")[2].removesuffix("_parser")
+        return mailbox.Serves(interface_behind(self._app), loop, parser)
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """An exception that nothing caught, in a callback or in a task nobody waits for."""

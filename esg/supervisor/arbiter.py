@@ -36,6 +36,7 @@ from esg.supervisor.control import Control
 from esg.supervisor.fleet import actions as do
 from esg.supervisor.fleet import events as on
 from esg.supervisor.fleet.fleet import Fleet
+from esg.supervisor.introduction import introduction
 from esg.supervisor.oom import OOMKills
 from esg.supervisor.pidfile import PidFile
 from esg.supervisor.processes import WorkerHandle, fork, reap
@@ -94,6 +95,7 @@ class Arbiter:
         self._exit_code: int | None = None
         self._warned: set[str] = set()
         self._serving = False
+        self._introduced = False
         self._failed = False
         """Whether something raised in this turn of the loop."""
         self._failures: dict[tuple[type[Exception], str, int], Seldom] = {}
@@ -349,6 +351,8 @@ class Arbiter:
         for message in messages:
             if isinstance(message, mailbox.NoLifespan):
                 self._log_lifespan(handle, message)
+            elif isinstance(message, mailbox.Serves):
+                self._introduce(message)
             else:
                 if isinstance(message, mailbox.Ready):
                     handle.serves = True
@@ -364,6 +368,14 @@ class Arbiter:
             subject = logs.worker_subject(handle.number, handle.generation, handle.pid)
             level = logging.INFO if message.usual else logging.WARNING
             logs.write(level, subject, message.line)
+
+    def _introduce(self, message: mailbox.Serves) -> None:
+        """Log what is served, as soon as the first worker knows all of it."""
+        if not self._introduced:
+            self._introduced = True
+            on_terminal = os.isatty(self._log_setup(self._config).error.fd)
+            text = introduction(self._config, message, on_terminal=on_terminal)
+            self._log(logging.INFO, text)
 
     def _event_of(self, number: int, message: _ForFleet) -> on.Event:
         match message:

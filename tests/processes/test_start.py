@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from esg import __version__ as version
 from tests.support.app import application
 from tests.support.runner import Esg, Finished, environment, run_to_its_end
 from tests.support.waiting import eventually
@@ -321,10 +322,19 @@ def test_a_name_replaces_the_application_in_titles(start: Start) -> None:
 
 def test_the_log_says_when_each_worker_and_when_all_can_serve(start: Start) -> None:
     esg = start("--workers", "3")
-    events = [record.event for record in esg.records]
-    assert events == [f"listening on {esg.url}", "ready", "ready", "ready", "serving workers=3"]
+    listening, introduction, *events = [record.event for record in esg.records]
+    assert listening == f"listening on {esg.url}"
+    assert introduction.startswith(f"esg {version} serves example:app ")
+    assert events == ["ready", "ready", "ready", "serving workers=3"]
     assert sorted(record.worker for record in esg.logged("ready")) == [1, 2, 3]
     assert sorted(record.pid for record in esg.logged("ready")) == esg.workers()
+
+
+def test_the_log_says_what_is_served_and_with_what(start: Start) -> None:
+    esg = start("--loop", "asyncio", "--http", "h11", files={"esg.toml": "workers = 2\n"})
+    (line,) = esg.logged(" serves ")
+    told = "serves example:app (ASGI, asyncio, h11), settings from esg.toml"
+    assert line.event == f"esg {version} {told}"
 
 
 def test_the_access_log_is_alone_on_standard_output(start: Start) -> None:

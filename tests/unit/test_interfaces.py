@@ -8,7 +8,7 @@ import os
 import pytest
 
 from esg.errors import AppImportError
-from esg.server.asgi.interfaces import adapt, default_threads, from_asgi2
+from esg.server.asgi.interfaces import adapt, default_threads, from_asgi2, interface_behind
 from esg.server.wsgi.adapter import WSGIAdapter
 from esg.settings.schema import Config
 
@@ -50,6 +50,17 @@ def test_asgi2_is_called_twice_and_told_its_version():
     ((seen, received),) = called(adapt(ASGI2, Config(app="m:app")), scope())
     assert seen == {"type": "http", "asgi": {"version": "2.0", "spec_version": "2.4"}}
     assert received == {"type": "something"}
+
+
+def test_the_interface_behind_an_adapted_application():
+    async def app(scope, receive, send):
+        pass
+
+    def wsgi(environ, start_response):
+        return []
+
+    made = [adapt(each, Config(app="m:app")) for each in (app, ASGI2, wsgi)]
+    assert [interface_behind(each) for each in made] == ["ASGI", "ASGI 2", "WSGI"]
 
 
 def test_asgi2_with_a_plain_function_that_gives_another():

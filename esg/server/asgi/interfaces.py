@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from esg.loader import interface_of
@@ -40,8 +41,18 @@ def from_asgi2(app: Any) -> Application:
     ASGI specification, "Legacy Applications".
     """
 
-    async def adapted(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["asgi"]["version"] = "2.0"
-        await app(scope)(receive, send)
+    return functools.partial(_call_asgi2, app)
 
-    return adapted
+
+async def _call_asgi2(app: Any, scope: Scope, receive: Receive, send: Send) -> None:
+    scope["asgi"]["version"] = "2.0"
+    await app(scope)(receive, send)
+
+
+def interface_behind(app: Application) -> str:
+    """What the log calls the interface of the application that `adapt` made `app` of."""
+    if isinstance(app, WSGIAdapter):
+        return "WSGI"
+    if isinstance(app, functools.partial) and app.func is _call_asgi2:
+        return "ASGI 2"
+    return "ASGI"

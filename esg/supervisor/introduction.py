@@ -1,0 +1,35 @@
+"""The line at startup that says what serves what, and how to stop it."""
+
+from __future__ import annotations
+
+import os
+
+import esg
+from esg.mailbox import Serves
+from esg.settings.schema import Config
+
+
+def introduction(config: Config, serves: Serves, *, on_terminal: bool) -> str:
+    """One line about the first worker that serves.
+
+    `esg 0.1.0 serves shop.asgi:app (ASGI, uvloop, httptools), settings from esg.toml`
+    """
+    means = f"{serves.interface}, {serves.loop}, {serves.parser}"
+    text = f"esg {esg.__version__} serves {_application(config)} ({means}), {_files(config)}"
+    return f"{text}; press Ctrl-C to stop" if on_terminal else text
+
+
+def _application(config: Config) -> str:
+    app = config.app or "an application"
+    return f"{app} as {config.name}" if config.name else app
+
+
+def _files(config: Config) -> str:
+    """The files that gave settings or variables, as seen from the folder that ESG runs in."""
+    used = [path for path in config.files if config.gaps.get(path) == ""]
+    return f"settings from {' and '.join(map(_shown, used))}" if used else "no settings file"
+
+
+def _shown(path: str) -> str:
+    relative = os.path.relpath(path)
+    return path if relative.startswith(os.pardir) else relative
