@@ -47,3 +47,8 @@ class RecordEnds:
         self._to_come = max(0, at - size)
         self.inside = at != size
         return size - known, ended
+
+
+def is_one_record(data: bytes | memoryview) -> bool:
+    """Whether the data is exactly one record, if it begins with a record."""
+    return len(data) > HEADER and HEADER + (data[3] << 8 | data[4]) == len(data)

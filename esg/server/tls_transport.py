@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from esg.server.tls import ServerContext, tls_extension
-from esg.server.tls_records import RecordEnds
+from esg.server.tls_records import RecordEnds, is_one_record
 from esg.server.turns import SMALL, Turns
 
 logger = logging.getLogger("esg")
@@ -275,6 +275,10 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         except ssl.SSLError:
             self._break()
             return
+        else:
+            # Records without data may also come before one that ends the read.
+            if records is None and not (len(pieces) == 1 and is_one_record(data)):
+                _, records = self._ends.cut(data, len(data))
         if records is not None and records > len(pieces):
             self._count_useless(records - len(pieces))
             if self._closing:

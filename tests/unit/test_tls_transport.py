@@ -229,6 +229,18 @@ def test_a_flood_of_key_updates_ends_the_connection(desk, answer, together):
         assert len(desk.below.written) < 100 * (MOST_USELESS + MOST_RECORDS)
 
 
+def test_key_updates_before_a_record_with_data_count(desk):
+    """All in one small read, which ends with a record that OpenSSL gives the data of."""
+    sent = 0
+    while not desk.below.closed:
+        updates = b"".join(desk.client.key_update() for _ in range(20))
+        read = updates + desk.client.data(b"x")
+        assert len(read) <= FEW_BYTES
+        desk.transport.data_received(read)
+        sent += 20
+        assert sent <= MOST_USELESS + 20
+
+
 def test_key_updates_now_and_then(desk):
     for number in range(3 * MOST_USELESS):
         desk.transport.data_received(desk.client.key_update())

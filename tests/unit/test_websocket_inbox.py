@@ -460,3 +460,40 @@ def test_an_unfinished_message_holds_what_is_counted(first):
         tracemalloc.stop()
     assert desk.inbox._charged == pytest.approx(size, rel=0.01)
     assert held < 1.3 * size
+
+
+def test_small_compressed_frames_share_the_turn(compressing_desk):
+    """500 bytes may become 500 KB, so they count, and wait while the turn is full."""
+    desk, compressor = compressing_desk
+    frames = [compressed(compressor, b"a" * 400_000) for _ in range(3)]
+    assert all(len(frame_) <= SMALL for frame_ in frames)
+    feed = desk._codec.feed
+
+    def slow(data, sink):
+        desk.now += 1.0
+        feed(data, sink)
+
+    desk._codec.feed = slow
+    for frame_ in frames:
+        desk.inbox.feed(frame_)
+    for turn in range(1, 4):
+        assert desk.decoded == turn
+        desk.turn()
+    assert [len(desk.inbox.next()) for _ in frames] == [400_000] * 3
+
+
+def test_a_read_with_several_compressed_frames_takes_several_turns(compressing_desk):
+    desk, compressor = compressing_desk
+    frames = [compressed(compressor, b"a" * 400_000) for _ in range(3)]
+    feed = desk._codec.feed
+
+    def slow(data, sink):
+        desk.now += 1.0
+        feed(data, sink)
+
+    desk._codec.feed = slow
+    desk.inbox.feed(b"".join(frames))
+    for turn in range(1, 4):
+        assert desk.decoded == turn
+        desk.turn()
+    assert len(desk.inbox.queue) == 3

@@ -64,8 +64,8 @@ FREE_FRAGMENTS = 4096
 FRAGMENT = 8
 """Bytes that the fragments of a message have on average, if it has more of them."""
 
-COMPRESSED = 4096
-"""Bytes of a compressed frame that are decompressed in one go; they may become 4 MB."""
+COMPRESSED = 512
+"""Bytes of a compressed frame that are decompressed in one go; they may become 500 KB."""
 
 MOST_PIECES = 100
 """Pieces of a frame that are kept as they came."""
@@ -312,7 +312,7 @@ class Inbox:
                 return
             if not data:
                 return
-        if len(data) <= SMALL:
+        if len(data) <= SMALL and not self.compresses:  # 500 compressed bytes may become 500 KB
             self._take(data, 0)
             return
         turns = self._service.turns
@@ -349,9 +349,11 @@ class Inbox:
     def _split(self, data: bytes, at: int) -> int:
         """Take whole frames, from `at` on, but not too many; gives where to go on.
 
-        What there is of a frame that isn't whole is kept until more has come. Raises Failure.
+        An incomplete frame is kept until the rest of it arrives. Raises Failure.
         """
         end, wanted, frames = len(data), MASKED_HEADER, MOST_FRAMES
+        clock = self._service.turns.clock
+        part_ends = clock() + PART if self.compresses else math.inf
         while end - at >= MASKED_HEADER:
             if not frames:
                 return at
@@ -386,6 +388,8 @@ class Inbox:
                     return end
             elif self._accepts:
                 self._take_data(data[at:stop])
+                if self.compresses and clock() > part_ends:
+                    return stop
             at = stop
         if at < end:
             if end - at >= 2 and end - at < MASKED_HEADER:
