@@ -39,9 +39,9 @@ class ControlError(ESGError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `esgctl` with these arguments (by default the process's own); returns the exit code."""
     logfiles.secure_standard_streams()
-    signal.signal(signal.SIGTERM, _on_terminate)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
     try:
+        signal.signal(signal.SIGTERM, _on_terminate)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
         platforms.check()
         code = group.main(
             args=None if arguments is None else list(arguments),

@@ -7,6 +7,7 @@ together is checked in `build.py`.
 from __future__ import annotations
 
 import configparser
+import contextlib
 import dataclasses
 import datetime
 import difflib
@@ -130,13 +131,14 @@ def _seconds_in(raw: object) -> float:
     if isinstance(raw, bool):
         return math.nan
     text = str(raw).strip()
-    try:
-        return float(text)
-    except ValueError:
-        pass
+    if re.fullmatch(r"[-+0-9.eE]+", text):
+        with contextlib.suppress(ValueError):
+            return float(text)
     if not re.fullmatch(rf"(?:{_AMOUNT.pattern} ?)+", text):
         return math.nan
     amounts = _AMOUNT.findall(text)
+    if len({unit for _, unit in amounts}) < len(amounts):
+        return math.nan
     return math.fsum(
         float(number) * _DURATION_UNITS.get(unit, math.nan) for number, unit in amounts
     )

@@ -165,6 +165,7 @@ def test_every_time_and_size_takes_units():
     "raw",
     [
         *("", "x", "nan", "inf", "-inf", "-1", "-1s", "5w", "5S", "s", "1h30", "h1", "5 s m"),
+        *("1_0", "\uff11\uff10", "1h1h", "1e", "--1"),
         *(True, None, math.nan, datetime.timedelta(seconds=-1)),
     ],
 )

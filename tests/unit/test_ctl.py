@@ -44,6 +44,22 @@ def test_term_ends_it_with_what_systemd_accepts(tmp_path, extra, code):
     assert errors == "esgctl: ended by SIGTERM before there was an answer\n"
 
 
+@pytest.mark.parametrize(("extra", "code"), SYSTEMD)
+def test_a_term_that_was_sent_before_it_could_be_handled(tmp_path, extra, code):
+    program = (
+        "import os, signal, sys; from esg import ctl; "
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); "
+        "os.kill(os.getpid(), signal.SIGTERM); "
+        "sys.exit(ctl.main(['--control-socket', 'none', 'reload']))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path, env=environment(**extra), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == code
+    assert finished.stderr == "esgctl: ended by SIGTERM before there was an answer\n"
+
+
 @pytest.mark.parametrize(
     ("extra", "stopping", "code"),
     [({"MAINPID": "1"}, True, 0), ({"MAINPID": "1"}, False, 1), ({}, True, 1)],
