@@ -187,8 +187,8 @@ def test_nobody_there_is_a_clear_error(start: Start) -> None:
     code, output, errors = reload(esg)
     assert (code, output) == (1, "")
     assert errors == (
-        "esgctl: error: can't reach an arbiter at 'control': No such file or directory; does it "
-        "run, with this --control-socket?\n"
+        "esgctl: error: can't reach an arbiter at 'control': No such file or directory; is it "
+        "running, with this --control-socket?\n"
     )
 
 

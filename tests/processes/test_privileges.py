@@ -243,7 +243,7 @@ def test_of_two_starts_at_once_one_has_the_pid_file(start: Start, tmp_path: Path
     assert path.read_text() == f"{winner.pid}\n"
     assert f"process {winner.pid} is running with the pid file {str(path)!r}" in loser.log
     loser.exit_code = 1
-    loser.claim("runs already")
+    loser.claim("is running with the pid file")
 
 
 def test_a_folder_in_the_place_of_the_pid_file_is_told_in_a_line(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ async def test_an_application_that_empties_its_scope_breaks_nothing(serve, writt
         assert (await client.request(get(path))).status == 200
     (line,) = await written()
     assert "/whole" in line
-    log.claim("access log: no line for a request")
+    log.claim("access log: can't write the line of a request")
 
 
 @pytest.mark.parametrize("body", ["text", None, 5])

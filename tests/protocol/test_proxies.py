@@ -286,7 +286,7 @@ async def test_a_client_that_leaves_before_its_header_is_complete(server, log, h
     await until(lambda: serving.service.load == 1)
     getattr(client, how)()
     await until(lambda: serving.service.load == 0)
-    log.claim("it hung up")
+    log.claim("it disconnected")
 
 
 async def test_tls_comes_behind_the_header(server, runner, authority, certificate):

@@ -63,7 +63,7 @@ def test_trust(entries, host, trusted):
     "entry", ["10.0.0.256", "10.0.0", "10.0.0.1/8", "10.0.0.0/33", "1:2", "fd00::/129"]
 )
 def test_a_mistyped_address_is_refused(entry):
-    with pytest.raises(ConfigError, match=r"--forwarded-allow-ips: .*expected such as"):
+    with pytest.raises(ConfigError, match=r"--forwarded-allow-ips: .*expected for example"):
         trusting(entry)
 
 

@@ -1,9 +1,9 @@
-"""The access log: a line a request, made once and written in batches.
+"""The access log: one line for each request, written in batches.
 
-Lines of one turn of the event loop go out in one write. That keeps the cost of a line below a
-logging call's by an order of magnitude, and a crash loses at most one turn's lines. What a line
-needs to know beyond the request and its status (how long, how many bytes, which fields) is only
-kept where the log `observes`: see `http1/observed.py`.
+The lines of one turn of the event loop are written together. So a line costs a tenth of a call of
+`logging`, and a crash loses at most the lines of one turn. What a line needs beyond the request and
+its status (duration, size, response fields) is only recorded if the log `observes`: see
+`http1/observed.py`.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("esg")
 
 RETRY_PAUSE = 0.05
-"""Seconds until lines that didn't fit into the log are written again."""
+"""Seconds until writing is tried again if a file didn't take all lines."""
 
 
 class SocketRecord:
-    """A WebSocket as the access log has it: like an exchange, when accepted and when closed.
+    """A WebSocket in the access log, with an exchange's attributes; logged at its start and end.
 
-    Accepted it is the request with the status 101; closed, the method is WEBSOCKET and the status
-    the close code.
+    When it is accepted, the status is 101. When it is closed, the method is WEBSOCKET and the
+    status is the close code.
     """
 
     __slots__ = (
@@ -70,13 +70,13 @@ class SocketRecord:
     )
 
     def __init__(self, scope: Mapping[str, Any], target: bytes) -> None:
-        """`scope` and `target` are those of the request."""
+        """`scope` and `target` are those of the handshake's request."""
         self.scope = scope
         self.target = target
         self._began = time.perf_counter()
 
     def accepted(self, seconds: float, headers: Headers) -> None:
-        """It is open, `seconds` after the request, with these fields from the application."""
+        """Note that it was accepted, `seconds` after the request, with the application's fields."""
         self.event = "accepted"
         self.status = 101
         self.seconds = seconds
@@ -85,9 +85,9 @@ class SocketRecord:
         self.round_trip = math.nan
 
     def closed(self, code: int, sent: int, round_trip: float) -> None:
-        """It was closed with `code`; `sent` bytes of messages were sent.
+        """Note that it was closed with `code`, after `sent` bytes of messages were sent.
 
-        `round_trip` is the last ping's, in seconds, or not a number.
+        `round_trip` is the round-trip time of the last ping in seconds, or NaN if there was none.
         """
         self.event = "closed"
         self.scope = {**self.scope, "method": "WEBSOCKET"}
@@ -116,7 +116,7 @@ class Refused:
 
 
 class AccessLog:
-    """Notes finished exchanges and writes their lines to a file."""
+    """Writes the lines of finished exchanges to a file."""
 
     def __init__(
         self,
@@ -127,10 +127,10 @@ class AccessLog:
         socket_line: Line | None = None,
         refusal_line: Line | None = None,
     ) -> None:
-        """`observes`: lines are made of exchanges that are `Observed`.
+        """`observes`: whether `line` needs exchanges that are `Observed`.
 
-        `socket_line` makes the lines about WebSockets, of `SocketRecord`s, and `refusal_line` those
-        of `Refused` requests; by default `line` does.
+        `socket_line` makes the lines of `SocketRecord`s, and `refusal_line` those of `Refused`
+        requests. Without them, `line` makes these as well.
         """
         self.observes = observes
         self._refusal_line = refusal_line or line
@@ -143,15 +143,15 @@ class AccessLog:
         self._retry: asyncio.TimerHandle | None = None
 
     def record(self, exchange: Exchange) -> None:
-        """Note a finished exchange; its line is written when the loop's turn ends."""
+        """Add the line of a finished exchange; it is written at the end of the loop's turn."""
         self._note(self._line, exchange)
 
     def record_socket(self, record: SocketRecord) -> None:
-        """Note that a WebSocket was accepted, or is closed."""
+        """Add the line of a WebSocket that was accepted or closed."""
         self._note(self._socket_line, record)
 
     def record_refused(self, refused: Refused) -> None:
-        """Note a request that ESG answered itself."""
+        """Add the line of a request that ESG answered itself."""
         self._note(self._refusal_line, refused)
 
     def _note(self, line: Line, subject: Exchange | SocketRecord | Refused) -> None:
@@ -159,13 +159,13 @@ class AccessLog:
             self._loop.call_soon(self.flush)
         try:
             self._pending.append(line(subject))
-        except Exception as error:  # noqa: BLE001 - the application may have altered its scope
+        except Exception as error:  # noqa: BLE001 - the application may have changed its scope
             if not self._failed:
                 self._failed = True
-                logger.error("access log: no line for a request: %r", error)
+                logger.error("access log: can't write the line of a request: %r", error)
 
     def flush(self) -> None:
-        """Write what is pending."""
+        """Write the pending lines."""
         lines, self._pending = self._pending, []
         for batch in _batches(lines):
             self._file.write(batch)
@@ -173,7 +173,7 @@ class AccessLog:
             self._retry = self._loop.call_later(RETRY_PAUSE, self._write_rest)
 
     def _write_rest(self) -> None:
-        """Write the lines that there was no room for."""
+        """Write the lines that the file didn't take before."""
         self._retry = None
         self._file.flush()
         if self._file.waits:
@@ -181,14 +181,14 @@ class AccessLog:
 
 
 _REQUEST = '%s - "%s %s HTTP/%s" %d'
-"""The message of a request, whose arguments are those that formatters made for uvicorn expect."""
+"""The message of a request. Its arguments are those that formatters written for uvicorn expect."""
 
 
 class LoggedAccess:
-    """Gives finished exchanges to the logger `esg.access`, as uvicorn gives them to its own."""
+    """Logs finished exchanges to the logger `esg.access`, as uvicorn does to `uvicorn.access`."""
 
     def __init__(self, line: Line | None = None, observes: bool = False) -> None:
-        """`line` makes the message; without it the record's arguments are uvicorn's."""
+        """`line` makes the message; without it, the record has the arguments of uvicorn's."""
         self.observes = observes
         self._line = line
 
@@ -217,17 +217,17 @@ class LoggedAccess:
         self.record(refused)
 
     def record_socket(self, record: SocketRecord) -> None:
-        """Log that a WebSocket was accepted, or is closed: as requests, whose form is known."""
+        """Log that a WebSocket was accepted or closed, in the form of a request."""
         self.record(record)
 
     def flush(self) -> None:
-        """Nothing waits here."""
+        """Do nothing: no lines are pending here."""
 
 
 def access_log(
     setup: LogSetup, loop: asyncio.AbstractEventLoop, subject: Subject
 ) -> AccessLog | LoggedAccess | None:
-    """The access log that the settings ask for. `subject` is this worker."""
+    """The access log that the settings describe, or None if it is off. `subject` is this worker."""
     config = setup.config
     if not config.access_log:
         return None
@@ -256,9 +256,9 @@ def access_log(
 
 
 def formatted(text: str) -> Line:
-    """Lines in a format of `--access-logformat`. Raises ValueError if it is none.
+    """Lines in a format of `--access-logformat`. Raises ValueError if the format is invalid.
 
-    The format is taken apart once; a line computes what is in it, and nothing else.
+    The format is parsed once. A line then only computes the values that the format contains.
     """
     template, atoms = accessformat.parse(text)
     values = tuple(_value(atom) for atom in atoms)
@@ -284,7 +284,7 @@ def _value(atom: accessformat.Atom) -> Callable[[Any], Any]:
 
 
 def _field(headers: Headers, name: bytes) -> str:
-    """The last field of a name, as gunicorn has it; `-` if there is none."""
+    """The value of the last field with this name, as in gunicorn's log; `-` if there is none."""
     value = None
     for other, text in headers:
         if other == name:
@@ -301,7 +301,7 @@ def _response_field(name: bytes) -> Callable[[Any], str]:
 
 
 def _variable(name: str) -> Callable[[Any], str]:
-    """A variable of the request as CGI (RFC 3875) names it, else of the process's environment."""
+    """A variable of the request, named as in CGI (RFC 3875), or of the process's environment."""
     if name.startswith("http_"):
         return _request_field(name[5:].replace("_", "-").encode("latin-1", "replace"))
     known = _VARIABLES.get(name)
@@ -313,7 +313,7 @@ def _variable(name: str) -> Callable[[Any], str]:
 
 
 def _clock() -> Callable[[Any], str]:
-    """The local time as `[21/Nov/2026:09:52:58 +0000]`, made once a second."""
+    """The local time as `[21/Nov/2026:09:52:58 +0000]`, formatted once a second."""
     made, text = -1, ""
 
     def now(exchange: Exchange) -> str:
@@ -332,7 +332,7 @@ def _host(exchange: Exchange) -> str:
 
 
 def _user(exchange: Exchange) -> str:
-    """The name in Basic credentials (RFC 7617), which nobody has checked here."""
+    """The name in Basic credentials (RFC 7617); the server hasn't verified it."""
     for name, value in exchange.scope["headers"]:
         if name == b"authorization" and value[:6].lower() == b"basic ":
             try:
@@ -346,7 +346,7 @@ def _user(exchange: Exchange) -> str:
 
 
 def _path(exchange: Exchange) -> str:
-    """The path decoded, and shown in ASCII; taken from the target, which nobody can alter."""
+    """The decoded path in ASCII, from the target, which the application can't change."""
     return shown(unquote(path_and_query(exchange.target)[0].decode("latin-1"))) or "-"
 
 
@@ -412,13 +412,13 @@ _VARIABLES: dict[str, Callable[[Any], Any]] = {
 
 
 def json_line(subject: Subject, message: Line) -> Line:
-    """One JSON object a request. `message` makes its message; see docs/logging.md for the rest."""
+    """One JSON object for each request, as in docs/logging.md. `message` makes its message."""
     fields_of = _json_fields(subject, message)
     return lambda exchange: logs.as_json(fields_of(exchange))
 
 
 def socket_json_line(subject: Subject, message: Line) -> Line:
-    """The same for WebSockets, which have an `event`, and a `code` for a status at the end."""
+    """The same for WebSockets, with an `event`, and at the end a `code` instead of a status."""
     fields_of = _json_fields(subject, message)
 
     def line(record: SocketRecord) -> str:
@@ -464,7 +464,7 @@ def _json_fields(subject: Subject, message: Line) -> Callable[[Any], dict[str, A
 
 
 def _batches(lines: list[str]) -> list[bytes]:
-    """Join lines to pieces that a pipe keeps together, so that workers' lines don't mix."""
+    """Join lines into pieces that are atomic on a pipe, so that lines of workers don't mix."""
     batches: list[bytes] = []
     size, begin = 0, 0
     for index, line in enumerate(lines):
@@ -479,5 +479,5 @@ def _batches(lines: list[str]) -> list[bytes]:
 
 
 def _joined(lines: list[str]) -> bytes:
-    # Formats are ASCII but for what an operator has put into one.
+    # Lines are ASCII, except for text that the operator has put into the format.
     return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")

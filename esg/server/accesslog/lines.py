@@ -1,4 +1,4 @@
-"""Lines of the access log: uvicorn's, and on a terminal those with time and duration."""
+"""Lines of the access log in uvicorn's form, and lines for a terminal, with time and duration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GREEN, _BRIGHT, _RED, _YELLOW, _BOLD, _RESET = (
 _STATUS_COLORS = {2: _GREEN, 3: _YELLOW, 4: _RED, 5: _BRIGHT}
 
 Line = Callable[[Any], str]
-"""Makes the line of a finished exchange, without its end."""
+"""Makes the line of a finished exchange, without the line end."""
 
 
 # -- uvicorn's line ----------------------------------------------------------------------
@@ -54,7 +54,7 @@ def uvicorn_line(colors: bool, prefix: str | None = None) -> Line:
 
 
 def uvicorn_refusal_line(colors: bool, prefix: str | None = None) -> Line:
-    """The same for a request that ESG answered itself; `"-"` if its request line isn't known."""
+    """The line of a request that ESG answered itself; `"-"` if its request line isn't known."""
     statuses = _status_texts(colors)
     prefix = _uvicorn_prefix(colors) if prefix is None else prefix
     quote, unquote = (f'"{_BOLD}', f'{_RESET}"') if colors else ('"', '"')
@@ -80,8 +80,8 @@ def _uvicorn_prefix(colors: bool) -> str:
 def terminal_line(colors: bool) -> Line:
     """`2026-11-21 05:40:01.123 INFO     127.0.0.1:52034 - "GET / HTTP/1.1" 200 OK in 3.2 ms`.
 
-    The beginning is that of the log's lines, which appear on the same terminal. The exchange has
-    to be observed, since an ordinary one doesn't know how long it took.
+    It begins like the lines of the log, which appear on the same terminal. The exchange has to be
+    observed, because an ordinary one doesn't record how long it took.
     """
     request, level = uvicorn_line(colors, ""), _terminal_level(colors)
     return lambda exchange: (
@@ -90,7 +90,7 @@ def terminal_line(colors: bool) -> Line:
 
 
 def terminal_refusal_line(colors: bool) -> Line:
-    """The same for a request that ESG answered itself, which took no time worth showing."""
+    """The same for a request that ESG answered itself, without its negligible duration."""
     request, level = uvicorn_refusal_line(colors, ""), _terminal_level(colors)
     return lambda refused: f"{local_time(time.time())} {level}{request(refused)}"
 
@@ -128,13 +128,13 @@ def duration(seconds: float) -> str:
 
 
 def socket_message(record: SocketRecord) -> str:
-    """A WebSocket that was accepted or closed, as uvicorn words it, without the line's prefix."""
+    """A WebSocket that was accepted or closed, in uvicorn's words, without the line's prefix."""
     text = f'{peer(record.scope)} - "WebSocket {printable(record.target)}" [{record.event}]'
     return text if record.event == "accepted" else f"{text} {record.status} {record.seconds:.3f}s"
 
 
 def message(exchange: Exchange) -> str:
-    """A request and its status, for a record that has a level of its own."""
+    """A request and its status, without a level."""
     return f'{peer(exchange.scope)} - "{request_line(exchange)}" {exchange.status}'
 
 
@@ -145,9 +145,9 @@ def peer(scope: Mapping[str, Any]) -> str:
 
 
 def printable(target: bytes) -> str:
-    """A request target that is safe to log: characters that could break out of a line are escaped.
+    """A request target that is safe to log: characters that could end the line are escaped.
 
-    Quotes and backslashes are escaped, too, as in nginx's log: parsers honour `\\"`.
+    Quotes and backslashes are escaped as well, as in nginx's log, because parsers honour `\\"`.
     """
     text = target.decode("latin-1")
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
@@ -159,7 +159,7 @@ def printable(target: bytes) -> str:
 
 
 def shown(value: bytes | str) -> str:
-    """The value of a field as a log may show it: as `printable`, but spaces are what they are."""
+    """The value of a field that is safe to log: like `printable`, but spaces aren't escaped."""
     text = value if isinstance(value, str) else value.decode("latin-1")
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
         return text
@@ -169,7 +169,7 @@ def shown(value: bytes | str) -> str:
 
 
 _BREAKING = '"\\'
-"""Characters that end a quoted field of a log line, or escape the one that does."""
+"""The character that ends a quoted field of a log line, and the one that could escape it."""
 
 
 def _escaped(char: str) -> str:
@@ -177,7 +177,7 @@ def _escaped(char: str) -> str:
 
 
 def path_and_query(target: bytes) -> tuple[bytes, bytes]:
-    """The two parts of a request target, in absolute form, too (RFC 9112, section 3.2.2)."""
+    """Path and query of a request target, also in absolute form (RFC 9112, section 3.2.2)."""
     if target[:1] != b"/":
         scheme, separator, rest = target.partition(b"://")
         if separator and scheme:
@@ -188,7 +188,7 @@ def path_and_query(target: bytes) -> tuple[bytes, bytes]:
 
 
 def request_line(exchange: Exchange | Refused) -> str:
-    """The request line as it may be logged; `-` if it isn't known."""
+    """The request line, safe to log; `-` if it isn't known."""
     if not exchange.target:
         return "-"
     scope = exchange.scope

@@ -1,12 +1,12 @@
-"""What trusted proxies say of a request's client: X-Forwarded-* and Forwarded (RFC 7239).
+"""The client's address and scheme from trusted proxies: X-Forwarded-* and Forwarded (RFC 7239).
 
-A proxy appends to these fields and passes on what came before, so the rightmost element is what the
-peer says, and an element further left is as good as whoever it names to its right. The walk goes
-from right to left and ends at the first address that isn't trusted: the client. What can't be read
-ends it too, and is never the client.
+A proxy appends to these fields and passes on what it received. So the rightmost element comes from
+the peer, and every other element comes from the address that the element to its right names. The
+elements are read from right to left, up to the first address that isn't trusted: that is the
+client. Reading also stops at an element that can't be parsed, which is never the client.
 
-Where a request has both kinds, the X-Forwarded-* fields hold and Forwarded is ignored: most proxies
-write the former and pass on, unread, whatever a client put into the latter.
+If a request has both kinds of fields, X-Forwarded-* is used and Forwarded is ignored. Most proxies
+write X-Forwarded-*, and pass on a Forwarded field from the client unread.
 """
 
 from __future__ import annotations
@@ -23,23 +23,25 @@ from esg.server.memo import Memo
 from esg.settings.schema import Config
 
 MOST_HOPS = 64
-"""Elements of a field that are looked at, from the right; no chain of proxies is longer."""
+"""The most elements of a field that are read, from the right; no chain of proxies is longer."""
 
 LONGEST_NODE = 64
-"""Characters of the longest text that can name a node: an IPv6 address, brackets and a port."""
+"""The most characters that can name a node: an IPv6 address in brackets, and a port."""
 
 MOST_KNOWN, LONGEST_KNOWN = 1024, 384
-"""Header sections remembered, and bytes of the longest of them. Reading one takes about 5 us."""
+"""How many results of `read` are remembered, and the most bytes of fields that each may have. One
+takes about 5 us to compute.
+"""
 
 MOST_NODES = 4096
-"""Addresses that are remembered with what they are."""
+"""How many parsed addresses are remembered."""
 
 _FORWARDED = b"forwarded"
 _FOR, _PROTO = b"x-forwarded-for", b"x-forwarded-proto"
 _HOST, _PORT = b"x-forwarded-host", b"x-forwarded-port"
 
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
-"""What a scheme is to an HTTP request; a proxy may name that of a WebSocket."""
+"""The scheme of the HTTP request; for a WebSocket, proxies may say `ws` or `wss`."""
 
 _NODE = re.compile(
     r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<v4>[0-9.]+))"
@@ -61,7 +63,7 @@ Node = tuple[str, int, bool]
 
 
 class Said(NamedTuple):
-    """What trusted proxies say of a request; None where they say nothing that can be used."""
+    """What trusted proxies say about a request; None for what they don't say, or not validly."""
 
     client: Endpoint | None = None
     scheme: str | None = None
@@ -73,9 +75,9 @@ class TrustedProxies:
     """The peers that `--forwarded-allow-ips` lists. Pure."""
 
     def __init__(self, entries: Sequence[str], origin: str) -> None:
-        """`origin` is where the entries came from. Raises ConfigError for one that is none."""
+        """`origin` is the source of the entries. Raises ConfigError for an invalid entry."""
         self.memo: Memo[Fields, Said] = Memo(MOST_KNOWN, LONGEST_KNOWN)
-        """What was said lately: a client's requests all say the same."""
+        """Recent results of `read`. All requests of one client have the same fields."""
         self._trusted: Memo[str | None, bool] = Memo(MOST_NODES, LONGEST_NODE)
         self._nodes: Memo[str, Node | None] = Memo(MOST_NODES, LONGEST_NODE)
         self._everyone = "*" in entries
@@ -96,13 +98,13 @@ class TrustedProxies:
         except ValueError as error:
             if re.fullmatch(r"[0-9./]+|[0-9A-Fa-f:./]*:[0-9A-Fa-f:./]*", entry):
                 raise ConfigError(
-                    f"{origin}: {entry!r} is no address or network ({error}); expected such as "
-                    "10.0.0.1, 10.0.0.0/8, unix: or *"
+                    f"{origin}: {entry!r} is not an address or network ({error}); expected for "
+                    "example 10.0.0.1, 10.0.0.0/8, unix: or *"
                 ) from None
             self._names.add(entry)
 
     def trusts(self, host: str | None) -> bool:
-        """Whether the peer with this address is trusted; None is one on a UNIX socket."""
+        """Whether the peer with this address is trusted; None means a peer on a UNIX socket."""
         trusted = self._trusted.known.get(host)
         if trusted is None:
             trusted = self._trusted.keep(host, self._trusts(host), host or "")
@@ -120,11 +122,14 @@ class TrustedProxies:
         return any(_mapped(address) in network for network in self._networks)
 
     def trusts_name(self, identifier: str) -> bool:
-        """Whether an identifier that stands for a proxy (RFC 7239, section 6.3) is listed."""
+        """Whether an identifier of a proxy (RFC 7239, section 6.3) is trusted."""
         return self._everyone or identifier in self._names
 
     def node(self, text: str) -> Node | None:
-        """Who an element of X-Forwarded-For or a `for` of Forwarded names, or None if nobody."""
+        """The node in an element of X-Forwarded-For, or in a `for` of Forwarded.
+
+        None if the text isn't an address.
+        """
         try:
             return self._nodes.known[text]
         except KeyError:
@@ -150,7 +155,7 @@ class TrustedProxies:
 def _mapped(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """An IPv4 address as such, also where it is written as an IPv6 one."""
+    """An address; an IPv4-mapped IPv6 address becomes an IPv4 address."""
     return getattr(address, "ipv4_mapped", None) or address
 
 
@@ -159,14 +164,14 @@ def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
 
 
 def trusted_proxies(config: Config) -> TrustedProxies:
-    """The proxies that a configuration trusts. Raises ConfigError."""
+    """The trusted proxies of a configuration. Raises ConfigError."""
     return TrustedProxies(config.forwarded_allow_ips, config.origin("forwarded_allow_ips"))
 
 
 def apply(scope: Scope, proxies: TrustedProxies) -> None:
-    """Put what the proxies say into the scope of an HTTP request that came from a trusted peer.
+    """Update the scope of a request from a trusted peer with what the proxies say.
 
-    `client`, `scheme`, the Host among the `headers`, and the port of `server`. Raises nothing.
+    Sets `client`, `scheme`, the Host field in `headers`, and the port of `server`. Never raises.
     """
     headers: Headers = scope["headers"]
     said = read(headers, proxies)
@@ -182,11 +187,11 @@ def apply(scope: Scope, proxies: TrustedProxies) -> None:
 
 
 def read(headers: Headers, proxies: TrustedProxies) -> Said:
-    """What a request's header section, from a trusted peer, says of its client."""
+    """What the header section of a request from a trusted peer says about the client."""
     fields = tuple([field for field in headers if field[0] in FIELDS])
     said = proxies.memo.known.get(fields)
     if said is None:
-        parts = itertools.chain.from_iterable(fields)  # names, too: fields may be many and empty
+        parts = itertools.chain.from_iterable(fields)  # names count, too: there may be many fields
         said = proxies.memo.keep(fields, _read(fields, proxies), *parts)
     return said
 
@@ -202,7 +207,7 @@ def _read(fields: Fields, proxies: TrustedProxies) -> Said:
 
 
 FIELDS = frozenset((_FORWARDED, _FOR, _PROTO, _HOST, _PORT))
-"""The fields, in lower case, that `apply` reads: a request without them is none of its business."""
+"""The fields that `apply` reads, in lower case. A request without them needn't be passed to it."""
 
 
 # -- X-Forwarded-* ---------------------------------------------------------------------------
@@ -220,9 +225,9 @@ def _read_x_forwarded(texts: dict[bytes, str], proxies: TrustedProxies) -> Said:
     hops = max(hops, 1)
     return Said(
         client,
-        _scheme(_told(texts.get(_PROTO), hops)),
-        _host(_told(texts.get(_HOST), hops)),
-        _port(_told(texts.get(_PORT), hops)),
+        _scheme(_nth_from_right(texts.get(_PROTO), hops)),
+        _host(_nth_from_right(texts.get(_HOST), hops)),
+        _port(_nth_from_right(texts.get(_PORT), hops)),
     )
 
 
@@ -234,10 +239,10 @@ def _listed(text: str) -> Iterator[str]:
             yield stripped
 
 
-def _told(text: str | None, hops: int) -> str | None:
-    """What was said by the proxy that the client talked to, `hops` elements from the right.
+def _nth_from_right(text: str | None, hops: int) -> str | None:
+    """The element from the proxy that the client connected to: number `hops` from the right.
 
-    A proxy may append to a field, or replace it: where there are fewer, the leftmost is meant.
+    A proxy may append to a field or replace it. If there are fewer elements, it is the leftmost.
     """
     elements = list(itertools.islice(_listed(text or ""), hops))
     return elements[-1] if elements else None
@@ -270,9 +275,10 @@ def _read_forwarded(text: str, proxies: TrustedProxies) -> Said:
 
 
 def _elements(text: str) -> Iterator[str]:
-    """The elements of a Forwarded field from the right; a comma may be quoted.
+    """The elements of a Forwarded field from right to left; a comma may be quoted.
 
-    From the right, so that a quote which a client left open can't swallow what proxies appended.
+    Quotes are matched from the right. So a quote that the client left open can't hide elements that
+    proxies appended.
     """
     if '"' not in text:
         yield from _listed(text)

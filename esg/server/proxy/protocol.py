@@ -1,6 +1,6 @@
-"""The PROXY protocol's header, versions 1 and 2: bytes in, addresses out. Pure.
+"""Parses the header of the PROXY protocol, versions 1 and 2. Pure.
 
-https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt; its sections are those named here.
+Sections are those of https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from esg.errors import ESGError
 from esg.server.asgi.types import Endpoint
 
 LONGEST_V1 = 107
-"""Bytes of the longest header of version 1, its line end included (section 2.1)."""
+"""The most bytes of a header of version 1, including its line end (section 2.1)."""
 
 LONGEST_V2 = 4096
-"""Bytes of the longest header of version 2 that is taken. Senders should stay below 536; more is
-only needed for certificates among its TLVs.
+"""The most bytes of a header of version 2 that are accepted. Senders should stay below 536; only
+certificates in the TLVs need more.
 """
 
 SIGNATURE_V1 = b"PROXY "
@@ -38,29 +38,29 @@ _PORT = re.compile(rb"0|[1-9][0-9]{0,4}")
 
 
 class BadProxyHeader(ESGError):
-    """What a connection begins with is no header of the PROXY protocol."""
+    """The connection doesn't begin with a valid header of the PROXY protocol."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProxyHeader:
-    """A header. Where it names nobody, the addresses of the connection itself hold."""
+    """A header. If it has no addresses, the addresses of the connection itself are used."""
 
     size: int
-    """Bytes it takes; what follows is the connection's own."""
+    """The size of the header in bytes; the client's data follows it."""
     names: bool = False
-    """Whether it says who the client is: not so for LOCAL, UNKNOWN and UNSPEC."""
+    """Whether it has addresses. Headers with LOCAL, UNKNOWN or UNSPEC have none."""
     client: Endpoint | None = None
     """Address and port, or None if the client came over a UNIX socket."""
     server: Endpoint | None = None
-    """What the client connected to: address and port, or path and None."""
+    """The address that the client connected to: address and port, or path and None."""
     secure: bool = False
-    """Whether the client's connection to the proxy is over TLS, which ends there."""
+    """Whether the client speaks TLS with the proxy."""
 
 
 def parse(data: bytes) -> ProxyHeader | None:
-    """Read the header that a connection begins with; None if there must be more of it.
+    """Parse the header at the beginning of a connection; None if it isn't complete yet.
 
-    Raises BadProxyHeader as soon as it can't be one.
+    Raises BadProxyHeader as soon as the data can't be a valid header.
     """
     if data[:12] == SIGNATURE_V2[: len(data)]:
         return _parse_v2(data)
@@ -119,7 +119,7 @@ def _parse_v2(data: bytes) -> ProxyHeader | None:
         return None
     header, rest = data[:size], data[_FIXED.size : size]
     if version_command == 0x20:
-        return ProxyHeader(size)  # LOCAL: the proxy's own connection, a health check
+        return ProxyHeader(size)  # LOCAL: a connection of the proxy itself, such as a health check
     client: Endpoint | None
     server: Endpoint | None
     if family == _INET and length >= 12:
@@ -130,7 +130,7 @@ def _parse_v2(data: bytes) -> ProxyHeader | None:
         path = rest[_UNIX_PATH : 2 * _UNIX_PATH].rstrip(b"\0").decode("latin-1")
         client, server, tlvs_at = None, (path, None), 2 * _UNIX_PATH
     elif family == 0x00:
-        return ProxyHeader(size)  # UNSPEC: what follows says nothing that we could read
+        return ProxyHeader(size)  # UNSPEC: the format of the addresses is unknown
     else:
         raise BadProxyHeader("a PROXY protocol header of another family, or too short for its own")
     secure = _read_tlvs(header, _FIXED.size + tlvs_at)
@@ -138,7 +138,7 @@ def _parse_v2(data: bytes) -> ProxyHeader | None:
 
 
 def _check_begin(data: bytes) -> None:
-    """Refuse an unknown version or command as soon as it is there."""
+    """Raise BadProxyHeader for an unknown version or command, even in an incomplete header."""
     if data[12:13] not in (b"", b"\x20", b"\x21"):
         raise BadProxyHeader("a PROXY protocol header of an unknown version or command")
 
@@ -153,9 +153,9 @@ def _endpoints(data: bytes, width: int) -> tuple[Endpoint, Endpoint]:
 
 
 def _read_tlvs(header: bytes, at: int) -> bool:
-    """Step over the TLVs: whether one says that the client speaks TLS (section 2.2.6).
+    """Read the TLVs; True if one says that the client speaks TLS (section 2.2.6).
 
-    A checksum among them must be right (section 2.2.3).
+    If there is a checksum, it must be right (section 2.2.3). Raises BadProxyHeader.
     """
     secure = False
     while at < len(header):
@@ -172,7 +172,7 @@ def _read_tlvs(header: bytes, at: int) -> bool:
             secure = bool(header[value_at] & _CLIENT_SSL)
         elif kind == _CRC32C:
             value = header[value_at:at]
-            # It is made over the header with zeros where it stands itself.
+            # The checksum is computed with zeros in its own place.
             blank = header[:value_at] + bytes(len(value)) + header[at:]
             if value != crc32c(blank).to_bytes(4, "big"):
                 raise BadProxyHeader("a PROXY protocol header with a wrong checksum")

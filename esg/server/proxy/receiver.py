@@ -1,4 +1,4 @@
-"""Takes a PROXY protocol header off a new connection, and hands the rest to who comes next."""
+"""Reads the PROXY protocol header of a new connection, then hands it to the next protocol."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from esg.server.proxy.protocol import BadProxyHeader, ProxyHeader, parse
 
 
 class ProxyReceiver(asyncio.Protocol):
-    """What a connection is until its header is there."""
+    """The protocol of a connection until its PROXY header is complete."""
 
     __slots__ = ("_data", "_fail", "_limit", "_loop", "_make_protocol", "_timer", "_transport")
 
@@ -25,9 +25,10 @@ class ProxyReceiver(asyncio.Protocol):
         limit: float,
         fail: Callable[[str], None],
     ) -> None:
-        """`make_protocol` is called with the header, for the protocol of what follows it.
+        """`make_protocol` is called with the header; it returns the protocol for what follows.
 
-        If it isn't there in `limit` seconds, or is none, `fail` is called, once, with the reason.
+        If the header is invalid, or isn't complete in `limit` seconds, `fail` is called once with
+        the reason.
         """
         self._loop = loop
         self._make_protocol = make_protocol
@@ -60,11 +61,11 @@ class ProxyReceiver(asyncio.Protocol):
             protocol.data_received(rest)
 
     def eof_received(self) -> bool:
-        self._give_up("it hung up before its PROXY protocol header")
+        self._give_up("it disconnected before its PROXY protocol header was complete")
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._give_up("it hung up before its PROXY protocol header")
+        self._give_up("it disconnected before its PROXY protocol header was complete")
 
     def _give_up(self, reason: str) -> None:
         self._timer.cancel()

@@ -1,7 +1,7 @@
-"""What a library has to do for a WebSocket, and which one a worker uses.
+"""The interface of WebSocket libraries, and the choice of the one that a worker uses.
 
-Handshakes, control frames and frames that are a whole, uncompressed message are the server's own
-business; fragments and compressed messages go through a codec.
+The server itself handles handshakes, control frames, and frames that are a complete, uncompressed
+message. Fragments and compressed messages go through a codec, which wraps a library.
 """
 
 from __future__ import annotations
@@ -13,54 +13,55 @@ from esg.settings.schema import Config
 
 
 class Sink(Protocol):
-    """What a codec calls while it is fed."""
+    """Receives the messages that a codec completes while it is fed."""
 
     def on_message(self, message: str | bytes) -> None:
-        """A message is whole."""
+        """A message is complete."""
 
 
 class Codec(Protocol):
-    """One connection's frames; a thin adapter on somebody else's library, without policy."""
+    """The frames of one connection: a thin adapter for a library, without policy of its own."""
 
     @property
     def unfinished(self) -> int:
-        """Bytes held of a message that comes in fragments, or characters of a text."""
+        """Bytes (of a text: characters) held of a message that is arriving in fragments."""
 
     def feed(self, frame: bytes, sink: Sink) -> None:
-        """Take in a whole frame of data whose header is sound. Raises Failure."""
+        """Decode one complete data frame with a valid header. Raises Failure."""
 
     def message(self, first: int, content: bytes) -> bytes:
-        """The frame of a message, compressed if that was agreed on.
+        """The frame of a message, compressed if compression was negotiated.
 
-        `first` is the first byte it would have if it weren't compressed.
+        `first` is the first byte of the frame without compression.
         """
 
 
 Deflate = object
-"""What a library needs to know of the compression that was agreed on, for one connection."""
+"""A library's own object for the compression that was negotiated for one connection."""
 
 
 class Library(Protocol):
-    """What makes codecs."""
+    """Makes the codecs of one library."""
 
     @property
     def name(self) -> str:
-        """The library's."""
+        """The library's name."""
 
     def agree(self, offers: str) -> tuple[str, Deflate] | None:
-        """Choose among the offered extensions (RFC 7692, section 5).
+        """Choose one of the offered extensions (RFC 7692, section 5).
 
-        Gives the field's value for the response and what a codec has to know; None for none.
+        Returns the value of the response's field and the argument for `codec`, or None if no offer
+        is acceptable.
         """
 
     def codec(self, most_bytes: int, deflate: Deflate | None) -> Codec:
-        """A codec that fails at messages of more bytes; 0 for no limit."""
+        """A codec that fails if a message has more than `most_bytes` bytes; 0 means no limit."""
 
 
 def library(config: Config) -> Library | None:
-    """What `--ws` names: None for no WebSockets.
+    """The library that `--ws` selects; None if there are to be no WebSockets.
 
-    Whether it is installed has been checked when the settings were read (`prepare`).
+    `prepare` has checked that the library named by `--ws` is installed.
     """
     name = config.ws
     if name == "none":

@@ -1,6 +1,6 @@
-"""Frames as bytes, as RFC 6455 has them in section 5: made, unmasked, and checked.
+"""Frames as bytes: building, unmasking and checking them (RFC 6455, section 5).
 
-Fragments and compressed messages are the codec's business.
+Fragments and compressed messages are decoded by a codec.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from collections.abc import Callable
 
 TEXT = 0x81
 BINARY = 0x82
-"""First bytes of frames that are whole messages, and not compressed."""
+"""First bytes of frames that are a complete, uncompressed message."""
 
 PLAIN = (TEXT, BINARY)
 
 CONTINUATION, CLOSE, PING, PONG = 0x0, 0x8, 0x9, 0xA
-"""Opcodes; those of control frames are the ones from `CLOSE`."""
+"""Opcodes. The opcodes of control frames are `CLOSE` and above."""
 
 CLOSE_FRAME, PING_FRAME, PONG_FRAME = 0x88, 0x89, 0x8A
 """First bytes of control frames."""
 
 LARGE = 16384
-"""Bytes of a message that are worth a second piece, or a view, to save a copy."""
+"""Bytes from which a message is sent in two pieces, or read through a view, to avoid a copy."""
 
 MASKED_HEADER = 6
-"""Bytes of the smallest header of a frame from a client: the mask is a part of it."""
+"""The size of the smallest header of a client's frame, with its mask."""
 
 LARGEST_HEADER = 14
-"""Bytes of the largest header of a frame from a client."""
+"""The size of the largest header of a client's frame."""
 
 LONGEST_CONTROL = 125
-"""Bytes of the largest control frame's content (section 5.5)."""
+"""The most bytes of content in a control frame (section 5.5)."""
 
 LONGEST_REASON = LONGEST_CONTROL - 2
 
@@ -45,7 +45,7 @@ TOO_BIG = 1009
 INTERNAL_ERROR = 1011
 SERVICE_RESTART = 1012
 TRY_AGAIN_LATER = 1013
-"""Close codes (section 7.4.1; 1012 and 1013 are of IANA's registry)."""
+"""Close codes (section 7.4.1; 1012 and 1013 are in IANA's registry)."""
 
 _OPCODES = frozenset((0x0, 0x1, 0x2, 0x8, 0x9, 0xA))
 _SENDABLE = frozenset((1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014))
@@ -57,7 +57,7 @@ _SHORT_HEADS = {
 
 
 def _unmask(content: bytes | memoryview, mask: bytes) -> bytes:
-    """Content as it was before the client masked it (section 5.3)."""
+    """Remove the client's masking from content (section 5.3)."""
     size = len(content)
     key = int.from_bytes((mask * (size // 4 + 1))[:size], "big")
     return (int.from_bytes(content, "big") ^ key).to_bytes(size, "big")
@@ -71,7 +71,7 @@ except ImportError:
 
 
 class Failure(Exception):
-    """A client has broken the protocol; the connection ends with `code` and `reason`."""
+    """The client violated the protocol or a limit: close with `code` and `reason`."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -80,7 +80,7 @@ class Failure(Exception):
 
 
 def pack(first: int, content: bytes) -> bytes:
-    """A whole frame, unmasked, as servers send them."""
+    """A complete frame without masking, as servers send them."""
     size = len(content)
     if size < 126:
         return _SHORT_HEADS[first][size] + content
@@ -88,17 +88,17 @@ def pack(first: int, content: bytes) -> bytes:
 
 
 def frame_head(first: int, size: int) -> bytes:
-    """What goes before the content of a frame with more than 125 bytes of it."""
+    """The header of a frame with more than 125 bytes of content."""
     if size < 65536:
         return struct.pack("!BBH", first, 126, size)
     return struct.pack("!BBQ", first, 127, size)
 
 
 def fragments(frame: bytes, size: int) -> list[bytes]:
-    """The same content in several masked frames (section 5.4).
+    """Split a client's frame into several masked frames (section 5.4).
 
-    `frame` is a whole one from a client; each fragment has `size` bytes of its content, a multiple
-    of 4, so that the mask fits each of them as it is.
+    Each fragment has `size` bytes of content. That has to be a multiple of 4, so that the same mask
+    fits all fragments.
     """
     first, length = frame[0], frame[1] & 0x7F
     start = MASKED_HEADER + {126: 2, 127: 8}.get(length, 0)
@@ -119,12 +119,12 @@ def _masked_head(first: int, size: int) -> bytes:
 
 
 def cut_reason(reason: str) -> str:
-    """As much of a close frame's reason as has room (section 5.5)."""
+    """The reason of a close frame, shortened to the size that fits (section 5.5)."""
     return reason.encode("utf-8", "replace")[:LONGEST_REASON].decode("utf-8", "ignore")
 
 
 def close_content(code: int, reason: str) -> bytes:
-    """What a close frame contains (section 5.5.1)."""
+    """The content of a close frame (section 5.5.1)."""
     return code.to_bytes(2, "big") + reason.encode("utf-8", "replace")
 
 
@@ -147,17 +147,20 @@ def _is_sendable(code: int) -> bool:
 
 
 def check_close_code(code: object) -> int:
-    """A close code that an application may send (sections 7.4.1 and 7.4.2), else ValueError."""
+    """A close code from the application (sections 7.4.1 and 7.4.2).
+
+    Raises ValueError if it can't be sent.
+    """
     number = int(code)  # type: ignore[call-overload]
     if not _is_sendable(number):
-        raise ValueError(f"{code!r} is no close code that can be sent")
+        raise ValueError(f"{code!r} is not a close code that can be sent")
     return int(number)
 
 
 def check_header(first: int, masked: bool, length: int, compressed: bool) -> None:
-    """Raise Failure for a frame that can't be one of a client's, whatever it contains.
+    """Raise Failure if the header isn't valid for a client's frame.
 
-    `compressed`: permessage-deflate (RFC 7692) was agreed on, which uses the first reserved bit.
+    `compressed`: permessage-deflate (RFC 7692), which uses the first reserved bit, was negotiated.
     """
     opcode = first & 0x0F
     reserved = first & 0x70
@@ -166,7 +169,7 @@ def check_header(first: int, masked: bool, length: int, compressed: bool) -> Non
     if opcode not in _OPCODES:
         raise Failure(PROTOCOL_ERROR, "invalid opcode")
     if not masked:
-        raise Failure(PROTOCOL_ERROR, "frames from a client are masked")
+        raise Failure(PROTOCOL_ERROR, "frames from a client must be masked")
     if opcode >= CLOSE:
         if not first & 0x80:
             raise Failure(PROTOCOL_ERROR, "fragmented control frame")

@@ -1,4 +1,4 @@
-"""The `websockets` library as a codec, by its sans-I/O `ServerProtocol`."""
+"""The `websockets` library as a codec, through its sans-I/O `ServerProtocol`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ _quiet.setLevel(logging.CRITICAL + 1)
 _DEFLATE = ServerPerMessageDeflateFactory(
     server_max_window_bits=12, client_max_window_bits=12, compress_settings={"memLevel": 5}
 )
-"""Windows of 4 KiB: a connection's memory is what many of them cost (docs/websockets.md)."""
+"""Windows of 4 KiB, because the windows take most of a connection's memory (docs/websockets.md)."""
 
-_BEHIND_THE_END = b"\x00\x00\x00\xff\xff"
-"""What follows the last block of a stream: an octet, and the tail that each message gets."""
+_AFTER_LAST_BLOCK = b"\x00\x00\x00\xff\xff"
+"""What may follow the last block of a deflate stream: a byte, and the tail that is appended to
+each message.
+"""
 
 
 class Websockets:
@@ -39,7 +41,7 @@ class Websockets:
     name = "websockets"
 
     def agree(self, offers: str) -> tuple[str, Deflate] | None:
-        """See `Library`. An extension field that can't be read offers nothing."""
+        """See `Library`. An extension field that can't be parsed counts as no offer."""
         try:
             parsed = parse_extension(offers)
         except InvalidHeader:
@@ -67,7 +69,7 @@ class WebsocketsCodec:
         self._deflate = deflate
         self._protocol = ServerProtocol(state=OPEN, max_size=most_bytes or None, logger=_quiet)
         self._protocol.extensions = [deflate] if deflate else []
-        # the message that comes in fragments
+        # the message that is arriving in fragments
         self._decoder: codecs.IncrementalDecoder | None = None
         self._text = io.StringIO()
         self._bytes = io.BytesIO()
@@ -87,19 +89,19 @@ class WebsocketsCodec:
             code, reason = (failed.code, failed.reason) if failed else (PROTOCOL_ERROR, "")
             raise Failure(int(code), reason)
         if self._deflate is not None:
-            self._begin_anew(self._deflate)
+            self._restart_stream(self._deflate)
         for event in events:
             parsed = cast(Frame, event)
             self._take(parsed, sink)
             parsed.data = b""  # the protocol keeps its last frame until the next one arrives
 
-    def _begin_anew(self, deflate: PerMessageDeflate) -> None:
-        """Where a client ended its stream, it begins another (RFC 7692, section 7.2.3.4)."""
+    def _restart_stream(self, deflate: PerMessageDeflate) -> None:
+        """If the client ended its deflate stream, start a new one (RFC 7692, section 7.2.3.4)."""
         decoder = getattr(deflate, "decoder", None)
         if decoder is None or not decoder.eof:
             return
-        if len(decoder.unused_data) > len(_BEHIND_THE_END):
-            raise Failure(INVALID_DATA, "data behind the end of a compressed stream")
+        if len(decoder.unused_data) > len(_AFTER_LAST_BLOCK):
+            raise Failure(INVALID_DATA, "data after the end of a compressed stream")
         deflate.decoder = zlib.decompressobj(wbits=-deflate.remote_max_window_bits)
 
     def _take(self, frame: Frame, sink: Sink) -> None:

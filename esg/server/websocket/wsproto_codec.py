@@ -14,7 +14,7 @@ from esg.server.websocket.codec import Deflate, Sink
 from esg.server.websocket.frames import PROTOCOL_ERROR, TEXT, TOO_BIG, Failure
 
 SLICE = 4096
-"""Bytes decoded at once: deflate makes up to a thousand times as many of them."""
+"""Bytes decoded at once. Decompression can turn them into a thousand times as many."""
 
 
 class Wsproto:
@@ -26,7 +26,7 @@ class Wsproto:
         """See `Library`."""
         for offer in offers.split(","):
             name, _, parameters = offer.strip().partition(";")
-            if name.strip() != PerMessageDeflate.name or not _understood(parameters):
+            if name.strip() != PerMessageDeflate.name or not _is_valid(parameters):
                 continue
             deflate = PerMessageDeflate()
             try:
@@ -46,8 +46,8 @@ _FLAGS = ("client_no_context_takeover", "server_no_context_takeover")
 _BITS = ("client_max_window_bits", "server_max_window_bits")
 
 
-def _understood(parameters: str) -> bool:
-    """Whether parameters are those of RFC 7692 (section 7.1); wsproto lets others pass."""
+def _is_valid(parameters: str) -> bool:
+    """Whether parameters are valid by RFC 7692 (section 7.1); wsproto accepts others as well."""
     names = []
     for parameter in filter(None, (text.strip() for text in parameters.split(";"))):
         name, equals, value = (part.strip() for part in parameter.partition("="))
@@ -71,7 +71,7 @@ class WsprotoCodec:
     def __init__(self, most_bytes: int, deflate: PerMessageDeflate | None) -> None:
         self._connection = Connection(SERVER, [deflate] if deflate else [])
         self._most = most_bytes
-        # the message that is coming in
+        # the message that is arriving
         self._size = 0
         self._text = io.StringIO()
         self._bytes = io.BytesIO()
@@ -95,7 +95,7 @@ class WsprotoCodec:
             raise Failure(int(code), str(error)) from None
 
     def _take(self, event: Event, sink: Sink) -> None:
-        if isinstance(event, CloseConnection):  # what was sent can't be parsed
+        if isinstance(event, CloseConnection):  # the frame can't be parsed
             raise Failure(int(event.code), event.reason or "")
         assert isinstance(event, TextMessage | BytesMessage)
         message: str | bytes
