@@ -1,9 +1,9 @@
-"""The access log: one line for each request, written in batches.
+"""The access log: a line a request, made once and written in batches.
 
-The lines of one turn of the event loop are written together. So a line costs a tenth of a call of
-`logging`, and a crash loses at most the lines of one turn. What a line needs beyond the request and
-its status (duration, size, response fields) is only recorded if the log `observes`: see
-`http1/observed.py`.
+Lines of one turn of the event loop go out in one write. That keeps the cost of a line below a
+logging call's by an order of magnitude, and a crash loses at most one turn's lines. What a line
+needs to know beyond the request and its status (how long, how many bytes, which fields) is only
+kept where the log `observes`: see `http1/observed.py`.
 """
 
 from __future__ import annotations
@@ -127,10 +127,10 @@ class AccessLog:
         socket_line: Line | None = None,
         refusal_line: Line | None = None,
     ) -> None:
-        """`observes`: whether `line` needs exchanges that are `Observed`.
+        """`observes`: lines are made of exchanges that are `Observed`.
 
-        `socket_line` makes the lines of `SocketRecord`s, and `refusal_line` those of `Refused`
-        requests. Without them, `line` makes these as well.
+        `socket_line` makes the lines about WebSockets, of `SocketRecord`s, and `refusal_line` those
+        of `Refused` requests; by default `line` does.
         """
         self.observes = observes
         self._refusal_line = refusal_line or line
@@ -143,7 +143,7 @@ class AccessLog:
         self._retry: asyncio.TimerHandle | None = None
 
     def record(self, exchange: Exchange) -> None:
-        """Add the line of a finished exchange; it is written at the end of the loop's turn."""
+        """Note a finished exchange; its line is written when the loop's turn ends."""
         self._note(self._line, exchange)
 
     def record_socket(self, record: SocketRecord) -> None:
@@ -332,7 +332,7 @@ def _host(exchange: Exchange) -> str:
 
 
 def _user(exchange: Exchange) -> str:
-    """The name in Basic credentials (RFC 7617); the server hasn't verified it."""
+    """The name in Basic credentials (RFC 7617), which nobody has checked here."""
     for name, value in exchange.scope["headers"]:
         if name == b"authorization" and value[:6].lower() == b"basic ":
             try:
@@ -346,7 +346,7 @@ def _user(exchange: Exchange) -> str:
 
 
 def _path(exchange: Exchange) -> str:
-    """The decoded path in ASCII, from the target, which the application can't change."""
+    """The path decoded, and shown in ASCII; taken from the target, which nobody can alter."""
     return shown(unquote(path_and_query(exchange.target)[0].decode("latin-1"))) or "-"
 
 
