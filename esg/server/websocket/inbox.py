@@ -1,9 +1,9 @@
-"""What a client sends over a WebSocket: bytes become frames, and frames messages in a queue.
+"""The receiving side of a WebSocket: bytes become frames, and frames become messages in a queue.
 
-Behind a full queue frames wait as they came, and beyond `BACKLOG` the client is no more read from.
-Control frames never wait (RFC 6455, section 5.5), unless they come behind that. A read that brings
-more than `MOST_FRAMES` is handled in several turns of the event loop, so that other clients needn't
-wait for it.
+If the queue is full, frames wait undecoded. If more than `BACKLOG` bytes of them wait, nothing is
+read from the client any more. Control frames that have been read never wait (RFC 6455, section
+5.5). A read with more than `MOST_FRAMES` frames is handled in several turns of the event loop, so
+that other clients needn't wait for it.
 """
 
 from __future__ import annotations
@@ -38,69 +38,69 @@ from esg.server.websocket.frames import (
 from esg.server.websocket.holdings import FREE
 
 QUEUE_BYTES = 1 << 20
-"""Bytes of messages that wait for the application; beyond it none is added."""
+"""Bytes of messages that may wait for the application; a queue with more counts as full."""
 
 MESSAGE_OVERHEAD = 64
-"""Bytes that a message counts beside its content: an empty one takes memory, too."""
+"""Bytes added to the size of each message, because even an empty one takes memory."""
 
 FRAME_OVERHEAD = 48
-"""The same for a frame that waits."""
+"""Bytes added to the size of each frame that waits."""
 
 BACKLOG = 65536
-"""Bytes of frames behind a full queue, until the client is no more read from.
+"""Bytes of frames that may wait while the queue is full, before reading from the client stops.
 
-Pings and pongs among them are dealt with at once.
+Pings and pongs among them are handled immediately.
 """
 
 MOST_FRAMES = 128
-"""Frames handled in one turn of the event loop."""
+"""The most frames handled in one turn of the event loop."""
 
 MOST_CONTROLS = 1000
-"""Pings and pongs that a client may send from one tick of the clock to the next."""
+"""The most pings and pongs that a client may send in one tick of the service's clock."""
 
 FREE_FRAGMENTS = 4096
-"""Fragments of a message that may be as small as they like."""
+"""How many fragments of a message may be of any size."""
 
 FRAGMENT = 8
-"""Bytes that the fragments of a message have on average, if it has more of them."""
+"""The smallest average size in bytes of a message's fragments, if it has more than that."""
 
 COMPRESSED = 512
-"""Bytes of a compressed frame that are decompressed in one go; they may become 500 KB."""
+"""Bytes of a compressed frame that are decompressed in one step; they may become 500 KB."""
 
 MOST_PIECES = 100
-"""Pieces of a frame that are kept as they came."""
+"""The most pieces of an incomplete frame that are kept separately before they are joined."""
 
 
 class Owner(Protocol):
-    """Whose inbox it is; called while bytes are taken in, or messages taken out."""
+    """The owner of an inbox. It is called while bytes are fed in, or messages are taken out."""
 
     def on_arrival(self) -> None:
-        """There is a message more, or no more to come."""
+        """There is another message, or there will be no more."""
 
     def on_beginning(self) -> None:
         """A message has begun, and isn't complete yet."""
 
     def on_ping(self, content: bytes) -> None:
-        """A ping has come."""
+        """A ping has arrived."""
 
     def on_pong(self, content: bytes) -> None:
-        """A pong has come."""
+        """A pong has arrived."""
 
     def on_close(self, content: bytes) -> None:
-        """The client closes. Raises Failure if that isn't how."""
+        """A close frame has arrived. Raises Failure if it isn't valid."""
 
     def on_failure(self, failure: Failure) -> None:
-        """The client broke the protocol."""
+        """The client violated the protocol or a limit."""
 
     def pause_reading(self) -> None:
-        """Have no more bytes come."""
+        """Stop reading from the client."""
 
     def resume_reading(self) -> None:
-        """Have them come again."""
+        """Read from the client again."""
 
 
 class Inbox:
-    """Of one WebSocket."""
+    """The messages that one WebSocket has received, and the frames that aren't messages yet."""
 
     __slots__ = (
         "_accepts",
@@ -139,58 +139,59 @@ class Inbox:
         self._service = service
         self._owner = owner
         self.queue: deque[str | bytes] = deque()
-        """Messages; to be taken out by `next`."""
+        """Complete messages. Take them out with `next`."""
         self._held = 0
-        """What those in the queue count."""
+        """The size of the messages in the queue, with `MESSAGE_OVERHEAD` for each."""
         self._most_queued: float = config.ws_max_queue or math.inf
         self._limit: float = config.ws_max_size or math.inf
         self._codec: Codec | None = None
         self._make_codec: Callable[[], Codec]
         self.compresses = False
-        """Whether permessage-deflate was agreed on (RFC 7692)."""
+        """Whether permessage-deflate was negotiated (RFC 7692)."""
         self._pieces: list[bytes | bytearray] = []
-        """A frame that isn't whole yet."""
+        """The pieces of a frame that isn't complete yet."""
         self._have = 0
-        """Bytes of it."""
+        """How many bytes of that frame have arrived."""
         self._wanted = 0
-        """Bytes of it that are needed to go on."""
+        """How many bytes of that frame are needed to continue."""
         self._fragmented = False
-        """Whether a message is coming in fragments."""
+        """Whether a message is arriving in fragments."""
         self._fragments = 0
         self._fragment_bytes = 0
-        """How many of them have come, and what they contained."""
+        """How many fragments of that message have arrived, and the size of their content."""
         self._controls = 0
         self._counted_at = 0.0
-        """Pings and pongs that came since this moment of the service's clock."""
+        """How many pings and pongs arrived since this time of the service's clock."""
         self._put_off = b""
         self._put_off_at = 0
-        """What has come, and where to go on with it in a later turn of the loop."""
+        """Data for a later turn of the loop, and the position at which to continue."""
         self._refills = False
         """Whether frames will be taken from the backlog in a later turn."""
         self._backlog: deque[bytes] = deque()
-        """Frames behind a full queue."""
+        """Frames that wait because the queue is full."""
         self._backlogged = 0
+        """The size of those frames, with `FRAME_OVERHEAD` for each."""
         self._special = False
-        """Whether a plain message isn't just put into the queue."""
+        """Whether messages can't simply be added to the queue."""
         self.paused = False
-        """Whether the client isn't read from, since too much waits for the application."""
+        """Whether reading is paused because too much waits for the application."""
         self._charged = 0
-        """Bytes that are counted among the worker's holdings."""
+        """Bytes of this connection that are counted in the worker's holdings."""
         self.begun = math.inf
-        """When the message began that isn't complete yet; infinite if there is none."""
+        """When the incomplete message began, on the service's clock; infinite if there is none."""
         self._reads = True
-        """Whether the owner has been told to read."""
+        """Whether the owner was last told to read."""
         self._accepts = True
-        """Whether messages are still wanted."""
+        """Whether messages are still accepted."""
         self._deaf = False
-        """Whether all that comes is dropped."""
+        """Whether everything that arrives is dropped."""
 
     def agree(self, make_codec: Callable[[], Codec], compresses: bool) -> None:
-        """Note what the handshake has brought."""
+        """Set what the handshake has negotiated."""
         self._make_codec, self.compresses = make_codec, compresses
 
     def codec(self) -> Codec:
-        """The codec, made when it is first needed: most connections that idle need none."""
+        """The codec, made when it is first needed: most idle connections never need one."""
         if self._codec is None:
             self._codec = self._make_codec()
         return self._codec
@@ -198,11 +199,11 @@ class Inbox:
     # -- out -------------------------------------------------------------------------------
 
     def next(self) -> str | bytes:
-        """The message that is next; the queue has one."""
+        """Take the next message out of the queue, which must not be empty."""
         content = self.queue.popleft()
         self._held -= len(content) + MESSAGE_OVERHEAD
         if self._special and not self.queue:
-            # In a turn of its own: one client's messages shan't keep all others waiting.
+            # In another turn, so that one client's messages don't keep all others waiting.
             self._refill_later()
         return content
 
@@ -213,11 +214,11 @@ class Inbox:
 
     @property
     def exhausted(self) -> bool:
-        """Whether there is nothing left of what has come."""
+        """Whether the application has taken everything that arrived."""
         return not (self.queue or self._backlog)
 
     def _refill(self) -> None:
-        """The application took all messages there were, so there is room for others."""
+        """Decode frames that wait: the application has emptied the queue, so there is room."""
         self._refills = False
         frames = MOST_FRAMES
         clock = self._service.turns.clock
@@ -249,21 +250,21 @@ class Inbox:
     # -- the end ---------------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Forget what has come: the application has closed, and wants no more of it."""
+        """Drop everything that has arrived: the application has closed the WebSocket."""
         self.queue.clear()
         self._held = 0
         self._drop_backlog()
         self._count_holdings()
 
     def shut(self) -> None:
-        """Take no more messages; control frames still count."""
+        """Accept no more messages, but handle control frames."""
         self._accepts = False
         self._special = True
         if self.paused:
             self._resume()
 
     def stop(self) -> None:
-        """Drop all that still comes. What has come as a whole can still be taken out."""
+        """Drop everything that still arrives. Complete messages can still be taken out."""
         self._accepts = False
         self._special = self._deaf = True
         self._forget_partial()
@@ -272,7 +273,7 @@ class Inbox:
         self._count_holdings()
 
     def _drop_codec(self) -> None:
-        """Let go of the codec and of a message that will never be complete."""
+        """Drop the codec, and with it a message that will never be complete."""
         self._codec = None
         self._fragmented = False
         self.begun = math.inf
@@ -286,7 +287,7 @@ class Inbox:
         self._regulate()
 
     def _regulate(self) -> None:
-        """Have the client read from, unless one of two reasons speaks against it."""
+        """Have the owner pause or resume reading, as the current state requires."""
         reads = not (self.paused or self._put_off)
         if reads != self._reads:
             self._reads = reads
@@ -298,7 +299,7 @@ class Inbox:
     # -- in --------------------------------------------------------------------------------
 
     def feed(self, data: bytes) -> None:
-        """Take in what has come."""
+        """Take in data from the client."""
         if self._deaf:
             return
         if self._put_off:
@@ -326,7 +327,7 @@ class Inbox:
             self._regulate()
 
     def _take(self, data: bytes, at: int) -> None:
-        """Handle what came, from `at` on: as much of it as a turn of the loop has time for."""
+        """Handle as much of the data, from `at` on, as one turn of the loop has time for."""
         try:
             at = self._split(data, at)
         except Failure as failure:
@@ -347,9 +348,10 @@ class Inbox:
         self._regulate()
 
     def _split(self, data: bytes, at: int) -> int:
-        """Take whole frames, from `at` on, but not too many; gives where to go on.
+        """Handle complete frames, from `at` on, within the limits of a turn.
 
-        An incomplete frame is kept until the rest of it arrives. Raises Failure.
+        Returns where to continue. An incomplete frame is kept until the rest of it arrives. Raises
+        Failure.
         """
         end, wanted, frames = len(data), MASKED_HEADER, MOST_FRAMES
         clock = self._service.turns.clock
@@ -401,7 +403,7 @@ class Inbox:
         return end
 
     def _completed(self, data: bytes) -> bytes:
-        """What there is of a frame, with some more; nothing if that still isn't enough.
+        """Add data to the incomplete frame; returns all of it, or nothing if that isn't enough.
 
         Raises Failure.
         """
@@ -422,20 +424,20 @@ class Inbox:
             self.begun = math.inf
 
     def _begin(self) -> None:
-        """Note when a message begins that isn't complete yet."""
+        """Record when an incomplete message begins."""
         if self.begun == math.inf:
             self.begun = self._service.now
             self._owner.on_beginning()
 
     def excuses(self, now: float) -> bool:
-        """Whether the client has more time for its message, since it isn't being read."""
+        """Whether the client gets more time for its message, because it isn't being read from."""
         if not (self.paused or self._backlog):
             return False
         self.begun = now
         return True
 
     def _count_holdings(self) -> None:
-        """Count what this connection holds now among what all hold."""
+        """Update the part of the worker's holdings that this connection holds."""
         held = self._held + self._backlogged + self._have
         if self._fragmented and self._codec is not None:
             held += self._codec.unfinished
@@ -444,14 +446,14 @@ class Inbox:
         self._charged = beyond
 
     def _bound_holdings(self) -> None:
-        """The same where it may have grown. Raises Failure where all hold too much."""
+        """Update the holdings. Raises Failure if they grew beyond the worker's limit."""
         before = self._charged
         self._count_holdings()
         if self._service.holdings.left < 0 and self._charged > before:
             raise Failure(TRY_AGAIN_LATER, "the server holds too many messages")
 
     def _bound_partial(self) -> None:
-        """Bound what is held, and read no more of a large frame that would have to wait."""
+        """Bound the holdings, and stop reading a large frame that would have to wait."""
         if self._have > FREE or self._charged:
             self._bound_holdings()
         if self._have > BACKLOG and self._accepts and (self._backlog or self._full()):
@@ -464,7 +466,7 @@ class Inbox:
             self._regulate()
 
     def _take_control(self, opcode: int, content: bytes) -> None:
-        """A control frame. Raises Failure."""
+        """Handle a control frame. Raises Failure."""
         owner, now = self._owner, self._service.now
         if now != self._counted_at:
             self._counted_at, self._controls = now, 0
@@ -479,7 +481,7 @@ class Inbox:
             owner.on_close(content)
 
     def _take_data(self, frame: bytes) -> None:
-        """A frame that may have to wait for its turn. Raises Failure."""
+        """Decode a data frame, or let it wait if the queue is full. Raises Failure."""
         if not (self._backlog or self._full()):
             if not self._expands(frame):
                 self._decode(frame)
@@ -492,7 +494,7 @@ class Inbox:
             self._pause()
 
     def _expands(self, frame: bytes) -> bool:
-        """Whether decompressing this frame in one go could take too much of a turn."""
+        """Whether decompressing this frame in one step could take too long for one turn."""
         return (
             self.compresses
             and len(frame) > COMPRESSED + LARGEST_HEADER
@@ -500,7 +502,7 @@ class Inbox:
         )
 
     def _put_back(self, frames: list[bytes]) -> None:
-        """Put these frames before those that wait."""
+        """Put these frames in front of the frames that wait."""
         self._backlog.extendleft(reversed(frames))
         self._backlogged += sum(map(len, frames)) + FRAME_OVERHEAD * len(frames)
 
@@ -524,7 +526,7 @@ class Inbox:
             self._special = self._is_special()
 
     def _count_fragment(self, first: int, size: int) -> None:
-        """Bound the work that a message of tiny fragments takes. Raises Failure."""
+        """Limit the work for a message of tiny fragments. Raises Failure."""
         if first & 0x0F != CONTINUATION:
             self._fragments = self._fragment_bytes = 0
         self._fragments += 1
@@ -544,7 +546,7 @@ class Inbox:
                 self._hold_message()
 
     def _hold_message(self) -> None:
-        """Count the messages that wait; the last of them isn't kept if there is no room for it."""
+        """Update the holdings; if there is no room for the newest message, drop it and raise."""
         try:
             self._bound_holdings()
         except Failure:
@@ -561,7 +563,7 @@ class Inbox:
 
 
 def _text(content: bytes) -> str:
-    """The text of a message. Raises Failure (RFC 6455, section 8.1)."""
+    """Decode the text of a message. Raises Failure (RFC 6455, section 8.1)."""
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -569,7 +571,7 @@ def _text(content: bytes) -> str:
 
 
 def _merge(pieces: list[bytes | bytearray]) -> None:
-    """Make one of many: a list of single bytes takes more memory than they."""
+    """Join the pieces: a list of many small pieces takes far more memory than their bytes."""
     whole = pieces[0]
     if not isinstance(whole, bytearray):
         whole = bytearray(whole)
