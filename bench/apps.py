@@ -1,4 +1,4 @@
-"""The raw ASGI applications under load: so little work that the server's own shows."""
+"""Raw ASGI applications for the benchmarks. They do so little that the server's own work shows."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any

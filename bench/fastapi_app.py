@@ -1,4 +1,4 @@
-"""One FastAPI endpoint under load; apart from `apps`, which are to run without FastAPI."""
+"""One FastAPI endpoint under load; separate from `apps`, which have to run without FastAPI."""
 
 from fastapi import FastAPI
 from pydantic import BaseModel

@@ -1,4 +1,4 @@
-"""What ESG costs with nothing to do: `python bench/idle_cpu.py`.
+"""The CPU time that ESG uses when idle: `python bench/idle_cpu.py`.
 
 CPU time, user and system, of the arbiter and its workers together, as a percentage of one core.
 The kernel gives it in ticks (10 ms for most), two counters for each process: measure for long.
@@ -26,7 +26,7 @@ POLL = 0.02  # seconds
 
 
 class FamilyChanged(Exception):
-    """The arbiter has other children than before: what the old ones used is lost."""
+    """The arbiter's children have changed, so the CPU time of the old ones is lost."""
 
 
 def main() -> int:

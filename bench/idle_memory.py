@@ -1,4 +1,4 @@
-"""What idle connections cost: `python bench/idle_memory.py`, ESG beside uvicorn.
+"""The memory of idle connections, in ESG and in uvicorn: `python bench/idle_memory.py`.
 
 Each connection has had one answer; with `--kind websocket` or `deflate` it is a WebSocket that is
 open, with `--used` one that has echoed a message. The figure is the growth of the memory that only
@@ -84,7 +84,7 @@ def _ask(client: socket.socket) -> None:
 
 
 def _open(deflate: bool, used: bool) -> Callable[[socket.socket], None]:
-    """What makes a connection a WebSocket, and sends a message over it that is `used`."""
+    """The bytes that open a WebSocket, and send a message over it if it is `used`."""
     handshake, message = HANDSHAKE, b"x" * 100
     frame = head(len(message), 0x80) + MASK + _masked(message)
     if deflate:
@@ -113,7 +113,7 @@ def _masked(content: bytes) -> bytes:
 
 @contextlib.contextmanager
 def _idle(port: int, count: int, begin: Callable[[socket.socket], None]) -> Iterator[None]:
-    """Connections that were begun, open until the block is left."""
+    """Open connections; they are closed when the block ends."""
     with contextlib.ExitStack() as clients:
         for _ in range(count):
             address = ("127.0.0.1", port)

@@ -15,12 +15,12 @@ SCRIPT = Path(__file__).with_name("wrk.lua")
 
 
 class LoadFailed(Exception):
-    """wrk did not run, or saw an error: its numbers are not to be used."""
+    """wrk did not run, or saw an error, so its numbers can't be used."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one run of wrk saw."""
+    """The results of one run of wrk."""
 
     requests: int
     seconds: float
@@ -45,7 +45,7 @@ def put_load(scenario: Scenario, port: int, connections: int, seconds: int, cpu:
     argv += [f"--script={SCRIPT}", f"http://127.0.0.1:{port}{scenario.path}"]
     argv += ["--", str(scenario.body_size)]
     cpu_before, started = _children_cpu(), time.monotonic()
-    # The server is not waited for while wrk runs, so all CPU time that is added here is wrk's.
+    # The server isn't waited for while wrk runs, so all CPU time that is added is wrk's.
     wrk = subprocess.run(argv, capture_output=True, text=True, preexec_fn=pin_to(cpu), check=False)
     used = (_children_cpu() - cpu_before) / (time.monotonic() - started)
     if wrk.returncode != 0:

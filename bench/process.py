@@ -1,4 +1,4 @@
-"""One server from start to end: pinned, in a group of its own, ready before use, gone after."""
+"""Runs one server: pinned to a CPU, in its own process group, ready before use, ended after it."""
 
 import contextlib
 import http.client

@@ -16,7 +16,7 @@ HEADER = ("scenario", "server", "requests/s", "esg/peer", "(min .. max)", "p99 m
 
 @dataclass(frozen=True)
 class Measurement:
-    """One server in one round: either what wrk saw, or why that does not count."""
+    """One server in one round: the results of wrk, or why they don't count."""
 
     scenario: str
     server: str
@@ -40,7 +40,7 @@ def table(measurements: list[Measurement]) -> str:
 def ratios(measurements: list[Measurement], scenario: str, peer: str) -> list[float]:
     """ESG's requests/s over the peer's, for each round in which both are valid.
 
-    Taken within rounds, because the machine's mood changes between them.
+    Only results of the same round are compared, because the machine's speed varies between rounds.
     """
     ours, theirs = _rates(measurements, scenario, OURS), _rates(measurements, scenario, peer)
     return [ours[number] / theirs[number] for number in ours if number in theirs]
@@ -91,7 +91,7 @@ def _aligned(rows: list[tuple[str, ...]]) -> str:
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    """Names to the left, numbers to the right, the remark at the end as it is."""
+    """Align names left and numbers right; leave the remark at the end as it is."""
     names = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
     numbers = [cell.rjust(width) for cell, width in zip(row[2:-1], widths[2:-1], strict=True)]
     return "  ".join([*names, *numbers, row[-1]]).rstrip()

@@ -53,7 +53,7 @@ class Bench:
 
 
 def _check_log(server: Server, requests: int) -> None:
-    """A server that leaves lines out has done less work than the others."""
+    """Check the number of log lines: a server that omits some has done less work."""
     lines = server.log_lines()
     if lines < requests:
         raise ServerFailed(f"{lines} lines logged for {requests} requests")

@@ -1,4 +1,4 @@
-"""What is measured: each scenario is an application, the request sent and the right answer."""
+"""The scenarios: each is an application, the request that is sent, and the right answer."""
 
 from dataclasses import dataclass
 

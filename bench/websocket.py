@@ -45,7 +45,7 @@ DEFAULT = [name for name in SERVERS if name != "esg-wsproto"]
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What is measured: messages a second to so many clients."""
+    """One kind of traffic: messages per second to a number of clients."""
 
     app: str
     load: str
@@ -93,7 +93,7 @@ def measure(kind: Kind, server: str, seconds: int, cpus: tuple[int, int]) -> dic
 
 
 def _cpu_seconds(pid: int) -> float:
-    """CPU time of a server with its workers, which others on the machine can't spoil."""
+    """CPU time of a server and its workers; other load on the machine hardly affects it."""
     server = psutil.Process(pid)
     times = [process.cpu_times() for process in (server, *server.children(recursive=True))]
     return sum(time.user + time.system for time in times)

@@ -1,4 +1,4 @@
-"""The WebSocket applications under load, which also answer HTTP so that it shows they are up."""
+"""WebSocket applications for the benchmarks. They also answer HTTP, to show that they are up."""
 
 import asyncio
 

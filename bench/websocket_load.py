@@ -63,7 +63,7 @@ class Client(asyncio.Protocol):
             self.ready.set_result(None)
 
     def _check_first(self, data: bytes) -> None:
-        """The first answer is looked at, of the others only the size."""
+        """Check the first answer; of the others, only the size is checked."""
         self.buffer += data
         if len(self.buffer) >= self.run.answer_size:
             assert self.buffer[: self.run.answer_size] == self.run.answer, self.buffer[:100]

@@ -1,4 +1,4 @@
-"""What mkdocs needs to make the site of pages that are read in the repository, too.
+"""Hooks for mkdocs: the site is made of pages that can also be read in the repository.
 
 A link that leaves `docs/` works on the site because what it leads to is brought there: a Markdown
 page as a page, any other file (or all of a folder) as a page that shows it. The same goes for pages
@@ -79,7 +79,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def relinked(markdown: str, source: str) -> str:
-    """A page of the repository with links as the site has them."""
+    """A page of the repository, with its links changed to those of the site."""
     start = posixpath.dirname(site_uri(source))
 
     def replace(link: str) -> str:
@@ -131,7 +131,7 @@ def beyond(named: Iterable[str] = ()) -> dict[str, str]:
 
 
 def _show_folder(folder: str, shown: dict[str, set[str]]) -> None:
-    """Show all of a folder, and of those in it."""
+    """Show a folder with everything below it."""
     mine = shown.setdefault(folder, set())
     for path in sorted((REPOSITORY / folder).iterdir()):
         name = f"{folder}/{path.name}"
@@ -187,7 +187,7 @@ def site_uri(path: str) -> str:
 
 
 def _target(source: str, link: str) -> str | None:
-    """What a relative link leads to in the repository; None for any other link."""
+    """The target of a relative link in the repository; None for any other link."""
     if not link or _ELSEWHERE.match(link):
         return None
     return posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
@@ -206,7 +206,7 @@ def _pages() -> list[Path]:
 
 
 def _in_text(markdown: str, change: Callable[[str], str]) -> str:
-    """Change what isn't in a fenced block."""
+    """Apply a change to everything outside of fenced blocks."""
     pieces, end = [], 0
     for fence in _FENCE.finditer(markdown):
         pieces += [change(markdown[end : fence.start()]), fence[0]]

@@ -101,7 +101,7 @@ async def segfault(exchange):
 
 
 async def thread(exchange):
-    """Answer, and leave a thread of the event loop's at work."""
+    """Answer, and leave a thread of the event loop's executor running."""
     note("thread")
 
     def work():
@@ -180,5 +180,5 @@ def application(
 
 
 def download_body(blocks: int) -> bytes:
-    """What `/download/BLOCKS,SECONDS` must give."""
+    """The body that `/download/BLOCKS,SECONDS` must have."""
     return b"".join(number.to_bytes(8, "big") * (BLOCK_SIZE // 8) for number in range(blocks))

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 
 
 class Authority:
-    """A certificate authority that writes what it issues into a folder."""
+    """A certificate authority that writes its certificates and keys into a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -29,7 +29,7 @@ class Authority:
         return str(certificate), str(key)
 
     def client_context(self, certificate: tuple[str, str] | None = None) -> ssl.SSLContext:
-        """What trusts this authority alone, and shows a certificate if told to."""
+        """A context that trusts only this authority, with a certificate if one is given."""
         context = ssl.create_default_context(cafile=self.file)
         if certificate is not None:
             context.load_cert_chain(*certificate)

@@ -53,12 +53,12 @@ os.execvp(command[0], command)
 
 
 class Unavailable(Exception):
-    """No container can be had here; the text says why."""
+    """Containers can't run here; the message says why."""
 
 
 @dataclasses.dataclass
 class Image:
-    """What a Dockerfile makes, and what it says of its containers."""
+    """An image made from a Dockerfile, with the settings for its containers."""
 
     root: Path
     env: dict[str, str] = dataclasses.field(default_factory=lambda: {"PATH": PATH})
@@ -76,7 +76,7 @@ class Image:
 
 
 def instructions(text: str) -> Iterator[tuple[str, str]]:
-    """The instructions of a Dockerfile, each with what it is told."""
+    """The instructions of a Dockerfile, each with its arguments."""
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     for line in "\n".join(lines).replace("\\\n", "").splitlines():
         name, _, rest = line.partition(" ")
@@ -187,7 +187,7 @@ class Builder:
                     self._run("rm", "-r", f"{folder}{path.relative_to(context)}")
 
     def _configure(self, image: Image, name: str, rest: str) -> None:
-        """The instructions that only say something of the containers."""
+        """The instructions that only set options of the containers."""
         match name:
             case "ENV":
                 for word in shlex.split(rest):

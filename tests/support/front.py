@@ -1,4 +1,4 @@
-"""Real proxies in front of real servers: their files from deploy/, and what is asked of them."""
+"""Real proxies in front of real servers, with the files of deploy/, and requests to them."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def running(
 
 
 def program(name: str) -> str:
-    """The path of a program that a test can't do without."""
+    """The path of a program that a test requires."""
     found = shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin")
     if found is None:
         pytest.skip(f"needs {name}")
@@ -188,7 +188,7 @@ def free_port() -> int:
 
 
 def deployed(name: str, values: dict[str, str]) -> str:
-    """A file of deploy/ with what is other in a test; each value must be in it."""
+    """A file of deploy/ with some values replaced for a test; it must contain each of them."""
     text = (CHECKOUT / "deploy" / name).read_text()
     for written, meant in values.items():
         assert written in text, written

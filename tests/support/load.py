@@ -1,4 +1,4 @@
-"""Clients that forgive nothing: every request they send must be answered, whole and right.
+"""Strict clients: every request that they send must get a complete and correct answer.
 
 They run on an event loop in a thread of their own while the test does things to the server.
 A request counts from the moment its connection is established. Nothing is tried twice. A client
@@ -43,7 +43,7 @@ class Refused(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A lost request: which client's, what it asked for, what came of it."""
+    """A lost request: the client, what it requested, and what happened."""
 
     client: str
     request: str
@@ -188,16 +188,16 @@ class Load:
             self.check()
 
     def shutdown_begins(self) -> None:
-        """From now on, to a client that wants a connection a refusal is the end, not a failure."""
+        """From now on, a refused connection ends a client, and isn't a failure."""
         self._refusal_is_the_end = True
 
     def wait_until_answered(self, kind: str, more: int) -> None:
-        """Wait for so many more answers to clients of a kind."""
+        """Wait for this many more answers to clients of a kind."""
         wanted = self.answered[kind] + more
         eventually(lambda: self.answered[kind] >= wanted, f"{more} answers to {kind} clients")
 
     def stop(self) -> None:
-        """Let each client finish the request it is at."""
+        """Let each client finish its current request."""
         self._stopping = True
         self._thread.join(ANSWER_LIMIT + 10.0)
         assert not self._thread.is_alive(), "clients hang"

@@ -11,7 +11,7 @@ _FIRST_LINE = re.compile(
     r"(?P<level>[A-Z]+) +(?P<message>.*)"
 )
 CONTINUATION = "  "
-"""How the lines begin that belong to the record above them."""
+"""The beginning of a line that belongs to the record above it."""
 
 _SUBJECT = re.compile(r"(?:(?:worker=(?P<worker>\d+)|arbiter) gen=(?P<gen>\d+) pid=(?P<pid>\d+) )")
 
@@ -81,7 +81,7 @@ def misattributed(log: list[Record]) -> list[Record]:
 
 
 def is_trouble(record: Record) -> bool:
-    """Whether nobody should see this in the log of a healthy program.
+    """Whether the record has no place in the log of a healthy program.
 
     Lines that belong to no record are trouble too: something wrote past the logger.
     """

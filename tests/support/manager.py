@@ -1,4 +1,4 @@
-"""A service manager, as sd_notify(3) has it: a socket that is told, and a store of descriptors."""
+"""A service manager as in sd_notify(3): a socket for notifications, and a descriptor store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Manager:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """What was said so far, one dictionary a message."""
+        """The messages so far, one dictionary for each."""
         while True:
             try:
                 data, fds, _, _ = socket.recv_fds(self._sock, 4096, 8)
@@ -57,7 +57,7 @@ class Manager:
         return eventually(lambda: found()[count - 1 :], f"{name}={value}, {count} times")[0]
 
     def states(self) -> list[str]:
-        """READY, RELOADING and STOPPING as they came."""
+        """The READY, RELOADING and STOPPING messages, in order."""
         names = ("READY", "RELOADING", "STOPPING")
         return [name for message in self.messages for name in names if name in message]
 

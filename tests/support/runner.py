@@ -1,4 +1,4 @@
-"""Real `python -m esg` processes: started, watched, ended, and held to account when they end."""
+"""Real `python -m esg` processes. When one ends, it is checked for errors and left processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What a run of the program that ended by itself leaves behind."""
+    """The results of a run of the program that ended by itself."""
 
     code: int
     output: str
@@ -231,7 +231,7 @@ class Esg:
         return f"http://127.0.0.1:{self.port}"
 
     def connect(self, timeout: float = DEADLINE) -> http.client.HTTPConnection:
-        """A connection that never connects anew behind the test's back."""
+        """A connection that never reconnects without the test knowing."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         if self.tls is not None:
             connection = http.client.HTTPSConnection(
@@ -277,7 +277,7 @@ class Esg:
         return self.process.returncode
 
     def stop(self) -> None:
-        """Stop it if it runs, and hold it to what every run must leave behind: nothing."""
+        """Stop it if it runs, and check that it has left no process and no unclaimed error."""
         try:
             if not self._ended():
                 self.signal(signal.SIGCONT)  # a test that failed may have left it stopped
@@ -294,7 +294,7 @@ class Esg:
             self.kill()
 
     def kill(self) -> None:
-        """Leave nothing behind, whatever happened."""
+        """Kill all processes that are left, whatever happened."""
         kill_session(self.process)
 
     def _claimed(self, record: Record) -> bool:

@@ -1,4 +1,4 @@
-"""Real connections without sockets: what a server makes of some bytes, in microseconds.
+"""Real connections without sockets, to see in microseconds how a server handles some bytes.
 
 A `Stage` serves one parser on an event loop of its own, a `Wire` takes the place of a transport,
 and a `Verdict` says what became of the bytes: the responses, whether the server hung up, and the
@@ -44,7 +44,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What became of some bytes."""
+    """The outcome of some bytes."""
 
     statuses: tuple[int, ...]
     """Of the final responses, in order."""

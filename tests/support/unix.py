@@ -11,7 +11,7 @@ from .waiting import DEADLINE
 
 
 class UnixConnection(http.client.HTTPConnection):
-    """A connection to a path, or to an abstract name with `@` in front; it never connects anew."""
+    """A connection to a path, or to an abstract name with `@` in front; it never reconnects."""
 
     def __init__(self, path: str) -> None:
         super().__init__("localhost", timeout=DEADLINE)

@@ -1,4 +1,4 @@
-"""Python for a user without rights, who can't look into the folders of others."""
+"""A Python for an unprivileged user, who can't read the folders of other users."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOBODY = pwd.getpwnam("nobody")
 
 
 def as_nobody() -> tuple[str, dict[str, str]]:
-    """A Python that `nobody` can run with what is installed here, and what it needs for that."""
+    """A Python that `nobody` can run, and the environment with the packages installed here."""
     paths = [str(CHECKOUT), sysconfig.get_paths()["purelib"]]
     extra = {"PYTHONPATH": os.pathsep.join(paths)}
     for python in (sys.executable, shutil.which("python3", path="/usr/bin")):

@@ -1,4 +1,4 @@
-"""Waiting for what must happen, with a deadline instead of a guess."""
+"""Waiting for a condition, with a deadline instead of a fixed sleep."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POLL = 0.005
 
 
 def eventually(condition: Callable[[], T], what: str, timeout: float = DEADLINE) -> T:
-    """Wait until `condition` gives something true, and give that."""
+    """Wait until `condition` returns something true, and return it."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -25,7 +25,7 @@ def eventually(condition: Callable[[], T], what: str, timeout: float = DEADLINE)
 
 
 def all_along(seconds: float, condition: Callable[[], object], what: str) -> None:
-    """Hold that `condition` stays true for so long."""
+    """Check that `condition` stays true for this long."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert condition(), f"ceased to be: {what}"

@@ -1,4 +1,4 @@
-"""As `app.py`, but a WSGI application: the text of a module that answers what `Load` asks."""
+"""Like `app.py`, but a WSGI application: the text of a module that answers `Load`'s requests."""
 
 from __future__ import annotations
 
