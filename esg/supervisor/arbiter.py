@@ -24,7 +24,6 @@ from esg import commands, mailbox, scoreboard
 from esg.errors import ESGError
 from esg.log import setup as logs
 from esg.log.files import LogFiles
-from esg.log.setup import LogSetup
 from esg.openfiles import explained
 from esg.payload import DUMP_SIGNAL, Assignment, Payload
 from esg.seldom import Seldom
@@ -36,6 +35,8 @@ from esg.supervisor.control import Control
 from esg.supervisor.fleet import actions as do
 from esg.supervisor.fleet import events as on
 from esg.supervisor.fleet.fleet import Fleet
+from esg.supervisor.fleet.terms import Terms
+from esg.supervisor.generations import Generations
 from esg.supervisor.introduction import introduction
 from esg.supervisor.oom import OOMKills
 from esg.supervisor.pidfile import PidFile
@@ -64,7 +65,7 @@ class Arbiter:
     """The master process: sockets, children, signals."""
 
     def __init__(self, config: Config, payload: Payload, read_config: Callable[[], Config]) -> None:
-        """`payload` is what workers run; `read_config` reads the settings anew for a reload.
+        """`payload` is what workers run; `read_config` reads the settings again for a reload.
 
         Raises ListenError if a service manager's sockets aren't there.
         """
@@ -72,15 +73,13 @@ class Arbiter:
         self._notifier = Notifier.from_environment(os.environ, os.getpid())
         # Before anything is opened, which could be taken for one of them.
         self._handed = handed_over(os.environ, os.getpid(), needed=not config.says_where)
-        self._config = config
         self._payload = payload
         self._read_config = read_config
-        self._generation = 1
         self._no_lifespan = 0
         """The newest generation of which the log says that its application has no lifespan."""
         self._start = config.real_folder
         self._oom_kills = OOMKills()
-        self._fleet = Fleet(config, time.monotonic(), capacity=scoreboard.CAPACITY)
+        self._fleet = Fleet(Terms.of(config), time.monotonic(), capacity=scoreboard.CAPACITY)
         self._board = scoreboard.Scoreboard()
         self._handles: dict[int, WorkerHandle] = {}
         self._sockets = Sockets(
@@ -100,11 +99,16 @@ class Arbiter:
         """Whether something raised in this turn of the loop."""
         self._failures: dict[tuple[type[Exception], str, int], Seldom] = {}
         self._log_files = LogFiles()
-        self._log_setups: list[LogSetup] = []
+        self._generations = Generations(config, self._sockets, self._log_files)
         self._reloader = Reloader(
-            self._selector, self._log, lambda: self._dispatch(self._reload_event())
+            self._selector, self._log, lambda: self._dispatch(on.ReloadAsked())
         )
         self._control = Control(self._selector, self._on_command)
+
+    @property
+    def _config(self) -> Config:
+        """The configuration of the generation that serves."""
+        return self._generations.current.config
 
     # -- the loop ----------------------------------------------------------------------
 
@@ -113,7 +117,7 @@ class Arbiter:
 
         Raises ListenError, LogFileError, PidFileError or ConfigError if it can't begin.
         """
-        self._log_setup(self._config).apply(self._subject())
+        self._generations.open_log().apply(self._subject())
         self._signals.install()
         privileges.identity(self._config)
         if self._config.pid:
@@ -211,7 +215,7 @@ class Arbiter:
 
     def _listen(self) -> None:
         handed, warning = self._handed
-        unused = self._sockets.begin(self._config, handed)
+        unused = self._generations.listen(handed)
         warnings = [warning, self._notifier.problem]
         warnings += [f"{name} was handed over, and no --bind takes it" for name in unused]
         for text in filter(None, warnings):
@@ -244,30 +248,7 @@ class Arbiter:
             self._log(logging.WARNING, text)
 
     def _subject(self) -> logs.Subject:
-        return logs.arbiter_subject(self._generation, os.getpid())
-
-    def _log_setup(self, config: Config) -> LogSetup:
-        """How this configuration logs, its files open. Raises LogFileError or ConfigError."""
-        for setup in self._log_setups:
-            if setup.config is config:
-                return setup
-        with folders.kept():  # relative paths are those of its generation
-            folders.follow(config)
-            self._log_setups.append(LogSetup.open(config, self._log_files))
-        return self._log_setups[-1]
-
-    def _change_log(self) -> None:
-        """Log as the generation does that is wanted now; if that fails by now, on."""
-        try:
-            self._log_setup(self._config).apply(self._subject())
-        except ESGError as error:
-            self._log(logging.ERROR, f"can't log as configured: {error}")
-
-    def _forget_log_setups(self) -> None:
-        """Close the log files of other generations than the one that is wanted."""
-        self._log_setups = [s for s in self._log_setups if s.config is self._config]
-        for setup in self._log_setups:
-            setup.keep_only()
+        return logs.arbiter_subject(self._generations.current.number, os.getpid())
 
     # -- what happened -----------------------------------------------------------------
 
@@ -283,7 +264,7 @@ class Arbiter:
             self._dispatch(signals.EVENTS[signum])
         elif signum == signals.RELOAD:
             self._log(logging.INFO, f"received {signum.name}")
-            self._dispatch(self._reload_event())
+            self._dispatch(on.ReloadAsked())
         elif signum == signals.CHILD:
             self._on_children()
         elif signum in signals.UNAVAILABLE:
@@ -291,30 +272,7 @@ class Arbiter:
 
     def _on_command(self, command: str, job: int, peer: str) -> None:
         self._log(logging.INFO, f"received {command} from {peer}")
-        self._dispatch(self._reload_event(job))
-
-    def _reload_event(self, job: int | None = None) -> on.Event:
-        if self._fleet.stopping:
-            return on.ReloadRequested(self._config, job)  # which the fleet ignores, and says so
-        self._reloader.code_is_read()
-        try:
-            with folders.kept():  # reading them goes to where the new generation is to be
-                config = self._read_config()
-                check_reload(self._config, config)
-                privileges.identity(config)
-                self._log_setup(config).check(self._subject(), self._log_setup(self._config))
-                self._sockets.of(config)
-        except ESGError as error:
-            return on.ReloadRefused(str(error), job)
-        except Exception as error:  # noqa: BLE001 - whatever it is, what serves goes on serving
-            return on.ReloadRefused(f"{type(error).__name__}: {error}", job)
-        if config.target is not None:
-            self._log(
-                logging.WARNING,
-                "the application was given as an object, so its code stays as it is; "
-                "give MODULE:ATTRIBUTE to have it loaded anew",
-            )
-        return on.ReloadRequested(config, job)
+        self._dispatch(on.ReloadAsked(job))
 
     def _on_children(self) -> None:
         for pid, status in reap():
@@ -337,6 +295,7 @@ class Arbiter:
         self._dispatch(event)
         if self._handles[handle.number] is handle:
             del self._handles[handle.number]
+        self._attempt(self._sockets.release)
 
     def _forget_mailbox(self, handle: WorkerHandle) -> None:
         """Expect no more mail from a worker."""
@@ -373,7 +332,8 @@ class Arbiter:
         """Log what is served, as soon as the first worker knows all of it."""
         if not self._introduced:
             self._introduced = True
-            on_terminal = os.isatty(self._log_setup(self._config).error.fd)
+            setup = self._generations.current.logs
+            on_terminal = setup is not None and os.isatty(setup.error.fd)
             text = introduction(self._config, message, on_terminal=on_terminal)
             self._log(logging.INFO, text)
 
@@ -410,14 +370,12 @@ class Arbiter:
         return None
 
     def _fork_worker(self, action: do.Spawn) -> WorkerHandle:
-        """Fork a worker. Raises OSError, with nothing left open, if there is no room for one.
-
-        Raises ESGError if log files that had been closed meanwhile can't be opened again.
-        """
-        setup = self._log_setup(action.config)
-        listeners = self._sockets.of(action.config)
+        """Fork a worker. Raises OSError, with nothing left open, if there is no room for one."""
+        generation = self._generations[action.generation]
+        assert generation.logs is not None, "it was prepared"
+        self._sockets.look_after()
         handle, workers_end = WorkerHandle.open(action.number, action.generation)
-        handle.listeners = listeners
+        handle.listeners = generation.listeners
         self._warn_once(handle.stacks.problem)
         try:
             row = self._board.new_row(action.number)
@@ -428,12 +386,12 @@ class Arbiter:
         assignment = Assignment(
             number=action.number,
             generation=action.generation,
-            config=action.config,
+            config=generation.config,
             listeners=handle.listeners,
             mailbox=workers_end,
             row=row,
             stack_fd=handle.stack_fd,
-            logs=setup,
+            logs=generation.logs,
         )
         try:
             handle.pid = fork(lambda: self._run_worker(assignment, handle))
@@ -504,7 +462,7 @@ class Arbiter:
         handle = self._handles[action.number]
         handle.draining = True
         # A reload that drops a bind leaves its queue to the last worker that has it.
-        self._sockets.keep(self._fleet.wanted)
+        self._sockets.release()
         dropped = self._sockets.given_up(handle.listeners)
         handle.post(mailbox.Drain(action.reason, action.grace, action.final, dropped))
 
@@ -581,27 +539,58 @@ class Arbiter:
             subject = logs.worker_subject(handle.number, handle.generation, handle.pid)
         logs.write(level, subject, action.event, action.detail)
 
+    def _read_settings(self, action: do.ReadSettings) -> on.Event:
+        """Read and check the settings for a reload; opens nothing."""
+        self._reloader.code_is_read()
+        try:
+            with folders.kept():  # reading them goes to where the new generation is to be
+                config = self._read_config()
+                check_reload(self._config, config)
+                privileges.identity(config)
+        except Exception as error:  # noqa: BLE001 - whatever it is, what serves goes on serving
+            return on.ReloadRefused(_reason(error), action.job)
+        if config.target is not None:
+            self._log(
+                logging.WARNING,
+                "the application was given as an object, so its code stays as it is; "
+                "give MODULE:ATTRIBUTE to have it loaded anew",
+            )
+        generation = self._generations.add(config)
+        return on.ReloadRequested(generation.number, generation.terms, action.job)
+
+    def _prepare(self, action: do.Prepare) -> on.Event:
+        try:
+            self._generations.prepare(action.generation, self._subject())
+        except Exception as error:  # noqa: BLE001 - whatever it is, what serves goes on serving
+            return on.PrepareFailed(action.generation, _reason(error))
+        return on.Prepared(action.generation)
+
     def _adopt(self, action: do.Adopt) -> None:
-        before = self._config
-        self._config, self._generation = action.config, action.generation
-        folders.follow(self._config)
-        self._change_log()
-        self._log_notices(self._config, before)
-        self._reloader.follow(self._config)
+        before = self._generations.adopt(action.generation)
+        after = self._generations.current
+        folders.follow(after.config)
+        if after.logs is not None:
+            try:
+                after.logs.apply(self._subject())
+            except ESGError as error:
+                self._log(logging.ERROR, f"can't log as configured: {error}")
+        self._log_notices(after.config, before.config)
+        self._reloader.follow(after.config)
+
+    def _retire(self, action: do.Retire) -> None:
+        self._generations.retire(action.generation)
+
+    def _stop_watching(self, action: do.StopWatching) -> None:
+        self._reloader.stop()
 
     def _tell(self, action: do.Tell) -> None:
-        if action.state == "stopping":
-            self._reloader.stop()
-        if action.state == "serving":
-            self._forget_log_setups()
-            self._sockets.keep(self._fleet.wanted)
         self._notifier.tell(action.state, action.status, anew=action.anew)
-        setproctitle(f"esg: arbiter [{self._config.title}] gen {self._generation}")
+        generation = self._generations.current
+        setproctitle(f"esg: arbiter [{generation.config.title}] gen {generation.number}")
         self._log(logging.DEBUG, f"{action.state}: {action.status}")
 
     def _answer(self, action: do.Answer) -> None:
-        stopping = not action.ok and self._fleet.stopping
-        answer = commands.Answer(action.ok, action.text, action.detail, stopping)
+        answer = commands.Answer(action.ok, action.text, action.detail, action.stopping)
         self._control.answer(action.job, answer)
 
     def _exit(self, action: do.Exit) -> None:
@@ -621,11 +610,20 @@ class Arbiter:
         do.ReopenLogs: _reopen_logs,
         do.ShowFailure: _show_failure,
         do.Log: _log_action,
+        do.ReadSettings: _read_settings,
+        do.Prepare: _prepare,
         do.Adopt: _adopt,
+        do.Retire: _retire,
+        do.StopWatching: _stop_watching,
         do.Tell: _tell,
         do.Answer: _answer,
         do.Exit: _exit,
     }
+
+
+def _reason(error: Exception) -> str:
+    """Why a reload is refused: what to do, or the error as it is if nobody expected it."""
+    return str(error) if isinstance(error, ESGError) else f"{type(error).__name__}: {error}"
 
 
 def _time_until(*deadlines: float | None) -> float | None:

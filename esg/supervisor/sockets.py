@@ -1,8 +1,8 @@
-"""The listening sockets of each generation: opened when it is asked for, closed when none has them.
+"""The listening sockets of each generation, by its number.
 
-A generation keeps what the one before it listened on and it wants too; a bind that is new is
-opened before anything else changes, so that one which fails refuses the reload. What is given up
-is never taken up again, since workers on their way out keep new connections from it.
+A generation shares the sockets of the generations before it, as far as it has the same binds; a new
+bind is opened before its first worker boots, so a bind that fails refuses the reload. A socket that
+was given up is never used again, because workers that drain keep new connections away from it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from esg.errors import ESGError
 from esg.mailbox import NewListener
@@ -21,6 +22,16 @@ from esg.settings.schema import Config
 from esg.supervisor.fdstore import Store, is_stored
 from esg.supervisor.processes import WorkerHandle
 from esg.supervisor.systemd import Notifier
+
+
+@dataclass(slots=True)
+class _Opened:
+    """What one generation listens on."""
+
+    config: Config
+    listeners: Sequence[Listener]
+    retired: bool = False
+    """Whether only workers that still accept need it."""
 
 
 class Sockets:
@@ -44,19 +55,20 @@ class Sockets:
         self._workers = workers
         self._store = Store(notifier)
         self._handed: Sequence[Handed] = ()
-        self._sets: list[tuple[Config, Sequence[Listener]]] = []
+        self._opened: dict[int, _Opened] = {}
 
-    def begin(self, config: Config, handed: Sequence[Handed]) -> list[str]:
+    def begin(self, number: int, config: Config, handed: Sequence[Handed]) -> list[str]:
         """Listen for the first generation, also on what the service manager has handed over.
 
-        What it doesn't listen on is closed; gives the names of that, for a warning. Raises as `of`.
+        A handed-over socket that it doesn't listen on is closed; returns the names of these, for a
+        warning. Raises as `open`.
         """
         stored = [item for item in handed if is_stored(item)]
         self._handed = [item for item in handed if item not in stored]
         binds = [parse_bind(bind, config.binds_origin) for bind in self._binds(config)]
         kept = self._store.take_back(stored, binds)
         try:
-            listeners = self._open(config, kept, at_start=True)
+            listeners = self._open(number, config, kept, at_start=True)
         except BaseException:
             for listener in kept:
                 listener.close()  # the service manager keeps it for the next try
@@ -67,28 +79,40 @@ class Sockets:
             os.close(item.fd)
         return [f"{item.name} (fd://{item.fd})" for item in unused]
 
-    def of(self, config: Config) -> Sequence[Listener]:
-        """What a generation with this configuration listens on; opened if it isn't yet.
+    def open(self, number: int, config: Config) -> Sequence[Listener]:
+        """Listen for a generation with this configuration.
 
         Raises ListenError or ConfigError; then all is as before.
         """
         self.look_after()
-        for known, listeners in self._sets:
-            if known is config:
-                return listeners
-        return self._open(config, self._all(), at_start=False)
+        return self._open(number, config, self._all(), at_start=False)
 
-    def keep(self, wanted: Sequence[Config]) -> None:
-        """Give up what neither these configurations nor a worker that accepts listens on."""
-        in_use = [worker.listeners for worker in self._workers() if worker.accepts]
-        before = self._sets
-        self._sets = [
-            (config, listeners)
-            for config, listeners in before
-            if any(config is one for one in wanted) or any(listeners is one for one in in_use)
-        ]
+    def of(self, number: int) -> Sequence[Listener]:
+        """What a generation listens on."""
+        return self._opened[number].listeners
+
+    def retire(self, number: int) -> None:
+        """There will be no more workers of a generation; it may have nothing open."""
+        if number in self._opened:
+            self._opened[number].retired = True
+            self.release()
+
+    def release(self) -> None:
+        """Close what only retired generations have and no worker accepts from any more."""
+        accepting = {worker.generation for worker in self._workers() if worker.accepts}
+        before = self._opened
+        self._opened = {
+            number: opened
+            for number, opened in before.items()
+            if not opened.retired or number in accepting
+        }
         held = self._all()
-        given_up = {one: config for config, ones in before for one in ones if one not in held}
+        given_up = {
+            listener: opened.config
+            for opened in before.values()
+            for listener in opened.listeners
+            if listener not in held
+        }
         for listener, config in given_up.items():
             self._log(f"no longer listening on {listener.url(config.scheme)}")
             self._close(listener)
@@ -99,8 +123,10 @@ class Sockets:
         A listener that can't be repaired gets a new socket, which is sent to the workers that have
         the old one.
         """
-        backlogs = {one: config for config, ones in self._sets for one in ones}
-        for listener, config in backlogs.items():
+        configs = {
+            one: opened.config for opened in self._opened.values() for one in opened.listeners
+        }
+        for listener, config in configs.items():
             fault = listener.fault
             if fault:
                 self._complain(listener, config, f"{fault}; {self._mend(listener, config)}")
@@ -128,7 +154,7 @@ class Sockets:
             self._log_error(f"{listener.url(config.scheme)}: {text}{count}")
 
     def given_up(self, listeners: Sequence[Listener]) -> list[str]:
-        """The addresses of those on which nobody else listens by now."""
+        """The addresses of those that were given up."""
         held = self._all()
         return [listener.url() for listener in listeners if listener not in held]
 
@@ -142,10 +168,10 @@ class Sockets:
         """Close all for good."""
         for listener in self._all():
             self._close(listener)
-        self._sets = []
+        self._opened = {}
 
     def _open(
-        self, config: Config, kept: Sequence[Listener], *, at_start: bool
+        self, number: int, config: Config, kept: Sequence[Listener], *, at_start: bool
     ) -> Sequence[Listener]:
         listeners = open_listeners(
             self._binds(config),
@@ -158,7 +184,7 @@ class Sockets:
             at_start=at_start,
         )
         before = self._all()
-        self._sets.append((config, listeners))
+        self._opened[number] = _Opened(config, listeners)
         for listener in listeners:
             if listener not in before:
                 self._log(f"listening on {listener.url(config.scheme)}")
@@ -166,7 +192,7 @@ class Sockets:
         return listeners
 
     def _leaving(self) -> list[tuple[str, Listener]]:
-        """What was given up, with who may have it still."""
+        """What was given up, each with a worker that may still have it."""
         held = self._all()
         return [
             (f"worker {worker.number} (pid {worker.pid})", listener)
@@ -181,7 +207,7 @@ class Sockets:
         return tuple(f"fd://{item.fd}" for item in self._handed)
 
     def _all(self) -> list[Listener]:
-        found = (listener for _, listeners in self._sets for listener in listeners)
+        found = (listener for opened in self._opened.values() for listener in opened.listeners)
         return list(dict.fromkeys(found))
 
     def _close(self, listener: Listener) -> None:

@@ -7,7 +7,9 @@ the invariants are checked.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import os
 from dataclasses import dataclass, field
 
@@ -16,20 +18,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from esg.settings.schema import Config
 from esg.supervisor.fleet import actions as do
 from esg.supervisor.fleet import events as on
-from esg.supervisor.fleet.fleet import (
-    CHECK_INTERVAL,
+from esg.supervisor.fleet.fleet import OVERTAKEN_WAIT, Fleet
+from esg.supervisor.fleet.heartbeats import CHECK_INTERVAL, STANDSTILL, SUSPENSION
+from esg.supervisor.fleet.members import (
     ESCALATION,
     EXIT_MARGIN,
-    OVERTAKEN_WAIT,
+    NEXT_STATES,
     QUIT_GRACE,
-    STANDSTILL,
-    SUSPENSION,
-    Fleet,
     WorkerState,
 )
+from esg.supervisor.fleet.reload import NEXT_STAGES, Reload, Stage
+from esg.supervisor.fleet.terms import Generation, Terms
 
 GRACE = 10.0
 BOOT_LIMIT = 8.0
@@ -56,17 +57,24 @@ class Process:
 class World:
     """Performs actions on simulated processes and hands events to the fleet."""
 
-    def __init__(self, config: Config, capacity: int = 64) -> None:
+    def __init__(self, terms: Terms, capacity: int = 64) -> None:
         self.now = 100.0
-        self.fleet = Fleet(config, self.now, capacity=capacity)
+        self.fleet = Fleet(terms, self.now, capacity=capacity)
         self.processes: dict[int, Process] = {}
         self.log: list[do.Log] = []
         self.exits: list[int] = []
         self.jobs = 0
         self.answers: dict[int, do.Answer] = {}
         self.told: list[do.Tell] = []
+        self.generations = 1
+        self.prepared = {1}
+        self.cannot_prepare = False
         self.adopted = 1
-        self.listening = True
+        self.ever_adopted = {1}
+        self.retired: set[int] = set()
+        self.consequences: list[on.Event] = []
+        self.reads: list[int | None] = []
+        self.listening = self.watching = True
         self.spawns = 0
         self.violations: list[str] = []
         self.may_dip = False
@@ -80,12 +88,17 @@ class World:
         dipped = self.ready_count() < min(ready_before, self.fleet.target)
         if dipped and not self.may_dip and not self.fleet.stopping:
             self.violations.append(f"{event} made {self.ready_count()} of {ready_before} ready")
+        consequences, self.consequences = self.consequences, []
+        for consequence in consequences:
+            actions += self.tell(consequence)
         return actions
 
     def perform(self, action: do.Action) -> None:
         match action:
             case do.Spawn(number, generation):
                 assert number not in self.processes, "a number is used twice"
+                assert generation in self.prepared, "its sockets aren't open"
+                assert generation not in self.retired, "its sockets are closed"
                 self.processes[number] = Process(number, generation, self.now)
                 self.spawns += 1
             case do.Drain() | do.Discard() | do.Quit():
@@ -102,8 +115,22 @@ class World:
                 self.processes[action.number].dead = True
             case do.CloseListeners():
                 self.listening = False
+            case do.ReadSettings(job):
+                self.reads.append(job)
+            case do.Prepare(generation):
+                assert generation not in self.prepared | self.retired
+                self.consequences.append(self.prepare(generation))
             case do.Adopt(generation):
+                assert generation in self.prepared - self.retired
                 self.adopted = generation
+                self.ever_adopted.add(generation)
+            case do.Retire(generation):
+                assert generation <= self.generations, "nobody knows this generation"
+                assert generation not in self.retired, "a generation is retired twice"
+                assert generation != self.adopted, "the generation that serves is retired"
+                self.retired.add(generation)
+            case do.StopWatching():
+                self.watching = False
             case do.Log():
                 self.log.append(action)
                 if action.event.startswith("reloaded "):
@@ -123,11 +150,27 @@ class World:
         if serving != {self.adopted}:
             self.violations.append(f"reloaded gen={self.adopted}, while {serving} serve")
 
-    def ask_for_reload(self, config: Config) -> int:
-        """A reload, of which somebody waits for the outcome; gives the number of the job."""
+    def prepare(self, generation: int) -> on.Event:
+        """Open the sockets and log files of a generation."""
+        if self.cannot_prepare:
+            return on.PrepareFailed(generation, "can't listen: address in use")
+        self.prepared.add(generation)
+        return on.Prepared(generation)
+
+    def reload(self, terms: Terms, job: int | None = None) -> list[do.Action]:
+        """Read valid settings for a new generation."""
+        self.generations += 1
+        return self.tell(on.ReloadRequested(self.generations, terms, job))
+
+    def ask_for_reload(self, terms: Terms) -> int:
+        """A reload whose outcome somebody waits for; returns the number of the job."""
         self.jobs += 1
-        self.tell(on.ReloadRequested(config, self.jobs))
+        self.reload(terms, self.jobs)
         return self.jobs
+
+    @property
+    def unretired(self) -> set[int]:
+        return set(range(1, self.generations + 1)) - self.retired
 
     def ready_count(self) -> int:
         return sum(p.ready and p.leaving_since is None for p in self.processes.values())
@@ -172,9 +215,8 @@ class World:
         self.reap()
 
 
-def config_of(workers: int, surge: int, drain_delay: float = 0.0, *, debug: bool = False) -> Config:
-    return Config(
-        app="example:app",
+def terms_of(workers: int, surge: int, drain_delay: float = 0.0, *, debug: bool = False) -> Terms:
+    return Terms(
         workers=workers,
         surge=surge,
         graceful_timeout=GRACE,
@@ -195,7 +237,7 @@ class FleetHistories(RuleBasedStateMachine):
         delay=st.sampled_from((0.0, 5.0)),
     )
     def begin(self, workers: int, surge: int, boots: bool, delay: float) -> None:
-        self.world = World(config_of(workers, surge, delay))
+        self.world = World(terms_of(workers, surge, delay))
         self.surge = surge
         self.served = False
         self.world.tell(on.Started())
@@ -300,18 +342,24 @@ class FleetHistories(RuleBasedStateMachine):
     # -- what the operator does ------------------------------------------------------------
 
     @alive
-    @rule(workers=st.integers(1, 5), is_awaited=st.booleans())
-    def reload(self, workers: int, is_awaited: bool) -> None:
-        config = config_of(workers, self.surge)
+    @rule(
+        workers=st.integers(1, 5),
+        is_awaited=st.booleans(),
+        can_listen=st.sampled_from((True, True, True, False)),
+    )
+    def reload(self, workers: int, is_awaited: bool, can_listen: bool) -> None:
+        terms = terms_of(workers, self.surge)
         world = self.world
         active = [p for p in world.processes.values() if p.leaving_since is None]
         room = world.fleet.target + self.surge - len(active)
-        boots_now = self.served and room > 0 and not world.fleet.reloading
+        boots_now = can_listen and self.served and room > 0 and not world.fleet.reload.running
         spawns = world.spawns
+        world.cannot_prepare = not can_listen
         if is_awaited:
-            world.ask_for_reload(config)
+            world.ask_for_reload(terms)
         else:
-            world.tell(on.ReloadRequested(config))
+            world.reload(terms)
+        world.cannot_prepare = False
         if boots_now and not world.fleet.stopping:
             assert world.spawns > spawns, "a reload waits, for what failed or is on its way out"
 
@@ -403,7 +451,16 @@ class FleetHistories(RuleBasedStateMachine):
     def nobody_waits_without_a_reload(self) -> None:
         fleet = self.world.fleet
         if self.world.jobs > len(self.world.answers):
-            assert fleet.reloading or not self.served
+            assert fleet.reload.running or not self.served
+
+    @invariant()
+    def what_may_be_spawned_is_not_retired(self) -> None:
+        fleet = self.world.fleet
+        assert self.world.unretired == fleet.reload.needed() | {fleet.current.number}
+
+    @invariant()
+    def files_are_watched_until_a_stop(self) -> None:
+        assert self.world.watching is not self.world.fleet.stopping
 
     @invariant()
     def exit_leaves_no_worker(self) -> None:
@@ -436,7 +493,8 @@ class FleetHistories(RuleBasedStateMachine):
         assert len(members) == world.fleet.target
         assert all(m.state is WorkerState.READY and not m.due for m in members)
         assert {m.generation for m in members} == {world.fleet.current}
-        assert not world.fleet.reloading
+        assert world.unretired == {world.fleet.current.number}
+        assert not world.fleet.reload.running
         assert set(world.answers) == set(range(1, world.jobs + 1))
 
     def _ends(self) -> None:
@@ -446,10 +504,11 @@ class FleetHistories(RuleBasedStateMachine):
             world.pass_time(GRACE + EXIT_MARGIN + QUIT_GRACE + ESCALATION_TIME + 10)
         assert world.exits
         assert not world.processes
+        assert world.unretired == {world.fleet.current.number}
         assert set(world.answers) == set(range(1, world.jobs + 1))
 
 
-HISTORIES = int(os.environ.get("ESG_TEST_HISTORIES", "500"))
+HISTORIES = int(os.environ.get("ESG_TEST_HISTORIES", "350"))
 FleetHistories.TestCase.settings = settings(
     max_examples=HISTORIES,
     stateful_step_count=40,
@@ -467,7 +526,7 @@ class TestFleetHistories(FleetHistories.TestCase):  # type: ignore[name-defined,
 
 def serving(workers: int = 3, surge: int = 1, *, debug: bool = False) -> World:
     """A world whose first generation is ready."""
-    world = World(config_of(workers, surge, debug=debug))
+    world = World(terms_of(workers, surge, debug=debug))
     world.tell(on.Started())
     boot_all(world)
     return world
@@ -489,20 +548,20 @@ def events(world: World) -> str:
 
 
 def test_all_workers_of_the_first_generation_start_together() -> None:
-    world = World(config_of(4, 1))
+    world = World(terms_of(4, 1))
     world.tell(on.Started())
     assert sorted(world.processes) == [1, 2, 3, 4]
 
 
 def test_a_reload_boots_one_canary_and_drains_nothing_for_it() -> None:
     world = serving(3)
-    world.tell(on.ReloadRequested(config_of(3, 1)))
+    world.reload(terms_of(3, 1))
     assert generations(world) == [1, 1, 1, 2]
 
 
 def test_a_reload_rolls_until_only_the_new_generation_is_left() -> None:
     world = serving(3)
-    world.tell(on.ReloadRequested(config_of(3, 1)))
+    world.reload(terms_of(3, 1))
     for _ in range(3):
         boot_all(world)
     assert generations(world) == [2, 2, 2]
@@ -512,7 +571,7 @@ def test_a_reload_rolls_until_only_the_new_generation_is_left() -> None:
 def test_a_canary_that_fails_leaves_exactly_the_old_generation() -> None:
     world = serving(3)
     before = set(world.processes)
-    world.tell(on.ReloadRequested(config_of(3, 1)))
+    world.reload(terms_of(3, 1))
     (canary,) = (p for p in world.processes.values() if p.generation == 2)
     canary.leaving_since = world.now
     world.tell(on.WorkerBootFailed(canary.number, "no module", "Traceback", 4))
@@ -520,7 +579,7 @@ def test_a_canary_that_fails_leaves_exactly_the_old_generation() -> None:
     world.pass_time(60)
     assert set(world.processes) == before
     assert "reload failed, gen=1 goes on serving" in events(world)
-    world.tell(on.ReloadRequested(config_of(3, 1)))
+    world.reload(terms_of(3, 1))
     for _ in range(3):
         boot_all(world)
     assert generations(world) == [3, 3, 3]
@@ -533,7 +592,7 @@ def failures(actions: list[do.Action]) -> list[do.ShowFailure]:
 def test_the_workers_hear_why_a_reload_failed() -> None:
     world = serving(2, debug=True)
     old = tuple(world.processes)
-    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.reload(terms_of(2, 1))
     (canary,) = (p for p in world.processes.values() if p.generation == 2)
     canary.leaving_since = world.now
     (told,) = failures(world.tell(on.WorkerBootFailed(canary.number, "no module", "Traceback", 4)))
@@ -550,7 +609,7 @@ def test_the_workers_hear_why_a_reload_was_refused() -> None:
 def test_workers_without_debug_are_not_told_why_a_reload_failed() -> None:
     world = serving(2)
     assert failures(world.tell(on.ReloadRefused("unknown key"))) == []
-    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.reload(terms_of(2, 1))
     assert failures(world.tell(on.WorkerBootFailed(3, "no module", "Traceback", 4))) == []
 
 
@@ -563,16 +622,16 @@ def test_a_worker_that_dies_while_nothing_reloads_is_no_failed_reload() -> None:
 
 def test_a_canary_that_hangs_is_dumped_aborted_and_given_up() -> None:
     world = serving(2)
-    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.reload(terms_of(2, 1))
     (canary,) = (p for p in world.processes.values() if p.generation == 2)
     world.pass_time(BOOT_LIMIT + 1.5)
     assert canary.told == ["DumpStack", "Abort"]
-    assert not world.fleet.reloading
+    assert not world.fleet.reload.running
 
 
 def test_a_new_worker_that_dies_before_the_roll_ends_brings_the_old_generation_back() -> None:
     world = serving(3)
-    world.tell(on.ReloadRequested(config_of(3, 1)))
+    world.reload(terms_of(3, 1))
     boot_all(world)
     fresh = next(p for p in world.processes.values() if p.generation == 2 and p.ready)
     world.exit(fresh)
@@ -584,9 +643,9 @@ def test_a_new_worker_that_dies_before_the_roll_ends_brings_the_old_generation_b
 
 def test_a_canary_that_served_by_the_time_it_is_discarded_may_finish_its_requests() -> None:
     world = serving(2)
-    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.reload(terms_of(2, 1))
     (canary,) = (p for p in world.processes.values() if p.generation == 2)
-    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.reload(terms_of(2, 1))
     assert canary.told == ["Discard"]
     world.tell(on.WorkerReady(canary.number))  # it was on its way
     world.pass_time(max(GRACE, QUIT_GRACE) + EXIT_MARGIN - 1)
@@ -597,8 +656,8 @@ def test_a_canary_that_served_by_the_time_it_is_discarded_may_finish_its_request
 
 def test_a_reload_asked_for_while_a_canary_boots_takes_its_place() -> None:
     world = serving(2)
-    world.tell(on.ReloadRequested(config_of(2, 1)))
-    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.reload(terms_of(2, 1))
+    world.reload(terms_of(2, 1))
     assert generations(world) == [1, 1]
     (overtaken,) = [p for p in world.processes.values() if p.generation == 2]
     world.exit(overtaken)
@@ -607,41 +666,41 @@ def test_a_reload_asked_for_while_a_canary_boots_takes_its_place() -> None:
 
 def test_an_overtaken_canary_that_does_not_end_holds_up_the_next_one_for_a_moment_only() -> None:
     world = serving(2)
-    world.tell(on.ReloadRequested(config_of(2, 1)))
-    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.reload(terms_of(2, 1))
+    world.reload(terms_of(2, 1))
     world.pass_time(OVERTAKEN_WAIT + CHECK_INTERVAL)
     assert generations(world) == [1, 1, 3]
 
 
 def test_an_overtaken_canary_that_serves_does_not_hold_up_the_next_one() -> None:
     world = serving(2)
-    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.reload(terms_of(2, 1))
     (canary,) = (p for p in world.processes.values() if p.generation == 2)
-    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.reload(terms_of(2, 1))
     world.tell(on.WorkerReady(canary.number))
     assert generations(world) == [1, 1, 3]
 
 
 def test_a_canary_does_not_wait_for_workers_of_a_failed_roll() -> None:
     world = serving(4)
-    world.tell(on.ReloadRequested(config_of(4, 1)))
+    world.reload(terms_of(4, 1))
     boot_all(world)
     fresh = next(p for p in world.processes.values() if p.generation == 2 and p.ready)
     booting = [p for p in world.processes.values() if p.generation == 2 and not p.ready]
     world.exit(fresh)
     assert [p.told for p in booting] == [["Discard"]]  # and it is still there
     boot_all(world)
-    world.tell(on.ReloadRequested(config_of(4, 1)))
+    world.reload(terms_of(4, 1))
     assert 3 in generations(world)
 
 
 def test_a_canary_does_not_wait_for_one_that_could_not_boot() -> None:
     world = serving(2)
-    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.reload(terms_of(2, 1))
     (canary,) = (p for p in world.processes.values() if p.generation == 2)
     canary.leaving_since = world.now
     world.tell(on.WorkerBootFailed(canary.number, "no module", "Traceback", 4))
-    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.reload(terms_of(2, 1))
     assert generations(world) == [1, 1, 3]
 
 
@@ -658,7 +717,7 @@ def test_a_second_ready_changes_nothing() -> None:
 
 def test_the_line_that_a_reload_is_over_names_the_generation_that_serves() -> None:
     world = serving(1)
-    actions = world.tell(on.ReloadRequested(config_of(1, 1)))
+    actions = world.reload(terms_of(1, 1))
     (number,) = [a.number for a in actions if isinstance(a, do.Spawn)]
     world.processes[number].ready = True
     actions = world.tell(on.WorkerReady(number))
@@ -669,38 +728,169 @@ def test_the_line_that_a_reload_is_over_names_the_generation_that_serves() -> No
 
 def test_a_reload_asked_for_in_a_roll_comes_after_it() -> None:
     world = serving(3)
-    world.tell(on.ReloadRequested(config_of(3, 1)))
+    world.reload(terms_of(3, 1))
     boot_all(world)
-    world.tell(on.ReloadRequested(config_of(3, 1)))
+    world.reload(terms_of(3, 1))
     assert 3 not in generations(world)
     for _ in range(6):
         boot_all(world)
     assert generations(world) == [3, 3, 3]
 
 
-def test_what_a_reload_came_from_and_what_is_queued_behind_it_is_wanted() -> None:
+def test_what_a_reload_came_from_and_what_is_queued_behind_it_is_not_retired() -> None:
     world = serving(3)
-    first, second, third = world.fleet.current.config, config_of(3, 1), config_of(3, 1)
-
-    def wanted(*configs: Config) -> bool:
-        found = {id(config) for config in world.fleet.wanted}
-        return found == {id(config) for config in configs}
-
-    world.tell(on.ReloadRequested(second))
-    assert wanted(first, second)  # the canary boots
+    world.reload(terms_of(3, 1))
+    assert world.unretired == {1, 2}  # the canary boots
     boot_all(world)
-    world.tell(on.ReloadRequested(third))
-    assert wanted(first, second, third)  # it rolls
-    while world.fleet.current.config is not third:
+    world.reload(terms_of(3, 1))
+    assert world.unretired == {1, 2, 3}  # it rolls
+    while world.fleet.current.number != 3:
         boot_all(world)
-    assert wanted(second, third)
+    assert world.unretired == {2, 3}
     for _ in range(6):
         boot_all(world)
-    assert wanted(third)
+    assert world.unretired == {3}
+
+
+def test_a_reload_that_is_overtaken_before_it_begins_is_never_prepared() -> None:
+    world = serving(3)
+    world.reload(terms_of(3, 1))
+    boot_all(world)
+    for _ in range(2):
+        world.reload(terms_of(3, 1))
+    assert world.unretired == {1, 2, 4}
+    for _ in range(6):
+        boot_all(world)
+    assert world.prepared == {1, 2, 4}
+
+
+def test_a_generation_is_retired_before_its_last_worker_is_drained() -> None:
+    """That worker is told which sockets nobody else has."""
+    world = serving(1)
+    world.reload(terms_of(1, 1))
+    world.processes[2].ready = True
+    actions = world.tell(on.WorkerReady(2))
+    (drain,) = [action for action in actions if isinstance(action, do.Drain)]
+    order = [actions.index(action) for action in (do.Adopt(2), do.Retire(1), drain)]
+    assert order == sorted(order)
+
+
+def test_a_queued_reload_is_prepared_before_the_sockets_that_it_may_share_are_closed() -> None:
+    world = serving(2)
+    world.reload(terms_of(2, 1))
+    boot_all(world)
+    world.reload(terms_of(2, 1))
+    (last,) = [p for p in world.processes.values() if p.generation == 2 and not p.ready]
+    last.ready = True
+    actions = world.tell(on.WorkerReady(last.number))
+    assert actions.index(do.Prepare(3)) < actions.index(do.Retire(1))
+
+
+def refused(world: World) -> list[do.Action]:
+    """A reload whose sockets can't be opened."""
+    world.cannot_prepare = True
+    world.jobs += 1
+    actions = world.reload(terms_of(2, 1), world.jobs)
+    world.cannot_prepare = False
+    return actions
+
+
+def test_a_reload_that_cannot_be_prepared_is_refused() -> None:
+    world = serving(2, debug=True)
+    actions = refused(world)
+    text = "reload refused, gen=1 goes on serving: can't listen: address in use"
+    assert do.Log("error", text) in actions
+    assert world.answers == {1: do.Answer(1, False, text)}
+    assert failures(actions)
+    assert generations(world) == [1, 1]
+    assert world.unretired == {1}
+    assert states(world)[1:] == ["serving", "reloading", "serving"]
+
+
+def test_a_reload_that_cannot_be_prepared_leaves_the_canary_before_it_alone() -> None:
+    world = serving(2)
+    world.reload(terms_of(2, 1))
+    refused(world)
+    assert generations(world) == [1, 1, 2]
+    for _ in range(2):
+        boot_all(world)
+    assert generations(world) == [2, 2]
+
+
+def test_a_preparation_that_ends_in_a_roll_waits_for_the_end_of_it() -> None:
+    reload = Reload()
+    for number, job in ((2, 1), (3, 2)):
+        reload.ask(Generation(number, terms_of(1, 1)), job)
+        reload.prepare_next()
+        if number == 2:
+            assert reload.prepared(2)
+    reload.promote(Generation(1, terms_of(1, 1)), 1)
+    assert not reload.prepared(3)
+    reload.ask(Generation(4, terms_of(1, 1)), 3)
+    assert reload.finish() == (1,)
+    assert reload.prepare_next() == Generation(4, terms_of(1, 1))
+    assert reload.give_up() == (2, 3)
+
+
+def test_settings_are_not_read_for_a_reload_during_a_stop() -> None:
+    world = serving(1)
+    world.tell(on.ReloadAsked(1))
+    assert world.reads == [1]
+    world.tell(on.ShutdownRequested())
+    world.jobs = 2
+    world.tell(on.ReloadAsked(2))
+    assert world.reads == [1]
+    assert world.answers[2] == do.Answer(2, False, "reload ignored: stopping", stopping=True)
+
+
+@pytest.mark.parametrize("state", WorkerState)
+def test_a_worker_only_goes_where_the_table_says(state: WorkerState) -> None:
+    for target in WorkerState:
+        member = serving(1).fleet.members[1]
+        member.state = state
+        if target in NEXT_STATES[state]:
+            member.become(target, None)
+            assert member.state is target
+        else:
+            with pytest.raises(AssertionError, match="is followed by"):
+                member.become(target, None)
+
+
+def test_a_reload_only_goes_where_the_table_says() -> None:
+    """Each stage has the ways out that the table names, and no others."""
+
+    def at(stage: Stage) -> Reload:
+        reload = Reload()
+        for number in (2, 3):
+            reload.ask(Generation(number, terms_of(1, 1)), None)
+            reload.prepare_next()
+            if number == 2 and stage is not Stage.IDLE:
+                reload.prepared(2)
+        if stage is Stage.ROLLING:
+            reload.promote(Generation(1, terms_of(1, 1)), 1)
+        assert reload.stage is stage
+        return reload
+
+    steps = {
+        Stage.CANARY: lambda reload: reload.prepared(
+            (reload.preparing or reload.queued).generation.number
+        ),
+        Stage.ROLLING: lambda reload: reload.promote(Generation(1, terms_of(1, 1)), 1),
+        Stage.IDLE: lambda reload: reload.finish(),
+    }
+    for stage, (target, step) in itertools.product(Stage, steps.items()):
+        reload = at(stage)
+        if target in NEXT_STAGES[stage]:
+            step(reload)
+            assert reload.stage is target
+        else:
+            with contextlib.suppress(AssertionError):
+                step(reload)
+            assert reload.stage is stage
 
 
 def test_the_first_boot_failure_ends_everything_and_is_told_once() -> None:
-    world = World(config_of(4, 1))
+    world = World(terms_of(4, 1))
     world.tell(on.Started())
     for process in list(world.processes.values()):
         process.leaving_since = world.now
@@ -712,7 +902,7 @@ def test_the_first_boot_failure_ends_everything_and_is_told_once() -> None:
 
 
 def test_a_boot_failure_after_another_worker_was_ready_is_retried() -> None:
-    world = World(config_of(2, 1))
+    world = World(terms_of(2, 1))
     world.tell(on.Started())
     first, second = world.processes.values()
     first.ready = True
@@ -783,7 +973,7 @@ def test_new_code_that_boots_does_not_wait_for_what_failed_before_it() -> None:
             world.exit(process)
         world.pass_time(0.5)
     assert generations(world) == [1, 1]
-    world.tell(on.ReloadRequested(config_of(3, 1)))
+    world.reload(terms_of(3, 1))
     for _ in range(6):
         boot_all(world)
         for process in [p for p in world.processes.values() if p.leaving_since is not None]:
@@ -808,7 +998,7 @@ def looks(
 
     Its loop stands still from `stuck_at` on; each beats once a second, the first from `begun` on.
     """
-    fleet = Fleet(dataclasses.replace(config_of(workers, 1), timeout=timeout), 0.0)
+    fleet = Fleet(dataclasses.replace(terms_of(workers, 1), timeout=timeout), 0.0)
     fleet.handle(on.Started(), 0.0)
     for number in range(1, workers + 1):
         fleet.handle(on.WorkerReady(number), 0.0)
@@ -847,7 +1037,7 @@ def test_a_healthy_fleet_is_looked_at_once_a_second(timeout: float) -> None:
 
 
 def test_a_machine_that_stood_still_for_a_moment_condemns_nobody() -> None:
-    world = World(dataclasses.replace(config_of(2, 1), timeout=1.0))
+    world = World(dataclasses.replace(terms_of(2, 1), timeout=1.0))
     world.tell(on.Started())
     boot_all(world)
     world.pass_time(5)
@@ -878,7 +1068,7 @@ def test_a_worker_late_once_is_left_alone() -> None:
 
 def unlimited() -> World:
     """One ready worker, whose event loop may stand still for ever."""
-    world = World(dataclasses.replace(config_of(1, 1), timeout=0))
+    world = World(dataclasses.replace(terms_of(1, 1), timeout=0))
     world.tell(on.Started())
     boot_all(world)
     return world
@@ -941,7 +1131,7 @@ def test_a_second_term_changes_nothing() -> None:
 
 
 def test_load_balancers_have_time_to_notice_a_shutdown() -> None:
-    world = World(config_of(2, 1, drain_delay=5.0))
+    world = World(terms_of(2, 1, drain_delay=5.0))
     world.tell(on.Started())
     boot_all(world)
     world.tell(on.ShutdownRequested())
@@ -955,7 +1145,7 @@ def test_load_balancers_have_time_to_notice_a_shutdown() -> None:
 
 
 def test_who_goes_while_others_still_accept_leaves_them_the_queue() -> None:
-    world = World(config_of(2, 1, drain_delay=5.0))
+    world = World(terms_of(2, 1, drain_delay=5.0))
     world.tell(on.Started())
     world.processes[1].ready = True
     world.tell(on.WorkerReady(1))
@@ -968,7 +1158,7 @@ def test_who_goes_while_others_still_accept_leaves_them_the_queue() -> None:
 
 
 def test_a_quick_shutdown_does_not_wait_for_load_balancers() -> None:
-    world = World(config_of(1, 1, drain_delay=5.0))
+    world = World(terms_of(1, 1, drain_delay=5.0))
     world.tell(on.Started())
     boot_all(world)
     world.tell(on.ShutdownRequested())
@@ -991,7 +1181,7 @@ def states(world: World) -> list[str]:
 
 
 def test_serving_is_told_when_every_worker_of_the_first_generation_is_ready() -> None:
-    world = World(config_of(2, 1))
+    world = World(terms_of(2, 1))
     world.tell(on.Started())
     world.tell(on.WorkerReady(1))
     assert states(world) == ["starting"]
@@ -1002,7 +1192,7 @@ def test_serving_is_told_when_every_worker_of_the_first_generation_is_ready() ->
 
 def test_a_reload_is_told_from_its_begin_to_its_end() -> None:
     world = serving(2)
-    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.reload(terms_of(2, 1))
     assert states(world)[1:] == ["serving", "reloading"]
     for _ in range(2):
         boot_all(world)
@@ -1015,13 +1205,13 @@ def test_a_reload_that_is_refused_is_told_as_one_that_is_over() -> None:
     assert states(world)[1:] == ["serving", "reloading", "serving"]
     status = "gen 1: 1 of 1 workers ready; last reload refused: unknown key 'wrokers'"
     assert world.told[-1].status == status
-    world.tell(on.ReloadRequested(config_of(1, 1)))
+    world.reload(terms_of(1, 1))
     assert "refused" not in world.told[-1].status
 
 
 def test_a_reload_that_fails_is_told() -> None:
     world = serving(1)
-    world.tell(on.ReloadRequested(config_of(1, 1)))
+    world.reload(terms_of(1, 1))
     world.tell(on.WorkerBootFailed(2, "no module", "Traceback", 4))
     assert states(world)[1:] == ["serving", "reloading", "serving"]
     assert "; last reload failed: a worker could not boot" in world.told[-1].status
@@ -1029,13 +1219,13 @@ def test_a_reload_that_fails_is_told() -> None:
 
 def test_a_reload_asked_for_in_a_reload_is_told_anew() -> None:
     world = serving(2)
-    world.tell(on.ReloadRequested(config_of(2, 1)))
-    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.reload(terms_of(2, 1))
+    world.reload(terms_of(2, 1))
     assert states(world)[1:] == ["serving", "reloading", "reloading"]
 
 
 def test_a_reload_asked_for_before_anything_serves_is_not_told() -> None:
-    world = World(config_of(2, 1))
+    world = World(terms_of(2, 1))
     world.tell(on.Started())
     world.tell(on.ReloadRefused("unknown key"))
     assert states(world) == ["starting"]
@@ -1043,7 +1233,7 @@ def test_a_reload_asked_for_before_anything_serves_is_not_told() -> None:
 
 def test_who_waits_for_a_reload_hears_of_its_end() -> None:
     world = serving(2)
-    job = world.ask_for_reload(config_of(2, 1))
+    job = world.ask_for_reload(terms_of(2, 1))
     boot_all(world)
     assert world.answers == {}
     boot_all(world)
@@ -1053,7 +1243,7 @@ def test_who_waits_for_a_reload_hears_of_its_end() -> None:
 
 def test_who_waits_for_a_reload_hears_why_it_failed() -> None:
     world = serving(1)
-    job = world.ask_for_reload(config_of(1, 1))
+    job = world.ask_for_reload(terms_of(1, 1))
     actions = world.tell(on.WorkerBootFailed(2, "no module", "Traceback", 4))
     text = "reload failed, gen=1 goes on serving: gen=2: a worker could not boot"
     assert actions[-1] == do.Answer(job, False, text, "Traceback")
@@ -1062,7 +1252,7 @@ def test_who_waits_for_a_reload_hears_why_it_failed() -> None:
 
 def test_who_asked_for_a_reload_that_is_overtaken_hears_of_the_one_in_its_place() -> None:
     world = serving(1)
-    jobs = [world.ask_for_reload(config_of(1, 1)) for _ in range(2)]
+    jobs = [world.ask_for_reload(terms_of(1, 1)) for _ in range(2)]
     (overtaken,) = [p for p in world.processes.values() if p.generation == 2]
     world.exit(overtaken)
     boot_all(world)
@@ -1073,9 +1263,9 @@ def test_who_asked_for_a_reload_that_is_overtaken_hears_of_the_one_in_its_place(
 
 def test_a_reload_that_fails_says_nothing_of_the_one_behind_it() -> None:
     world = serving(2)
-    first = world.ask_for_reload(config_of(2, 1))
+    first = world.ask_for_reload(terms_of(2, 1))
     boot_all(world)
-    second = world.ask_for_reload(config_of(2, 1))
+    second = world.ask_for_reload(terms_of(2, 1))
     fresh = next(p for p in world.processes.values() if p.generation == 2 and p.ready)
     world.exit(fresh)
     assert not world.answers[first].ok
@@ -1089,17 +1279,17 @@ def test_a_reload_that_fails_says_nothing_of_the_one_behind_it() -> None:
 
 def test_who_waits_for_a_reload_hears_of_a_shutdown() -> None:
     world = serving(2)
-    jobs = [world.ask_for_reload(config_of(2, 1))]
+    jobs = [world.ask_for_reload(terms_of(2, 1))]
     boot_all(world)
-    jobs.append(world.ask_for_reload(config_of(2, 1)))
+    jobs.append(world.ask_for_reload(terms_of(2, 1)))
     world.tell(on.ShutdownRequested())
-    jobs.append(world.ask_for_reload(config_of(2, 1)))
+    jobs.append(world.ask_for_reload(terms_of(2, 1)))
     assert [(job, world.answers[job].ok) for job in jobs] == [(job, False) for job in jobs]
 
 
 def test_a_shutdown_in_the_middle_of_a_reload_ends() -> None:
     world = serving(2)
-    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.reload(terms_of(2, 1))
     world.tell(on.ShutdownRequested())
     for process in list(world.processes.values()):
         world.exit(process, clean=True)
@@ -1116,7 +1306,7 @@ def test_a_resize_outlives_a_reload_that_leaves_the_number_alone() -> None:
     world = serving(2)
     world.tell(on.Resize(+1))
     boot_all(world)
-    world.tell(on.ReloadRequested(config_of(2, 1)))
+    world.reload(terms_of(2, 1))
     for _ in range(5):
         boot_all(world)
     assert generations(world) == [2, 2, 2]

@@ -42,6 +42,7 @@ class Worker:
     listeners: Sequence[Any]
     accepts: bool = True
     reaped: bool = False
+    generation: int = 1
     number: int = 7
     pid: int = 4711
     mail: list[Any] = dataclasses.field(default_factory=list)
@@ -92,18 +93,18 @@ def port_of(listener):
     return listener.sock.getsockname()[1]
 
 
-def test_a_configuration_is_listened_for_once(sockets):
-    wanted = config("127.0.0.1:0")
-    assert sockets.of(wanted) is sockets.of(wanted)
+def test_what_was_opened_for_a_generation_is_known_by_its_number(sockets):
+    listeners = sockets.open(1, config("127.0.0.1:0"))
+    assert sockets.of(1) is listeners
 
 
 def test_the_next_one_keeps_what_it_has_too(sockets, log):
-    first = sockets.of(config("127.0.0.1:0", "127.0.0.2:0"))
+    first = sockets.open(1, config("127.0.0.1:0", "127.0.0.2:0"))
     wanted = config("127.0.0.2:0", "127.0.0.3:0")
-    second = sockets.of(wanted)
+    second = sockets.open(2, wanted)
     assert second[0] is first[1]
     port = port_of(first[0])
-    sockets.keep([wanted])
+    sockets.retire(1)
     assert first[0].fileno() == -1
     assert second[0].fileno() > 0
     assert sockets.given_up(first) == [f"http://127.0.0.1:{port}"]
@@ -111,65 +112,80 @@ def test_the_next_one_keeps_what_it_has_too(sockets, log):
 
 
 def test_what_is_given_up_is_named_as_it_was(sockets, log):
-    sockets.of(config("127.0.0.1:0"))
+    sockets.open(1, config("127.0.0.1:0"))
     tls = dataclasses.replace(config("127.0.0.2:0"), ssl_certfile="cert.pem")
-    sockets.of(tls)
-    sockets.keep([tls])
+    sockets.open(2, tls)
+    sockets.retire(1)
     assert log[-1].startswith("no longer listening on http://")
 
 
 def test_what_a_worker_accepts_from_stays_until_it_drains(sockets, workers):
-    wanted = config("127.0.0.1:0")
-    sockets.of(wanted)
-    failed = sockets.of(config("127.0.0.1:0", "127.0.0.2:0"))
-    workers.append(Worker(failed))
-    sockets.keep([wanted])
+    sockets.open(1, config("127.0.0.1:0"))
+    failed = sockets.open(2, config("127.0.0.1:0", "127.0.0.2:0"))
+    workers.append(Worker(failed, generation=2))
+    sockets.retire(2)
     assert sockets.given_up(failed) == []
-    # Whoever wants it now has it as it is, and it outlives that worker.
-    again = config("127.0.0.1:0", "127.0.0.2:0")
-    assert sockets.of(again) == failed
+    # A later generation with the same bind gets the same socket, which outlives that worker.
+    assert sockets.open(3, config("127.0.0.1:0", "127.0.0.2:0")) == failed
     workers[0].accepts = False
-    sockets.keep([wanted, again])
+    sockets.release()
     assert sockets.given_up(failed) == []
-    sockets.keep([wanted])
+    sockets.retire(3)
     assert sockets.given_up(failed) == [failed[1].url()]
 
 
+def test_a_worker_of_another_generation_keeps_only_what_it_has(sockets, workers):
+    first = sockets.open(1, config("127.0.0.1:0", "127.0.0.2:0"))
+    second = sockets.open(2, config("127.0.0.1:0"))
+    workers += [Worker(first, generation=1), Worker(second, generation=2)]
+    sockets.retire(1)
+    assert sockets.given_up(first) == []
+    workers[0].accepts = False
+    sockets.release()
+    assert sockets.given_up(first) == [first[1].url()]
+
+
+def test_a_generation_that_has_nothing_open_can_be_retired(sockets):
+    (listener,) = sockets.open(1, config("127.0.0.1:0"))
+    sockets.retire(2)
+    assert sockets.given_up([listener]) == []
+
+
 def test_one_that_fails_leaves_the_rest(sockets):
-    first = sockets.of(config("127.0.0.1:0"))
+    first = sockets.open(1, config("127.0.0.1:0"))
     count = len(os.listdir("/proc/self/fd"))
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         with pytest.raises(ListenError, match="in use; stop the program"):
-            sockets.of(config("127.0.0.1:0", "127.0.0.2:0", f"127.0.0.1:{taken}"))
+            sockets.open(2, config("127.0.0.1:0", "127.0.0.2:0", f"127.0.0.1:{taken}"))
     assert len(os.listdir("/proc/self/fd")) == count
     assert first[0].fileno() > 0
 
 
 def test_a_worker_that_drains_is_named_if_it_has_the_address(sockets, workers):
     first = config("127.0.0.1:0", "127.0.0.2:0")
-    listeners = sockets.of(first)
+    listeners = sockets.open(1, first)
     address = f"127.0.0.2:{port_of(listeners[1])}"
     copy = listeners[1].sock.dup()  # as a worker has
     workers.append(Worker(listeners, accepts=False))
     less = config("127.0.0.1:0")
-    sockets.of(less)
-    sockets.keep([less])
+    sockets.open(2, less)
+    sockets.retire(1)
     said = r"in use, perhaps by worker 7 \(pid 4711\), which is on its way out; try again"
     with copy, pytest.raises(ListenError, match=said):
-        sockets.of(config("127.0.0.1:0", address))
-    sockets.of(config("127.0.0.1:0", address))
+        sockets.open(3, config("127.0.0.1:0", address))
+    sockets.open(3, config("127.0.0.1:0", address))
 
 
 def test_what_is_opened_is_stored_and_removed_when_it_is_closed(sockets, notifier):
     wanted = config("127.0.0.1:0", "127.0.0.2:0")
-    sockets.of(wanted)
+    sockets.open(1, wanted)
     less = config("127.0.0.1:0")
-    sockets.of(less)
+    sockets.open(2, less)
     one, two = notifier.names("FDSTORE")
     assert one.startswith("esg/127.0.0.1_0/")
     assert two.startswith("esg/127.0.0.2_0/")
-    sockets.keep([less])
+    sockets.retire(1)
     assert notifier.names("FDSTOREREMOVE") == [two]
     sockets.close()
     assert notifier.names("FDSTOREREMOVE") == [two, one]
@@ -181,7 +197,7 @@ def test_what_is_opened_is_stored_and_removed_when_it_is_closed(sockets, notifie
 )
 def test_a_store_is_believed_in_as_far_as_it_says(sockets, notifier, capacity, stored):
     notifier.capacity = capacity
-    found = sockets.of(config("127.0.0.1:0", "127.0.0.2:0", "127.0.0.3:0"))
+    found = sockets.open(1, config("127.0.0.1:0", "127.0.0.2:0", "127.0.0.3:0"))
     assert [listener.stored for listener in found] == stored
     assert len(notifier.names("FDSTORE")) == 3 - stored.count(False)
     sockets.close()
@@ -190,18 +206,18 @@ def test_a_store_is_believed_in_as_far_as_it_says(sockets, notifier, capacity, s
 
 def test_a_store_has_room_again_for_what_is_new(sockets, notifier):
     notifier.capacity = 1
-    (old,) = sockets.of(config("127.0.0.1:0"))
+    (old,) = sockets.open(1, config("127.0.0.1:0"))
     wanted = config("127.0.0.2:0")
-    (waiting,) = sockets.of(wanted)
+    (waiting,) = sockets.open(2, wanted)
     assert (old.stored, waiting.stored) == (True, False)
-    sockets.keep([wanted])
-    (new,) = sockets.of(config("127.0.0.3:0"))
+    sockets.retire(1)
+    (new,) = sockets.open(3, config("127.0.0.3:0"))
     assert (old.stored, new.stored) == (False, True)
 
 
 def test_without_a_manager_nothing_is_stored(sockets, notifier, monkeypatch):
     monkeypatch.setattr(notifier, "send", lambda *lines, fds=(): False)
-    (listener,) = sockets.of(config("127.0.0.1:0"))
+    (listener,) = sockets.open(1, config("127.0.0.1:0"))
     assert listener.stored is False
 
 
@@ -211,17 +227,17 @@ def test_without_a_manager_nothing_is_stored(sockets, notifier, monkeypatch):
 def test_without_a_setting_all_that_is_handed_over_is_listened_on(sockets, notifier):
     items = [handed("web"), handed("web"), handed("esg-admin.socket")]
     wanted = config()
-    assert sockets.begin(wanted, items) == []
-    found = sockets.of(wanted)
+    assert sockets.begin(1, wanted, items) == []
+    found = sockets.of(1)
     assert [listener.fileno() for listener in found] == [item.fd for item in items]
-    assert sockets.of(config()) == found
-    assert sockets.of(config(port="0", host="127.0.0.4")) != found
+    assert sockets.open(2, config()) == found
+    assert sockets.open(3, config(port="0", host="127.0.0.4")) != found
     assert len(notifier.names("FDSTORE")) == 1
 
 
 def test_what_no_bind_takes_is_closed_and_named(sockets):
     item = handed("web")
-    assert sockets.begin(config("127.0.0.1:0"), [item]) == [f"web (fd://{item.fd})"]
+    assert sockets.begin(1, config("127.0.0.1:0"), [item]) == [f"web (fd://{item.fd})"]
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(item.fd)
 
@@ -229,28 +245,28 @@ def test_what_no_bind_takes_is_closed_and_named(sockets):
 def test_a_socket_that_is_closed_cannot_be_had_back(sockets):
     """Its number is another's by now."""
     item = handed("web")
-    sockets.begin(config("127.0.0.1:0"), [item])
+    sockets.begin(1, config("127.0.0.1:0"), [item])
     for bind in (f"fd://{item.fd}", "fd://web"):
         with pytest.raises(ListenError, match=r"handed over at a start.*; restart for it"):
-            sockets.of(config(bind))
+            sockets.open(2, config(bind))
     with pytest.raises(ListenError, match=r"handed over at a start.*; restart for it"):
-        sockets.of(config())
+        sockets.open(2, config())
 
 
 def test_a_reload_does_not_take_descriptors_of_our_own(sockets):
     wanted = config("127.0.0.1:0")
-    (listener,) = sockets.of(wanted)
+    (listener,) = sockets.open(1, wanted)
     with pytest.raises(ListenError, match="handed over at a start"):
-        sockets.of(config(f"fd://{listener.fileno()}"))
-    assert sockets.of(wanted)[0].fileno() > 0
+        sockets.open(2, config(f"fd://{listener.fileno()}"))
+    assert sockets.of(1)[0].fileno() > 0
 
 
 def test_a_socket_that_was_handed_over_may_be_named_otherwise_later(sockets):
     item = handed("web")
     first = config()
-    sockets.begin(first, [item])
-    for bind in ("fd://web", f"fd://{item.fd}", f"127.0.0.1:{port_of(sockets.of(first)[0])}"):
-        assert sockets.of(config(bind)) == sockets.of(first)
+    sockets.begin(1, first, [item])
+    for bind in ("fd://web", f"fd://{item.fd}", f"127.0.0.1:{port_of(sockets.of(1)[0])}"):
+        assert sockets.open(2, config(bind)) == sockets.of(1)
 
 
 # -- the service manager's store -------------------------------------------------------
@@ -287,8 +303,8 @@ def test_a_stored_socket_is_taken_back_once(sockets, notifier):
     port, twin = sock.getsockname()[1], sock.dup()
     items = [stored(one, Address("127.0.0.1", 0)) for one in (sock, twin)]
     wanted = config("127.0.0.1:0")
-    assert sockets.begin(wanted, items) == []
-    (listener,) = sockets.of(wanted)
+    assert sockets.begin(1, wanted, items) == []
+    (listener,) = sockets.of(1)
     assert (port_of(listener), listener.stored, listener.borrowed) == (port, True, None)
     assert notifier.said == []
     sockets.close()
@@ -299,8 +315,8 @@ def test_a_stored_unix_socket_is_ours_again(sockets, tmp_path):
     path = str(tmp_path / "web")
     item = stored(unix_socket(path), UnixAddress(path), identity_of(path))
     wanted = config(f"unix:{path}")
-    sockets.begin(wanted, [item])
-    (listener,) = sockets.of(wanted)
+    sockets.begin(1, wanted, [item])
+    (listener,) = sockets.of(1)
     assert listener.stored
     assert listener.fileno() == item.fd
     sockets.close()
@@ -312,7 +328,7 @@ def test_a_stored_unix_socket_without_its_file_is_replaced(sockets, notifier, tm
     item = stored(unix_socket(path), UnixAddress(path), identity_of(path))
     os.unlink(path)
     wanted = config(f"unix:{path}")
-    sockets.begin(wanted, [item])
+    sockets.begin(1, wanted, [item])
     assert notifier.names("FDSTOREREMOVE") == [item.name]
     assert notifier.names("FDSTORE") == [item.name.rpartition("/")[0] + "/" + identity_of(path)]
     with socket.socket(socket.AF_UNIX) as client:
@@ -324,7 +340,7 @@ def test_what_is_at_the_path_of_a_stored_unix_socket_by_now_stays(sockets, tmp_p
     item = stored(unix_socket(path), UnixAddress(path), identity_of(path))
     os.unlink(path)
     with unix_socket(path), pytest.raises(ListenError, match="a program listens on it"):
-        sockets.begin(config(f"unix:{path}"), [item])
+        sockets.begin(1, config(f"unix:{path}"), [item])
     assert os.path.lexists(path)
 
 
@@ -336,7 +352,7 @@ def test_a_start_that_fails_leaves_the_store_and_its_files(notifier, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         binds = (f"unix:{path}", f"127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(ListenError, match="in use"):
-            again.begin(config(*binds), [item])
+            again.begin(1, config(*binds), [item])
     assert os.path.lexists(path)
     assert notifier.said == []
 
@@ -351,33 +367,33 @@ def test_what_is_stored_and_not_wanted_is_gone_before_anything_is_opened(
         stored(unix_socket(path), UnixAddress(path), identity_of(path)),
         Handed(os.open(os.devnull, os.O_RDONLY), "esg/this/is/no-socket"),
     ]
-    assert sockets.begin(config(f"127.0.0.1:{port}"), items) == []
+    assert sockets.begin(1, config(f"127.0.0.1:{port}"), items) == []
     assert notifier.names("FDSTOREREMOVE") == [item.name for item in items]
     assert not os.path.lexists(path)
 
 
 def test_a_stored_socket_for_ipv6_alone_is_not_taken_for_all(sockets, notifier):
     before = config("[::]:0", "0.0.0.0:0")
-    (six, _) = sockets.of(before)
+    (six, _) = sockets.open(1, before)
     port = port_of(six)
     sock = six.sock.dup()
     sockets.close()
     item = stored(sock, Address("::", port))
     wanted = config(f"[::]:{port}")
-    assert sockets.begin(wanted, [item]) == []
+    assert sockets.begin(1, wanted, [item]) == []
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
     assert item.name in notifier.names("FDSTOREREMOVE")
 
 
 def test_a_filter_of_a_stop_that_was_cut_short_is_taken_off(sockets):
-    (blocked,) = sockets.of(config("127.0.0.2:0"))
+    (blocked,) = sockets.open(1, config("127.0.0.2:0"))
     assert blocked.refuse_new()
     with pytest.raises(TimeoutError):
         socket.create_connection(("127.0.0.2", port_of(blocked)), timeout=0.2)
     again = Sockets(Notes(), lambda line: None, lambda: ())
     wanted = config("127.0.0.2:0")
-    again.begin(wanted, [stored(blocked.sock.dup(), Address("127.0.0.2", 0))])
-    (listener,) = again.of(wanted)
+    again.begin(1, wanted, [stored(blocked.sock.dup(), Address("127.0.0.2", 0))])
+    (listener,) = again.of(1)
     socket.create_connection(("127.0.0.2", port_of(listener)), timeout=5).close()
     again.close()
 
@@ -386,7 +402,7 @@ def test_a_filter_of_a_stop_that_was_cut_short_is_taken_off(sockets):
 
 
 def test_a_socket_that_was_shut_down_listens_again(sockets, log, workers):
-    (listener,) = sockets.of(config("127.0.0.1:0"))
+    (listener,) = sockets.open(1, config("127.0.0.1:0"))
     workers.append(Worker([listener]))
     listener.sock.shutdown(socket.SHUT_RD)
     sockets.look_after()
@@ -397,15 +413,15 @@ def test_a_socket_that_was_shut_down_listens_again(sockets, log, workers):
 
 def test_a_reload_does_not_keep_a_dead_socket(sockets):
     wanted = config("127.0.0.1:0")
-    (listener,) = sockets.of(wanted)
+    (listener,) = sockets.open(1, wanted)
     listener.sock.shutdown(socket.SHUT_RD)
-    (kept,) = sockets.of(dataclasses.replace(wanted, workers=3))
+    (kept,) = sockets.open(2, dataclasses.replace(wanted, workers=3))
     assert kept is listener
     assert kept.fault == ""
 
 
 def test_workers_get_the_new_socket_of_one_beyond_repair(sockets, log, workers, notifier, tmp_path):
-    (listener,) = sockets.of(config(f"unix:{tmp_path}/socket"))
+    (listener,) = sockets.open(1, config(f"unix:{tmp_path}/socket"))
     other, gone = Worker([]), Worker([listener], reaped=True)
     workers += [Worker([listener]), other, gone]
     listener.sock.shutdown(socket.SHUT_RD)
@@ -420,7 +436,7 @@ def test_workers_get_the_new_socket_of_one_beyond_repair(sockets, log, workers, 
 
 
 def test_a_fault_that_comes_back_is_logged_once_a_minute(sockets, log):
-    (listener,) = sockets.of(config("127.0.0.1:0"))
+    (listener,) = sockets.open(1, config("127.0.0.1:0"))
     before = len(log)
     for _ in range(5):
         listener.sock.shutdown(socket.SHUT_RD)
@@ -431,7 +447,7 @@ def test_a_fault_that_comes_back_is_logged_once_a_minute(sockets, log):
 
 def test_what_cannot_be_mended_is_said(sockets, log):
     name = f"@esg-test-{os.getpid()}"
-    (listener,) = sockets.of(config(f"unix:{name}"))
+    (listener,) = sockets.open(1, config(f"unix:{name}"))
     with listener.sock.dup():
         listener.sock.shutdown(socket.SHUT_RD)
         sockets.look_after()

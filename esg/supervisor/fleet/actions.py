@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from esg.settings.schema import Config
-
 State = Literal["starting", "serving", "reloading", "stopping"]
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -17,14 +15,13 @@ class Spawn:
 
     number: int
     generation: int
-    config: Config
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
     """Tell the worker to finish what is in flight within `grace` seconds, then exit.
 
-    `final`: nobody takes its place, so it also serves what the kernel's queue still holds.
+    `final`: no other worker takes its place, so it also serves what the kernel's queue still holds.
     """
 
     number: int
@@ -35,7 +32,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Have a worker that is in boot end. One that serves by now, unheard of, drains instead."""
+    """End a worker that boots. If it serves by now and hasn't been heard yet, it drains instead."""
 
     number: int
     grace: float
@@ -77,7 +74,7 @@ class CloseListeners:
 
 @dataclass(frozen=True, slots=True)
 class ReopenLogs:
-    """Open the log files anew, here and in these workers."""
+    """Open the log files again, here and in these workers."""
 
     numbers: tuple[int, ...]
 
@@ -105,31 +102,69 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadSettings:
+    """Read the settings for a reload. `job` is whose answer is due at its end, if anyone's.
+
+    ReloadRequested or ReloadRefused follows.
+    """
+
+    job: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Open what this generation needs before its first worker: sockets and log files.
+
+    Prepared or PrepareFailed follows.
+    """
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Adopt:
     """From now on this generation serves: the log, notices and the watcher follow it."""
 
     generation: int
-    config: Config
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """There will be no more workers of this generation: its sockets and log files go.
+
+    Workers that still accept on a socket keep it open until they drain.
+    """
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopWatching:
+    """End the watcher of files: nothing is reloaded any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """The fleet's state changed: for the process title and the service manager."""
+    """The fleet's state changed: for the service manager, the process title and the debug log."""
 
     state: State
     status: str
     anew: bool = False
-    """Whether a reload was asked for: so it is one that begins, even in the course of another."""
+    """Whether a reload was asked for: then this reload begins, even during another one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Tell who asked for this job how it ended. `detail` is, for instance, a traceback."""
+    """Tell the client that asked for this job how it ended. `detail` is, for instance, a traceback.
+
+    `stopping`: it failed because ESG stops.
+    """
 
     job: int
     ok: bool
     text: str
     detail: str = ""
+    stopping: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +190,11 @@ Action = (
     | ReopenLogs
     | ShowFailure
     | Log
+    | ReadSettings
+    | Prepare
     | Adopt
+    | Retire
+    | StopWatching
     | Tell
     | Answer
     | Exit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from esg.settings.schema import Config
+from esg.supervisor.fleet.terms import Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +79,42 @@ class BeatsRead:
 
 
 @dataclass(frozen=True, slots=True)
-class ReloadRequested:
-    """A new, valid configuration is to be served. `job` is whose answer is due at its end."""
+class ReloadAsked:
+    """A reload was asked for. `job` is whose answer is due at its end, if anyone's."""
 
-    config: Config
+    job: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadRequested:
+    """The settings for a reload were read, and are valid: a new generation is to be served."""
+
+    generation: int
+    terms: Terms
     job: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadRefused:
-    """A reload was asked for, and its configuration is bad."""
+    """The settings for a reload were read, and are bad."""
 
     reason: str
     job: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What this generation needs is open."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareFailed:
+    """Something that this generation needs can't be opened."""
+
+    generation: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +151,11 @@ Event = (
     | WorkerExited
     | SpawnFailed
     | BeatsRead
+    | ReloadAsked
     | ReloadRequested
     | ReloadRefused
+    | Prepared
+    | PrepareFailed
     | Resize
     | ReopenRequested
     | ShutdownRequested

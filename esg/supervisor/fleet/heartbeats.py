@@ -1,0 +1,105 @@
+"""Which workers' event loops stand still, and whether the arbiter itself did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from esg.supervisor.fleet.members import Member, Members
+
+STANDSTILL = 3.0
+"""Seconds for which the loop of a worker may stand still once its grace is over.
+
+The lifespan's shutdown is allowed the same time, and may block.
+"""
+
+CHECK_INTERVAL = 1.0
+"""Seconds between two looks at the workers' beats; they beat as often."""
+
+CONFIRMATION = 0.5
+"""Seconds from the look that finds a worker late to the one that may condemn it.
+
+After a pause of the whole machine every worker looks late. In this time, the event loop of each
+healthy worker has turned again.
+"""
+
+LATENESS = 0.05
+"""Seconds by which a beat may be late without being counted as missing."""
+
+SUSPENSION = 3.0
+"""A gap between two events longer than this means that the arbiter itself stood still."""
+
+
+class Heartbeats:
+    """Looks at the workers' beats once a second, and sooner if one could be stuck by then."""
+
+    def __init__(self, now: float) -> None:
+        self.next_look = now + CHECK_INTERVAL
+        self._last_event = now
+
+    def notice_suspension(self, members: Members, now: float) -> None:
+        """Forgive the workers the time in which the arbiter, and perhaps they too, stood still."""
+        gap = now - self._last_event
+        self._last_event = now
+        if gap <= SUSPENSION:
+            return
+        for member in members.values():
+            member.forgive(gap)
+            member.late_since = None
+        self.next_look = now + CHECK_INTERVAL * 2
+
+    def stuck(
+        self, members: Members, ages: Mapping[int, float], now: float
+    ) -> list[tuple[Member, float]]:
+        """The workers that are stuck, each with the seconds for which its loop has stood still.
+
+        `ages` are the seconds since each worker's event loop last turned.
+        """
+        if now < self.next_look:
+            return []
+        if now - self.next_look > CONFIRMATION:  # this process stood still; did the others?
+            for late in members.values():
+                late.late_since = None
+        self.next_look = now + CHECK_INTERVAL
+        found = []
+        for number, age in ages.items():
+            member = members.get(number)
+            if member is not None and self._is_stuck(member, now - age, now):
+                found.append((member, age - CHECK_INTERVAL))
+        return found
+
+    def _is_stuck(self, member: Member, beat: float, now: float) -> bool:
+        """Whether a worker's event loop stands still; if that isn't sure yet, look again in time.
+
+        The next look is only brought forward for a worker that missed a beat. So a healthy fleet is
+        looked at once a second, and a stuck worker is still found in time.
+        """
+        if member.beat is None or beat - member.beat > LATENESS:
+            member.late_since = None  # it has turned since
+        member.beat = beat
+        stuck_at = _stuck_at(member, beat)
+        missed = now - beat > CHECK_INTERVAL + LATENESS
+        if stuck_at is None or not missed or stuck_at > now + CHECK_INTERVAL + CONFIRMATION:
+            member.late_since = None
+            return False
+        if member.late_since is None:
+            member.late_since = now
+        stuck_at = max(stuck_at, member.late_since + CONFIRMATION)
+        if now < stuck_at:
+            self.next_look = min(self.next_look, stuck_at)
+        return now >= stuck_at
+
+
+def _stuck_at(member: Member, beat: float) -> float | None:
+    """When a worker counts as stuck if its loop doesn't turn after this beat; None for never.
+
+    The loop is known to stand still from when the next beat was due.
+    """
+    if member.booting or member.escalated:
+        return None
+    known = beat + CHECK_INTERVAL
+    limits = []
+    if member.generation.terms.timeout:
+        limits.append(known + member.generation.terms.timeout)
+    if member.grace_ends is not None:
+        limits.append(max(known + STANDSTILL, member.grace_ends))
+    return min(limits, default=None)

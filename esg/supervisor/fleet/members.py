@@ -1,0 +1,156 @@
+"""The workers as the fleet sees them: their states, and the deadline of each state.
+
+A worker that is gone is no member any more. A worker that outlives its deadline goes through
+`ESCALATION`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from esg.supervisor.fleet import actions as do
+from esg.supervisor.fleet.actions import Action
+from esg.supervisor.fleet.terms import Generation
+
+
+class WorkerState(Enum):
+    """Where a worker is in its life."""
+
+    BOOTING = "booting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+NEXT_STATES: Mapping[WorkerState, frozenset[WorkerState]] = {
+    WorkerState.BOOTING: frozenset({WorkerState.READY, WorkerState.DRAINING}),
+    WorkerState.READY: frozenset({WorkerState.DRAINING}),
+    WorkerState.DRAINING: frozenset({WorkerState.DRAINING}),
+}
+"""Which state may follow which. A worker that is draining may be told again, with a new deadline.
+
+A worker can exit in every state.
+"""
+
+ESCALATION: tuple[tuple[Callable[[int], Action], float], ...] = (
+    (do.DumpStack, 1.0),
+    (do.Abort, 2.0),
+    (do.Kill, 10.0),
+    (do.Kill, 10.0),
+)
+"""What is done to a worker that outlives its deadline, and the seconds until the next step."""
+
+EXIT_MARGIN = 8.0
+"""Seconds beyond its grace in which a worker cancels requests and shuts its lifespan down."""
+
+QUIT_GRACE = 8.0
+"""Seconds that a worker has to end after it was told to quit, or said that it can't boot."""
+
+
+@dataclass(slots=True)
+class Member:
+    """A worker as the fleet sees it. Times are monotonic seconds."""
+
+    number: int
+    generation: Generation
+    deadline: float | None
+    grace_ends: float | None = None
+    state: WorkerState = WorkerState.BOOTING
+    due: str = ""
+    """Why it is to be replaced; empty if it isn't."""
+    escalated: int = 0
+    """How many steps of the escalation were taken."""
+    explained: bool = False
+    """Whether it has said why it can't boot."""
+    beat: float | None = None
+    """When its event loop last turned, as of the last look."""
+    late_since: float | None = None
+    """When a look first found a beat missing that could soon be missing for too long."""
+    discarded_at: float | None = None
+    """When it was told to end while it booted, unless it is known to have served by then."""
+
+    @property
+    def active(self) -> bool:
+        return self.state is not WorkerState.DRAINING
+
+    @property
+    def booting(self) -> bool:
+        return self.state is WorkerState.BOOTING
+
+    @property
+    def ready(self) -> bool:
+        return self.state is WorkerState.READY
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether its requests have had their time."""
+        return self.grace_ends is not None and now >= self.grace_ends
+
+    def become(self, state: WorkerState, deadline: float | None) -> None:
+        """Go to a state, which has this deadline."""
+        assert state in NEXT_STATES[self.state], f"{self.state} is followed by {state}"
+        self.state = state
+        self.deadline = deadline
+
+    def leave(self, deadline: float) -> None:
+        """It is on its way out from now on."""
+        self.become(WorkerState.DRAINING, deadline)
+        self.discarded_at = None
+
+    def finish_requests(self, now: float) -> None:
+        """It has its grace for what is in flight, then a margin for its own end."""
+        self.grace_ends = now + self.generation.terms.graceful_timeout
+        self.leave(self.grace_ends + EXIT_MARGIN)
+
+    def drain(self, reason: str, now: float, *, final: bool) -> Action:
+        """Have it finish its requests, then exit."""
+        self.finish_requests(now)
+        return do.Drain(self.number, reason, self.generation.terms.graceful_timeout, final)
+
+    def discard(self, now: float, *, final: bool) -> Action:
+        """Have it end while it boots."""
+        self.leave(now + QUIT_GRACE)
+        self.discarded_at = now
+        return do.Discard(self.number, self.generation.terms.graceful_timeout, final)
+
+    def quit(self, now: float) -> Action:
+        """Have it end at once."""
+        self.leave(now + QUIT_GRACE)
+        return do.Quit(self.number)
+
+    def escalate(self, now: float) -> Action:
+        """Take the next step against a worker that doesn't end."""
+        action, pause = ESCALATION[min(self.escalated, len(ESCALATION) - 1)]
+        self.escalated += 1
+        self.deadline = now + pause
+        return action(self.number)
+
+    def forgive(self, gap: float) -> None:
+        """Put off its deadlines by this many seconds."""
+        if self.deadline is not None:
+            self.deadline += gap
+        if self.grace_ends is not None:
+            self.grace_ends += gap
+
+
+class Members(dict[int, Member]):
+    """The workers of a fleet, by number."""
+
+    def active(self) -> list[Member]:
+        """Those that aren't on their way out."""
+        return [member for member in self.values() if member.active]
+
+    def ready(self) -> list[Member]:
+        """Those that serve and are not on their way out."""
+        return [member for member in self.values() if member.ready]
+
+    def staying(self, generation: int) -> list[Member]:
+        """The active workers of this generation that needn't be replaced."""
+        return [m for m in self.active() if m.generation.number == generation and not m.due]
+
+    def free_number(self) -> int:
+        """The lowest number that no worker has."""
+        number = 1
+        while number in self:
+            number += 1
+        return number

@@ -1,0 +1,163 @@
+"""A reload, from the request to its end: which generations it is about, and who waits for it.
+
+A request is queued, then its generation is prepared (sockets and log files are opened), then its
+first worker, the canary, boots. Once the canary is ready, the reload rolls through the workers.
+Whatever the fleet does about workers, it does itself; this module only keeps the books.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from esg.supervisor.fleet.terms import Generation
+
+
+class Stage(Enum):
+    """How far the running reload is."""
+
+    IDLE = "no reload runs"
+    CANARY = "the first worker of the new generation boots"
+    ROLLING = "workers of the new generation replace those of the previous one"
+
+
+NEXT_STAGES: Mapping[Stage, frozenset[Stage]] = {
+    Stage.IDLE: frozenset({Stage.CANARY}),
+    # A newer reload overtakes a canary, and a canary that fails ends its reload.
+    Stage.CANARY: frozenset({Stage.CANARY, Stage.ROLLING, Stage.IDLE}),
+    Stage.ROLLING: frozenset({Stage.IDLE}),
+}
+"""Which stage may follow which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A reload that was asked for and whose canary doesn't boot yet."""
+
+    generation: Generation
+    jobs: tuple[int, ...] = ()
+    """Whose answers are due at its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roll:
+    """What a reload past its canary replaces, to go back to if it fails."""
+
+    previous: Generation
+    previous_target: int
+
+
+class Reload:
+    """The running reload and the requests behind it.
+
+    There is at most one request of each kind: of several that are queued, only the newest is kept.
+    """
+
+    __slots__ = ("_jobs", "candidate", "preparing", "queued", "roll", "settled", "stage")
+
+    def __init__(self) -> None:
+        self.stage = Stage.IDLE
+        self.candidate: Generation | None = None
+        """The generation whose canary boots."""
+        self.roll: Roll | None = None
+        self.queued: Request | None = None
+        self.preparing: Request | None = None
+        self.settled = 1
+        """The newest generation that has come to serve, or failed to."""
+        self._jobs: tuple[int, ...] = ()
+
+    @property
+    def running(self) -> bool:
+        """Whether a reload is prepared, boots its canary or rolls."""
+        return self.stage is not Stage.IDLE or self.preparing is not None
+
+    def needed(self) -> set[int]:
+        """The generations that there may yet be new workers of."""
+        found = {request.generation.number for request in (self.queued, self.preparing) if request}
+        if self.candidate is not None:
+            found.add(self.candidate.number)
+        if self.roll is not None:
+            found.add(self.roll.previous.number)
+        return found
+
+    def is_candidate(self, generation: Generation) -> bool:
+        """Whether this is the generation whose canary boots."""
+        return self.candidate is not None and self.candidate.number == generation.number
+
+    def ask(self, generation: Generation, job: int | None) -> None:
+        """Queue a request. It replaces the one that is queued, and takes over its jobs."""
+        jobs = self.queued.jobs if self.queued is not None else ()
+        self.queued = Request(generation, jobs if job is None else (*jobs, job))
+
+    def prepare_next(self) -> Generation | None:
+        """Take the queued request, unless a roll or a preparation has to end first."""
+        if self.queued is None or self.preparing is not None or self.roll is not None:
+            return None
+        self.preparing, self.queued = self.queued, None
+        return self.preparing.generation
+
+    def prepared(self, number: int) -> bool:
+        """This generation is prepared: its canary may boot, in place of one that it overtakes.
+
+        False if that isn't wanted any more, or has to wait for a roll that began meanwhile.
+        """
+        request = self._take(number)
+        if request is None:
+            return False
+        if self.roll is not None:
+            newer = self.queued or request
+            later = self.queued.jobs if self.queued is not None else ()
+            self.queued = Request(newer.generation, request.jobs + later)
+            return False
+        self._enter(Stage.CANARY)
+        self.candidate = request.generation
+        # Whoever waits for a canary that is overtaken is told about the one in its place.
+        self._jobs += request.jobs
+        return True
+
+    def refuse(self, number: int) -> tuple[int, ...] | None:
+        """This generation can't be prepared. Returns its jobs; None if it isn't wanted any more."""
+        request = self._take(number)
+        return None if request is None else request.jobs
+
+    def promote(self, current: Generation, target: int) -> Generation:
+        """The canary is ready. Returns the generation that replaces the current one."""
+        assert self.candidate is not None
+        self._enter(Stage.ROLLING)
+        promoted, self.candidate = self.candidate, None
+        self.settled = promoted.number
+        self.roll = Roll(current, target)
+        return promoted
+
+    def fail(self, generation: Generation) -> tuple[int, ...]:
+        """The running reload, which is to this generation, has failed. Returns its jobs."""
+        self.settled = generation.number
+        return self.finish()
+
+    def finish(self) -> tuple[int, ...]:
+        """The running reload is over. Returns its jobs."""
+        self._enter(Stage.IDLE)
+        self.candidate = self.roll = None
+        jobs, self._jobs = self._jobs, ()
+        return jobs
+
+    def give_up(self) -> tuple[int, ...]:
+        """Forget what runs and all requests. Returns the jobs of all of them."""
+        jobs = self.finish() if self.stage is not Stage.IDLE else ()
+        for request in (self.preparing, self.queued):
+            jobs += request.jobs if request is not None else ()
+        self.preparing = self.queued = None
+        return jobs
+
+    def _take(self, number: int) -> Request | None:
+        """The request that is being prepared, if it is this one."""
+        request = self.preparing
+        if request is None or request.generation.number != number:
+            return None
+        self.preparing = None
+        return request
+
+    def _enter(self, stage: Stage) -> None:
+        assert stage in NEXT_STAGES[self.stage], f"{self.stage} is followed by {stage}"
+        self.stage = stage

@@ -1,0 +1,98 @@
+"""The generations by number: what each was made from, and what is open for it.
+
+The fleet decides when a generation is prepared, adopted and retired; this is where that happens.
+Everything else in the arbiter refers to a generation by its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from esg.log.files import LogFiles
+from esg.log.setup import LogSetup, Subject
+from esg.net.listeners import Handed, Listener
+from esg.settings import folders
+from esg.settings.schema import Config
+from esg.supervisor.fleet.terms import Terms
+from esg.supervisor.sockets import Sockets
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """What one load of the settings produced."""
+
+    number: int
+    config: Config
+    terms: Terms
+    logs: LogSetup | None = None
+    """How it logs, with its files open; None until it is prepared."""
+    listeners: Sequence[Listener] = ()
+    """What it listens on; empty until it is prepared."""
+
+
+class Generations:
+    """The generations that there may yet be new workers of."""
+
+    def __init__(self, config: Config, sockets: Sockets, files: LogFiles) -> None:
+        """`config` is that of generation 1, which is the current one."""
+        self._sockets = sockets
+        self._files = files
+        self._by_number: dict[int, Generation] = {}
+        self._newest_prepared = 0
+        self.current = self.add(config)
+        """The generation that serves: the arbiter logs and watches files as it says."""
+
+    def __getitem__(self, number: int) -> Generation:
+        return self._by_number[number]
+
+    def add(self, config: Config) -> Generation:
+        """A generation with this configuration. Nothing is opened for it yet.
+
+        Numbers grow. One that was retired without having been prepared may be used again, because
+        no worker and no line in the log has it.
+        """
+        number = max(self._newest_prepared, *self._by_number, 0) + 1
+        generation = Generation(number, config, Terms.of(config))
+        self._by_number[number] = generation
+        return generation
+
+    def open_log(self) -> LogSetup:
+        """Open the log files of the first generation. Raises LogFileError or ConfigError."""
+        self.current.logs = LogSetup.open(self.current.config, self._files)
+        return self.current.logs
+
+    def listen(self, handed: Sequence[Handed]) -> list[str]:
+        """Open the sockets of the first generation. Returns and raises as `Sockets.begin`."""
+        number = self.current.number
+        unused = self._sockets.begin(number, self.current.config, handed)
+        self.current.listeners = self._sockets.of(number)
+        self._newest_prepared = number
+        return unused
+
+    def prepare(self, number: int, subject: Subject) -> None:
+        """Open the sockets and log files of a generation, before its first worker.
+
+        Raises ListenError, LogFileError or ConfigError; then the generation is to be retired.
+        `subject` is the arbiter, which tries how the generation logs.
+        """
+        generation = self[number]
+        with folders.kept():  # relative paths are those of its generation
+            folders.follow(generation.config)
+            generation.logs = LogSetup.open(generation.config, self._files)
+            if self.current.logs is not None:
+                generation.logs.check(subject, self.current.logs)
+            generation.listeners = self._sockets.open(number, generation.config)
+        self._newest_prepared = max(self._newest_prepared, number)
+
+    def adopt(self, number: int) -> Generation:
+        """Make a generation the current one; returns the one that was."""
+        before, self.current = self.current, self[number]
+        return before
+
+    def retire(self, number: int) -> None:
+        """Forget a generation, and close the sockets and log files that no other one has."""
+        del self._by_number[number]
+        self._sockets.retire(number)
+        setups = [g.logs for g in self._by_number.values() if g.logs is not None]
+        self._files.keep(file for setup in setups for file in (setup.access, setup.error))

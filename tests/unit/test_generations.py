@@ -1,0 +1,110 @@
+"""Generations by number: what is opened for each, and what is closed when it is retired."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from esg.errors import ESGError
+from esg.log import setup as logs
+from esg.log.files import LogFiles
+from esg.settings.build import Raw, build
+from esg.supervisor.fleet.terms import Terms
+from esg.supervisor.generations import Generations
+from esg.supervisor.sockets import Sockets
+from esg.supervisor.systemd import Notifier
+
+SUBJECT = logs.arbiter_subject(1, 4711)
+
+
+def config(tmp_path, *binds, log="log", **values):
+    raw = {name: Raw(value, f"--{name}") for name, value in values.items()}
+    raw["error_logfile"] = Raw(str(tmp_path / log), "--error-logfile")
+    raw["bind"] = Raw(list(binds), "--bind")
+    return build({"app": Raw("example:app", "APP")} | raw)
+
+
+def open_files():
+    """Where this process's descriptors lead to."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.add(os.readlink(f"/proc/self/fd/{fd}"))
+        except FileNotFoundError:  # the folder's own descriptor
+            continue
+    return found
+
+
+@pytest.fixture
+def generations(tmp_path):
+    """A table whose first generation is open."""
+    sockets, files = Sockets(Notifier(), lambda line: None, lambda: ()), LogFiles()
+    generations = Generations(config(tmp_path, f"unix:{tmp_path}/1"), sockets, files)
+    generations.open_log()
+    generations.listen([])
+    yield generations
+    sockets.close()
+    files.keep(())
+
+
+def test_a_new_generation_opens_nothing_until_it_is_prepared(generations, tmp_path):
+    new = generations.add(config(tmp_path, f"unix:{tmp_path}/2", log="log2"))
+    assert new.number == 2
+    assert not (tmp_path / "2").exists()
+    assert not (tmp_path / "log2").exists()
+    generations.prepare(2, SUBJECT)
+    assert (tmp_path / "2").is_socket()
+    assert str(tmp_path / "log2") in open_files()
+    assert [str(listener.bind) for listener in new.listeners] == [f"unix:{tmp_path}/2"]
+
+
+def test_what_only_a_retired_generation_has_is_closed(generations, tmp_path):
+    generations.add(config(tmp_path, f"unix:{tmp_path}/2", log="log2"))
+    generations.prepare(2, SUBJECT)
+    assert generations.adopt(2).number == 1
+    generations.retire(1)
+    assert not (tmp_path / "1").exists()
+    assert (tmp_path / "2").is_socket()
+    assert str(tmp_path / "log") not in open_files()
+    assert str(tmp_path / "log2") in open_files()
+    with pytest.raises(KeyError):
+        generations[1]
+
+
+def test_a_generation_that_cannot_be_prepared_leaves_nothing(generations, tmp_path):
+    before = open_files()
+    generations.add(config(tmp_path, f"unix:{tmp_path}/none/2", log="log2"))
+    with pytest.raises(ESGError, match="none"):
+        generations.prepare(2, SUBJECT)
+    generations.retire(2)
+    assert open_files() == before
+
+
+def test_the_number_of_a_generation_that_never_began_is_used_again(generations, tmp_path):
+    for _ in range(2):
+        assert generations.add(config(tmp_path, f"unix:{tmp_path}/1")).number == 2
+        generations.retire(2)
+
+
+def test_the_number_of_a_generation_that_had_workers_is_not_used_again(generations, tmp_path):
+    generations.add(config(tmp_path, f"unix:{tmp_path}/1"))
+    generations.prepare(2, SUBJECT)
+    generations.retire(2)
+    assert generations.add(config(tmp_path, f"unix:{tmp_path}/1")).number == 3
+
+
+def test_terms_are_the_settings_of_the_same_names(tmp_path):
+    settings = config(tmp_path, "127.0.0.1:0", workers="3", graceful_timeout="7.5")
+    terms = Terms.of(settings)
+    assert terms.workers == 3
+    assert terms.graceful_timeout == 7.5
+    for field in dataclasses.fields(Terms):
+        assert getattr(terms, field.name) == getattr(settings, field.name)
+
+
+def test_terms_can_be_written_down_and_read_again(tmp_path):
+    terms = Terms.of(config(tmp_path, "127.0.0.1:0", drain_delay="0.1"))
+    assert Terms(**json.loads(json.dumps(dataclasses.asdict(terms)))) == terms
