@@ -14,6 +14,7 @@ from tests.support.certificates import Authority
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHOWN = [
+    "README.md",
     "docs/howto/nginx.md",
     "docs/howto/haproxy.md",
     "docs/howto/cdn.md",
@@ -25,7 +26,7 @@ SHOWN = [
 def lines(name: str) -> list[str]:
     """The command lines of ESG that a file shows: in a table, a block or a comment."""
     text = re.sub(r"\\\n(?:# )?", "", (CHECKOUT / name).read_text())
-    return re.findall(r"(?:^(?:#   |\$ )?|`)(esg example:app[^`|\n]*)", text, re.MULTILINE)
+    return re.findall(r"(?:^(?:#   |\$ )?|`)(esg example:app[^`|#\n]*)", text, re.MULTILINE)
 
 
 @pytest.fixture
