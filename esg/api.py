@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from esg.errors import ConfigError
-from esg.log import setup as logs
+from esg.log.setup import captured_warnings
 from esg.server.prepare import prepare
 from esg.server.worker import run_worker
 from esg.settings import folders, secret_variables, sources
@@ -34,7 +34,7 @@ def serve(read_config: Callable[[], internal.Config]) -> int:
     `read_config` is called again at each reload. Raises ConfigError, ListenError.
     """
     config = _ready(read_config())
-    with logs.captured_warnings():
+    with captured_warnings():
         return Arbiter(config, run_worker, lambda: _ready(read_config())).run()
 
 

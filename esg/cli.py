@@ -21,8 +21,8 @@ import esg
 from esg import api
 from esg.errors import BootError, ESGError
 from esg.loader import load_application
-from esg.log import files as logfiles
-from esg.log import setup as logs
+from esg.log.files import secure_standard_streams
+from esg.log.setup import check_logging
 from esg.net.binds import parse_bind
 from esg.net.unixsocket import access
 from esg.server.http1.parser import parser_class
@@ -52,7 +52,7 @@ def run() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `esg` with these arguments (by default the process's own); returns the exit code."""
-    logfiles.secure_standard_streams()
+    secure_standard_streams()
     try:
         code = command.main(
             args=None if arguments is None else list(arguments),
@@ -95,7 +95,7 @@ def _check(config: Config) -> int:
     loop_factory(config.loop)  # imports what the setting names, as the next calls do
     parser_class(config.http)
     library(config)
-    logs.check(config)
+    check_logging(config)
     try:
         load_application(config)
     except BootError as error:

@@ -19,7 +19,7 @@ import click
 from esg import commands, platforms
 from esg.commands import Answer
 from esg.errors import ConfigError, ESGError
-from esg.log import files as logfiles
+from esg.log.files import secure_standard_streams
 from esg.settings import folders, sources
 from esg.settings.schema import SETTINGS
 from esg.usage import sentence
@@ -38,7 +38,7 @@ class ControlError(ESGError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `esgctl` with these arguments (by default the process's own); returns the exit code."""
-    logfiles.secure_standard_streams()
+    secure_standard_streams()
     try:
         signal.signal(signal.SIGTERM, _on_terminate)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))

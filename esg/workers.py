@@ -27,8 +27,9 @@ from gunicorn.workers.base import Worker as Base
 
 from esg import mailbox, platforms
 from esg.errors import BootError, ESGError
-from esg.log import setup as logs
 from esg.log.files import LogFiles
+from esg.log.records import Subject, logger
+from esg.log.setup import LogSetup
 from esg.net.listeners import Listener
 from esg.payload import Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Row
@@ -128,14 +129,14 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
             runner.run(serving.finish())
         except ESGError as error:
             detail = error.detail if isinstance(error, BootError) else ""
-            logs.logger.error("%s%s", error, f"\n{detail}" if detail else "")
+            logger.error("%s%s", error, f"\n{detail}" if detail else "")
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     def _use_gunicorns_log(self) -> None:
         theirs = self.log.error_log
-        logs.logger.handlers[:] = theirs.handlers
-        logs.logger.setLevel(theirs.level)
-        logs.logger.propagate = theirs.propagate
+        logger.handlers[:] = theirs.handlers
+        logger.setLevel(theirs.level)
+        logger.propagate = theirs.propagate
 
     # -- settings ----------------------------------------------------------------------
 
@@ -301,9 +302,9 @@ class _Serving(Worker):
             mailbox=theirs,
             row=Row.alone(),
             stack_fd=-1,
-            logs=logs.LogSetup.open(_quiet(config), LogFiles()),
+            logs=LogSetup.open(_quiet(config), LogFiles()),
         )
-        super().__init__(assignment, app, logs.Subject(1, 1, pid, text=f"worker pid={pid}"))
+        super().__init__(assignment, app, Subject(1, 1, pid, text=f"worker pid={pid}"))
 
     async def serve(self) -> None:
         """Boot, serve, drain. Raises BootError if the application doesn't start."""
@@ -417,7 +418,7 @@ class _GunicornAccess(LoggedAccess):
                 datetime.timedelta(seconds=exchange.seconds),
             )
         except Exception:  # noqa: BLE001 - the logger's class may be the user's
-            logs.logger.exception("access log: can't write the line of a request")
+            logger.exception("access log: can't write the line of a request")
 
 
 def _text(field: tuple[bytes, bytes]) -> tuple[str, str]:

@@ -20,8 +20,9 @@ from types import FrameType
 from esg import forks, mailbox
 from esg.errors import ConfigError
 from esg.loader import load_application
-from esg.log import setup as logs
 from esg.log.files import LogFiles
+from esg.log.records import Subject, logger, worker_subject
+from esg.log.setup import LogSetup, SavedLogging
 from esg.net.listeners import Listener, open_listeners
 from esg.net.unixsocket import access
 from esg.payload import Assignment
@@ -81,7 +82,7 @@ class Server:
         self._logged = 0
         """How many of these signals have been logged."""
         self._reason = "should_exit"
-        self._subject = logs.worker_subject(next(_numbers), 1, os.getpid())
+        self._subject = worker_subject(next(_numbers), 1, os.getpid())
 
     def run(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Serve on a new event loop until told to stop; in any thread. Raises as `serve` does."""
@@ -108,7 +109,7 @@ class Server:
         for signum in reversed(captured):
             signal.raise_signal(signum)
 
-    async def _serve(self, sockets: Sequence[socket.socket] | None, setup: logs.LogSetup) -> None:
+    async def _serve(self, sockets: Sequence[socket.socket] | None, setup: LogSetup) -> None:
         app = adapt(load_application(self.config), self.config)
         config = prepare(self.config)
         self._loop = asyncio.get_running_loop()
@@ -260,7 +261,7 @@ class Server:
 
     def _log(self, event: str, level: str = "info") -> None:
         number = logging.getLevelNamesMapping()[level.upper()]
-        logs.logger.log(number, "%s %s", self._subject, event)
+        logger.log(number, "%s %s", self._subject, event)
 
 
 _numbers = itertools.count(1)
@@ -269,22 +270,22 @@ _numbers = itertools.count(1)
 _capturing: list[Server] = []
 """The servers that have installed signal handlers; those of the newest are in force."""
 
-_in_force: list[tuple[logs.LogSetup, logs.Subject]] = []
+_in_force: list[tuple[LogSetup, Subject]] = []
 """How the servers of this process log: the newest decides on what they share."""
 
-_before: list[logs.State] = []
+_before: list[SavedLogging] = []
 """What logging was like when there was no server; one item at most."""
 
 
 @contextlib.contextmanager
-def _logging(config: Config, subject: logs.Subject) -> Iterator[logs.LogSetup]:
+def _logging(config: Config, subject: Subject) -> Iterator[LogSetup]:
     """Log as configured for as long as this lasts; then as before, with no file left open.
 
     Raises LogFileError or ConfigError.
     """
-    setup = logs.LogSetup.open(config, LogFiles())
+    setup = LogSetup.open(config, LogFiles())
     if not _in_force:
-        _before[:] = [logs.State()]
+        _before[:] = [SavedLogging()]
     entry = setup, subject
     _in_force.append(entry)
     try:

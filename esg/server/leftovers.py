@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from esg.log.setup import Subject
+from esg.log.records import Subject
 
 logger = logging.getLogger("esg")
 

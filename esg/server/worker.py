@@ -18,7 +18,8 @@ from typing import Any
 from esg import forks, lifeline, mailbox
 from esg.errors import BootError, ESGError
 from esg.loader import load_application
-from esg.log import setup as logs
+from esg.log.records import Subject, logger, worker_subject
+from esg.log.setup import reopen_handlers, stay_enabled
 from esg.net.listeners import Listener
 from esg.payload import DUMP_SIGNAL, Assignment, WorkerInfo, set_current_worker
 from esg.scoreboard import Cell, RowState
@@ -64,12 +65,12 @@ def run_worker(assignment: Assignment) -> int:
     row = assignment.row
     row[Cell.PID], row[Cell.GENERATION] = info.pid, info.generation
     row[Cell.STATE] = RowState.BOOTING
-    subject = logs.worker_subject(info.number, info.generation, info.pid)
+    subject = worker_subject(info.number, info.generation, info.pid)
     forks.release_in_children(lambda: _release(assignment, own_process=True))
     try:
         factory = loop_factory(assignment.config.loop)
         app = adapt(_load(assignment.config), assignment.config)
-        logs.stay_enabled()
+        stay_enabled()
         mail = assignment.mailbox.fileno()
         limit = functools.partial(_time_without_arbiter, assignment)
         lifeline.watch(mail, subject, limit)
@@ -128,7 +129,7 @@ class Worker:
     """
 
     def __init__(
-        self, assignment: Assignment, app: Application, subject: logs.Subject | None = None
+        self, assignment: Assignment, app: Application, subject: Subject | None = None
     ) -> None:
         """`subject` is how the log names it, if not by its number and generation."""
         self._assignment = assignment
@@ -136,7 +137,7 @@ class Worker:
         self._row = assignment.row
         self._mailbox = assignment.mailbox
         self._app = app
-        self._subject = subject or logs.worker_subject(
+        self._subject = subject or worker_subject(
             assignment.number, assignment.generation, os.getpid()
         )
         self._lifespan = Lifespan(app, assignment.config.lifespan, self._subject)
@@ -226,7 +227,7 @@ class Worker:
         await startup
         if self._lifespan.refusal is not None:
             self._mailbox.send(self._lifespan.refusal)
-        logs.stay_enabled()
+        stay_enabled()
         self._service.state = self._lifespan.state
         return True
 
@@ -250,7 +251,7 @@ class Worker:
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """An exception that nothing caught, in a callback or in a task nobody waits for."""
         error = context.get("exception")
-        logs.logger.error(
+        logger.error(
             "%s %s",
             self._subject,
             context.get("message"),
@@ -278,7 +279,7 @@ class Worker:
                     )
             elif isinstance(message, mailbox.NewLogFiles):
                 self._assignment.logs.files.take_over(message.paths, message.fds)
-                logs.reopen_handlers()
+                reopen_handlers()
             elif isinstance(message, mailbox.NewRow):
                 self._see(message)
             elif isinstance(message, mailbox.NewListener):
@@ -287,7 +288,7 @@ class Worker:
         if not alive:
             self._loop.remove_reader(self._mailbox.fileno())
             if not self._stopping.is_set():
-                logs.logger.error("%s the arbiter is gone, draining", self._subject)
+                logger.error("%s the arbiter is gone, draining", self._subject)
             grace = self._config.graceful_timeout
             self._stop(mailbox.Drain(ORPHANED, grace, final=True))
 
@@ -296,7 +297,7 @@ class Worker:
             try:
                 self._row.see(message.number, fd)
             except (OSError, ValueError) as error:
-                logs.logger.warning(
+                logger.warning(
                     "%s can't see how many connections worker=%d has: %s",
                     self._subject,
                     message.number,
@@ -327,9 +328,9 @@ class Worker:
     def _reopen_logs(self) -> None:
         """SIGUSR1 to this worker alone: it opens the files itself, with its own permissions."""
         _, errors = self._assignment.logs.files.reopen()
-        logs.reopen_handlers()
+        reopen_handlers()
         for error in errors:
-            logs.logger.error("%s %s", self._subject, error)
+            logger.error("%s %s", self._subject, error)
 
     def _report_due(self, reason: str) -> None:
         self._mailbox.send(mailbox.Due(reason))
@@ -407,7 +408,7 @@ class Worker:
             if self._quick.is_set():
                 why = f"told to stop immediately ({self._why_quick})"
             noun = "request" if len(tasks) == 1 else "requests"
-            logs.logger.warning("%s cancels %d %s: %s", self._subject, len(tasks), noun, why)
+            logger.warning("%s cancels %d %s: %s", self._subject, len(tasks), noun, why)
         self._service.cancels = True
         for task in tasks:
             task.cancel()

@@ -22,8 +22,9 @@ from setproctitle import setproctitle
 
 from esg import commands, mailbox, scoreboard
 from esg.errors import ESGError
-from esg.log import setup as logs
 from esg.log.files import LogFiles
+from esg.log.records import Subject, arbiter_subject, log_event, worker_subject
+from esg.log.setup import reopen_handlers
 from esg.openfiles import explained
 from esg.payload import DUMP_SIGNAL, Assignment, Payload
 from esg.seldom import Seldom
@@ -185,7 +186,7 @@ class Arbiter:
         before = f" ({more} more like it before)" if more else ""
         event = f"unexpected error, the arbiter goes on: {error!r}{before}"
         detail = "".join(traceback.format_exception(error)).rstrip()
-        logs.write(logging.CRITICAL, self._subject(), event, detail)
+        log_event(logging.CRITICAL, self._subject(), event, detail)
 
     def _time_left(self) -> float | None:
         """Until the fleet or the reloader has something to decide."""
@@ -239,7 +240,7 @@ class Arbiter:
         self._log_files.flush(LAST_LINES)
 
     def _log(self, level: int, event: str) -> None:
-        logs.write(level, self._subject(), event)
+        log_event(level, self._subject(), event)
 
     def _warn_once(self, text: str) -> None:
         """Log a warning, unless there is none or it has been logged already."""
@@ -247,8 +248,8 @@ class Arbiter:
             self._warned.add(text)
             self._log(logging.WARNING, text)
 
-    def _subject(self) -> logs.Subject:
-        return logs.arbiter_subject(self._generations.current.number, os.getpid())
+    def _subject(self) -> Subject:
+        return arbiter_subject(self._generations.current.number, os.getpid())
 
     # -- what happened -----------------------------------------------------------------
 
@@ -324,9 +325,9 @@ class Arbiter:
         """Log that the application has no lifespan, for the first worker of a generation."""
         if handle.generation > self._no_lifespan:
             self._no_lifespan = handle.generation
-            subject = logs.worker_subject(handle.number, handle.generation, handle.pid)
+            subject = worker_subject(handle.number, handle.generation, handle.pid)
             level = logging.INFO if message.usual else logging.WARNING
-            logs.write(level, subject, message.line)
+            log_event(level, subject, message.line)
 
     def _introduce(self, message: mailbox.Serves) -> None:
         """Log what is served, as soon as the first worker knows all of it."""
@@ -441,13 +442,13 @@ class Arbiter:
         setproctitle(
             f"esg: worker {assignment.number} gen {assignment.generation} [{config.title}]"
         )
-        subject = logs.worker_subject(assignment.number, assignment.generation, os.getpid())
+        subject = worker_subject(assignment.number, assignment.generation, os.getpid())
         config, warnings = folders.enter_again(config, self._start)
         assignment = dataclasses.replace(assignment, config=config)
         assignment.logs.keep_only()
         assignment.logs.apply(subject)
         for warning in warnings:
-            logs.write(logging.WARNING, subject, warning)
+            log_event(logging.WARNING, subject, warning)
         try:
             privileges.identity(config).assume()
         except ESGError as error:
@@ -517,7 +518,7 @@ class Arbiter:
 
     def _reopen_logs(self, action: do.ReopenLogs) -> None:
         files, errors = self._log_files.reopen()
-        logs.reopen_handlers()
+        reopen_handlers()
         for error in errors:
             self._log(logging.ERROR, error)
         news = mailbox.NewLogFiles([file.path for file in files], [file.fd for file in files])
@@ -536,8 +537,8 @@ class Arbiter:
         if handle is None:
             subject = self._subject()
         else:
-            subject = logs.worker_subject(handle.number, handle.generation, handle.pid)
-        logs.write(level, subject, action.event, action.detail)
+            subject = worker_subject(handle.number, handle.generation, handle.pid)
+        log_event(level, subject, action.event, action.detail)
 
     def _read_settings(self, action: do.ReadSettings) -> on.Event:
         """Read and check the settings for a reload; opens nothing."""

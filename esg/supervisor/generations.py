@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from esg.log.files import LogFiles
-from esg.log.setup import LogSetup, Subject
+from esg.log.records import Subject
+from esg.log.setup import LogSetup
 from esg.net.listeners import Handed, Listener
 from esg.settings import folders
 from esg.settings.schema import Config

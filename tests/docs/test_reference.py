@@ -10,7 +10,7 @@ import signal
 
 import esg
 from esg import errors
-from esg.log import setup as logs
+from esg.log.records import TRACE, JSONFormatter
 from esg.supervisor.signals import HANDLED
 from tests.support.runner import CHECKOUT
 
@@ -75,7 +75,7 @@ def test_fields_of_json_requests():
 
 def test_levels():
     grammar = section("logging.md", "The log's grammar")
-    names = [logging.getLevelName(level) for level in (logs.TRACE, 10, 20, 30, 40, 50)]
+    names = [logging.getLevelName(level) for level in (TRACE, 10, 20, 30, 40, 50)]
     assert all(f'"{name:<8}"' in grammar for name in names)
 
 
@@ -89,7 +89,7 @@ def test_fields_of_json_records():
         if where.strip() in ("both", "the log")
     ]
     record = logging.makeLogRecord({"name": "esg", "msg": "x", "exc_text": "trace"})
-    assert listed == list(json.loads(logs.JSONFormatter().format(record)))
+    assert listed == list(json.loads(JSONFormatter().format(record)))
 
 
 def test_python_names():

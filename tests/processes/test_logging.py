@@ -392,7 +392,7 @@ def test_a_log_config_takes_over_both_logs(start: Start, name: str, text: str, l
 
 FORMATTER = """
 import os
-from esg.log.setup import TextFormatter
+from esg.log.records import TextFormatter
 
 SHOP = os.environ["SHOP"]
 

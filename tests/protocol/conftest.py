@@ -22,7 +22,8 @@ import pytest
 import uvloop
 
 from esg.log.files import LogFile, LogFiles
-from esg.log.setup import LogSetup, worker_subject
+from esg.log.records import worker_subject
+from esg.log.setup import LogSetup
 from esg.net.listeners import open_listeners
 from esg.scoreboard import Row
 from esg.server.acceptor import Acceptor

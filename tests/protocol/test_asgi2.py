@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from esg.log.setup import worker_subject
+from esg.log.records import worker_subject
 from esg.server.asgi.interfaces import adapt
 from esg.server.asgi.lifespan import Lifespan
 from esg.settings.schema import Config

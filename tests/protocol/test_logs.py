@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from esg.log import setup as logs
+from esg.log.records import TRACE, access_logger, logger
 from esg.server.http1 import observed
 
 from .apps import Disconnected, Gate, hello, piece, read_body, respond, start
@@ -241,13 +241,13 @@ def access_records():
     """What comes to the logger `esg.access`, as its records."""
     records, handler = [], logging.StreamHandler(io.StringIO())
     handler.emit = records.append
-    before = logs.access_logger.level, logs.access_logger.propagate
-    logs.access_logger.addHandler(handler)
-    logs.access_logger.setLevel(logging.INFO)
-    logs.access_logger.propagate = False
+    before = access_logger.level, access_logger.propagate
+    access_logger.addHandler(handler)
+    access_logger.setLevel(logging.INFO)
+    access_logger.propagate = False
     yield records
-    logs.access_logger.removeHandler(handler)
-    logs.access_logger.level, logs.access_logger.propagate = before
+    access_logger.removeHandler(handler)
+    access_logger.level, access_logger.propagate = before
 
 
 async def test_a_log_config_gets_records_with_uvicorns_arguments(serve, access_records):
@@ -266,7 +266,7 @@ async def test_a_log_config_with_a_format_gets_lines_in_it(serve, access_records
 
 
 async def test_a_logger_that_is_off_costs_no_record(serve, access_records):
-    logs.access_logger.setLevel(logging.WARNING)
+    access_logger.setLevel(logging.WARNING)
     assert (await serve(hello, log_fd=-1).connect().request(get())).status == 200
     assert access_records == []
 
@@ -275,7 +275,7 @@ async def test_a_logger_that_is_off_costs_no_record(serve, access_records):
 
 
 async def test_at_level_trace_connections_and_requests_are_logged(serve, log):
-    logs.logger.setLevel(logs.TRACE)
+    logger.setLevel(TRACE)
     server = serve(hello)
     client = server.connect()
     await client.request(get(b'/a"%0a'))

@@ -16,7 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from esg.log.accessformat import ATOMS, PRESETS
-from esg.log.setup import worker_subject
+from esg.log.records import worker_subject
 from esg.server.accesslog.access_log import formatted, json_line
 
 glogging = pytest.importorskip("gunicorn.glogging")

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esg.log.files import LogFile, LogFiles
-from esg.log.setup import LogSetup, arbiter_subject
+from esg.log.records import arbiter_subject
+from esg.log.setup import LogSetup
 from esg.server.accesslog import access_log
 from esg.server.accesslog.access_log import PIPE_ATOMIC, AccessLog, Refused, SocketRecord
 from esg.server.accesslog.lines import (

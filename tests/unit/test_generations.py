@@ -9,15 +9,15 @@ import os
 import pytest
 
 from esg.errors import ESGError
-from esg.log import setup as logs
 from esg.log.files import LogFiles
+from esg.log.records import arbiter_subject
 from esg.settings.build import Raw, build
 from esg.supervisor.fleet.terms import Terms
 from esg.supervisor.generations import Generations
 from esg.supervisor.sockets import Sockets
 from esg.supervisor.systemd import Notifier
 
-SUBJECT = logs.arbiter_subject(1, 4711)
+SUBJECT = arbiter_subject(1, 4711)
 
 
 def config(tmp_path, *binds, log="log", **values):

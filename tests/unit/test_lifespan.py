@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from esg.errors import BootError
-from esg.log.setup import worker_subject
+from esg.log.records import worker_subject
 from esg.mailbox import PIPE_ATOMIC, encode
 from esg.server.asgi.lifespan import Lifespan
 

@@ -16,8 +16,15 @@ import threading
 import pytest
 
 from esg.errors import LogFileError
-from esg.log import files as logfiles
-from esg.log.files import LogFile, LogFiles
+from esg.log.files import (
+    LogFile,
+    LogFiles,
+    _stream_fds,
+    _streams,
+    complain_on_stderr,
+    open_log,
+    probe,
+)
 
 
 @pytest.fixture
@@ -79,16 +86,16 @@ def test_a_probe_fails_as_opening_does(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(OSError) as real:  # noqa: PT011 - which one is what is compared
-        logfiles.open_log(path)
+        open_log(path)
     with pytest.raises(OSError) as probed:  # noqa: PT011
-        logfiles.probe(path)
+        probe(path)
     assert probed.value.errno == real.value.errno
 
 
 def test_a_probe_needs_a_folder_that_can_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode, **how: path != str(tmp_path))
     with pytest.raises(PermissionError):
-        logfiles.probe(str(tmp_path / "log"))
+        probe(str(tmp_path / "log"))
 
 
 def test_a_probe_leaves_files_alone(tmp_path):
@@ -97,7 +104,7 @@ def test_a_probe_leaves_files_alone(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     before = sorted(tmp_path.iterdir())
     for name in ("old", "new", "link", "pipe"):
-        fd = logfiles.probe(str(tmp_path / name))
+        fd = probe(str(tmp_path / name))
         os.write(fd, b"lost")
         os.close(fd)
     assert sorted(tmp_path.iterdir()) == before
@@ -130,7 +137,7 @@ def test_a_failed_reopen_keeps_the_old_file(files, tmp_path):
 
 def test_files_opened_elsewhere_are_taken_over(file, files, tmp_path):
     before = set(os.listdir("/proc/self/fd"))
-    new, stray = (logfiles.open_log(str(tmp_path / name)) for name in ("new", "stray"))
+    new, stray = (open_log(str(tmp_path / name)) for name in ("new", "stray"))
     files.take_over([str(tmp_path / "log"), "/unknown"], [new, stray])
     file.write(b"a line\n")
     assert (tmp_path / "new").read_bytes() == b"a line\n"
@@ -153,7 +160,7 @@ def complaints_of(file):
 
 
 def test_a_full_disk_is_complained_of_once_a_minute(monkeypatch):
-    file = LogFile(logfiles.open_log("/dev/full"), "/dev/full")
+    file = LogFile(open_log("/dev/full"), "/dev/full")
     complaints = complaints_of(file)
     for now in (1000.0, 1001.0, 1059.0, 1061.0):
         monkeypatch.setattr("esg.log.files.time.monotonic", lambda now=now: now)
@@ -250,14 +257,14 @@ def blocked(request, monkeypatch):
         monkeypatch.setattr(os, "open", denied)
     if kind == "that in an old kernel":
         monkeypatch.setattr(os, "pwritev", unsupported)
-    logfiles._streams.clear()
+    _streams.clear()
     blocked = Blocked(kind)
     yield blocked
     blocked.close()
-    for fd in logfiles._stream_fds.values():
+    for fd in _stream_fds.values():
         os.close(fd)
-    logfiles._stream_fds.clear()
-    logfiles._streams.clear()
+    _stream_fds.clear()
+    _streams.clear()
 
 
 def test_a_stream_that_nobody_reads_makes_nobody_wait(blocked):
@@ -348,8 +355,8 @@ def test_what_is_complained_of_on_standard_error_does_not_wait(blocked, monkeypa
     os.dup2(blocked.writer, 2)
     try:
         for _ in range(10_000):
-            logfiles.complain_on_stderr("x" * 100)
-        logfiles.complain_on_stderr("x" * 10_000)
+            complain_on_stderr("x" * 100)
+        complain_on_stderr("x" * 10_000)
     finally:
         os.dup2(saved, 2)
         os.close(saved)
@@ -421,7 +428,7 @@ def linked(link, target, owner=NOBODY):
 
 
 @as_root
-@pytest.mark.parametrize("opener", [logfiles.open_log, logfiles.probe])
+@pytest.mark.parametrize("opener", [open_log, probe])
 @pytest.mark.parametrize("case", ["file", "relative", "folder", "nothing yet", "behind another"])
 def test_root_does_not_follow_links_of_others(theirs, secret, tmp_path, case, opener):
     path = theirs / "log"
@@ -460,7 +467,7 @@ def test_a_link_that_appears_before_a_rotation_keeps_the_old_file(theirs, secret
 def test_a_hard_link_in_a_folder_of_others_is_refused(theirs, secret):
     (theirs / "log").hardlink_to(secret)
     with pytest.raises(OSError, match=r"several names \(hard links\)"):
-        logfiles.open_log(str(theirs / "log"))
+        open_log(str(theirs / "log"))
 
 
 @as_root
@@ -475,7 +482,7 @@ def test_links_of_root_are_followed(tmp_path, path):
     (tmp_path / "new").symlink_to("current/log")
     (folder / "hardly").touch(0o600)
     (tmp_path / "hard").hardlink_to(folder / "hardly")
-    fd = logfiles.open_log(os.path.join(tmp_path, path))
+    fd = open_log(os.path.join(tmp_path, path))
     os.write(fd, b"line\n")
     os.close(fd)
     written = folder / ("hardly" if path == "hard" else "log")
@@ -487,7 +494,7 @@ def test_links_in_a_circle_come_to_an_end(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
-        logfiles.open_log(str(tmp_path / "a"))
+        open_log(str(tmp_path / "a"))
 
 
 @as_root
@@ -498,9 +505,9 @@ def test_a_link_to_a_standard_stream_is_followed(tmp_path):
     os.dup2(writer, 1)
     try:
         (tmp_path / "log").symlink_to("/dev/stdout")
-        os.close(logfiles.open_log(str(tmp_path / "log")))
-        os.close(logfiles.open_log("/dev/null"))
-        os.close(logfiles.open_log(f"/proc/self/fd/{writer}"))
+        os.close(open_log(str(tmp_path / "log")))
+        os.close(open_log("/dev/null"))
+        os.close(open_log(f"/proc/self/fd/{writer}"))
     finally:
         os.dup2(saved, 1)
         for fd in (saved, reader, writer):
@@ -513,12 +520,12 @@ def test_opening_leaves_no_descriptor(theirs, secret, tmp_path):
     before = os.listdir("/proc/self/fd")
     for path in (theirs / "log", tmp_path / "new", tmp_path / "no" / "folder", tmp_path):
         with contextlib.suppress(OSError):
-            os.close(logfiles.open_log(str(path)))
+            os.close(open_log(str(path)))
     assert os.listdir("/proc/self/fd") == before
 
 
 def test_others_follow_links_as_the_kernel_has_it(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     (tmp_path / "log").symlink_to("target")
-    os.close(logfiles.open_log(str(tmp_path / "log")))
+    os.close(open_log(str(tmp_path / "log")))
     assert (tmp_path / "target").exists()

@@ -20,8 +20,20 @@ from hypothesis import strategies as st
 from uvicorn.config import LOGGING_CONFIG
 
 from esg.errors import ConfigError
-from esg.log import setup as logs
 from esg.log.files import LineStream, LogFiles
+from esg.log.records import (
+    TRACE,
+    JSONFormatter,
+    TextFormatter,
+    access_logger,
+    arbiter_subject,
+    log_event,
+    logger,
+    wants_colors,
+    worker_subject,
+)
+from esg.log.setup import PEERS_LOGGERS, LogSetup, captured_warnings, reopen_handlers, stay_enabled
+from esg.seldom import Seldom
 from esg.settings.kinds import LogDefinition
 from esg.settings.schema import Config
 from tests.support.log import records
@@ -30,16 +42,16 @@ from tests.support.log import records
 @pytest.fixture
 def configured():
     """Leaves ESG's loggers, and what Python does for those without handlers, as they were."""
-    names = ("esg", "esg.access", "py.warnings", "uvicorn.error", *logs.PEERS_LOGGERS)
+    names = ("esg", "esg.access", "py.warnings", "uvicorn.error", *PEERS_LOGGERS)
     mine = [logging.getLogger(name) for name in names]
     for log in mine:
         log.disabled = False  # as other tests' dictConfig may have left it
     before = [(log, log.handlers[:], log.propagate, log.level, log.parent) for log in mine]
-    for name in logs.PEERS_LOGGERS:
+    for name in PEERS_LOGGERS:
         log = logging.getLogger(name)
         log.handlers[:], log.propagate = [], True  # or pytest adds a handler of its own
     last_resort = logging.lastResort
-    yield logs.logger
+    yield logger
     for log, handlers, propagate, level, parent in before:
         log.handlers[:], log.propagate, log.parent = handlers, propagate, parent
         log.setLevel(level)
@@ -66,7 +78,7 @@ def record(message="ready", level=logging.INFO, args=(), exc_info=None):
 
 
 def formatted(*, colors=False, **fields):
-    return logs.TextFormatter(colors).format(record(**fields))
+    return TextFormatter(colors).format(record(**fields))
 
 
 def test_a_line():
@@ -83,7 +95,7 @@ def test_levels_are_columns_of_one_width(level):
 def test_milliseconds_have_three_digits():
     made = record()
     made.created, made.msecs = 1_700_000_000.007, 7.9
-    assert ".007 " in logs.TextFormatter(False).format(made)
+    assert ".007 " in TextFormatter(False).format(made)
 
 
 def test_a_traceback_is_below_its_line():
@@ -105,12 +117,12 @@ def test_colours():
 
 @pytest.mark.parametrize("setting", [True, False])
 def test_a_setting_decides_on_colours(setting):
-    assert logs.wants_colors(setting, 0) is setting
+    assert wants_colors(setting, 0) is setting
 
 
 def test_a_file_gets_no_colours_by_default(tmp_path):
     with open(tmp_path / "log", "w") as file:
-        assert logs.wants_colors(None, file.fileno()) is False
+        assert wants_colors(None, file.fileno()) is False
 
 
 @pytest.fixture
@@ -124,18 +136,18 @@ def terminal():
 
 def test_a_terminal_gets_colours_by_default(terminal, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert logs.wants_colors(None, terminal) is True
+    assert wants_colors(None, terminal) is True
 
 
 @pytest.mark.parametrize(("value", "colours"), [("1", False), ("0", False), ("", True)])
 def test_no_color_turns_colours_off(terminal, monkeypatch, value, colours):
     monkeypatch.setenv("NO_COLOR", value)
-    assert logs.wants_colors(None, terminal) is colours
+    assert wants_colors(None, terminal) is colours
 
 
 def test_a_setting_is_stronger_than_no_color(terminal, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    assert logs.wants_colors(True, terminal) is True
+    assert wants_colors(True, terminal) is True
 
 
 def test_the_address_stands_out_on_a_terminal():
@@ -151,10 +163,10 @@ def test_an_address_in_another_line_does_not_stand_out():
 def setup(**settings):
     """The set-up that these settings ask for, with nothing open but the standard streams."""
     config = Config(app="example:app", **settings, origins=dict.fromkeys(settings, "test"))
-    return logs.LogSetup.open(config, LogFiles())
+    return LogSetup.open(config, LogFiles())
 
 
-SUBJECT = logs.worker_subject(3, 2, 4711)
+SUBJECT = worker_subject(3, 2, 4711)
 
 
 def test_the_log_goes_to_standard_error(configured, capfd):
@@ -170,7 +182,7 @@ def test_the_log_goes_to_standard_error(configured, capfd):
 )
 def test_levels(configured, capfd, level, shown):
     setup(log_level=level).apply(SUBJECT)
-    for each in (logs.TRACE, logging.DEBUG, logging.INFO, logging.WARNING):
+    for each in (TRACE, logging.DEBUG, logging.INFO, logging.WARNING):
         configured.log(each, "x")
     assert len(capfd.readouterr().err.splitlines()) == shown
 
@@ -184,8 +196,8 @@ def test_configuring_again_does_not_double_lines(configured, capfd):
 
 def test_a_record_that_names_its_subject_is_not_about_this_process(configured, capfd):
     setup().apply(SUBJECT)
-    other = logs.arbiter_subject(2, 4700)
-    logs.write(logging.WARNING, other, "hello")
+    other = arbiter_subject(2, 4700)
+    log_event(logging.WARNING, other, "hello")
     configured.warning("%s %s", other, "again")
     lines = capfd.readouterr().err.splitlines()
     assert [line[24:] for line in lines] == [
@@ -198,10 +210,10 @@ def test_a_filter_that_raises_keeps_nobody_from_going_on(configured, monkeypatch
     def fails(record):
         raise RuntimeError("faulty")
 
-    monkeypatch.setattr(logs, "_failures", logs.Seldom())
+    monkeypatch.setattr("esg.log.records._failures", Seldom())
     monkeypatch.setattr(configured, "filters", [fails])
     for _ in range(2):
-        logs.write(logging.WARNING, SUBJECT, "hello")
+        log_event(logging.WARNING, SUBJECT, "hello")
     assert capfd.readouterr().err.count("can't be logged: RuntimeError('faulty')") == 1
 
 
@@ -219,7 +231,7 @@ def test_a_control_character_is_made_visible(char):
 
 @given(st.text(st.characters()))
 def test_each_further_line_of_a_record_is_marked_as_such(text):
-    formatter = logs.TextFormatter(subject=SUBJECT)
+    formatter = TextFormatter(subject=SUBJECT)
     first, *others = formatter.format(record("%s", args=(text,))).split("\n")
     assert first[:4].isdigit()
     assert all(line.startswith("  ") for line in others)
@@ -233,7 +245,7 @@ def test_no_message_and_no_exception_can_forge_a_record(configured, capfd):
         raise ValueError(FORGERY)
     except ValueError:
         configured.exception(FORGERY)
-    logs.write(logging.ERROR, SUBJECT, FORGERY, detail=FORGERY)
+    log_event(logging.ERROR, SUBJECT, FORGERY, detail=FORGERY)
     found = records(capfd.readouterr().err)
     assert [(r.level, r.worker) for r in found] == [("WARNING", 3), ("ERROR", 3), ("ERROR", 3)]
 
@@ -246,7 +258,7 @@ def test_printable_text_in_any_script_is_shown_as_it_is():
 
 
 def as_json(made, subject=SUBJECT):
-    text = logs.JSONFormatter(subject).format(made)
+    text = JSONFormatter(subject).format(made)
     assert text.isascii()
     assert text.isprintable()
     return json.loads(text)
@@ -267,7 +279,7 @@ def test_fields_of_a_json_line():
 
 
 def test_a_json_line_is_about_whom_its_record_names():
-    fields = as_json(record("%s %s", args=(logs.arbiter_subject(5, 4700), "stopping")))
+    fields = as_json(record("%s %s", args=(arbiter_subject(5, 4700), "stopping")))
     assert (fields["worker"], fields["generation"], fields["pid"]) == (None, 5, 4700)
     assert fields["message"] == "stopping"
 
@@ -330,10 +342,10 @@ def warn(bare_root):
         bare_root()
         with warnings.catch_warnings():
             warnings.simplefilter("always")
-            with logs.captured_warnings():
+            with captured_warnings():
                 setup().apply(SUBJECT)
                 logging.config.dictConfig({"version": 1})  # disables every logger there is
-                logs.stay_enabled()
+                stay_enabled()
                 warnings.warn(FORGERY, UserWarning, stacklevel=1)
 
     return warn_now
@@ -351,7 +363,7 @@ def test_python_warnings_are_the_applications_where_it_has_a_log(configured, cap
     handler = logging.StreamHandler(io.StringIO())
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        with logs.captured_warnings():
+        with captured_warnings():
             setup().apply(SUBJECT)
             bare_root().addHandler(handler)
             warnings.warn("mine", UserWarning, stacklevel=1)
@@ -365,7 +377,7 @@ def test_python_prints_warnings_again_in_the_end(configured, capfd, bare_root):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         printing = warnings.showwarning
-        with logs.captured_warnings():
+        with captured_warnings():
             setup().apply(SUBJECT)
             assert warnings.showwarning is not printing
         assert warnings.showwarning is printing
@@ -422,10 +434,10 @@ def log_config(configured, tmp_path):
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_stream_of_a_log_config_makes_nobody_wait(log_config, capfd, stream):
     log_config(dictionary("esg", stream=f"ext://sys.{stream}"))
-    (handler,) = logs.logger.handlers
+    (handler,) = logger.handlers
     assert isinstance(handler.stream, LineStream)
     assert handler.stream.fileno() == {"stdout": 1, "stderr": 2}[stream]
-    logs.logger.info("caf\u00e9 \udc80")
+    logger.info("caf\u00e9 \udc80")
     assert getattr(capfd.readouterr(), stream.removeprefix("std")) == "esg|caf\u00e9 \\udc80\n"
 
 
@@ -445,18 +457,18 @@ def test_a_stream_of_a_log_config_makes_nobody_wait(log_config, capfd, stream):
 def test_which_loggers_of_a_file_are_esgs(log_config, bare_root, capfd, names, error, access):
     bare_root()
     log_config(dictionary(*names))
-    logs.logger.info("hello")
+    logger.info("hello")
     found = capfd.readouterr().err.splitlines()
-    logs.access_logger.info("got")
+    access_logger.info("got")
     found += capfd.readouterr().err.splitlines()
     assert found == [line for line in (error, access) if line]
 
 
 def test_the_level_of_a_file_holds_unless_one_was_given(log_config, capfd):
     log_config(dictionary("esg"))
-    logs.logger.debug("no")
+    logger.debug("no")
     log_config(dictionary("esg"), log_level="debug")
-    logs.logger.debug("yes")
+    logger.debug("yes")
     assert capfd.readouterr().err == "esg|yes\n"
 
 
@@ -495,7 +507,7 @@ format=%(message)s!
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
 def test_forms_of_a_file(log_config, capfd, suffix, text, mark):
     log_config(mark + text, suffix)
-    logs.logger.warning("hello")
+    logger.warning("hello")
     assert capfd.readouterr().err == "hello!\n"
 
 
@@ -540,7 +552,7 @@ def test_a_check_leaves_the_log_as_it_is(log_config, capfd, tmp_path):
     (tmp_path / "log.json").write_text("{}")
     with pytest.raises(ConfigError):
         setup(log_config=str(tmp_path / "log.json")).check(SUBJECT, current)
-    logs.logger.info("hello")
+    logger.info("hello")
     assert capfd.readouterr().err == "esg|hello\n"
 
 
@@ -552,7 +564,7 @@ def test_formatters_of_uvicorns_work_with_and_without_it(log_config, capfd, monk
     kind = {"()": "uvicorn.logging.AccessFormatter", "fmt": fmt, "use_colors": False}
     log_config(dictionary("uvicorn.access", **kind))
     args = ("192.0.2.1:9", "GET", "/a?b", "1.1", 404)
-    logs.access_logger.info('%s - "%s %s HTTP/%s" %d', *args)
+    access_logger.info('%s - "%s %s HTTP/%s" %d', *args)
     assert capfd.readouterr().err == "INFO:     192.0.2.1:9 <GET /a?b HTTP/1.1> 404 Not Found\n"
 
 
@@ -561,10 +573,10 @@ def test_files_of_handlers_are_reopened(log_config, tmp_path):
     content = dictionary("esg")
     content["handlers"]["h"] = {"class": "logging.FileHandler", "filename": str(file)}
     log_config(content)
-    logs.logger.warning("before")
+    logger.warning("before")
     file.rename(tmp_path / "app.log.1")
-    logs.reopen_handlers()
-    logs.logger.warning("after")
+    reopen_handlers()
+    logger.warning("after")
     assert (tmp_path / "app.log.1").read_text() == "before\n"
     assert file.read_text() == "after\n"
 
@@ -572,7 +584,7 @@ def test_files_of_handlers_are_reopened(log_config, tmp_path):
 def test_a_log_config_that_cannot_be_applied_any_more_leaves_a_log(log_config, capfd):
     with pytest.raises(ConfigError):
         log_config({})
-    logs.logger.info("hello")
+    logger.info("hello")
     assert capfd.readouterr().err.endswith(f"INFO     {SUBJECT} hello\n")
 
 
@@ -580,7 +592,7 @@ def test_the_example_in_the_documentation_can_be_applied(log_config, tmp_path):
     text = (Path(__file__).parents[2] / "docs" / "logging.md").read_text()
     example = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1]
     log_config(example.replace("/var/log/shop", str(tmp_path)), ".yaml")
-    logs.logger.info("hello")
+    logger.info("hello")
     assert (tmp_path / "all.log").read_text().endswith(" INFO esg hello\n")
 
 
@@ -593,8 +605,8 @@ def test_uvicorns_own_dictionary(configured, capfd, colors):
     made = setup(log_config=LogDefinition(LOGGING_CONFIG), use_colors=colors)
     for _ in range(2):  # as an arbiter and its worker do
         made.apply(SUBJECT)
-    logs.logger.info("hello")
-    logs.access_logger.info('%s - "%s %s HTTP/%s" %d', "192.0.2.1:9", "GET", "/", "1.1", 200)
+    logger.info("hello")
+    access_logger.info('%s - "%s %s HTTP/%s" %d', "192.0.2.1:9", "GET", "/", "1.1", 200)
     out, err = capfd.readouterr()
     assert ("\033[" in err, "\033[" in out) == (colors is True, colors is True)
     assert re.sub(r"\033\[\d+m", "", err) == "INFO:     hello\n"
@@ -606,13 +618,13 @@ def test_objects_in_a_dictionary_are_taken_as_they_are(configured):
     stream = io.StringIO()
     content = dictionary("esg", stream=stream)
     setup(log_config=LogDefinition(content)).apply(SUBJECT)
-    logs.logger.warning("hello")
+    logger.warning("hello")
     assert stream.getvalue() == "esg|hello\n"
 
 
 def test_the_text_of_an_ini_file(configured, capfd):
     setup(log_config=LogDefinition(INI)).apply(SUBJECT)
-    logs.logger.warning("hello")
+    logger.warning("hello")
     assert capfd.readouterr().err == "hello!\n"
 
 
@@ -624,7 +636,7 @@ def test_colours_that_nothing_shows_are_refused(log_config, content, suffix):
 
 def test_json_by_its_content(log_config, capfd):
     log_config(json.dumps(dictionary("esg")), ".conf")
-    logs.logger.warning("hello")
+    logger.warning("hello")
     assert capfd.readouterr().err == "esg|hello\n"
 
 
@@ -633,7 +645,7 @@ def test_logging_that_is_left_to_the_application(configured, capfd, bare_root, l
     root = bare_root()
     made = setup(log_config=LogDefinition(None), **({"log_level": level} if level else {}))
     made.apply(SUBJECT)
-    logs.logger.error("before")
+    logger.error("before")
     assert capfd.readouterr().err.endswith(f"ERROR    {SUBJECT} before\n")
     stream = io.StringIO()
     root.handlers[:] = [logging.StreamHandler(stream)]
@@ -679,22 +691,22 @@ def test_a_formatter_of_the_applications(configured, capfd, package, in_worker):
     made = setup(
         log_config=LogDefinition(content), app_dir=str(package), variables={"SHOP": "books"}
     )
-    subject = SUBJECT if in_worker else logs.arbiter_subject(1, 4700)
+    subject = SUBJECT if in_worker else arbiter_subject(1, 4700)
     made.apply(subject)
     kept = {name for name in ("shoplog", "shoplog.log") if name in sys.modules}
     assert kept == ({"shoplog", "shoplog.log"} if in_worker else set())
     assert os.environ["SHOP"] == ("books" if in_worker else "outer")
-    logs.logger.info("hello")
+    logger.info("hello")
     assert capfd.readouterr().err == f"{os.environ['SHOP']} hello V1\n"
 
 
 def test_a_formatter_is_what_is_on_the_disk_at_a_reload(configured, capfd, package):
     content = dictionary("esg", **{"()": "shoplog.log.Formatter"})
     made = setup(log_config=LogDefinition(content), app_dir=str(package))
-    made.apply(logs.arbiter_subject(1, 4700))
+    made.apply(arbiter_subject(1, 4700))
     (package / "shoplog" / "log.py").write_text(SHOUTING.replace("V1", "V2"))
-    made.apply(logs.arbiter_subject(2, 4700))
-    logs.logger.info("hello")
+    made.apply(arbiter_subject(2, 4700))
+    logger.info("hello")
     assert capfd.readouterr().err == "outer hello V2\n"
 
 
@@ -703,7 +715,7 @@ def test_the_folder_of_another_release_takes_the_place_of_the_first(configured, 
     other.mkdir()
     for folder in (package, other):
         made = setup(log_config=LogDefinition(dictionary("esg")), app_dir=str(folder))
-        made.apply(logs.arbiter_subject(1, 4700))
+        made.apply(arbiter_subject(1, 4700))
     assert str(package) not in sys.path
     assert sys.path[0] == str(other)
 
@@ -713,9 +725,7 @@ def test_a_library_within_the_folder_stays_imported(configured, package, monkeyp
     (package / "shoplog").rename(package / "lib" / "shoplog")
     monkeypatch.syspath_prepend(str(package / "lib"))
     content = dictionary("esg", **{"()": "shoplog.log.Formatter"})
-    setup(log_config=LogDefinition(content), app_dir=str(package)).apply(
-        logs.arbiter_subject(1, 4700)
-    )
+    setup(log_config=LogDefinition(content), app_dir=str(package)).apply(arbiter_subject(1, 4700))
     assert "shoplog.log" in sys.modules
 
 
@@ -766,8 +776,8 @@ def test_a_handler_that_is_added_to_another_servers_logger_stays(configured, cap
 
 
 def test_subjects():
-    assert logs.worker_subject(3, 2, 4711) == "worker=3 gen=2 pid=4711"
-    assert logs.arbiter_subject(2, 4700) == "arbiter gen=2 pid=4700"
+    assert worker_subject(3, 2, 4711) == "worker=3 gen=2 pid=4711"
+    assert arbiter_subject(2, 4700) == "arbiter gen=2 pid=4700"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -777,19 +787,19 @@ def test_file_handlers_of_root_follow_no_links_of_others(log_config, tmp_path):
     definition = dictionary("esg")
     definition["handlers"]["h"] = {"class": "logging.FileHandler", "filename": f"{tmp_path}/log"}
     log_config(definition)
-    logs.logger.error("one")
+    logger.error("one")
     (tmp_path / "log").rename(tmp_path / "log.1")
     (tmp_path / "log").symlink_to(secret)
     os.chown(tmp_path / "log", 65534, 65534, follow_symlinks=False)
-    logs.reopen_handlers()
-    logs.logger.error("two")
+    reopen_handlers()
+    logger.error("two")
     assert secret.read_bytes() == b""
     assert "two" in (tmp_path / "log.1").read_text()
     with pytest.raises(ConfigError, match="is a symbolic link of user 65534"):
         log_config(definition)
     (tmp_path / "log").unlink()
-    logs.reopen_handlers()
-    logs.logger.error("three")
+    reopen_handlers()
+    logger.error("three")
     log_config({**definition, "handlers": {"h": {**definition["handlers"]["h"], "mode": "w"}}})
-    logs.logger.error("four")
+    logger.error("four")
     assert (tmp_path / "log").read_text() == "four\n"

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esg.log.setup import TRACE, worker_subject
+from esg.log.records import TRACE, worker_subject
 from esg.server.asgi.types import http_scope, http_template
 from esg.server.http1.exchange import ClientDisconnected
 from esg.server.wsgi.call import FILE_BLOCK, FileWrapper

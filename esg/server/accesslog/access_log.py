@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from esg.log import accessformat
-from esg.log import setup as logs
 from esg.log.files import PIPE_ATOMIC, LogFile
-from esg.log.setup import LogSetup, Subject
+from esg.log.records import Subject, access_logger, as_json, rfc3339, wants_colors
+from esg.log.setup import LogSetup
 from esg.server.accesslog.lines import (
     Line,
     message,
@@ -194,16 +194,16 @@ class LoggedAccess:
 
     def record(self, exchange: Exchange | SocketRecord | Refused) -> None:
         """Log a finished exchange."""
-        if not logs.access_logger.isEnabledFor(logging.INFO):
+        if not access_logger.isEnabledFor(logging.INFO):
             return
         if self._line is not None:
-            logs.access_logger.info("%s", self._line(exchange))
+            access_logger.info("%s", self._line(exchange))
             return
         text = _REQUEST
         if isinstance(exchange, SocketRecord) and exchange.event == "closed":
             text += f" {exchange.seconds:.3f}s"
         scope = exchange.scope
-        logs.access_logger.info(
+        access_logger.info(
             text,
             peer(scope),
             scope["method"],
@@ -241,7 +241,7 @@ def access_log(
         socket_line = socket_json_line(subject, line or socket_message)
         line, observes = json_line(subject, line or message), True
     elif line is None:
-        colors = logs.wants_colors(config.use_colors, setup.access.fd)
+        colors = wants_colors(config.use_colors, setup.access.fd)
         observes = format_ != accessformat.UVICORN and os.isatty(setup.access.fd)
         if observes:
             line, socket_line = terminal_line(colors), terminal_socket_line(colors)
@@ -414,7 +414,7 @@ _VARIABLES: dict[str, Callable[[Any], Any]] = {
 def json_line(subject: Subject, message: Line) -> Line:
     """One JSON object for each request, as in docs/logging.md. `message` makes its message."""
     fields_of = _json_fields(subject, message)
-    return lambda exchange: logs.as_json(fields_of(exchange))
+    return lambda exchange: as_json(fields_of(exchange))
 
 
 def socket_json_line(subject: Subject, message: Line) -> Line:
@@ -429,7 +429,7 @@ def socket_json_line(subject: Subject, message: Line) -> Line:
             fields["code"] = fields.pop("status")
         if math.isfinite(record.round_trip):
             fields["round_trip"] = round(record.round_trip, 6)
-        return logs.as_json(fields)
+        return as_json(fields)
 
     return line
 
@@ -439,7 +439,7 @@ def _json_fields(subject: Subject, message: Line) -> Callable[[Any], dict[str, A
         target: bytes = exchange.target
         path, query = path_and_query(target)
         fields: dict[str, Any] = {
-            "time": logs.rfc3339(time.time()),
+            "time": rfc3339(time.time()),
             "level": "INFO",
             "logger": "esg.access",
             "message": message(exchange),

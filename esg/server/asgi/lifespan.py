@@ -13,7 +13,7 @@ from typing import Any
 from esg import forks
 from esg.errors import BootError
 from esg.loader import application_traceback
-from esg.log.setup import Subject
+from esg.log.records import Subject
 from esg.mailbox import NoLifespan
 from esg.server.asgi.types import LIFESPAN_SPEC_VERSION, VERSION, Application, Message
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from esg.log import setup as logs
+from esg.log.records import TRACE, logger
 from esg.server.http1.connection import Connection
 from esg.server.http1.exchange import Exchange
 
@@ -31,9 +31,9 @@ class Traced(Connection):
     def _trace(self, event: str) -> None:
         client = self._template["client"]
         peer = f"{client[0]}:{client[1]}" if client and client[1] is not None else "a UNIX socket"
-        logs.logger.log(logs.TRACE, "%s %s: %s", self.service.subject, peer, event)
+        logger.log(TRACE, "%s %s: %s", self.service.subject, peer, event)
 
 
 def connection_type() -> type[Connection]:
     """What connections are made of, as long as the log's level is what it is now."""
-    return Traced if logs.logger.isEnabledFor(logs.TRACE) else Connection
+    return Traced if logger.isEnabledFor(TRACE) else Connection

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from esg import forks
-from esg.log import setup as logs
+from esg.log.records import worker_subject
 from esg.payload import current_worker
 from esg.seldom import Seldom
 from esg.server import stacks
@@ -31,7 +31,7 @@ class WSGIAdapter:
         worker = current_worker()
         subject = None
         if worker is not None:
-            subject = logs.worker_subject(worker.number, worker.generation, worker.pid)
+            subject = worker_subject(worker.number, worker.generation, worker.pid)
         self.app = app
         self._subject = subject
         self._threads = Threads(threads)

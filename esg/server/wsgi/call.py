@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from esg import forks
-from esg.log import setup as logs
+from esg.log.records import Subject
 from esg.seldom import Seldom
 from esg.server.asgi.types import Headers, Message, Receive, Send
 from esg.server.http1.exchange import CHECK, REASONED_START, ClientDisconnected
@@ -112,7 +112,7 @@ class Call:
         environ: Environ,
         receive: Receive,
         send: Send,
-        subject: logs.Subject | None,
+        subject: Subject | None,
         too_long: Seldom,
     ) -> None:
         self.thread = 0

@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Iterable
 
-from esg.log import setup as logs
+from esg.log.records import TRACE, Subject
 
 logger = logging.getLogger("esg")
 
@@ -33,7 +33,7 @@ _LEVELS = {
     "NOTICE": logging.INFO,
     "INFO": logging.INFO,
     "DEBUG": logging.DEBUG,
-    "TRACE": logs.TRACE,
+    "TRACE": TRACE,
 }
 _NAMES = "|".join(_LEVELS)
 _LEVEL = re.compile(
@@ -57,7 +57,7 @@ class ErrorStream(threading.local):
 
     _begun = ""
 
-    def __init__(self, subject: logs.Subject | None) -> None:
+    def __init__(self, subject: Subject | None) -> None:
         """`subject` is how the log names this worker."""
         self._subject = subject
 
@@ -99,7 +99,7 @@ def _level_of(text: str) -> int:
 
 
 def log(
-    subject: logs.Subject | None,
+    subject: Subject | None,
     event: str,
     error: BaseException | None = None,
     *,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from esg import mailbox
 from esg.errors import ConfigError
-from esg.log import files as logfiles
+from esg.log.files import stream_fds
 from esg.settings.schema import Config
 
 INCLUDED = ("*.py",)
@@ -179,7 +179,7 @@ def run(config: Config, post: mailbox.Mailbox, since: int) -> int:
     """
     for signum in (signal.SIGTERM, signal.SIGQUIT):
         signal.signal(signum, signal.SIG_IGN)
-    _close_all_but({*post.descriptors, *logfiles.stream_fds()})
+    _close_all_but({*post.descriptors, *stream_fds()})
     threading.Thread(target=_end_with_arbiter, args=(post.fileno(),), daemon=True).start()
     try:
         Watch(config, post, since).run()
