@@ -226,6 +226,11 @@ class Scoreboard:
             os.close(fd)
         self._reading = {}
 
+    def value(self, number: int, cell: Cell) -> int:
+        """What a worker says in this cell; 0 if it has no row."""
+        words = self._words.get(number)
+        return words[cell] if words is not None else 0
+
     def age(self, number: int) -> float:
         """Seconds since the worker's last beat; 0 before its first one.
 

@@ -27,11 +27,12 @@ from esg.log.records import Subject, arbiter_subject, log_event, worker_subject
 from esg.log.setup import reopen_handlers
 from esg.openfiles import explained
 from esg.payload import DUMP_SIGNAL, Assignment, Payload
+from esg.scoreboard import Cell
 from esg.seldom import Seldom
 from esg.settings import folders
 from esg.settings.build import check_reload
 from esg.settings.schema import Config
-from esg.supervisor import privileges, signals
+from esg.supervisor import privileges, signals, stacktext, waits
 from esg.supervisor.control import Control
 from esg.supervisor.fleet import actions as do
 from esg.supervisor.fleet import events as on
@@ -482,6 +483,31 @@ class Arbiter:
     def _dump_stack(self, action: do.DumpStack) -> None:
         self._signal(action.number, DUMP_SIGNAL)
 
+    def _ask_where(self, action: do.AskWhere) -> None:
+        handle = self._handles.get(action.number)
+        if handle is not None:
+            handle.ask_for_stack()
+
+    def _report_boot(self, action: do.ReportBoot) -> None:
+        handle = self._handles.get(action.number)
+        if handle is not None:
+            place = stacktext.where_import_stands(handle.stack(), os.getcwd())
+            self._log_action(do.Log("info", waits.importing(action.seconds, place), action.number))
+
+    def _report_stop(self, action: do.ReportStop) -> None:
+        loads = []
+        for number in action.numbers:
+            requests, websockets, connections = (
+                self._board.value(number, cell)
+                for cell in (Cell.IN_FLIGHT, Cell.WEBSOCKETS, Cell.CONNECTIONS)
+            )
+            requests = max(0, requests - websockets)  # a WebSocket is a call in flight, too
+            loads.append(waits.Load(number, requests, websockets, connections))
+        setup = self._generations.current.logs
+        on_terminal = setup is not None and os.isatty(setup.error.fd)
+        hint = "Ctrl-C again" if on_terminal else "SIGQUIT"
+        self._log(logging.INFO, waits.stopping(loads, "" if action.quick else hint))
+
     def _signal(self, number: int, signum: int) -> bool:
         """Send a worker a signal; False if the kernel doesn't permit that, which is logged once."""
         handle = self._handles.get(number)
@@ -502,7 +528,7 @@ class Arbiter:
         if handle is None:
             return
         nowhere = "(it could not be written)" if handle.stacks.exists else "(on standard error)"
-        stack = handle.stack() or nowhere
+        stack = stacktext.of_stuck_worker(handle.stack()) or nowhere
         self._log_action(do.Log("error", "stacks of its threads:", action.number, stack))
         self._signal(action.number, signal.SIGABRT)
 
@@ -605,6 +631,9 @@ class Arbiter:
         do.Discard: _discard,
         do.Quit: _quit,
         do.DumpStack: _dump_stack,
+        do.AskWhere: _ask_where,
+        do.ReportBoot: _report_boot,
+        do.ReportStop: _report_stop,
         do.Abort: _abort,
         do.Kill: _kill,
         do.CloseListeners: _close_listeners,

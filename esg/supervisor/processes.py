@@ -119,6 +119,13 @@ class WorkerHandle:
             os.kill(self.pid, signum)
             self._sent.add(signum)
 
+    def ask_for_stack(self) -> None:
+        """Have the worker write its stacks, for `stack` to read; this is no news of its end."""
+        if self.stacks.exists and not self.reaped and self.pid > 0:
+            self.stacks.skip()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, DUMP_SIGNAL)
+
     def stack(self) -> str:
         """The stacks of the worker's threads, written since it was last asked for them or read."""
         return self.stacks.read()

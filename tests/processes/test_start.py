@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -380,3 +381,37 @@ def test_signals_that_the_parent_had_blocked_are_heard(start: Start) -> None:
     esg.reload()
     esg.signal(signal.SIGTERM)
     assert esg.wait() == 0
+
+
+def test_a_long_import_is_reported_with_where_it_is(start: Start) -> None:
+    source = """
+    import os, time
+    while not os.path.exists("gate"):
+        time.sleep(0.01)
+    from esg.demo import app
+    """
+    esg = start(source=textwrap.dedent(source), wait=False)
+    esg.wait_for_log(r"worker=1 gen=1 .* has been importing for \d+ s: example\.py:[34]$")
+    esg.write("", "gate")
+    esg.wait_for_log("serving workers=1")
+
+
+def test_a_long_stop_is_reported_with_what_it_waits_for(start: Start) -> None:
+    source = """
+    import asyncio, os
+
+    async def app(scope, receive, send):
+        while not os.path.exists("gate"):
+            await asyncio.sleep(0.01)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+    """
+    esg = start("--lifespan", "off", source=textwrap.dedent(source))
+    client = esg.connect()
+    client.request("GET", "/")
+    esg.wait_for_log("serving workers=1")
+    esg.signal(signal.SIGTERM)
+    esg.wait_for_log("waiting for 1 request in worker 1; SIGQUIT to cut it$")
+    esg.write("", "gate")
+    assert client.getresponse().read() == b"ok"
+    client.close()

@@ -54,6 +54,32 @@ class DumpStack:
 
 
 @dataclass(frozen=True, slots=True)
+class AskWhere:
+    """Have a worker in boot write where it is; `ReportBoot` follows."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportBoot:
+    """Log that a worker has been booting for `seconds`, and where it is."""
+
+    number: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReportStop:
+    """Log what these workers have left to do, since the stop waits for them.
+
+    `quick`: they were told to end immediately, so nothing can cut that short.
+    """
+
+    numbers: tuple[int, ...]
+    quick: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Abort:
     """Log the stacks that the worker wrote, then SIGABRT."""
 
@@ -184,6 +210,9 @@ Action = (
     | Discard
     | Quit
     | DumpStack
+    | AskWhere
+    | ReportBoot
+    | ReportStop
     | Abort
     | Kill
     | CloseListeners

@@ -22,6 +22,7 @@ from esg.supervisor.fleet.heartbeats import Heartbeats
 from esg.supervisor.fleet.members import QUIT_GRACE, Member, Members, WorkerState
 from esg.supervisor.fleet.reload import Reload, Stage
 from esg.supervisor.fleet.terms import Generation, Terms
+from esg.supervisor.fleet.waiting import Booting, Waiting
 
 OVERTAKEN_WAIT = 1.0
 """Seconds for which a canary waits for one that it overtook to end, so that reloads in quick
@@ -61,6 +62,7 @@ class Fleet:
         self._told: do.Tell | None = None
         self._out: list[Action] = []
         self._answers: list[do.Answer] = []
+        self._waiting = Waiting()
 
     # -- the interface -----------------------------------------------------------------
 
@@ -71,6 +73,7 @@ class Fleet:
         self._escalate_overdue(now)
         self._close_in_time(now)
         self._reconcile(now)
+        self._report_waiting(now)
         self._tell()
         # When a client gets its answer, the state and status have been reported already.
         out, self._out, self._answers = [*self._out, *self._answers], [], []
@@ -84,6 +87,8 @@ class Fleet:
             deadlines.append(self._shutdown.closes_at)
         if self._wants_spawn():
             deadlines.append(self._backoff.retry_at)
+        if self._waiting.next_look is not None:
+            deadlines.append(self._waiting.next_look)
         return min(deadlines)
 
     @property
@@ -469,7 +474,7 @@ class Fleet:
     def _spawn(self, generation: Generation, now: float) -> None:
         number = self.members.free_number()
         deadline = now + generation.terms.timeout_boot
-        self.members[number] = Member(number, generation, deadline)
+        self.members[number] = Member(number, generation, deadline, since=now)
         self._out.append(do.Spawn(number, generation.number))
 
     def _note_complete(self) -> None:
@@ -479,6 +484,13 @@ class Fleet:
             self._log("info", f"serving workers={ready}")
 
     # -- telling -----------------------------------------------------------------------
+
+    def _report_waiting(self, now: float) -> None:
+        """Report from time to time what a boot or a stop that takes long is waiting for."""
+        booting = [Booting(m.number, m.since) for m in self.members.values() if m.booting]
+        stopping = self.members if self._closed else ()
+        quick = self._shutdown is not None and self._shutdown.quick
+        self._out += self._waiting.look(booting, stopping, now, quick=quick)
 
     def _log(
         self, level: do.Level, event: str, member: Member | None = None, detail: str = ""

@@ -55,6 +55,8 @@ class Member:
     number: int
     generation: Generation
     deadline: float | None
+    since: float
+    """When it was forked."""
     grace_ends: float | None = None
     state: WorkerState = WorkerState.BOOTING
     due: str = ""

@@ -1,0 +1,127 @@
+"""What `faulthandler` writes about threads: taken apart, and cut to what is of use. Pure."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+_FRAME = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)')
+_THREAD = re.compile(r"(?:Current thread|Thread) 0x[0-9a-f]+.*:")
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_STANDARD = os.path.dirname(os.__file__) + os.sep
+
+_INTERNAL = re.compile(
+    "|".join(
+        (
+            re.escape(_PACKAGE),
+            re.escape(_STANDARD) + r"(?:asyncio/|threading\.py$|concurrent/futures/|runpy\.py$)",
+            r"<frozen runpy>$",
+            r".*/site-packages/(?:uvloop|click)/",
+        )
+    )
+)
+"""Files of frames that say nothing about the application: ESG's, the event loop's, Python's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One call: where it is."""
+
+    file: str
+    line: int
+    function: str
+
+    @property
+    def is_internal(self) -> bool:
+        """Whether it is the server's, not the application's."""
+        return _INTERNAL.match(self.file) is not None
+
+    @property
+    def is_esg(self) -> bool:
+        """Whether it is ESG's own."""
+        return self.file.startswith(_PACKAGE)
+
+    @property
+    def is_import(self) -> bool:
+        """Whether it is the machinery of the import statement."""
+        return self.file.startswith(("<frozen importlib", _STANDARD + "importlib"))
+
+    def __str__(self) -> str:
+        return f'  File "{self.file}", line {self.line} in {self.function}'
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """A thread's heading, and its frames, the innermost first."""
+
+    heading: str
+    frames: tuple[Frame, ...]
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it is the one that the worker began with, and in which its event loop runs."""
+        return any(frame.is_esg and frame.function == "fork" for frame in self.frames)
+
+    def without_server(self) -> Thread:
+        """The thread without the frames below the application, which are the same every time."""
+        frames = self.frames
+        outermost = max((at for at, frame in enumerate(frames) if frame.is_esg), default=None)
+        if outermost is not None:
+            frames = frames[: outermost + 1]
+        while frames and (frames[-1].is_internal or frames[-1].is_import):
+            frames = frames[:-1]
+        return Thread(self.heading, frames)
+
+    def __str__(self) -> str:
+        return "\n".join([self.heading, *map(str, self.frames)])
+
+
+def threads(text: str) -> list[Thread]:
+    """The threads in what `faulthandler` has written, in its order."""
+    found: list[tuple[str, list[Frame]]] = []
+    for line in text.splitlines():
+        frame = _FRAME.fullmatch(line)
+        if frame and found:
+            found[-1][1].append(Frame(frame["file"], int(frame["line"]), frame["function"]))
+        elif _THREAD.fullmatch(line):
+            found.append((line, []))
+    return [Thread(heading, tuple(frames)) for heading, frames in found]
+
+
+def of_stuck_worker(text: str) -> str:
+    """The stacks of a worker whose event loop is stuck, for the log: its thread is the first.
+
+    Frames below the application are left out, and so are threads in which nothing else is. What
+    can't be read is left as it is.
+    """
+    found = threads(text)
+    main = next((thread for thread in found if thread.is_main), None)
+    if main is None:
+        return text
+    first, *others = [main, *(thread for thread in found if thread is not main)]
+    short = first.without_server()
+    shown = [short if short.frames else first]
+    shown += [cut for thread in others if (cut := thread.without_server()).frames]
+    parts = [str(thread) for thread in shown]
+    left = len(found) - len(shown)
+    if left:
+        parts.append(f"({left} more {'threads' if left > 1 else 'thread'} of the server's own)")
+    return "\n".join(parts)
+
+
+def where_import_stands(text: str, folder: str) -> str:
+    """The place in the application that an import has come to, as `shop/models.py:12`.
+
+    Paths below `folder` are relative to it. Empty if the worker isn't importing, or not known.
+    """
+    main = next((thread for thread in threads(text) if thread.is_main), None)
+    if main is None or not any(f.is_esg and f.file.endswith("loader.py") for f in main.frames):
+        return ""
+    frames = [f for f in main.without_server().frames if not f.is_import and not f.is_internal]
+    own = [frame for frame in frames if frame.file.startswith(folder + os.sep)]
+    places = [frame for frame in own if "site-packages" not in frame.file] or frames
+    if not places:
+        return ""
+    return f"{places[0].file.removeprefix(folder + os.sep)}:{places[0].line}"

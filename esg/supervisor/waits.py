@@ -1,0 +1,75 @@
+"""What a boot or a stop waits for, in words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MOST_NAMED = 3
+"""Workers that one line names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a worker has left to do, as its row of the scoreboard says."""
+
+    number: int
+    requests: int
+    websockets: int
+    connections: int
+
+
+def importing(seconds: float, place: str) -> str:
+    """What a worker in boot does; `place` is where its import stands, empty if it isn't known."""
+    if place:
+        return f"has been importing for {seconds:.0f} s: {place}"
+    return f"has been starting for {seconds:.0f} s"
+
+
+def stopping(loads: Sequence[Load], hint: str) -> str:
+    """What a stop waits for; `hint` is how to cut that short, empty if it can't be.
+
+    `waiting for 1 request and 2 WebSockets in worker 3; Ctrl-C again to cut them`
+    """
+    busy = [load for load in loads if _items(load)]
+    idle = [load for load in loads if not _items(load)]
+    parts = [f"{_items(load)} in worker {load.number}" for load in busy[:MOST_NAMED]]
+    more = len(busy) - MOST_NAMED
+    if more > 0:
+        parts.append(f"{_count(more, 'more busy worker')}")
+    if idle:
+        numbers = [str(load.number) for load in idle[:MOST_NAMED]]
+        more = len(idle) - len(numbers)
+        numbers += [f"{more} more"] if more else []
+        noun = "worker" if len(idle) == 1 else "workers"
+        parts.append(f"the end of {noun} {_listed(numbers)}")
+    text = f"waiting for {', '.join(parts)}"
+    if hint:
+        text += f"; {hint} to cut {'it' if _is_one(busy) and not idle else 'them'}"
+    return text
+
+
+def _is_one(busy: Sequence[Load]) -> bool:
+    return sum(load.requests + load.websockets or load.connections for load in busy) == 1
+
+
+def _items(load: Load) -> str:
+    """What a worker is busy with; connections matter only if nothing is in progress on them."""
+    found = []
+    if load.requests:
+        found.append(_count(load.requests, "request"))
+    if load.websockets:
+        found.append(_count(load.websockets, "WebSocket"))
+    if not found and load.connections:
+        found.append(_count(load.connections, "open connection"))
+    return _listed(found)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    if len(texts) < 2:
+        return "".join(texts)
+    return f"{', '.join(texts[:-1])} and {texts[-1]}"

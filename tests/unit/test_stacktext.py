@@ -1,0 +1,107 @@
+"""The stacks that a worker writes: read, put in order, cut."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from esg.supervisor import processes
+from esg.supervisor.stacktext import of_stuck_worker, threads, where_import_stands
+
+ESG = os.path.dirname(os.path.dirname(processes.__file__))
+STANDARD = os.path.dirname(os.__file__)
+
+SERVER = f"""\
+  File "{STANDARD}/asyncio/runners.py", line 118 in run
+  File "{ESG}/server/worker.py", line 75 in run_worker
+  File "{ESG}/supervisor/processes.py", line 233 in fork
+  File "/venv/lib/python3/site-packages/click/core.py", line 911 in invoke
+  File "{ESG}/cli.py", line 55 in main
+  File "/venv/bin/esg", line 8 in <module>
+"""
+
+STUCK = f"""\
+Thread 0x00007f0000000001 (most recent call first):
+  File "{ESG}/lifeline.py", line 61 in _wait
+  File "{STANDARD}/threading.py", line 1038 in run
+  File "{STANDARD}/threading.py", line 995 in _bootstrap
+
+Thread 0x00007f0000000002 (most recent call first):
+  File "/srv/app/jobs.py", line 4 in work
+  File "{STANDARD}/threading.py", line 1038 in run
+
+Current thread 0x00007f0000000003 (most recent call first):
+  File "/srv/app/db.py", line 7 in query
+  File "/srv/app/views.py", line 20 in report
+  File "{ESG}/server/http1/exchange.py", line 170 in run
+{SERVER}"""
+
+
+def test_threads_are_read():
+    found = threads(STUCK)
+    assert [len(thread.frames) for thread in found] == [3, 2, 9]
+    frame = found[2].frames[1]
+    assert (frame.file, frame.line, frame.function) == ("/srv/app/views.py", 20, "report")
+
+
+def test_the_stuck_thread_comes_first_without_the_server_below_it():
+    assert of_stuck_worker(STUCK) == (
+        "Current thread 0x00007f0000000003 (most recent call first):\n"
+        '  File "/srv/app/db.py", line 7 in query\n'
+        '  File "/srv/app/views.py", line 20 in report\n'
+        "Thread 0x00007f0000000002 (most recent call first):\n"
+        '  File "/srv/app/jobs.py", line 4 in work\n'
+        "(1 more thread of the server's own)"
+    )
+
+
+def test_calls_of_the_server_above_the_application_stay():
+    text = STUCK.replace(
+        '  File "/srv/app/db.py"',
+        f'  File "{ESG}/server/http1/exchange.py", line 9 in receive\n  File "/srv/app/db.py"',
+    )
+    assert "line 9 in receive" in of_stuck_worker(text)
+
+
+def test_a_server_that_is_stuck_by_itself_is_shown_whole():
+    text = "Current thread 0x00007f0000000003 (most recent call first):\n" + SERVER
+    assert of_stuck_worker(text) == text.rstrip("\n")
+
+
+def test_what_is_no_stack_is_left_as_it_is():
+    assert of_stuck_worker("(on standard error)") == "(on standard error)"
+    assert of_stuck_worker("") == ""
+
+
+IMPORTING = f"""\
+Current thread 0x00007f0000000003 (most recent call first):
+  File "/venv/lib/python3/site-packages/orm/engine.py", line 88 in connect
+  File "/srv/app/shop/models.py", line 12 in <module>
+  File "<frozen importlib._bootstrap>", line 241 in _call_with_frames_removed
+  File "/srv/app/example.py", line 3 in <module>
+  File "<frozen importlib._bootstrap>", line 241 in _call_with_frames_removed
+  File "{STANDARD}/importlib/__init__.py", line 126 in import_module
+  File "{ESG}/loader.py", line 53 in _imported
+{SERVER}"""
+
+
+def test_an_import_stands_at_the_innermost_line_of_the_application():
+    assert where_import_stands(IMPORTING, "/srv/app") == "shop/models.py:12"
+
+
+def test_an_import_outside_the_applications_folder_stands_at_the_innermost_line():
+    place = "/venv/lib/python3/site-packages/orm/engine.py:88"
+    assert where_import_stands(IMPORTING, "/elsewhere") == place
+
+
+def test_a_worker_that_does_not_import_stands_nowhere():
+    assert where_import_stands(STUCK, "/srv/app") == ""
+    assert where_import_stands("", "/srv/app") == ""
+
+
+def test_the_event_loops_files_are_the_servers():
+    frame = threads(
+        "Thread 0x1 (most recent call first):\n"
+        f'  File "{asyncio.base_events.__file__}", line 1 in run_forever'
+    )[0].frames[0]
+    assert frame.is_internal
