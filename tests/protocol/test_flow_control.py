@@ -99,7 +99,8 @@ async def test_a_client_that_takes_nothing_is_dropped_in_time(serve):
     server.advance(55)
     await settled(lambda: source.accepted)
     assert source.failure is None
-    server.advance(10)
+    for _ in range(8):  # at the first ones the kernels may still have passed bytes on
+        server.advance(10)
     await until(lambda: source.failure)
     await server.connections(0)
 
