@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from esg.version import __version__
+
 if TYPE_CHECKING:
     from esg.api import Config, run
     from esg.payload import WorkerInfo, current_worker
     from esg.server.embedded import Server
-
-__version__ = "0.1.0"
 
 __all__ = ["Config", "Server", "WorkerInfo", "__version__", "current_worker", "run"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-import esg
 from esg.mailbox import Serves
 from esg.settings.schema import Config
+from esg.version import __version__
 
 
 def introduction(config: Config, serves: Serves, *, on_terminal: bool) -> str:
@@ -15,7 +15,7 @@ def introduction(config: Config, serves: Serves, *, on_terminal: bool) -> str:
     `esg 0.1.0 serves shop.asgi:app (ASGI, uvloop, httptools), settings from esg.toml`
     """
     means = f"{serves.interface}, {serves.loop}, {serves.parser}"
-    text = f"esg {esg.__version__} serves {_application(config)} ({means}), {_files(config)}"
+    text = f"esg {__version__} serves {_application(config)} ({means}), {_files(config)}"
     return f"{text}; press Ctrl-C to stop" if on_terminal else text
 
 
