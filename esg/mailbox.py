@@ -98,6 +98,32 @@ class NoLifespan:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class UntrustedPeer:
+    """Worker to arbiter: a peer that isn't trusted has sent a field that names the client.
+
+    `peer` is its address, empty on a UNIX socket. `trusted` are the entries of
+    `--forwarded-allow-ips`, or none if there are too many for a line of the log.
+    """
+
+    peer: str
+    field: str
+    trusted: list[str]
+
+    @property
+    def line(self) -> str:
+        """The text for the log."""
+        peer = f"from {self.peer}" if self.peer else "from a UNIX socket"
+        entry = self.peer or "unix:"
+        what = f"set --forwarded-allow-ips {','.join([*self.trusted, entry])}"
+        if not self.trusted:
+            what = f"add {entry} to --forwarded-allow-ips"
+        return (
+            f"ignoring {self.field} {peer}, which isn't in --forwarded-allow-ips; if that is your "
+            f"proxy, {what}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Due:
     """Worker to arbiter: wants to be replaced, and goes on serving until then."""
 
@@ -187,7 +213,7 @@ class CantWatch:
     reason: str
 
 
-FromWorker = Ready | Serves | BootFailed | NoLifespan | Due | Draining
+FromWorker = Ready | Serves | BootFailed | NoLifespan | UntrustedPeer | Due | Draining
 FromWatcher = Watching | Changed | CantWatch
 FromArbiter = Drain | NewListener | NewLogFiles | NewRow | ReloadFailed
 Message = FromWorker | FromWatcher | FromArbiter

@@ -362,6 +362,8 @@ class _Serving(Worker):
             elif isinstance(message, mailbox.NoLifespan):
                 tell = self._owner.log.info if message.usual else self._owner.log.warning
                 tell("%s: %s", self._owner, message.line)
+            elif isinstance(message, mailbox.UntrustedPeer):
+                self._owner.log.warning("%s: %s", self._owner, message.line)
             elif isinstance(message, mailbox.Due):
                 self._owner.log.info("Autorestarting worker after current request.")
                 self._leave(message.reason)

@@ -214,6 +214,8 @@ class Server:
                 self._log("ready")
             elif isinstance(message, mailbox.NoLifespan):
                 self._log(message.line, "info" if message.usual else "warning")
+            elif isinstance(message, mailbox.UntrustedPeer):
+                self._log(message.line, "warning")
             elif isinstance(message, mailbox.Due):
                 self._reason = message.reason
                 self.should_exit = True

@@ -51,6 +51,8 @@ LONGEST_PAUSE = 0.02
 CANCEL_LIMIT = 1.0
 """Seconds that cancelled requests have to come to their end."""
 
+LONGEST_LIST = 200
+"""Characters of `--forwarded-allow-ips` that a line of the log repeats, at most."""
 
 ORPHANED = "orphaned"
 """Why a worker drains whose arbiter is gone."""
@@ -189,7 +191,7 @@ class Worker:
     # -- boot --------------------------------------------------------------------------
 
     def _make_service(self, loop: asyncio.AbstractEventLoop) -> Service:
-        return Service(
+        service = Service(
             self._app,
             self._config,
             loop,
@@ -199,6 +201,16 @@ class Worker:
             due_at=_due_at(self._config),
             on_due=lambda: self._report_due("max-requests"),
         )
+        if service.proxies is not None:
+            service.proxies.on_untrusted = self._report_untrusted
+        return service
+
+    def _report_untrusted(self, peer: str | None, field: bytes) -> None:
+        trusted = list(self._config.forwarded_allow_ips)
+        if len(",".join(trusted)) > LONGEST_LIST:
+            trusted = []
+        name = field.decode("ascii").title()
+        self._mailbox.send(mailbox.UntrustedPeer(peer or "", name, trusted))
 
     def _make_access_log(self, loop: asyncio.AbstractEventLoop) -> AccessLog | LoggedAccess | None:
         return access_log(self._assignment.logs, loop, self._subject)

@@ -243,10 +243,10 @@ class Arbiter:
     def _log(self, level: int, event: str) -> None:
         log_event(level, self._subject(), event)
 
-    def _warn_once(self, text: str) -> None:
-        """Log a warning, unless there is none or it has been logged already."""
-        if text and text not in self._warned:
-            self._warned.add(text)
+    def _warn_once(self, text: str, about: str = "") -> None:
+        """Log a warning, unless it is empty or one with this text, or about this, was logged."""
+        if text and (about or text) not in self._warned:
+            self._warned.add(about or text)
             self._log(logging.WARNING, text)
 
     def _subject(self) -> Subject:
@@ -314,6 +314,8 @@ class Arbiter:
                 self._log_lifespan(handle, message)
             elif isinstance(message, mailbox.Serves):
                 self._introduce(message)
+            elif isinstance(message, mailbox.UntrustedPeer):
+                self._warn_of_peer(handle, message)
             else:
                 if isinstance(message, mailbox.Ready):
                     handle.serves = True
@@ -329,6 +331,12 @@ class Arbiter:
             subject = worker_subject(handle.number, handle.generation, handle.pid)
             level = logging.INFO if message.usual else logging.WARNING
             log_event(level, subject, message.line)
+
+    def _warn_of_peer(self, handle: WorkerHandle, message: mailbox.UntrustedPeer) -> None:
+        """Warn once while the same peers are trusted. A worker that drains may be out of date."""
+        if handle.generation == self._generations.current.number:
+            about = f"peers other than {self._config.forwarded_allow_ips}"
+            self._warn_once(message.line, about)
 
     def _introduce(self, message: mailbox.Serves) -> None:
         """Log what is served, as soon as the first worker knows all of it."""

@@ -106,6 +106,31 @@ def test_forwarded_fields_of_a_unix_proxy_count_if_it_is_trusted(
     connection.close()
 
 
+def test_a_unix_proxy_that_is_not_trusted_is_warned_of_once(start: Start, folder: Path) -> None:
+    path = f"{folder}/web"
+    esg = start("--workers", "2", listen=("--uds", path))
+    seen = set()
+
+    def ask_as_proxy() -> int:
+        connection = UnixConnection(path)
+        connection.request("GET", "/whoami", headers={"X-Forwarded-Proto": "https"})
+        seen.add(json.loads(connection.getresponse().read())["worker"])
+        connection.close()
+        return len(seen)
+
+    eventually(lambda: ask_as_proxy() == 2, "both workers have served")
+    line = (
+        "ignoring X-Forwarded-Proto from a UNIX socket, which isn't in --forwarded-allow-ips; "
+        "if that is your proxy, set --forwarded-allow-ips 127.0.0.1,::1,unix:"
+    )
+    esg.wait_for_log(f"{line}$")
+    esg.reload()
+    ask_as_proxy()
+    esg.stop()
+    (record,) = esg.logged("--forwarded-allow-ips")
+    assert (record.level, record.event) == ("WARNING", line)
+
+
 @pytest.mark.parametrize(("mode", "bits"), [(None, 0o666), ("600", 0o600), ("0660", 0o660)])
 def test_the_mode_of_a_socket_is_what_was_asked_for(
     start: Start, folder: Path, mode: str | None, bits: int

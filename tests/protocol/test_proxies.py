@@ -69,6 +69,21 @@ async def test_nobody_else_does(serve, settings):
     assert (b"host", b"example.org") in record.scope["headers"]
 
 
+async def test_only_the_first_request_of_a_peer_that_is_not_trusted_is_reported(serve):
+    record, reports = Recorder(), []
+    server = serve(record, forwarded_allow_ips=("10.0.0.1",))
+    server.service.proxies.on_untrusted = lambda *report: reports.append(report)
+    client = server.connect()
+    await client.request(get(b"/"))
+    assert reports == []
+    for data in (get(b"/", *FORWARDED), post(b"body", *FORWARDED), get(b"/")):
+        for again in (client, server.connect()):
+            assert (await again.request(data)).status == 200
+            assert record.scopes[-1]["client"] == again.sock.getsockname()
+            assert record.scopes[-1]["scheme"] == "http"
+    assert reports == [(client.sock.getsockname()[0], b"x-forwarded-for")]
+
+
 @pytest.mark.parametrize(
     "data",
     [

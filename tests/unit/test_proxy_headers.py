@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import time
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esg.errors import ConfigError
-from esg.server.proxy.headers import FIELDS, Said, TrustedProxies, apply, read
+from esg.mailbox import UntrustedPeer
+from esg.server.proxy.headers import FIELDS, Said, TrustedProxies, apply, heed, read
 
 
 def trusting(*entries):
@@ -355,3 +357,46 @@ def test_what_is_not_said_stays():
     before = scope | {"headers": [(b"host", b"a")]}
     apply(scope, PROXIES)
     assert scope == before
+
+
+# -- peers that aren't trusted ---------------------------------------------------------------
+
+
+def from_peer(host, *names):
+    """The scope of a request that has these fields."""
+    client = None if host is None else (host, 5)
+    fields = [(name, b"203.0.113.7") for name in names]
+    return {"headers": fields, "client": client, "server": None, "scheme": "http"}
+
+
+@pytest.mark.parametrize("host", [None, "203.0.113.9", "fe80::1%eth0", "::ffff:203.0.113.9"])
+def test_the_first_field_of_a_peer_that_is_not_trusted_is_reported(host):
+    proxies, reports = trusting("10.0.0.1"), []
+    proxies.on_untrusted = lambda *report: reports.append(report)
+    assert proxies.matter_from(host)
+    for _ in range(2):
+        scope = from_peer(host, b"accept", b"x-forwarded-proto", b"x-forwarded-for")
+        heed(scope, proxies)
+        assert scope["client"] == (host and (host, 5))
+    assert reports == [(host, b"x-forwarded-proto")]
+    assert not proxies.matter_from(host)
+
+
+def test_a_trusted_peer_is_believed_and_not_reported():
+    proxies, reports = trusting("10.0.0.1"), []
+    proxies.on_untrusted = lambda *report: reports.append(report)
+    scope = from_peer("10.0.0.1", b"x-forwarded-for")
+    heed(scope, proxies)
+    assert scope["client"] == ("203.0.113.7", 0)
+    assert reports == []
+    assert proxies.matter_from("10.0.0.1")
+
+
+@pytest.mark.parametrize("trusted", [[], ["127.0.0.1", "::1"]])
+@pytest.mark.parametrize("host", [None, "203.0.113.9", "fe80::1%eth0", "::ffff:203.0.113.9"])
+def test_the_entry_that_the_log_names_would_trust_the_peer(host, trusted):
+    line = UntrustedPeer(host or "", "X-Forwarded-For", trusted).line
+    (value,) = re.findall(r"set --forwarded-allow-ips (\S+)|add (\S+) to", line)
+    entries = "".join(value).split(",")
+    assert entries[:-1] == trusted
+    assert trusting(*entries).trusts(host)

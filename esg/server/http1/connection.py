@@ -194,8 +194,8 @@ class Connection(asyncio.Protocol):
             sendfile=service.config.sendfile,
         )
         self._make_scope = http_scope if tls is None else tls_scope
-        trusted = service.proxies is not None and service.proxies.trusts(client and client[0])
-        self._deciding = DECIDING_FROM_PROXY if trusted else DECIDING
+        matter = service.proxies is not None and service.proxies.matter_from(client and client[0])
+        self._deciding = DECIDING_FROM_PROXY if matter else DECIDING
         # the request whose header section is being read
         self._target = b""
         self._headers: Headers = []
@@ -363,7 +363,7 @@ class Connection(asyncio.Protocol):
         if framing is not PLAIN:
             scope["http_version"] = framing.version
             if framing.forwarded and service.proxies is not None:
-                proxy_headers.apply(scope, service.proxies)
+                proxy_headers.heed(scope, service.proxies)
                 if framing is PLAIN_FORWARDED:
                     framing = PLAIN
         self._incoming = exchange = service.exchange(self, scope, framing, target)

@@ -27,7 +27,8 @@ DECIDING = frozenset(
 """The fields that decide anything here; a request has few of them."""
 
 DECIDING_FROM_PROXY = DECIDING | proxy_headers.FIELDS
-"""The same for a request that a trusted proxy has sent."""
+"""The same for a request of a peer whose word on the client matters: see `proxy_headers.heed`."""
+
 NOT_IN_TRAILERS = DECIDING - {b"host", b"expect"}
 """What comes too late behind a body: framing, and whether there is a next message."""
 
@@ -74,7 +75,7 @@ class Framing:
         self.head_only = head_only
         """Whether the response has no body, because the method is HEAD."""
         self.forwarded = forwarded
-        """Whether a trusted proxy says who the client is."""
+        """Whether the peer says who the client is."""
 
 
 PLAIN = Framing(0)
@@ -82,7 +83,7 @@ PLAIN = Framing(0)
 
 
 PLAIN_FORWARDED = Framing(0, forwarded=True)
-"""The same, of which a trusted proxy says where it came from."""
+"""The same, if the peer says where it came from."""
 
 
 class Head(Protocol):

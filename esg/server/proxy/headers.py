@@ -14,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from esg.errors import ConfigError
@@ -72,7 +72,7 @@ class Said(NamedTuple):
 
 
 class TrustedProxies:
-    """The peers that `--forwarded-allow-ips` lists. Pure."""
+    """The peers that `--forwarded-allow-ips` lists. Pure, apart from `on_untrusted`."""
 
     def __init__(self, entries: Sequence[str], origin: str) -> None:
         """`origin` is the source of the entries. Raises ConfigError for an invalid entry."""
@@ -85,6 +85,10 @@ class TrustedProxies:
         self._addresses: set[str] = set()
         self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
         self._names: set[str] = set()
+        self.on_untrusted: Callable[[str | None, bytes], None] | None = None
+        """Called for the first peer that isn't trusted and sends one of the fields, with its
+        address (None for a UNIX socket) and the name of the field.
+        """
         for entry in entries:
             if entry not in ("*", "unix:"):
                 self._add(entry, origin)
@@ -120,6 +124,10 @@ class TrustedProxies:
         if _plain(address) in self._addresses:
             return True
         return any(_mapped(address) in network for network in self._networks)
+
+    def matter_from(self, host: str | None) -> bool:
+        """Whether requests of the peer with this address are to be passed to `heed`."""
+        return self.on_untrusted is not None or self.trusts(host)
 
     def trusts_name(self, identifier: str) -> bool:
         """Whether an identifier of a proxy (RFC 7239, section 6.3) is trusted."""
@@ -166,6 +174,20 @@ def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
 def trusted_proxies(config: Config) -> TrustedProxies:
     """The trusted proxies of a configuration. Raises ConfigError."""
     return TrustedProxies(config.forwarded_allow_ips, config.origin("forwarded_allow_ips"))
+
+
+def heed(scope: Scope, proxies: TrustedProxies) -> None:
+    """Apply what the fields of a request say if its peer is trusted; else report it, only once.
+
+    The scope has at least one of `FIELDS` in its headers. Never raises.
+    """
+    client = scope["client"]
+    host = client and client[0]
+    if proxies.trusts(host):
+        apply(scope, proxies)
+    elif proxies.on_untrusted is not None:
+        report, proxies.on_untrusted = proxies.on_untrusted, None
+        report(host, next(name for name, _ in scope["headers"] if name in FIELDS))
 
 
 def apply(scope: Scope, proxies: TrustedProxies) -> None:
