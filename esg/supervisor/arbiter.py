@@ -588,7 +588,7 @@ class Arbiter:
             self._log(
                 logging.WARNING,
                 "the application was given as an object, so its code stays as it is; "
-                "give MODULE:ATTRIBUTE to have it loaded anew",
+                "give MODULE:ATTRIBUTE to load new code at a reload",
             )
         generation = self._generations.add(config)
         return on.ReloadRequested(generation.number, generation.terms, action.job)

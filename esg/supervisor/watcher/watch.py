@@ -55,7 +55,7 @@ def check(config: Config) -> None:
     origin = config.origin("reload")
     if config.target is not None:
         raise ConfigError(
-            f"{origin}: the application was given as an object, whose code can't be loaded anew; "
+            f"{origin}: the application was given as an object, so its code can't be loaded again; "
             "give MODULE:ATTRIBUTE"
         )
     if importlib.util.find_spec("watchfiles") is None:
