@@ -33,7 +33,9 @@ $(VENV)/.docs: pyproject.toml $(VENV)/.run
 run: $(VENV)/.run
 	$(BIN)/python -m esg esg.demo:app --workers 2 --port $(PORT)
 
+# Compiled first, since the servers that the tests start write no bytecode themselves.
 test: $(VENV)/.test
+	$(BIN)/python -m compileall -q esg tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.check

@@ -16,12 +16,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.app import application
+from tests.support.descriptors import open_files, wait_for_open_files
 from tests.support.load import Load
 from tests.support.runner import Esg, environment, run_to_its_end, session
 from tests.support.unprivileged import NOBODY, as_nobody
 from tests.support.waiting import DEADLINE, eventually
-
-from .test_reload import open_files
 
 Start = Callable[..., Esg]
 
@@ -96,7 +95,7 @@ def test_a_reload_that_is_refused_says_why(start: Start) -> None:
     esg.write("port = 0\nwrokers = 2\ncontrol_socket = 'control'\n", "esg.toml")
     code, _, errors = ctl(esg, "--control-socket", "control", "reload")
     assert code == 1
-    assert open_files(esg.arbiter) == files
+    wait_for_open_files(esg.arbiter, files)
     assert errors.startswith(
         "esgctl: error: reload refused, gen=1 goes on serving: esg.toml: unknown key 'wrokers'"
     )
@@ -113,7 +112,7 @@ def test_an_address_in_use_refuses_a_reload(start: Start) -> None:
         code, _, errors = ctl(esg, "reload")
     assert code == 1
     assert f"can't listen on 127.0.0.1:{port}" in errors
-    assert open_files(esg.arbiter) == files
+    wait_for_open_files(esg.arbiter, files)
     assert esg.whoami()["generation"] == 1
 
 

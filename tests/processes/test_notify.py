@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.app import application
+from tests.support.descriptors import open_files, wait_for_open_files
 from tests.support.load import Load
 from tests.support.manager import Manager
 from tests.support.runner import Esg, answer, session
 from tests.support.waiting import all_along, eventually
 
-from .test_reload import open_files
 from .test_sockets import activated, high, listening
 
 Start = Callable[..., Esg]
@@ -80,7 +80,7 @@ def test_a_reload_is_told_of_with_the_time(start: Start, manager: Manager) -> No
     assert begin <= int(message["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
     assert manager.states() == ["READY", "RELOADING", "READY"]
     esg.wait_for_workers(2)
-    assert open_files(esg.arbiter) == files
+    wait_for_open_files(esg.arbiter, files)
 
 
 def test_a_reload_that_is_refused_is_told_of_as_over(start: Start, manager: Manager) -> None:

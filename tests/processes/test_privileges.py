@@ -19,12 +19,11 @@ import pytest
 
 from tests.support.app import application
 from tests.support.certificates import Authority
+from tests.support.descriptors import open_files, wait_for_open_files
 from tests.support.load import Load
 from tests.support.runner import Esg, run_to_its_end, session
 from tests.support.unprivileged import as_nobody
 from tests.support.waiting import eventually
-
-from .test_reload import open_files
 
 Start = Callable[..., Esg]
 
@@ -98,7 +97,7 @@ def test_workers_run_as_who_they_should(open_folder: Path) -> None:
         assert esg.arbiter.uids().real == 0
         assert os.stat(log).st_uid == os.stat(pid_file).st_uid == os.stat(key).st_uid == 0
         esg.wait_for_workers(2)
-        assert open_files(esg.arbiter) == files
+        wait_for_open_files(esg.arbiter, files)
         esg.stop()
         assert not pid_file.exists()
     finally:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 from collections.abc import Callable
 
-import psutil
 import pytest
 
 from tests.support.app import application
+from tests.support.descriptors import open_files, wait_for_open_files
 from tests.support.load import Load
 from tests.support.runner import Esg
 from tests.support.waiting import eventually
@@ -229,7 +227,7 @@ def test_twenty_reloads_leak_neither_descriptors_nor_zombies(start: Start) -> No
         for _ in range(20):
             esg.reload()
         esg.wait_for_workers(2)
-    assert open_files(esg.arbiter) == before
+    wait_for_open_files(esg.arbiter, before)
     assert esg.zombies() == []
     eventually(lambda: esg.whoami()["generation"] == 22, "the new generation answers")
 
@@ -239,10 +237,3 @@ def test_workers_added_by_hand_outlive_a_reload(start: Start) -> None:
     esg.signal(signal.SIGTTIN)
     esg.wait_for_workers(2)
     assert esg.reload().event == "reloaded workers=2"
-
-
-def open_files(process: psutil.Process) -> list[str]:
-    """What the open descriptors of a process refer to, whichever socket or worker it is."""
-    folder = f"/proc/{process.pid}/fd"
-    targets = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]
-    return sorted(re.sub(r"\d+", "N", target) for target in targets)

@@ -18,12 +18,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.app import application
+from tests.support.descriptors import open_files, wait_for_open_files
 from tests.support.load import Load
 from tests.support.runner import Esg, answer, run_to_its_end
 from tests.support.unix import UnixConnection, ask
 from tests.support.waiting import eventually
-
-from .test_reload import open_files
 
 Start = Callable[..., Esg]
 
@@ -431,7 +430,7 @@ def test_a_reload_adds_and_drops_binds_and_keeps_the_rest(start: Start, folder: 
         assert esg.logged(f"no longer listening on {drop}$")
     assert os.lstat(f"{folder}/keep").st_ino == before.st_ino
     esg.wait_for_workers(2)
-    assert open_files(esg.arbiter) == files
+    wait_for_open_files(esg.arbiter, files)
 
 
 def test_who_waits_on_a_bind_that_is_dropped_is_served(start: Start) -> None:
@@ -477,7 +476,7 @@ def test_a_bind_that_is_back_before_it_was_gone_is_served(
     esg.wait_for_workers(2)
     assert asked(kind, port, folder)["generation"] == 3
     assert len(esg.logged("listening on")) == 2
-    assert open_files(esg.arbiter) == files
+    wait_for_open_files(esg.arbiter, files)
 
 
 def test_a_bind_of_a_generation_that_fails_is_served_if_the_next_one_has_it(start: Start) -> None:
@@ -557,7 +556,7 @@ def test_the_ipv6_wildcard_takes_ipv4_clients_or_says_that_it_cannot(start: Star
         esg.write(f'bind = ["[::]:{port}"]\n', "esg.toml")
         esg.signal(signal.SIGHUP)
         esg.wait_for_log(refusal, count=attempt)
-    assert open_files(esg.arbiter) == files
+    wait_for_open_files(esg.arbiter, files)
 
 
 def test_a_reload_takes_no_descriptor_of_the_arbiters_own(start: Start) -> None:
@@ -568,7 +567,7 @@ def test_a_reload_takes_no_descriptor_of_the_arbiters_own(start: Start) -> None:
         esg.write(f'bind = ["fd://{fd}"]\n', "esg.toml")
         esg.signal(signal.SIGHUP)
         esg.wait_for_log(rf"can't listen on fd://{fd} \(.*handed over at a start")
-    assert open_files(esg.arbiter) == files
+    wait_for_open_files(esg.arbiter, files)
     assert esg.whoami()["generation"] == 1
 
 
@@ -582,7 +581,7 @@ def test_a_bind_that_fails_refuses_the_reload(start: Start, folder: Path) -> Non
         esg.signal(signal.SIGHUP)
         esg.wait_for_log(f"reload refused, gen=1 goes on serving: can't listen on .*:{port}")
     assert not os.path.lexists(f"{folder}/new")
-    assert open_files(esg.arbiter) == files
+    wait_for_open_files(esg.arbiter, files)
     assert esg.whoami()["generation"] == 1
 
 
@@ -595,5 +594,5 @@ def test_a_generation_that_cannot_boot_leaves_no_socket(start: Start, folder: Pa
     esg.signal(signal.SIGHUP)
     esg.wait_for_log("reload failed, gen=1 goes on serving")
     eventually(lambda: not os.path.lexists(f"{folder}/new"), "its socket is gone")
-    eventually(lambda: open_files(esg.arbiter) == files, "its descriptors are closed")
+    wait_for_open_files(esg.arbiter, files)
     assert esg.whoami()["generation"] == 1

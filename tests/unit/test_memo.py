@@ -57,8 +57,11 @@ def size_of(thing):
 
 
 def memos():
+    gc.unfreeze()  # `get_objects` doesn't list what is frozen
     gc.collect()
-    return [thing for thing in gc.get_objects() if type(thing) is Memo]
+    found = [thing for thing in gc.get_objects() if type(thing) is Memo]
+    gc.freeze()
+    return found
 
 
 def texts(count):
