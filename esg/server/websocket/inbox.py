@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from sys import getsizeof
 from typing import Protocol
 
 from esg.server.state import Service
@@ -39,9 +40,6 @@ from esg.server.websocket.holdings import FREE
 
 QUEUE_BYTES = 1 << 20
 """Bytes of messages that may wait for the application; a queue with more counts as full."""
-
-MESSAGE_OVERHEAD = 64
-"""Bytes added to the size of each message, because even an empty one takes memory."""
 
 FRAME_OVERHEAD = 48
 """Bytes added to the size of each frame that waits."""
@@ -141,7 +139,7 @@ class Inbox:
         self.queue: deque[str | bytes] = deque()
         """Complete messages. Take them out with `next`."""
         self._held = 0
-        """The size of the messages in the queue, with `MESSAGE_OVERHEAD` for each."""
+        """Bytes of memory that the messages in the queue take; a `str` may take 4 a character."""
         self._most_queued: float = config.ws_max_queue or math.inf
         self._limit: float = config.ws_max_size or math.inf
         self._codec: Codec | None = None
@@ -201,7 +199,7 @@ class Inbox:
     def next(self) -> str | bytes:
         """Take the next message out of the queue, which must not be empty."""
         content = self.queue.popleft()
-        self._held -= len(content) + MESSAGE_OVERHEAD
+        self._held -= getsizeof(content)
         if self._special and not self.queue:
             # In another turn, so that one client's messages don't keep all others waiting.
             self._refill_later()
@@ -538,7 +536,7 @@ class Inbox:
     def on_message(self, message: str | bytes) -> None:
         """See `Sink`."""
         self.queue.append(message)
-        self._held += len(message) + MESSAGE_OVERHEAD
+        self._held += getsizeof(message)
         self._owner.on_arrival()
         if len(self.queue) >= self._most_queued or self._held > FREE:
             self._special = True
@@ -550,7 +548,7 @@ class Inbox:
         try:
             self._bound_holdings()
         except Failure:
-            self._held -= len(self.queue.pop()) + MESSAGE_OVERHEAD
+            self._held -= getsizeof(self.queue.pop())
             self._count_holdings()
             raise
 

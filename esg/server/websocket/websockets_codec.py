@@ -63,7 +63,7 @@ class Websockets:
 class WebsocketsCodec:
     """See `Codec`."""
 
-    __slots__ = ("_bytes", "_decoder", "_deflate", "_protocol", "_text")
+    __slots__ = ("_content", "_decoder", "_deflate", "_protocol")
 
     def __init__(self, most_bytes: int, deflate: PerMessageDeflate | None) -> None:
         self._deflate = deflate
@@ -71,13 +71,13 @@ class WebsocketsCodec:
         self._protocol.extensions = [deflate] if deflate else []
         # the message that is arriving in fragments
         self._decoder: codecs.IncrementalDecoder | None = None
-        self._text = io.StringIO()
-        self._bytes = io.BytesIO()
+        """What checks each piece of a text; None for a binary message."""
+        self._content = io.BytesIO()
 
     @property
     def unfinished(self) -> int:
         """See `Codec`."""
-        return self._text.tell() + self._bytes.tell()
+        return self._content.tell()
 
     def feed(self, frame: bytes, sink: Sink) -> None:
         """See `Codec`."""
@@ -107,28 +107,19 @@ class WebsocketsCodec:
     def _take(self, frame: Frame, sink: Sink) -> None:
         if frame.opcode is Opcode.TEXT:
             self._decoder = codecs.getincrementaldecoder("utf-8")()
-            self._take_text(frame, sink)
         elif frame.opcode is Opcode.BINARY:
             self._decoder = None
-            self._take_bytes(frame, sink)
-        elif frame.opcode is Opcode.CONT:
-            (self._take_bytes if self._decoder is None else self._take_text)(frame, sink)
-
-    def _take_text(self, frame: Frame, sink: Sink) -> None:
-        assert self._decoder is not None
-        try:
-            self._text.write(self._decoder.decode(bytes(frame.data), frame.fin))
-        except UnicodeDecodeError as error:
-            raise Failure(INVALID_DATA, f"{error.reason} at position {error.start}") from None
+        elif frame.opcode is not Opcode.CONT:
+            return
+        if self._decoder is not None:
+            try:
+                self._decoder.decode(frame.data, frame.fin)
+            except UnicodeDecodeError as error:
+                raise Failure(INVALID_DATA, f"{error.reason} at position {error.start}") from None
+        self._content.write(frame.data)
         if frame.fin:
-            text, self._text = self._text.getvalue(), io.StringIO()
-            sink.on_message(text)
-
-    def _take_bytes(self, frame: Frame, sink: Sink) -> None:
-        self._bytes.write(frame.data)
-        if frame.fin:
-            content, self._bytes = self._bytes.getvalue(), io.BytesIO()
-            sink.on_message(content)
+            content, self._content = self._content.getvalue(), io.BytesIO()
+            sink.on_message(content if self._decoder is None else content.decode())
 
     def message(self, first: int, content: bytes) -> bytes:
         """See `Codec`."""

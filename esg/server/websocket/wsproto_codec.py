@@ -66,20 +66,18 @@ def _is_valid(parameters: str) -> bool:
 class WsprotoCodec:
     """See `Codec`."""
 
-    __slots__ = ("_bytes", "_connection", "_most", "_size", "_text")
+    __slots__ = ("_connection", "_content", "_most")
 
     def __init__(self, most_bytes: int, deflate: PerMessageDeflate | None) -> None:
         self._connection = Connection(SERVER, [deflate] if deflate else [])
         self._most = most_bytes
-        # the message that is arriving
-        self._size = 0
-        self._text = io.StringIO()
-        self._bytes = io.BytesIO()
+        self._content = io.BytesIO()
+        """The message that is arriving. Text is in UTF-8: a `str` may take 4 times as much."""
 
     @property
     def unfinished(self) -> int:
         """See `Codec`."""
-        return self._size
+        return self._content.tell()
 
     def feed(self, frame: bytes, sink: Sink) -> None:
         """See `Codec`."""
@@ -98,23 +96,14 @@ class WsprotoCodec:
         if isinstance(event, CloseConnection):  # the frame can't be parsed
             raise Failure(int(event.code), event.reason or "")
         assert isinstance(event, TextMessage | BytesMessage)
-        message: str | bytes
-        if isinstance(event, TextMessage):
-            self._text.write(event.data)
-            self._size += len(event.data) if event.data.isascii() else len(event.data.encode())
-        else:
-            self._bytes.write(event.data)
-            self._size += len(event.data)
-        if self._most and self._size > self._most:
-            raise Failure(TOO_BIG, f"over size limit ({self._size} > {self._most} bytes)")
-        if not event.message_finished:
-            return
-        self._size = 0
-        if isinstance(event, TextMessage):
-            message, self._text = self._text.getvalue(), io.StringIO()
-        else:
-            message, self._bytes = self._bytes.getvalue(), io.BytesIO()
-        sink.on_message(message)
+        data: str | bytes | bytearray = event.data
+        self._content.write(data.encode() if isinstance(data, str) else data)
+        size = self._content.tell()
+        if self._most and size > self._most:
+            raise Failure(TOO_BIG, f"over size limit ({size} > {self._most} bytes)")
+        if event.message_finished:
+            content, self._content = self._content.getvalue(), io.BytesIO()
+            sink.on_message(content.decode() if isinstance(data, str) else content)
 
     def message(self, first: int, content: bytes) -> bytes:
         """See `Codec`."""
