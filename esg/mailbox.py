@@ -98,6 +98,16 @@ class NoLifespan:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class InStartup:
+    """Worker to arbiter: it is in the application's lifespan startup, which waits at `place`.
+
+    Sent when the startup begins, with an empty place, and again when it waits at another place.
+    """
+
+    place: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class UntrustedPeer:
     """Worker to arbiter: a peer that isn't trusted has sent a field that names the client.
 
@@ -213,7 +223,7 @@ class CantWatch:
     reason: str
 
 
-FromWorker = Ready | Serves | BootFailed | NoLifespan | UntrustedPeer | Due | Draining
+FromWorker = Ready | Serves | BootFailed | InStartup | NoLifespan | UntrustedPeer | Due | Draining
 FromWatcher = Watching | Changed | CantWatch
 FromArbiter = Drain | NewListener | NewLogFiles | NewRow | ReloadFailed
 Message = FromWorker | FromWatcher | FromArbiter

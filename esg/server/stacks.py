@@ -10,6 +10,8 @@ import traceback
 from types import FrameType
 from typing import Any, Protocol
 
+from esg.stacktext import Frame, place
+
 
 class Helper(Protocol):
     """Something that does a task's work in a thread."""
@@ -34,13 +36,27 @@ def task_stack(task: asyncio.Task[Any]) -> str:
     helper = helpers.get(task)
     if helper is not None:
         return _thread_stack(helper.thread)
+    frames = _task_frames(task)
+    summary = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames[1:])
+    return "".join(summary.format()).rstrip()
+
+
+def where_task_waits(task: asyncio.Task[Any], folder: str) -> str:
+    """The line of the application where a task waits, as `stacktext.place` gives it."""
+    frames = reversed(_task_frames(task))
+    return place(
+        [Frame(f.f_code.co_filename, f.f_lineno, f.f_code.co_name) for f in frames], folder
+    )
+
+
+def _task_frames(task: asyncio.Task[Any]) -> list[FrameType]:
+    """The frames of the coroutine that `task` runs, and of the tasks that it waits for."""
     frames: list[FrameType] = []
     waiting: Any = task
     while isinstance(waiting, asyncio.Task):
         frames += _frames(waiting.get_coro())
         waiting = getattr(waiting, "_fut_waiter", None)
-    summary = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames[1:])
-    return "".join(summary.format()).rstrip()
+    return frames
 
 
 def _thread_stack(thread: int) -> str:

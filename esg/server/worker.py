@@ -143,6 +143,8 @@ class Worker:
             assignment.number, assignment.generation, os.getpid()
         )
         self._lifespan = Lifespan(app, assignment.config.lifespan, self._subject)
+        self._startup_place: str | None = None
+        """Where the arbiter knows the lifespan's startup to be; None if there is none now."""
         self._stopping = asyncio.Event()
         self._order = mailbox.Drain("", 0.0, final=False)
         self._quick = asyncio.Event()
@@ -230,7 +232,11 @@ class Worker:
         """Run lifespan start-up; False if told to stop meanwhile."""
         startup = asyncio.ensure_future(self._lifespan.startup())
         stopped = asyncio.ensure_future(self._stopping.wait())
+        if self._config.lifespan != "off":
+            self._startup_place = ""
+            self._mailbox.send(mailbox.InStartup(""))
         await asyncio.wait((startup, stopped), return_when=asyncio.FIRST_COMPLETED)
+        self._startup_place = None
         stopped.cancel()
         if not startup.done():
             startup.cancel()
@@ -274,6 +280,15 @@ class Worker:
         self._ticker = self._loop.call_later(TICK, self._tick)
         self._service.tick()
         self._assignment.logs.files.flush()
+        if self._startup_place is not None:
+            self._report_startup()
+
+    def _report_startup(self) -> None:
+        """Let the arbiter know where the lifespan's startup waits, for the log."""
+        place = self._lifespan.place(self._config.real_folder or _folder())
+        if place != self._startup_place:
+            self._startup_place = place
+            self._mailbox.send(mailbox.InStartup(place))
 
     # -- orders ------------------------------------------------------------------------
 
@@ -473,6 +488,14 @@ def _due_at(config: Config) -> int:
     if not config.max_requests:
         return 0
     return config.max_requests + random.randint(0, config.max_requests_jitter)
+
+
+def _folder() -> str:
+    """The folder that this process is in; empty if that was deleted."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
 
 
 def _ignore() -> None:

@@ -20,8 +20,9 @@ from typing import ClassVar, TypeVar
 
 from setproctitle import setproctitle
 
-from esg import commands, mailbox, scoreboard
+from esg import commands, mailbox, scoreboard, stacktext, waits
 from esg.errors import ESGError
+from esg.introduction import introduction
 from esg.log.files import LogFiles
 from esg.log.records import Subject, arbiter_subject, log_event, worker_subject
 from esg.log.setup import reopen_handlers
@@ -32,14 +33,13 @@ from esg.seldom import Seldom
 from esg.settings import folders
 from esg.settings.build import check_reload
 from esg.settings.schema import Config
-from esg.supervisor import privileges, signals, stacktext, waits
+from esg.supervisor import privileges, signals
 from esg.supervisor.control import Control
 from esg.supervisor.fleet import actions as do
 from esg.supervisor.fleet import events as on
 from esg.supervisor.fleet.fleet import Fleet
 from esg.supervisor.fleet.terms import Terms
 from esg.supervisor.generations import Generations
-from esg.supervisor.introduction import introduction
 from esg.supervisor.oom import OOMKills
 from esg.supervisor.pidfile import PidFile
 from esg.supervisor.processes import WorkerHandle, fork, reap
@@ -314,6 +314,8 @@ class Arbiter:
                 self._log_lifespan(handle, message)
             elif isinstance(message, mailbox.Serves):
                 self._introduce(message)
+            elif isinstance(message, mailbox.InStartup):
+                handle.progress.take(message, time.monotonic())
             elif isinstance(message, mailbox.UntrustedPeer):
                 self._warn_of_peer(handle, message)
             else:
@@ -499,8 +501,9 @@ class Arbiter:
     def _report_boot(self, action: do.ReportBoot) -> None:
         handle = self._handles.get(action.number)
         if handle is not None:
-            place = stacktext.where_import_stands(handle.stack(), os.getcwd())
-            self._log_action(do.Log("info", waits.importing(action.seconds, place), action.number))
+            config, now = self._generations[handle.generation].config, time.monotonic()
+            line = handle.progress.of_boot(config, action.seconds, handle.stack(), now)
+            self._log_action(do.Log("info", line, action.number))
 
     def _report_stop(self, action: do.ReportStop) -> None:
         loads = []

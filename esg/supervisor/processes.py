@@ -20,6 +20,7 @@ from esg import forks, lifeline
 from esg.mailbox import ArbitersEnd, Drain, FromArbiter, Mailbox, NewListener, NewLogFiles, pair
 from esg.net.listeners import Listener
 from esg.payload import DUMP_SIGNAL
+from esg.supervisor.progress import Progress
 from esg.supervisor.signals import CHILD, HANDLED
 from esg.supervisor.stackfile import StackFile
 
@@ -46,6 +47,7 @@ class WorkerHandle:
         self.is_beyond_reach = False
         """Whether the kernel has refused to send it a signal."""
         self.listeners: Sequence[Listener] = ()
+        self.progress = Progress()
         self._sent: set[int] = set()
         self._owed: list[tuple[float, FromArbiter]] = []
         """Mail that the mailbox had no room for, and when it was posted."""

@@ -396,6 +396,21 @@ def test_a_long_import_is_reported_with_where_it_is(start: Start) -> None:
     esg.wait_for_log("serving workers=1")
 
 
+@pytest.mark.parametrize("wait", ["await asyncio.sleep(0.01)", "time.sleep(0.01)"])
+def test_a_long_lifespan_startup_is_reported_with_where_it_is(start: Start, wait: str) -> None:
+    startup = f"""
+    while not os.path.exists("gate"):
+        {wait}
+    """
+    source = application(at_startup=startup.strip())
+    esg = start(source=source, wait=False)
+    number = source.splitlines().index(f"        {wait}") + 1
+    line = r"has been in the lifespan startup of example:app for \d+ s: example\.py"
+    esg.wait_for_log(rf"worker=1 gen=1 .* {line}:({number - 1}|{number})$")
+    esg.write("", "gate")
+    esg.wait_for_log("serving workers=1")
+
+
 def test_a_long_stop_is_reported_with_what_it_waits_for(start: Start) -> None:
     source = """
     import asyncio, os

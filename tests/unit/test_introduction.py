@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from esg import __version__ as version
+from esg.introduction import introduction
 from esg.mailbox import Serves
 from esg.settings.schema import Config
-from esg.supervisor.introduction import introduction
 
 SERVES = Serves("WSGI", "uvloop", "httptools")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 
 import pytest
 
@@ -418,3 +419,30 @@ def test_a_start_that_is_cancelled_from_outside_is_none():
         await starting
 
     asyncio.run(check())
+
+
+# -- where it stands -------------------------------------------------------------------------
+
+
+def test_a_startup_says_where_it_waits():
+    entered = asyncio.Event()
+
+    async def connect():
+        entered.set()
+        await asyncio.Event().wait()
+
+    async def app(scope, receive, send):
+        await asyncio.create_task(connect())
+
+    async def place():
+        lifespan = Lifespan(app, "auto", SUBJECT)
+        startup = asyncio.create_task(lifespan.startup())
+        before = lifespan.place("")
+        await entered.wait()
+        waits = lifespan.place(os.path.dirname(__file__))
+        await lifespan.cancel()
+        await startup
+        return before, waits, lifespan.place("")
+
+    line = connect.__code__.co_firstlineno + 2
+    assert asyncio.run(place()) == ("", f"{os.path.basename(__file__)}:{line}", "")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 
-from esg.supervisor import processes
-from esg.supervisor.stacktext import of_stuck_worker, threads, where_import_stands
+from esg import stacktext
+from esg.stacktext import LONGEST_PLACE, Frame, of_stuck_worker, place, threads, where_boot_stands
 
-ESG = os.path.dirname(os.path.dirname(processes.__file__))
+ESG = os.path.dirname(stacktext.__file__)
 STANDARD = os.path.dirname(os.__file__)
 
 SERVER = f"""\
@@ -86,17 +86,33 @@ Current thread 0x00007f0000000003 (most recent call first):
 
 
 def test_an_import_stands_at_the_innermost_line_of_the_application():
-    assert where_import_stands(IMPORTING, "/srv/app") == "shop/models.py:12"
+    assert where_boot_stands(IMPORTING, "/srv/app") == (True, "shop/models.py:12")
 
 
 def test_an_import_outside_the_applications_folder_stands_at_the_innermost_line():
-    place = "/venv/lib/python3/site-packages/orm/engine.py:88"
-    assert where_import_stands(IMPORTING, "/elsewhere") == place
+    line = "/venv/lib/python3/site-packages/orm/engine.py:88"
+    assert where_boot_stands(IMPORTING, "/elsewhere") == (True, line)
+    assert where_boot_stands(IMPORTING, "") == (True, line)
 
 
-def test_a_worker_that_does_not_import_stands_nowhere():
-    assert where_import_stands(STUCK, "/srv/app") == ""
-    assert where_import_stands("", "/srv/app") == ""
+def test_a_startup_that_blocks_the_loop_stands_at_the_innermost_line():
+    assert where_boot_stands(STUCK, "/srv/app") == (False, "db.py:7")
+
+
+def test_an_event_loop_that_waits_stands_nowhere():
+    idle = f"""\
+Current thread 0x00007f0000000003 (most recent call first):
+  File "{STANDARD}/selectors.py", line 468 in select
+  File "{STANDARD}/asyncio/base_events.py", line 1871 in _run_once
+{SERVER}"""
+    assert where_boot_stands(idle, "/srv/app") == (False, "")
+    assert where_boot_stands("", "/srv/app") == (False, "")
+
+
+def test_of_a_long_place_the_end_is_shown():
+    line = place([Frame("/" + "x" * 4000 + "/models.py", 12, "f")], "")
+    assert len(line) == LONGEST_PLACE
+    assert line.endswith("/models.py:12")
 
 
 def test_the_event_loops_files_are_the_servers():

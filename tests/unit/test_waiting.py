@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from esg.supervisor import waits
+from esg import waits
 from esg.supervisor.fleet import actions as do
 from esg.supervisor.fleet.waiting import Booting, Waiting
-from esg.supervisor.waits import Load
+from esg.waits import Load
 
 
 def run(waiting, begin, end, *, booting=(), stopping=(), quick=False):
@@ -84,10 +84,3 @@ def test_what_a_stop_waits_for(loads, text):
 
 def test_a_quick_stop_has_no_hint():
     assert waits.stopping([Load(1, 2, 0, 2)], "") == "waiting for 2 requests in worker 1"
-
-
-def test_what_a_boot_waits_for():
-    assert waits.importing(5.2, "shop/models.py:12") == (
-        "has been importing for 5 s: shop/models.py:12"
-    )
-    assert waits.importing(7.1, "") == "has been starting for 7 s"

@@ -16,6 +16,7 @@ from esg.loader import application_traceback
 from esg.log.records import Subject
 from esg.mailbox import NoLifespan
 from esg.server.asgi.types import LIFESPAN_SPEC_VERSION, VERSION, Application, Message
+from esg.server.stacks import where_task_waits
 
 logger = logging.getLogger("esg")
 
@@ -59,6 +60,15 @@ class Lifespan:
         await self._started.wait()
         if self._failure is not None:
             raise self._failure
+
+    def place(self, folder: str) -> str:
+        """The line of the application where its startup waits; empty if it isn't known.
+
+        Paths below `folder` are relative to it.
+        """
+        if self._task is None or self._started.is_set():
+            return ""
+        return where_task_waits(self._task, folder)
 
     async def shutdown(self, limit: float) -> None:
         """Run the application's shutdown, for at most `limit` seconds."""

@@ -20,10 +20,19 @@ class Load:
 
 
 def importing(seconds: float, place: str) -> str:
-    """What a worker in boot does; `place` is where its import stands, empty if it isn't known."""
-    if place:
-        return f"has been importing for {seconds:.0f} s: {place}"
+    """What a worker does that imports its application, up to this place."""
+    return f"has been importing for {seconds:.0f} s: {place}"
+
+
+def starting(seconds: float) -> str:
+    """What a worker does of which it isn't known how far its boot has come."""
     return f"has been starting for {seconds:.0f} s"
+
+
+def in_startup(app: str, seconds: float, place: str) -> str:
+    """What a worker does whose application starts up; `place` is empty if it isn't known."""
+    where = f": {place}" if place else ""
+    return f"has been in the lifespan startup of {app} for {max(1.0, seconds):.0f} s{where}"
 
 
 def stopping(loads: Sequence[Load], hint: str) -> str:

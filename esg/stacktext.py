@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _FRAME = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)')
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x[0-9a-f]+.*:")
 
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+LONGEST_PLACE = 300
+"""Characters of a place in the code that are shown; of a longer one the end is."""
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STANDARD = os.path.dirname(os.__file__) + os.sep
 
 _INTERNAL = re.compile(
     "|".join(
         (
             re.escape(_PACKAGE),
-            re.escape(_STANDARD) + r"(?:asyncio/|threading\.py$|concurrent/futures/|runpy\.py$)",
+            re.escape(_STANDARD)
+            + r"(?:asyncio/|selectors\.py$|threading\.py$|concurrent/futures/|runpy\.py$)",
             r"<frozen runpy>$",
             r".*/site-packages/(?:uvloop|click)/",
         )
@@ -111,17 +116,29 @@ def of_stuck_worker(text: str) -> str:
     return "\n".join(parts)
 
 
-def where_import_stands(text: str, folder: str) -> str:
-    """The place in the application that an import has come to, as `shop/models.py:12`.
+def where_boot_stands(text: str, folder: str) -> tuple[bool, str]:
+    """Whether a worker is importing the application, and the place where its boot stands.
 
-    Paths below `folder` are relative to it. Empty if the worker isn't importing, or not known.
+    The place is empty if it isn't known: for instance if the event loop waits for something.
     """
     main = next((thread for thread in threads(text) if thread.is_main), None)
-    if main is None or not any(f.is_esg and f.file.endswith("loader.py") for f in main.frames):
-        return ""
-    frames = [f for f in main.without_server().frames if not f.is_import and not f.is_internal]
-    own = [frame for frame in frames if frame.file.startswith(folder + os.sep)]
+    if main is None:
+        return False, ""
+    importing = any(frame.is_esg and frame.file.endswith("loader.py") for frame in main.frames)
+    return importing, place(main.without_server().frames, folder)
+
+
+def place(frames: Sequence[Frame], folder: str) -> str:
+    """The innermost line of the application's own code, as `shop/models.py:12`.
+
+    `frames` begin with the innermost one. Paths below `folder` are relative to it; if no code there
+    runs, or `folder` is empty, the place is in whatever other code does. Empty if only the server
+    itself runs.
+    """
+    frames = [f for f in frames if not (f.is_import or f.is_internal)]
+    below = folder + os.sep if folder else "//"  # with which no path begins
+    own = [frame for frame in frames if frame.file.startswith(below)]
     places = [frame for frame in own if "site-packages" not in frame.file] or frames
     if not places:
         return ""
-    return f"{places[0].file.removeprefix(folder + os.sep)}:{places[0].line}"
+    return f"{places[0].file.removeprefix(below)}:{places[0].line}"[-LONGEST_PLACE:]
