@@ -9,7 +9,7 @@ import click
 
 from esg.settings import report
 from esg.settings.declaration import Setting
-from esg.settings.schema import NOTHING_TO_DO, SETTINGS
+from esg.settings.schema import NO_EFFECT, SETTINGS
 
 COMMON = frozenset(
     (
@@ -114,7 +114,7 @@ class Command(click.Command):
 def _group(declared: Setting) -> str:
     if declared.pending:
         return PENDING
-    return IGNORED if declared.name in NOTHING_TO_DO else declared.group
+    return IGNORED if declared.name in NO_EFFECT else declared.group
 
 
 def _row(declared: Setting, *, every: bool) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""What names from gunicorn and hypercorn mean here: worker classes, settings in Python. Data."""
+"""Tables that translate gunicorn's, hypercorn's and uvicorn's names into ESG's settings."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ WORKER_CLASSES: Mapping[str, Mapping[str, str]] = {
     "asyncio": {"loop": "asyncio"},
     "uvloop": {"loop": "uvloop"},
 }
-"""Worker classes that ESG replaces, and the settings that each stands for; the last two are
+"""Worker classes that ESG replaces, and the settings that each of them implies. The last two are
 hypercorn's."""
 
 _CANT = {
     "gevent": "it patches the standard library, and ESG's workers run asyncio",
     "eventlet": "it patches the standard library, and ESG's workers run asyncio",
-    "tornado": "Tornado's applications have an interface of their own",
-    "aiohttp": "aiohttp's applications have an interface of their own",
+    "tornado": "Tornado's applications have their own interface",
+    "aiohttp": "aiohttp's applications have their own interface",
     "trio": "ESG's workers run asyncio",
 }
 
@@ -53,17 +53,17 @@ PLURALS: Mapping[str, str] = {
     "reload_excludes": "reload_exclude",
     "reload_includes": "reload_include",
 }
-"""Names that uvicorn's Python interface has for some of its options."""
+"""Options that have another name in uvicorn's Python interface."""
 
 
 def why_not(worker_class: str) -> str:
-    """Why a worker class that isn't in WORKER_CLASSES can't be had."""
+    """Why ESG can't replace a worker class that isn't in WORKER_CLASSES."""
     reasons = [reason for word, reason in _CANT.items() if word in worker_class.lower()]
-    return reasons[0] if reasons else "ESG's workers are its own"
+    return reasons[0] if reasons else "ESG has its own workers"
 
 
 def assigned_names(source: str) -> list[str]:
-    """What a Python configuration file sets or defines, by reading it, not by running it."""
+    """The names that a Python configuration file sets or defines. The file isn't run."""
     try:
         body = ast.parse(source).body
     except (SyntaxError, ValueError):

@@ -1,7 +1,7 @@
-"""From values as their sources gave them to a checked Config, and from one Config to the next.
+"""Turns the values of all sources into a checked Config, and checks what a reload may change.
 
-`build` checks each value, adds the settings that others imply, and checks what has to fit together.
-`check_reload` compares two Configs.
+`build` checks each value, adds the settings that others imply, and refuses combinations that
+contradict each other. `check_reload` compares two Configs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from esg.settings.kinds import CALL, LOG_LEVELS, SPOKEN, BadItemError, check_typ
 from esg.settings.schema import SETTINGS, WHERE, Config
 
 ASK_FOR_ACCESS_LOG = {"access_log", "access_logfile"}
-"""Settings that say of the access log whether there is one; else the level of the log does."""
+"""Settings that turn the access log on or off. Without them `log_level` decides."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Raw:
-    """A value as its source gave it, and where that was (`--port`, `ESG_PORT`, a file's key).
+    """An unchecked value, and its origin (`--port`, `ESG_PORT`, a file's key).
 
-    It is `typed` where the source has types, so that a wrong one is a mistake.
+    `typed` is true if the source has types (a file), so that a value of the wrong type is an error.
     """
 
     value: object
@@ -44,10 +44,10 @@ def build(
     target: Any = None,
     ssl_context_factory: Any = None,
 ) -> Config:
-    """Check every value and make a Config of them; what is missing takes its default.
+    """Check every value and make a Config from them; missing settings have their defaults.
 
-    `start` is the absolute path that `chdir` is relative to; the other arguments are the Config's.
-    Raises ConfigError for the first value that can't be used.
+    `start` is the absolute path that `chdir` is relative to. The other arguments are attributes of
+    the Config. Raises ConfigError for the first value that can't be used.
     """
     values = {name: _checked(SETTINGS[name], given) for name, given in _to_check(raw, target)}
     if target is not None:
@@ -72,14 +72,17 @@ def build(
 
 
 def _to_check(raw: Mapping[str, Raw], target: Any) -> Iterator[tuple[str, Raw]]:
-    """All but the name of an application that is there as an object: it is only a label."""
+    """All values except `app` if the application is an object: the name is only a label then."""
     return ((name, given) for name, given in raw.items() if target is None or name != "app")
 
 
 def _implied(
     values: Mapping[str, Any], origins: Mapping[str, str], target: Any
 ) -> Iterator[tuple[str, Raw]]:
-    """Settings that others stand for. What is said of them outright holds, or is a clash."""
+    """Settings that other settings imply.
+
+    An explicit value wins, or is an error if it conflicts.
+    """
     if values.get("wsgi"):
         if values.get("interface", "auto") not in ("auto", "wsgi"):
             raise ConfigError(
@@ -100,7 +103,7 @@ def _implied(
 def _implied_by_name(
     values: Mapping[str, Any], origins: Mapping[str, str]
 ) -> Iterator[tuple[str, Raw]]:
-    """What the name of an application says besides where it is: `wsgi:` before, `()` behind."""
+    """What the application's name implies: `wsgi:` in front of it, or `()` at its end."""
     origin = f"{origins['app']} {values['app']}"
     interface, app = without_interface(values["app"])
     meant: dict[str, object] = {}
@@ -137,7 +140,7 @@ def _checked(declared: Setting, given: Raw) -> Any:
 
 
 def _complaint(declared: Setting, origin: str, value: object, error: ValueError) -> str:
-    """What is wrong with a value; one that is secret isn't repeated."""
+    """The text of an error about a value; a secret value isn't repeated in it."""
     shown = "" if declared.secret else f" {value!r}"
     return f"{origin}: invalid value{shown}: {error}"
 
@@ -170,21 +173,21 @@ def _check_together(config: Config) -> None:
 
 
 def _check_log_config(config: Config) -> None:
-    """What `--log-config` says in its file can't be said beside it."""
+    """Refuse settings that `--log-config` replaces."""
     for name in ("access_logfile", "error_logfile", "log_format"):
         if getattr(config, name) != SETTINGS[name].default:
             what = "the file of " if isinstance(config.log_config, str) else ""
             raise ConfigError(
-                f"{config.origin(name)}: {what}{config.origin('log_config')} decides on "
-                "that; say it there, or leave one of them out"
+                f"{config.origin(name)}: {what}{config.origin('log_config')} decides "
+                "this; set it there, or leave one of the two out"
             )
 
 
 def check_reload(old: Config, new: Config) -> None:
     """Raise ConfigError if `new` changes a setting that only a restart can change.
 
-    And if it lacks what `old` was made from: a file that is being replaced, or was lost, must not
-    move a service to the defaults.
+    Also raise it if a file that `old` was made from is missing or empty. The file may be in the
+    middle of being replaced, and a service must not fall back to the defaults because of that.
     """
     for path, gap in new.gaps.items():
         if gap and old.gaps.get(path) == "":
@@ -194,8 +197,8 @@ def check_reload(old: Config, new: Config) -> None:
             )
     if _says_address(old) and not _says_address(new):
         raise ConfigError(
-            f"nothing says any more where to listen, as {old.binds_origin} did; a reload doesn't "
-            "go to the default address: say it again, or restart"
+            f"no setting says where to listen any more, as {old.binds_origin} did; a reload "
+            "doesn't fall back to the default address: set the address again, or restart"
         )
     for declared in SETTINGS.values():
         before, after = getattr(old, declared.name), getattr(new, declared.name)
@@ -207,5 +210,5 @@ def check_reload(old: Config, new: Config) -> None:
 
 
 def _says_address(config: Config) -> bool:
-    """Whether some source says where to listen, be it PORT."""
+    """Whether any source says where to listen; PORT counts as well."""
     return any(name in config.origins for name in ("host", "port", *WHERE))

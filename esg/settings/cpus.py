@@ -1,4 +1,4 @@
-"""How many CPUs this process may really use: its affinity, and its cgroup's quota."""
+"""How many CPUs this process may use, according to its affinity and its cgroup's quota."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 
 
 def usable(root: Path = Path("/")) -> int:
-    """CPUs for `--workers auto`, at least 1; a quota of one and a half counts as two.
+    """The number of CPUs for `--workers auto`, at least 1; a quota of 1.5 CPUs counts as 2.
 
-    See sched_getaffinity(2), and the kernel's documentation of cgroups: `cpu.max` of version 2,
-    `cpu.cfs_quota_us` of version 1. A cgroup's ancestors bound it too. `root` is where /proc and
-    /sys are looked for.
+    See sched_getaffinity(2), and the kernel's documentation of cgroups: `cpu.max` in version 2,
+    `cpu.cfs_quota_us` in version 1. The quotas of a cgroup's ancestors apply, too. `root` is the
+    folder that contains /proc and /sys.
     """
     count = float(len(os.sched_getaffinity(0)))
     return max(1, math.ceil(min([count, *_quotas(root)])))
@@ -34,14 +34,14 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _upwards(mount: Path, path: str) -> Iterator[Path]:
-    """The cgroup's folder and those above it; inside a container some may not be there."""
+    """The cgroup's folder and its parents; inside a container some of them may be missing."""
     inside = PurePosixPath("/", path)
     for folder in (inside, *inside.parents):
         yield mount / folder.relative_to("/")
 
 
 def _quota(words: list[str]) -> Iterator[float]:
-    """CPUs that a quota and its period, in microseconds, come to; nothing if there is none."""
+    """The number of CPUs for a quota and its period, in microseconds; nothing without a quota."""
     if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
         yield int(words[0]) / int(words[1])
 

@@ -12,10 +12,10 @@ from esg.settings.kinds import Kind
 class Setting:
     """One setting's declaration.
 
-    `flags` are the command line's names for it, `environment` those it has in the environment
-    beside `ESG_<NAME>`. One that is `pending` is known, and refused until what it sets has been
-    built, but for its default and the values that are `built`; `instead` is what a refusal advises.
-    The value of one that is `secret` is shown to nobody.
+    `flags` are its names on the command line. `environment` lists its environment variables other
+    than `ESG_<NAME>`. A `pending` setting isn't implemented yet: only its default and the values in
+    `built` are accepted, and the error for any other value advises `instead`. The value of a
+    `secret` setting is never shown.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Setting:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What it is called in files, and by callers in Python; its own name is the first."""
+        """Its names in files and as keywords in Python; the setting's own name comes first."""
         flags = [flag[2:].replace("-", "_") for flag in self.flags if flag.startswith("--")]
         return tuple(dict.fromkeys((self.name, *flags)))
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """The environment variables that give this setting, the strongest first."""
+        """The environment variables for this setting; the first one that is set is used."""
         return (*(f"ESG_{name.upper()}" for name in self.names), *self.environment)
 
 

@@ -61,8 +61,8 @@ def _refusal(config: Config, error: OSError) -> str:
         return f"{config.origin('chdir')}: can't change to {config.chdir!r}: {reason}"
     return (
         f"the folder {config.folder or '.'!r}, which ESG was started in, can't be entered: "
-        f"{reason}; start ESG again in one that stays, or name one with --chdir, which may be a "
-        "symbolic link"
+        f"{reason}; start ESG again in a folder that stays, or name one with --chdir, which may be "
+        "a symbolic link"
     )
 
 
@@ -119,4 +119,4 @@ def _first_entered(*folders: str) -> str:
 
 
 def _moved(before: str, path: str, now: str) -> str:
-    return f"the folder {before} is gone; this worker takes {now}, where {path} leads"
+    return f"the folder {before} is gone; this worker uses {now}, where {path} leads"

@@ -1,7 +1,7 @@
 """Kinds of values: how the value of a setting is read from text, from TOML or from Python.
 
-A kind checks one value by itself. Which settings there are is in `schema.py`, and which values go
-together is checked in `build.py`.
+A kind checks a single value. The settings are declared in `service_settings.py` and
+`protocol_settings.py`; `build.py` checks values that depend on each other.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from esg.settings import aliases, cpus
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kind:
-    """How one type of value is read: `parse` takes text or a TOML value, or raises ValueError.
+    """How one kind of value is read: `parse` accepts text or a TOML value, or raises ValueError.
 
-    `types` are those that it may have in a file, which unlike the other sources has types; where
-    they are numbers, `words` may stand for one.
+    `types` are the TOML types that the value may have in a file; the other sources have only text.
+    `words` are strings that a file may have in place of a number.
     """
 
     metavar: str
@@ -46,11 +46,11 @@ _TYPES: Mapping[type, str] = {
     list: "a list",
     dict: "a table",
 }
-"""What TOML's types are called."""
+"""Names of TOML's types for error messages."""
 
 
 def check_type(kind: Kind, value: object) -> None:
-    """Raise ValueError if a file's value has a type that this kind doesn't have there."""
+    """Raise ValueError if a value from a file has a type that this kind doesn't accept."""
     given = type(value)
     if given in kind.types or (given is int and float in kind.types) or value in kind.words:
         return
@@ -59,7 +59,7 @@ def check_type(kind: Kind, value: object) -> None:
 
 
 class BadItemError(ValueError):
-    """What is wrong with one item of several; `item` is that one."""
+    """The error for one `item` of a list."""
 
     def __init__(self, item: object, reason: str) -> None:
         super().__init__(reason)
@@ -67,7 +67,7 @@ class BadItemError(ValueError):
 
 
 def _each(parse: Callable[[object], str], items: Iterable[object]) -> tuple[str, ...]:
-    """Parse every item. Raises BadItemError for the first one that can't be."""
+    """Parse every item. Raises BadItemError for the first invalid one."""
     parsed = []
     for item in items:
         try:
@@ -100,7 +100,7 @@ _DURATION_UNITS: Mapping[str, float] = {
     "d": 86400.0,
 }
 _SIZE_UNITS: Mapping[str, int] = {"k": 1024, "m": 1024**2, "g": 1024**3}
-"""Powers of 1024, as nginx and systemd have them; `kB` and `KiB` are the same as `k`."""
+"""Powers of 1024, as in nginx and systemd; `kB` and `KiB` are the same as `k`."""
 
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
 
@@ -127,7 +127,7 @@ _TIMES = "500ms, 30s, 5m, 1h or 1d"
 
 
 def _seconds_in(raw: object) -> float:
-    """The seconds that a number or a text stands for; not a number if it is neither."""
+    """A number or a text such as `1h30m` in seconds; NaN if it isn't a duration."""
     if isinstance(raw, bool):
         return math.nan
     text = str(raw).strip()
@@ -163,7 +163,7 @@ def size(least: int) -> Kind:
 
 
 def _bytes_in(text: str) -> float:
-    """The bytes that a text stands for; not a number if it is no size."""
+    """A text such as `64k` in bytes; NaN if it isn't a size."""
     if re.fullmatch(r"[0-9]+", text):
         return int(text)
     amount = _AMOUNT.fullmatch(text)
@@ -220,7 +220,7 @@ def _parse_log_format(raw: object) -> str:
 
 
 def _parse_octal(raw: object) -> str:
-    """Permission bits; a number is what it is (a file writes 0o22), a text is in octal."""
+    """Permission bits. A number is used as it is (TOML has 0o22); a text is octal."""
     number = raw if isinstance(raw, int) and not isinstance(raw, bool) else -1
     if isinstance(raw, str):
         digits = raw.strip().lower().removeprefix("0o")
@@ -251,10 +251,10 @@ def _parse_items(raw: object) -> tuple[str, ...]:
 
 
 SPOKEN: Mapping[str, str] = {"asgi": "asgi3", "wsgi": "wsgi"}
-"""Interfaces by the names that hypercorn puts in front of an application, as in `wsgi:app:main`."""
+"""Interfaces by hypercorn's prefixes of an application's name, as in `wsgi:app:main`."""
 
 CALL = "()"
-"""Behind the name of an application this says, as gunicorn has it, that it is a factory."""
+"""At the end of an application's name this means that it is a factory, as in gunicorn."""
 
 
 def _parse_app(raw: object) -> str:
@@ -264,7 +264,7 @@ def _parse_app(raw: object) -> str:
     if "/" in module or module.endswith(".py"):
         dotted = module.removesuffix(".py").strip("./").replace("/", ".")
         raise ValueError(f"{wanted}; write {dotted}:{attribute or 'app'}, not a file name")
-    # What may name a module is up to the import; an empty part would make it a relative one.
+    # The import decides which names of modules are valid. An empty part would make it relative.
     attributes = attribute.removesuffix(CALL).split(".") if attribute else []
     if not all(module.split(".")) or not all(name.isidentifier() for name in attributes):
         raise ValueError(wanted)
@@ -274,7 +274,7 @@ def _parse_app(raw: object) -> str:
 def without_interface(app: str) -> tuple[str, str]:
     """The interface in front of an application's name, if there is one, and the rest.
 
-    It takes two colons, since a module may be called `asgi`.
+    Only a name with two colons has an interface, because a module may be called `asgi`.
     """
     interface, _, rest = app.partition(":")
     return (interface, rest) if interface in SPOKEN and ":" in rest else ("", app)
@@ -294,11 +294,11 @@ _FRAMING_FIELDS = ("connection", "content-length", "transfer-encoding")
 
 
 def _parse_headers(raw: object) -> tuple[str, ...]:
-    """`Name: value`, one or a list of them, or pairs of both; the text form is kept."""
+    """One or several header fields, each as text (`Name: value`) or as a pair; returns texts."""
     if isinstance(raw, str):
         raw = [line for line in raw.splitlines() if line.strip()]
     if not isinstance(raw, list | tuple):
-        raise ValueError("expected NAME:VALUE, or a list of such")
+        raise ValueError("expected NAME:VALUE, or a list of them")
     return _each(_parse_header, raw)
 
 
@@ -308,9 +308,9 @@ def _parse_header(raw: object) -> str:
         raise ValueError("expected NAME:VALUE")
     name, value = (_parse_text(part).strip(" \t") for part in pair)
     if not _FIELD_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of a header field")
+        raise ValueError(f"{name!r} isn't a valid name of a header field")
     if name.lower() in _FRAMING_FIELDS:
-        raise ValueError(f"{name} says how a message ends, which is up to the server")
+        raise ValueError(f"{name} says where a message ends, so only the server can set it")
     if not value.replace("\t", " ").isprintable() or not _is_latin(value):
         raise ValueError(f"the value of {name} has characters that a header field can't have")
     return f"{name}: {value}"
@@ -329,11 +329,12 @@ def _parse_worker_class(raw: object) -> str:
 
 
 MOST_WORKERS = 512
-"""Workers of one generation; two of them, and some that drain, fit on the scoreboard."""
+"""The limit for one generation. The scoreboard has room for two generations and draining
+workers."""
 
 
 def synonyms(metavar: str, wanted: str, names: Mapping[str, tuple[str, ...]]) -> Kind:
-    """One of a few values, each with the other names that programs have for it."""
+    """One of a few values, each with the names that other programs have for it."""
     values = {name.lower(): value for value, all_ in names.items() for name in (value, *all_)}
 
     def parse(raw: object) -> str:
@@ -345,8 +346,8 @@ def synonyms(metavar: str, wanted: str, names: Mapping[str, tuple[str, ...]]) ->
     return Kind(metavar, parse, types=(str, float))
 
 
-# The numbers are those of the ssl module's constants, which uvicorn takes; the names are gunicorn's
-# and OpenSSL's. What negotiates the version means the oldest that is spoken here.
+# The numbers are the ssl module's constants, which uvicorn accepts; the names are gunicorn's and
+# OpenSSL's. Constants that negotiate the version mean 1.2, the oldest version that ESG supports.
 TLS_VERSION = synonyms(
     "VERSION",
     "1.2 or 1.3 (older versions of TLS aren't safe)",
@@ -375,7 +376,7 @@ LOG_LEVELS: Mapping[str, int] = {
     "debug": 10,
     "trace": 5,
 }
-"""The levels with the numbers that the logging module has for them; trace is uvicorn's."""
+"""The levels with the logging module's numbers; trace is uvicorn's."""
 
 
 def _parse_log_level(raw: object) -> str:
@@ -394,9 +395,9 @@ def _parse_log_level(raw: object) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogDefinition:
-    """What a file of `--log-config` would say, given in its place.
+    """The content of a `--log-config` file, given as a value in place of a file's name.
 
-    `content` is the dictionary for `logging.config.dictConfig`, the text of a file in the form of
+    `content` is the dictionary for `logging.config.dictConfig`, the text of a file for
     `logging.config.fileConfig`, or None to leave logging to the application.
     """
 
@@ -404,9 +405,9 @@ class LogDefinition:
 
 
 def copied(value: Any) -> Any:
-    """A copy of dictionaries and lists in each other; whatever else they hold is shared.
+    """A copy of nested dictionaries and lists; all other objects in them are shared.
 
-    Unlike `copy.deepcopy` it leaves open files and other objects that can't be copied alone.
+    `copy.deepcopy` would fail for open files and other objects that can't be copied.
     """
     if isinstance(value, dict):
         return {key: copied(item) for key, item in value.items()}
@@ -447,5 +448,5 @@ LOG_LEVEL = Kind(
 LOG_CONFIG = Kind("FILE", _parse_log_config, types=(str, dict))
 TEXTS = Kind("TEXT", _parse_texts, types=(str, list))
 ITEMS = Kind("TEXT", _parse_items, types=(str, list))
-"""As TEXTS, where an item can have no comma, so that commas separate within a list, too."""
+"""Like TEXTS, but commas also separate items within an element of a list."""
 APP = Kind("APP", _parse_app)

@@ -101,27 +101,27 @@ class WebSocketSettings:
         16777216,
         size(0),
         WEBSOCKET,
-        "Largest message from a client, in bytes (else 1009); 0: no limit.",
+        "Largest message from a client, in bytes (else close with 1009); 0: no limit.",
         flags=("--websocket-max-message-size", "--ws-max-size"),
     )
     ws_max_queue: int = setting(
         32,
         whole_number(0),
         WEBSOCKET,
-        "Messages of one client that may wait for APP; 0: limited by their bytes alone.",
+        "Messages of one client that may wait for APP; 0: only their size in bytes is limited.",
     )
     ws_max_buffered: int = setting(
         268435456,
         size(0),
         WEBSOCKET,
         "Memory that one worker may use for WebSocket messages that are incomplete or wait for "
-        "APP, in bytes (else 1013); 0: no limit.",
+        "APP, in bytes (else close with 1013); 0: no limit.",
     )
     ws_message_timeout: float = setting(
         60.0,
         seconds(),
         WEBSOCKET,
-        "Time a client may take to send one message (else 1008); 0: no limit.",
+        "Time a client may take to send one message (else close with 1008); 0: no limit.",
     )
     ws_ping_interval: float = setting(
         20.0, seconds(), WEBSOCKET, "Send a ping this often; 0: never."
@@ -130,7 +130,7 @@ class WebSocketSettings:
         20.0,
         seconds(),
         WEBSOCKET,
-        "Drop a client that doesn't answer a ping for this long; 0: never.",
+        "Close the connection if the client doesn't answer a ping for this long; 0: never.",
     )
     ws_per_message_deflate: bool = setting(
         True, BOOLEAN, WEBSOCKET, "Compress messages if the client supports it."

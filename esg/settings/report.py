@@ -1,4 +1,5 @@
-"""Settings as text: `--print-config`, and docs/settings.md (`python -m esg.settings.report`)."""
+"""The settings as text: for `--print-config`, and for docs/settings.md, which
+`python -m esg.settings.report` prints."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ ORIGIN_COLUMN = 40
 
 
 def plain(value: Any) -> str:
-    """A value as one would write it on the command line; empty if there is none."""
+    """A value as on the command line; empty for None."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
@@ -28,9 +29,9 @@ def plain(value: Any) -> str:
 
 
 def lines(config: Config) -> Iterator[str]:
-    """A configuration file, by groups, with the origin of every value beside it.
+    """The lines of a configuration file, in groups; a comment after each value names its origin.
 
-    What has no effect, since something else says where to listen, is commented out.
+    `host` and `port` are commented out if another setting says where to listen.
     """
     group = ""
     for declared in SETTINGS.values():
@@ -45,7 +46,7 @@ def lines(config: Config) -> Iterator[str]:
 
 
 def _assignment(declared: Setting, value: Any) -> str:
-    """`name = value`; commented out where TOML has no way to say it."""
+    """`name = value`; commented out if the value can't be written in TOML."""
     if isinstance(value, LogDefinition):
         value = value.content if isinstance(value.content, dict) else None
     if value is None:
@@ -55,7 +56,7 @@ def _assignment(declared: Setting, value: Any) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A value in TOML: its strings, numbers, words and lists are a superset of JSON's."""
+    """A value in TOML, whose strings, numbers, booleans and lists include those of JSON."""
     if isinstance(value, dict):
         return f"{{{', '.join(f'{_toml(key)} = {_toml(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
@@ -74,34 +75,41 @@ def _origin(config: Config, declared: Setting) -> str:
 _REFERENCE = """\
 # Settings
 
-Made from the declarations in `esg/settings`, by `make docs`; don't edit it.
+`make docs` generates this page from the declarations in `esg/settings`; don't edit it.
 
-Each setting can be given, from the weakest source to the strongest,
+A setting can be given in several sources. From the lowest precedence to the highest, they are
 
-- in a file: `esg.toml`, or `[tool.esg]` of `pyproject.toml`, in the folder of the start, or the one
-  named with `-c`. The key is the option without its dashes in front; the others may be `_` or `-`.
-- in the environment, and below it in the file that `--env-file` names;
-- on the command line, or by keyword to `esg.run()` ([Python interface](api.md)).
+- a file: `esg.toml`, or `[tool.esg]` in `pyproject.toml`, in the folder where ESG is started, or
+  the file that `-c` names. A key is the option's name without the leading dashes; the dashes within
+  it may be written as `_` or `-`.
+- the file of variables that `--env-file` names, and above it the environment;
+- the command line, or keywords of `esg.run()` ([Python interface](api.md)).
 
-A stronger source that says where to listen (`bind`, `uds`, `fd`, or `host` and `port`) replaces all
-that a weaker one says of it; `PORT` gives way to all but a weaker `port`, and brings the host
-0.0.0.0 where there is none. `esg --print-config` shows each setting's value and where it comes
-from, `esg --check-config` also imports the application.
+`bind`, `uds`, `fd`, and `host` and `port` all say where to listen. If a source has one of them, all
+of them in sources of lower precedence are ignored. The variable `PORT` is an exception: any
+explicit setting except a `port` of lower precedence overrides it. If no host is set, `PORT` implies
+the host 0.0.0.0.
 
-A switch is turned off with `--no-` in front of its name. An option that is repeatable is a list in
-a file, and in the environment a text with commas (`ESG_HEADER`: with ends of line). In a file,
-numbers and `true` or `false` stand without quotes. A variable `ESG_*` that is no setting is warned
-of at the start. *Restart*: a reload can't change it. *Not yet*: known, and refused by this version.
+`esg --print-config` shows the value of each setting and its source; `esg --check-config` also
+imports the application.
 
-A *DURATION* is a number of seconds, or has a unit: `500ms`, `30s`, `5m`, `1h`, `1d`, `1h30m`. A
-*SIZE* is a number of bytes, or has a unit: `64k`, `16MiB`, `1g`; `k`, `kB` and `KiB` are all 1024
-bytes, and so on. In a file a value with a unit is a string: `timeout = "5m"`.
+To turn a switch off, write `--no-` in front of its name. A repeatable option is a list in a file,
+and a text with commas in the environment (`ESG_HEADER` has one field per line). In a file, numbers,
+`true` and `false` have no quotes. At startup, ESG warns about variables `ESG_*` that aren't
+settings. *Restart*: a reload can't change this setting. *Not yet*: this version knows the option,
+but refuses it.
 
-An option that has several names has a key and a variable by each of them, which mean the same
-(`limit_max_requests`, `ESG_LIMIT_MAX_REQUESTS`). The column has the variable that is the strongest,
-and those without `ESG_` in their names, which are weaker.
+A *DURATION* is a number of seconds, or a text with units: `500ms`, `30s`, `5m`, `1h`, `1d`,
+`1h30m`. A *SIZE* is a number of bytes, or a text with a unit: `64k`, `16MiB`, `1g`. `k`, `kB` and
+`KiB` all mean 1024 bytes; the other units work in the same way. In a file, a value with a unit is a
+string: `timeout = "5m"`.
 
-Options that are no settings, and stand on the command line alone:
+If an option has several names, each of them can be used as a key and, with the prefix `ESG_`, as a
+variable (`limit_max_requests`, `ESG_LIMIT_MAX_REQUESTS`). The column *Environment* shows the
+variable with the highest precedence, followed by variables without the prefix, which have the
+lowest.
+
+These options aren't settings; they exist only on the command line:
 
 | Option | |
 | --- | --- |
@@ -115,7 +123,7 @@ Options that are no settings, and stand on the command line alone:
 
 
 def reference() -> str:
-    """The page of the documentation that has every setting."""
+    """The documentation page with all settings."""
     parts = [_REFERENCE]
     group = ""
     for declared in SETTINGS.values():

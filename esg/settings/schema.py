@@ -1,7 +1,8 @@
-"""The settings of ESG: one frozen Config, made of one declaration for each setting. Data only.
+"""The settings of ESG: a frozen Config with one field for each declared setting. Data only.
 
-The declarations are in `service_settings.py` and `protocol_settings.py`. The command line, the
-configuration file, the environment and the reference documentation are all made from them.
+The settings are declared in `service_settings.py` and `protocol_settings.py`. The options of the
+command line, the keys of the file, the environment variables and the reference documentation are
+all derived from these declarations.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from esg.settings.service_settings import (
 )
 
 WHERE = ("bind", "uds", "fd")
-"""Settings that say where to listen as host and port do."""
+"""Settings that say where to listen, other than host and port."""
 
-NOTHING_TO_DO = {
-    "reuse_port": "workers share the arbiter's sockets, which no other program can listen beside",
-    "initgroups": "--user takes all groups of that user",
+NO_EFFECT = {
+    "reuse_port": "workers share the arbiter's sockets, and no other program can share the port",
+    "initgroups": "--user includes all groups of that user",
     "worker_tmp_dir": "heartbeats are in shared memory",
     "enable_stdio_inheritance": "standard output and error are always inherited",
-    "control_socket_disable": "there is none without --control-socket",
-    "timeout_notify": "workers give a sign of life every second (--timeout)",
+    "control_socket_disable": "there is no control socket without --control-socket",
+    "timeout_notify": "workers send a heartbeat every second (--timeout)",
 }
-"""Settings of others' command lines that are taken, and what makes them needless."""
+"""Settings of other servers that are accepted and ignored, and the reasons why ESG needs none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,18 +61,19 @@ class Config(
     """Every setting of one generation. Times are in seconds, sizes in bytes."""
 
     ssl_context: Any = dataclasses.field(default=None, compare=False, repr=False)
-    """What the TLS settings came to (`esg.server.prepare`); None for plain HTTP."""
+    """The context that `esg.server.prepare` makes from the TLS settings; None for plain HTTP."""
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    """The source of each setting that was given, for messages to the operator."""
     variables: Mapping[str, str] = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
-    """Environment variables that `env_file` adds; workers have them."""
+    """Environment variables that `env_file` adds to the workers' environment."""
     strays: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
-    """What is wrong with variables that look like settings and are none, a line for each source."""
+    """Warnings about variables that look like settings but aren't; one line for each source."""
     files: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
-    """The files that settings were read from, or would be if they were there; absolute paths."""
+    """Absolute paths of the files that settings are read from, also of files that don't exist."""
     gaps: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
-    """The files that were looked for, by path: why one gave nothing, "" if it did."""
+    """For the path of each file that was looked for: why it has no settings, or "" if it has."""
     folder: str = dataclasses.field(default="", compare=False, repr=False)
     """The folder to run in, by the path that the operator gave; absolute, "" for no change."""
     real_folder: str = dataclasses.field(default="", compare=False, repr=False)
@@ -79,34 +81,34 @@ class Config(
     app_link: str = dataclasses.field(default="", compare=False, repr=False)
     """`app_dir` by the path that the operator gave; absolute, "" until the generation begins."""
     target: Any = dataclasses.field(default=None, compare=False, repr=False)
-    """The application itself, or its factory, where it was given as an object."""
+    """The application itself, or its factory, if it was given as an object."""
     ssl_context_factory: Any = dataclasses.field(default=None, compare=False, repr=False)
-    """A function that makes the SSL context: of this Config, and of a function that makes the one
-    that the TLS settings describe. It can be given in Python alone."""
+    """A function that makes the SSL context; it can only be given in Python. Its arguments are this
+    Config, and a function that makes the context that the TLS settings describe."""
 
     @property
     def title(self) -> str:
-        """What process titles and the log call this application."""
+        """The application's name in process titles and in the log."""
         return self.name or self.app
 
     @property
     def scheme(self) -> str:
-        """What URLs of the listeners begin with."""
+        """The scheme of the listeners' URLs."""
         return "https" if self.ssl_certfile or self.ssl_context_factory else "http"
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """Which of WHERE say where to listen; without any, host and port do."""
+        """The settings of WHERE that are set. If none is, host and port say where to listen."""
         return tuple(name for name in WHERE if getattr(self, name) not in ((), "", None))
 
     @property
     def leaves_logging(self) -> bool:
-        """Whether logging is up to the application: `log_config=None`."""
+        """Whether `log_config=None` leaves logging to the application."""
         return isinstance(self.log_config, LogDefinition) and self.log_config.content is None
 
     @property
     def binds(self) -> tuple[str, ...]:
-        """What to listen on, as `--bind` writes it."""
+        """The addresses to listen on, in the form of `--bind`."""
         if self.bind:
             return self.bind
         if self.uds:
@@ -128,7 +130,10 @@ class Config(
 
     @property
     def says_where(self) -> bool:
-        """Whether some source says where to listen; PORT is for whom it may concern."""
+        """Whether a source other than PORT says where to listen.
+
+        Platforms set PORT for every program, so it doesn't count.
+        """
         return not all(origin.endswith(" PORT") for origin in self._binds_origins)
 
     def origin(self, name: str) -> str:
@@ -136,7 +141,7 @@ class Config(
         return self.origins.get(name, "the default")
 
     def notices(self) -> Iterator[tuple[Literal["info", "warning"], str]]:
-        """What the log should say at the start: level and text."""
+        """Messages about the settings, to log at startup: level and text."""
         for stray in self.strays:
             yield "warning", stray
         if self.worker_class:
@@ -145,20 +150,20 @@ class Config(
             yield (
                 "info",
                 f"{self.origin('worker_class')}: {self.worker_class} means "
-                f"{text or 'what ESG does anyway'}",
+                f"{text or 'the defaults of ESG'}",
             )
         if "uds" in self.ways or "fd" in self.ways:
             for name in ("host", "port"):
                 if name in self.origins:
                     yield (
                         "info",
-                        f"{self.origin(name)} has nothing to do here: {self.binds_origin} says "
-                        "where to listen",
+                        f"{self.origin(name)} has no effect: {self.binds_origin} says where to "
+                        "listen",
                     )
         yield from self._folder_notices()
-        for name, instead in NOTHING_TO_DO.items():
+        for name, reason in NO_EFFECT.items():
             if getattr(self, name) != SETTINGS[name].default:
-                yield "info", f"{self.origin(name)} has nothing to do here: {instead}"
+                yield "info", f"{self.origin(name)} has no effect: {reason}"
         if self.ssl_ca_certs and self.ssl_cert_reqs == "none":
             yield (
                 "warning",
@@ -168,7 +173,7 @@ class Config(
         if not self.reload:
             for name in ("reload_engine", "reload_dir", "reload_include", "reload_exclude"):
                 if getattr(self, name) != SETTINGS[name].default:
-                    yield "warning", f"{self.origin(name)} does nothing without --reload"
+                    yield "warning", f"{self.origin(name)} has no effect without --reload"
         if self.debug:
             yield (
                 "warning",
@@ -177,12 +182,12 @@ class Config(
             )
 
     def _folder_notices(self) -> Iterator[tuple[Literal["info", "warning"], str]]:
-        """Where links lead, and what stays behind when they are switched."""
+        """Messages on where symbolic links lead, and on paths that don't follow a switched link."""
         if self.app_link and not self.real_folder:
             yield (
                 "warning",
-                f"the folder {self.folder} that ESG was started in is gone, and relative paths "
-                "with it; start ESG again in another folder",
+                f"the folder {self.folder} that ESG was started in is gone, so relative paths "
+                "don't work; start ESG again in another folder",
             )
         if self.app_link and self.app_dir != os.path.normpath(self.app_link):
             yield "info", f"{self.origin('app_dir')}: {self.app_link} leads to {self.app_dir}"
@@ -227,11 +232,11 @@ SETTINGS: Mapping[str, Setting] = {
 NAMES: Mapping[str, str] = {
     name: declared.name for declared in SETTINGS.values() for name in declared.names
 }
-"""Settings by each of their names."""
+"""For each name of a setting, the name of its field in Config."""
 
 
 def setting_named(name: str, where: str) -> Setting:
-    """The setting called `name`, which came from `where`. Raises ConfigError if there is none."""
+    """The setting called `name` in the source `where`. Raises ConfigError if there is none."""
     key = name.replace("-", "_")
     if key not in NAMES:
         other = aliases.RENAMED.get(key) or aliases.PLURALS.get(key)

@@ -1,4 +1,4 @@
-"""Secrets among the settings' environment variables: kept from the application and from /proc."""
+"""Hides secret settings that are given as environment variables from the application and /proc."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from esg.settings.schema import SETTINGS
 NAMES = tuple(
     variable for declared in SETTINGS.values() if declared.secret for variable in declared.variables
 )
-"""The variables whose values nobody but the arbiter should see."""
+"""The variables whose values only the arbiter should see."""
 
 
 def take() -> dict[str, str]:
-    """Take the secrets out of this process's environment, so that no child of it has them.
+    """Remove the secrets from this process's environment, so that no child inherits them.
 
-    They are also erased from /proc/PID/environ (proc_pid_environ(5)), where the system allows it.
-    Without /proc there is no need to; and Python may have been built without ctypes.
+    They are also erased from /proc/PID/environ (proc_pid_environ(5)) if possible. Errors are
+    ignored: without /proc there is nothing to erase, and Python may have been built without ctypes.
     """
     found = {name: os.environ.pop(name) for name in NAMES if name in os.environ}
     if found:
@@ -30,11 +30,12 @@ def take() -> dict[str, str]:
 def _wipe(names: list[bytes]) -> None:
     """Overwrite these variables in the memory that the process was started with.
 
-    unsetenv(3) has removed the pointers to them, so nothing reads that memory any more.
+    unsetenv(3) has removed the pointers to them, so no code reads that memory any more.
     """
     import ctypes  # seldom needed, and slow to import
 
-    # Fields 50 and 51, env_start and env_end (proc_pid_stat(5)), are 0 where they may not be seen.
+    # Fields 50 and 51, env_start and env_end (proc_pid_stat(5)), are 0 without permission to see
+    # them.
     fields = Path("/proc/self/stat").read_text(errors="replace").rpartition(")")[2].split()
     start, end = int(fields[47]), int(fields[48])
     offset = 0

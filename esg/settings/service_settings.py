@@ -47,7 +47,7 @@ class ApplicationSettings:
         "auto",
         choice("auto", "on", "off"),
         APPLICATION,
-        "Run the application's ASGI startup and shutdown; auto: if it has any.",
+        "Run the application's ASGI startup and shutdown events; auto: if it supports them.",
         flags=("--asgi-lifespan", "--lifespan"),
     )
     root_path: str = setting(
@@ -64,7 +64,7 @@ class ApplicationSettings:
         "",
         TEXT,
         APPLICATION,
-        "Change to this folder first. If it is a symbolic link, each reload follows it again. "
+        "Change to this folder at startup. If it is a symbolic link, each reload follows it again. "
         "Other relative paths are relative to it, except those of -c and --env-file.",
         reloadable=False,
     )
@@ -188,8 +188,8 @@ class ProcessSettings:
         "",
         WORKER_CLASS,
         PROCESSES,
-        "Accept the name of a gunicorn or hypercorn worker class, and select the interface, parser "
-        "and event loop that it stands for.",
+        "A gunicorn or hypercorn worker class; selects the matching interface, parser and event "
+        "loop.",
         flags=("-k", "--worker-class"),
     )
     preload: bool = setting(
@@ -213,7 +213,7 @@ class ProcessSettings:
         "",
         TEXT,
         PROCESSES,
-        "UNIX socket on which esgctl reaches the arbiter; default: none.",
+        "UNIX socket through which esgctl controls the arbiter; default: none.",
         reloadable=False,
     )
     control_socket_disable: bool = setting(
@@ -275,13 +275,13 @@ class ProcessSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoggingSettings:
-    """What is logged, in which form, and where."""
+    """What is logged, in which format, and where."""
 
     log_level: str = setting(
         "info",
         LOG_LEVEL,
         LOGGING,
-        "Log messages of this level and above. From warning on there is no access log either, "
+        "Log messages of this level and above. warning and above also turn the access log off, "
         "unless --access-log or --access-logfile is given.",
     )
     access_log: bool = setting(True, SWITCH, LOGGING, "Log each request.")
@@ -300,7 +300,7 @@ class LoggingSettings:
         LOG_FORMAT,
         LOGGING,
         "Format of access log lines: uvicorn, common, combined, or gunicorn's atoms; default: "
-        "uvicorn, on a terminal with time and duration.",
+        "uvicorn, plus time and duration on a terminal.",
     )
     log_format: str = setting(
         "text", choice("text", "json"), LOGGING, "Format of both logs; json: one object per line."
@@ -345,7 +345,7 @@ class DevelopmentSettings:
         "auto",
         choice("auto", "poll", "inotify"),
         DEVELOPMENT,
-        "How changes are noticed; poll: for file systems on which inotify sees none.",
+        "How to notice changes; poll: for file systems on which inotify doesn't work.",
     )
     reload_dir: tuple[str, ...] = setting(
         (),
@@ -363,5 +363,5 @@ class DevelopmentSettings:
         "Don't watch this folder, or files that match this pattern; repeatable.",
     )
     reload_delay: float = setting(
-        0.25, seconds(), DEVELOPMENT, "Wait this long between two looks at the files."
+        0.25, seconds(), DEVELOPMENT, "Wait this long between two checks of the files."
     )

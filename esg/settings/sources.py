@@ -1,6 +1,8 @@
-"""Where settings come from: defaults < file (TOML) < environment < command line, with origins.
+"""Reads settings from their sources, in this order of precedence:
 
-The environment is that of the process, and below it the variables of `--env-file`.
+defaults < file (TOML) < variables of `--env-file` < environment < command line.
+
+Each value keeps its origin for messages to the operator.
 """
 
 from __future__ import annotations
@@ -23,17 +25,17 @@ DEFAULT_FILE = "esg.toml"
 PROJECT_FILE = "pyproject.toml"
 
 ENCODING = "utf-8-sig"
-"""Of every file that is read: UTF-8, with or without a byte order mark (Windows adds one)."""
+"""The encoding of all files: UTF-8, with or without a byte order mark (Windows adds one)."""
 
 EMPTY = "is empty"
 
 PREFIX = "ESG_"
 
 UVICORNS, GUNICORNS_ARGUMENTS, GUNICORNS = "UVICORN_", "GUNICORN_CMD_ARGS", "gunicorn.conf.py"
-"""Where uvicorn and gunicorn find settings: variables, by prefix and by name, and a file."""
+"""Settings of uvicorn and gunicorn: a prefix of variables, a variable's name, and a file."""
 
 EVERYWHERE = "0.0.0.0"
-"""The host that goes with PORT where no source says one: who sets it connects from outside."""
+"""The host to use with PORT if no source sets one: platforms that set PORT connect from outside."""
 
 
 def load(
@@ -45,13 +47,13 @@ def load(
     target: Any = None,
     ssl_context_factory: Any = None,
 ) -> Config:
-    """Read every source and make a Config of what they say.
+    """Read every source and make a Config from their settings.
 
-    `file` is the one named on the command line; without it `esg.toml`, then `[tool.esg]` of
-    `pyproject.toml`, is looked for in `folder`, an absolute path by which the operator went to
-    where ESG was started. Relative names of files of settings start from there, as `--chdir` does.
-    `target` is the application where it is an object; `ssl_context_factory` is the Config's.
-    Raises ConfigError.
+    `file` is the settings file named on the command line. Without it, `esg.toml` and then
+    `[tool.esg]` of `pyproject.toml` are looked for in `folder`, the absolute path, as the operator
+    sees it, of the folder where ESG was started. The paths of these files, of `--env-file` and of
+    `--chdir` are relative to it. `target` is the application if it was given as an object;
+    `ssl_context_factory` is the Config's attribute. Raises ConfigError.
     """
     raw, gaps = _read_files(file, folder)
     has_file = bool(raw) or file is not None
@@ -90,13 +92,13 @@ def load(
 
 
 def _reloading(config: Config) -> Config:
-    """The settings if `--debug` is on and `--reload` isn't set: reload where that is possible."""
+    """Turn `--reload` on if it is possible; for `--debug` without an explicit `--reload`."""
     origin = config.origin("debug")
     if config.target is not None:
         return config  # an object's code can't be loaded again
     if importlib.util.find_spec("watchfiles") is None:
         stray = (
-            f"{origin}: a file that changes isn't noticed, since watchfiles is not installed; "
+            f"{origin}: changed files aren't noticed, because watchfiles is not installed; "
             "try: pip install watchfiles (or --no-reload)"
         )
         return dataclasses.replace(config, strays=(*config.strays, stray))
@@ -105,14 +107,17 @@ def _reloading(config: Config) -> Config:
 
 
 def _files(file: str | None, env_file: Raw | None) -> list[str]:
-    """The files that are read, or would be."""
+    """The files to read settings from, whether they exist or not."""
     files = [file] if file is not None else [DEFAULT_FILE, PROJECT_FILE]
     named = env_file is not None and isinstance(env_file.value, str) and env_file.value
     return [*files, named] if named else files
 
 
 def _over(weak: Mapping[str, Raw], strong: Mapping[str, Raw]) -> dict[str, Raw]:
-    """A stronger source over a weaker one; where to listen is one thing, said in several ways."""
+    """The settings of two sources, with precedence for `strong`.
+
+    All settings that say where to listen count as one: if `strong` has one, those of `weak` go.
+    """
     kept = dict(weak)
     if any(name in strong for name in WHERE):
         for name in ("host", "port", *WHERE):
@@ -128,14 +133,14 @@ def _over(weak: Mapping[str, Raw], strong: Mapping[str, Raw]) -> dict[str, Raw]:
 
 
 def _is_generic(port: Raw | None) -> bool:
-    """Whether a port comes from PORT, which platforms set for whom it may concern."""
+    """Whether a port comes from PORT, which platforms set for every program."""
     return port is not None and port.origin.endswith(" PORT")
 
 
 def from_env_file(given: Raw | None, folder: Path) -> dict[str, str]:
     """The variables of the file that `--env-file` names. Raises ConfigError."""
     if given is None or not given.value or not isinstance(given.value, str):
-        return {}  # what is no string is refused with all other values
+        return {}  # `build` refuses a value that isn't a string
     try:
         dotenv = importlib.import_module("dotenv")
     except ImportError:
@@ -153,7 +158,7 @@ def from_env_file(given: Raw | None, folder: Path) -> dict[str, str]:
 
 
 def from_environment(environment: Mapping[str, str], where: str = "environment") -> dict[str, Raw]:
-    """The settings that environment variables give; an empty variable counts as unset."""
+    """The settings in environment variables; an empty variable counts as unset."""
     found = {}
     for declared in SETTINGS.values():
         for variable in reversed(declared.variables):
@@ -165,9 +170,9 @@ def from_environment(environment: Mapping[str, str], where: str = "environment")
 
 
 def strays_in(environment: Mapping[str, str], where: str = "environment") -> Iterator[str]:
-    """A line on the variables that begin as ESG's do and are no settings, if there are any.
+    """A warning if there are variables with ESG's prefix that aren't settings.
 
-    No error, since the environment is everybody's.
+    It isn't an error, because other programs may set such variables.
     """
     known = {variable for declared in SETTINGS.values() for variable in declared.variables}
     strays = sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
@@ -177,7 +182,7 @@ def strays_in(environment: Mapping[str, str], where: str = "environment") -> Ite
 
 
 def foreign_in(environment: Mapping[str, str]) -> Iterator[str]:
-    """A line on what other programs read their settings from, and ESG doesn't."""
+    """Warnings about variables that only uvicorn or gunicorn would read."""
     found = {}
     for variable in sorted(environment):
         name = variable.removeprefix(UVICORNS).lower()
@@ -191,13 +196,13 @@ def foreign_in(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def _foreign_file(folder: Path) -> Iterator[str]:
-    """A line on the file that gunicorn would read, if there is one."""
+    """A warning if there is a file that gunicorn would read."""
     if (folder / GUNICORNS).is_file():
         yield f"not read: {_translation(folder / GUNICORNS, GUNICORNS)}"
 
 
 def _meant(variable: str) -> str:
-    """The setting that a misspelt variable may have meant; without the prefix that all have."""
+    """A hint with the closest variable of ESG, for a misspelt one. The prefix isn't compared."""
     close = difflib.get_close_matches(variable.removeprefix(PREFIX).lower(), list(NAMES), 1)
     return f" (did you mean {PREFIX}{close[0].upper()}?)" if close else ""
 
@@ -227,16 +232,17 @@ def _read_files(file: str | None, folder: Path) -> tuple[dict[str, Raw], dict[st
 
 
 def _gap(path: Path, found: Mapping[str, Raw]) -> str:
-    """Why a file gives no settings, if it doesn't."""
+    """Why a file has no settings, or "" if it has some."""
     if found:
         return ""
     return "has no settings in [tool.esg]" if path.name == PROJECT_FILE else EMPTY
 
 
 def _settings_of(path: Path, shown: str = "") -> dict[str, Raw]:
-    """The settings of one file, which messages call `shown` if it was named.
+    """The settings of one file. `shown` is its name in messages if the operator named the file.
 
-    Raises FileNotFoundError if it isn't there and wasn't named, else ConfigError.
+    Raises FileNotFoundError if the operator didn't name the file and it doesn't exist; otherwise
+    ConfigError.
     """
     if shown.startswith("python:") or path.suffix == ".py":
         raise ConfigError(f"--config: {_translation(path, shown)}")
@@ -277,14 +283,14 @@ def _known(where: str, document: Mapping[str, object]) -> dict[str, Raw]:
 
 
 def _flat(key: str, where: str) -> str:
-    """Where the keys of a table should stand."""
+    """Advice on where to put the keys of a table."""
     if where.endswith("]"):
         return f"put its keys into {where.split()[-1]} itself"
     return f"put its keys at the top of the file, without [{key}]"
 
 
 def _translation(path: Path, shown: str) -> str:
-    """What to write instead of gunicorn's Python file, going by what is set in it."""
+    """Advice on what to write in place of gunicorn's Python file, from the names that it sets."""
     text = f"{shown!r} is Python, and settings are TOML here; write esg.toml"
     try:
         names = aliases.assigned_names(path.read_text(encoding=ENCODING))
@@ -296,4 +302,4 @@ def _translation(path: Path, shown: str) -> str:
     ]
     unknown = [name for name, key in same.items() if key not in NAMES]
     text += f" with {', '.join(known)}" if known else ""
-    return text + (f" (nothing here is called {', '.join(unknown)})" if unknown else "")
+    return text + (f" (ESG has no setting called {', '.join(unknown)})" if unknown else "")

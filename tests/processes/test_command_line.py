@@ -142,7 +142,7 @@ def test_a_gunicorn_command_line_serves(start: Start) -> None:
     )
     (notice,) = esg.logged("worker-class")
     assert notice.event == (
-        "--worker-class: uvicorn.workers.UvicornWorker means what ESG does anyway"
+        "--worker-class: uvicorn.workers.UvicornWorker means the defaults of ESG"
     )
     assert notice.level == "INFO"
     assert len(esg.workers()) == 2

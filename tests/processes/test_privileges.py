@@ -294,7 +294,7 @@ def test_programs_of_workers_do_not_hold_the_pid_file(start: Start) -> None:
 
 def test_a_folder_for_heartbeats_is_needless(start: Start) -> None:
     esg = start("--worker-tmp-dir", "/dev/shm")
-    assert esg.logged("--worker-tmp-dir has nothing to do here: heartbeats are in shared memory")
+    assert esg.logged("--worker-tmp-dir has no effect: heartbeats are in shared memory")
 
 
 def test_load_balancers_have_time_to_notice(start: Start) -> None:

@@ -80,7 +80,7 @@ def test_a_reload_follows_the_link_where_the_old_release_was_deleted(
         (before,) = esg.workers()
         esg.claim("died: killed by SIGKILL")
         os.kill(before, signal.SIGKILL)
-        esg.wait_for_log(r"is gone; this worker takes .*/releases/2")
+        esg.wait_for_log(r"is gone; this worker uses .*/releases/2")
         esg.wait_for_log(" ready", count=2)
         assert esg.whoami()["version"] == "2"
         esg.reload()

@@ -263,7 +263,7 @@ def test_a_socket_that_is_only_bound(
         sock.bind(where.format(folder) if isinstance(where, str) else where)
         listen = ("--fd", str(sock.fileno()), "--port", "1")
         esg = start(listen=listen, pass_fds=(sock.fileno(),))
-        assert esg.logged("--port has nothing to do here: --fd says where to listen")
+        assert esg.logged("--port has no effect: --fd says where to listen")
         with socket.socket(family) as client:
             client.settimeout(5)
             client.connect(sock.getsockname())

@@ -16,7 +16,7 @@ from esg import api, cli, usage
 from esg.server.http1 import parser
 from esg.settings import build
 from esg.settings.kinds import choice
-from esg.settings.schema import NOTHING_TO_DO, SETTINGS
+from esg.settings.schema import NO_EFFECT, SETTINGS
 
 
 class Spy:
@@ -627,7 +627,7 @@ def test_common_options_exist():
 
 def test_help_leaves_out_what_does_nothing(help_of):
     text = help_of("--help")
-    for name in NOTHING_TO_DO:
+    for name in NO_EFFECT:
         assert SETTINGS[name].option not in text
 
 
@@ -651,7 +651,7 @@ def test_help_all_names_every_flag_of_a_setting(help_of):
 def test_help_all_has_what_does_nothing_in_a_group_of_its_own(help_of):
     text = help_of("--help-all")
     ignored = text.partition("\nIgnored (")[2].partition("\n\n")[0]
-    for name in NOTHING_TO_DO:
+    for name in NO_EFFECT:
         assert SETTINGS[name].option.removeprefix("--") in ignored
     pending = text.partition("\nNot in this version:")[2].partition("\n\n")[0]
     listed = set(re.findall(r"--(?:\[no-\])?([a-z0-9-]+)", pending))

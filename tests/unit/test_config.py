@@ -568,7 +568,7 @@ def test_what_is_secret_is_not_in_a_repr(name):
         (
             "header",
             ("Set-Cookie: a=1", "X-\u00dc: x"),
-            "invalid value 'X-\u00dc: x': 'X-\u00dc' is no",
+            "invalid value 'X-\u00dc: x': 'X-\u00dc' isn't",
         ),
         ("header", "X-A: 1\nX-B", "invalid value 'X-B': expected NAME:VALUE"),
         ("bind", ("a:1", "b:\0"), "invalid value 'b:\\x00': expected one line"),
@@ -672,8 +672,7 @@ def test_a_socket_is_stronger_than_host_and_port(way, overruled):
     (origin,) = [f"--{name}" for name in way]
     assert config.binds_origin == origin
     assert list(config.notices()) == [
-        ("info", f"--{name} has nothing to do here: {origin} says where to listen")
-        for name in overruled
+        ("info", f"--{name} has no effect: {origin} says where to listen") for name in overruled
     ]
 
 
@@ -748,7 +747,7 @@ def test_no_log_configurations(raw):
 @pytest.mark.parametrize("name", ["access_logfile", "error_logfile", "log_format"])
 def test_a_log_configuration_leaves_nothing_to_say_beside_it(name):
     value = "json" if name == "log_format" else "file"
-    with pytest.raises(ConfigError, match=f"--{name}: --log_config decides on that"):
+    with pytest.raises(ConfigError, match=f"--{name}: --log_config decides this"):
         made(log_config={"version": 1}, **{name: value})
     assert getattr(made(log_config=LogDefinition(None), **{name: value}), name) == value
 
@@ -878,7 +877,7 @@ def test_only_one_way_to_say_where(given):
 )
 def test_what_to_watch_without_a_reload_is_warned_of(name, value):
     ((level, text),) = made(**{name: value}).notices()
-    assert (level, text) == ("warning", f"--{name} does nothing without --reload")
+    assert (level, text) == ("warning", f"--{name} has no effect without --reload")
     assert list(made(reload="on", **{name: value}).notices()) == []
 
 
@@ -895,4 +894,4 @@ def test_what_to_watch_without_a_reload_is_warned_of(name, value):
 def test_what_has_nothing_to_do_here_says_so(name, value):
     ((level, text),) = made(**{name: value}).notices()
     assert level == "info"
-    assert text.startswith(f"--{name} has nothing to do here: ")
+    assert text.startswith(f"--{name} has no effect: ")

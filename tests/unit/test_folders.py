@@ -111,7 +111,7 @@ def test_a_worker_stays_with_the_release_of_its_generation(current, tmp_path):
     assert os.getcwd() == str(tmp_path / "1")
 
 
-def test_a_worker_whose_release_was_deleted_takes_the_one_that_is_there(current, tmp_path):
+def test_a_worker_whose_release_was_deleted_uses_the_current_release(current, tmp_path):
     (tmp_path / "1/code").mkdir()
     (tmp_path / "2/code").mkdir()
     entered = folders.enter(config(tmp_path, chdir="current", app_dir="code"))
@@ -123,8 +123,8 @@ def test_a_worker_whose_release_was_deleted_takes_the_one_that_is_there(current,
     again, warnings = folders.enter_again(entered, str(tmp_path / "1"))
     assert os.getcwd() == sys.path[0] == str(tmp_path / "2")
     assert again.app_dir == str(tmp_path / "2/code")
-    assert [w for w in warnings if f"takes {tmp_path}/2, where {current} leads" in w]
-    assert [w for w in warnings if f"takes {tmp_path}/2/code" in w]
+    assert [w for w in warnings if f"uses {tmp_path}/2, where {current} leads" in w]
+    assert [w for w in warnings if f"uses {tmp_path}/2/code" in w]
 
 
 def test_a_worker_without_any_folder_says_so(current, tmp_path):

@@ -418,7 +418,7 @@ def test_gunicorns_python_file_is_told_what_to_write(tmp_path):
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, file="gunicorn.conf.py")
     assert "write esg.toml with bind, keepalive as timeout_keep_alive" in str(caught.value)
-    assert "nothing here is called post_fork" in str(caught.value)
+    assert "ESG has no setting called post_fork" in str(caught.value)
 
 
 @pytest.mark.parametrize("file", ["missing.py", "python:my.config"])
@@ -633,7 +633,7 @@ def test_a_file_that_is_half_written_does_not_move_the_service(tmp_path):
     write(tmp_path, "esg.toml", "workers = 2\nbind = '0.0.0.0:80'\n")
     before = loaded(tmp_path)
     write(tmp_path, "esg.toml", "workers = 2\n")
-    with pytest.raises(ConfigError, match=r"where to listen, as esg\.toml: bind did"):
+    with pytest.raises(ConfigError, match=r"where to listen any more, as esg\.toml: bind did"):
         check_reload(before, loaded(tmp_path))
     write(tmp_path, "esg.toml", "workers = 2\nbin")
     with pytest.raises(ConfigError, match=r"esg\.toml: not valid TOML"):
