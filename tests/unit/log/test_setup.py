@@ -396,7 +396,7 @@ def test_a_message_that_cannot_be_formatted_is_reported_and_not_raised(configure
     configured.info("%d of them", "many")
     (line,) = capfd.readouterr().err.splitlines()
     assert "can't be formatted" in line
-    assert "test_logs.py" in line
+    assert "test_setup.py" in line
 
 
 # -- --log-config ------------------------------------------------------------------------
@@ -589,7 +589,7 @@ def test_a_log_config_that_cannot_be_applied_any_more_leaves_a_log(log_config, c
 
 
 def test_the_example_in_the_documentation_can_be_applied(log_config, tmp_path):
-    text = (Path(__file__).parents[2] / "docs" / "logging.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "logging.md").read_text()
     example = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1]
     log_config(example.replace("/var/log/shop", str(tmp_path)), ".yaml")
     logger.info("hello")

@@ -15,7 +15,7 @@ from esg.settings.build import Raw, build
 from esg.settings.schema import SETTINGS, Config
 from esg.settings.sources import load
 
-REFERENCE = Path(__file__).parents[2] / "docs" / "settings.md"
+REFERENCE = Path(__file__).parents[3] / "docs" / "settings.md"
 
 
 def printed(**values):
