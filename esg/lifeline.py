@@ -8,6 +8,7 @@ fork. After the boot, a thread ends the worker.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import faulthandler
 import fcntl
 import logging
@@ -26,6 +27,10 @@ LAST_WORDS = 0.5
 """Seconds allowed for logging that a worker is ended; writing the log may block."""
 
 
+LOOK_INTERVAL = 1.0
+"""Seconds between two calls of what `look_regularly` was given."""
+
+
 def _unpatched(module: types.ModuleType, name: str) -> Any:
     """The original function of the standard library, even if gevent has replaced it.
 
@@ -40,6 +45,9 @@ _poll, _sleep = _unpatched(select, "poll"), _unpatched(time, "sleep")
 
 _arbiters: tuple[int, int] | None = None
 """A pipe whose writing end only the arbiter holds, so that it closes when the arbiter ends."""
+
+_look: Callable[[], None] | None = None
+"""Called by the thread of `watch`, once a second."""
 
 _tie = -1
 """This process's own open file description of the reading end, -1 if it isn't tied."""
@@ -101,10 +109,24 @@ def watch(mailbox: int, subject: str, limit: Callable[[], float]) -> None:
     _start_thread(_watch, (mailbox, subject, limit))
 
 
+def look_regularly(look: Callable[[], None] | None) -> None:
+    """Have the thread of `watch` call `look` once a second, whatever the event loop is doing.
+
+    `look` must neither block nor log, because whatever blocks the event loop may hold a lock of the
+    log. If it raises, that is ignored. None ends the calls.
+    """
+    global _look
+    _look = look
+
+
 def _watch(mailbox: int, subject: str, limit: Callable[[], float]) -> None:
     poll = _poll()
     poll.register(mailbox, 0)  # hang-ups are always reported: poll(2)
-    poll.poll()
+    while not poll.poll(LOOK_INTERVAL * 1000):
+        look = _look
+        if look is not None:
+            with contextlib.suppress(Exception):  # the lifeline matters more
+                look()
     seconds = limit()
     # Writing the log may block, because nobody reads the log or a hanging thread has its lock.
     # faulthandler needs neither a lock nor the interpreter. It writes stacks before it exits, but

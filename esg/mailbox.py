@@ -108,6 +108,21 @@ class InStartup:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class HeldRequests:
+    """Worker to arbiter: its event loop stands still, and these requests are in progress.
+
+    `requests` names the oldest ones, the oldest first. `ages` has the seconds for which each has
+    been in progress, NaN if that isn't known. `count` is the number of all of them, and `blocking`
+    the index of the one that the event loop is running, -1 if it isn't known.
+    """
+
+    requests: list[str]
+    ages: list[float]
+    count: int
+    blocking: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class UntrustedPeer:
     """Worker to arbiter: a peer that isn't trusted has sent a field that names the client.
 
@@ -223,7 +238,17 @@ class CantWatch:
     reason: str
 
 
-FromWorker = Ready | Serves | BootFailed | InStartup | NoLifespan | UntrustedPeer | Due | Draining
+FromWorker = (
+    Ready
+    | Serves
+    | BootFailed
+    | InStartup
+    | NoLifespan
+    | HeldRequests
+    | UntrustedPeer
+    | Due
+    | Draining
+)
 FromWatcher = Watching | Changed | CantWatch
 FromArbiter = Drain | NewListener | NewLogFiles | NewRow | ReloadFailed
 Message = FromWorker | FromWatcher | FromArbiter

@@ -258,6 +258,8 @@ class Service:
         self.idle_deadline = now + self.config.timeout_keep_alive + TICK
         self.heads.refresh(time.time())
         self._publish()
+        if self.attentive_from:
+            self._note_beginnings()
         stood_still, self._stood_still = self._stood_still, now - before > STANDSTILL
         if not self._stood_still:
             self._sweep()
@@ -265,6 +267,18 @@ class Service:
             # Again: a loop that blocks all the time must not keep its clients for ever.
             self._sweep_later(LATE_TURNS)
         # else what clients sent meanwhile is to be read before anybody is late
+
+    def _note_beginnings(self) -> None:
+        """Note when requests began that nobody has noted: now, or up to a second ago.
+
+        It is for the log of a worker that is stuck, and costs a request nothing when it begins.
+        """
+        now = self.now
+        for exchange in self.running:
+            try:
+                exchange.started  # noqa: B018 - raises if it has no value yet
+            except AttributeError:
+                exchange.started = now
 
     def _sweep_later(self, turns: int) -> None:
         if turns:

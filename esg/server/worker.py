@@ -32,6 +32,7 @@ from esg.server.asgi.lifespan import Lifespan
 from esg.server.asgi.types import Application
 from esg.server.http1.connection import Connection
 from esg.server.loops import loop_factory, loop_in_place_of
+from esg.server.standstill import Standstill
 from esg.server.state import TICK, Service
 from esg.server.websocket.frames import GOING_AWAY, SERVICE_RESTART
 from esg.settings.schema import Config
@@ -259,6 +260,7 @@ class Worker:
         self._acceptor.start()
         if own_process:
             self._mailbox.send(self._introduction())
+            lifeline.look_regularly(Standstill(self._service, self._row, self._mailbox).look)
         self._mailbox.send(mailbox.Ready())
 
     def _introduction(self) -> mailbox.Serves:

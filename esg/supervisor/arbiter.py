@@ -314,7 +314,7 @@ class Arbiter:
                 self._log_lifespan(handle, message)
             elif isinstance(message, mailbox.Serves):
                 self._introduce(message)
-            elif isinstance(message, mailbox.InStartup):
+            elif isinstance(message, mailbox.InStartup | mailbox.HeldRequests):
                 handle.progress.take(message, time.monotonic())
             elif isinstance(message, mailbox.UntrustedPeer):
                 self._warn_of_peer(handle, message)
@@ -540,7 +540,11 @@ class Arbiter:
             return
         nowhere = "(it could not be written)" if handle.stacks.exists else "(on standard error)"
         stack = stacktext.of_stuck_worker(handle.stack()) or nowhere
-        self._log_action(do.Log("error", "stacks of its threads:", action.number, stack))
+        in_flight = self._board.value(action.number, Cell.IN_FLIGHT)
+        since_beat = self._board.age(action.number)
+        requests = handle.progress.of_requests(in_flight, since_beat, time.monotonic())
+        detail = "\n".join(filter(None, [requests, stack]))
+        self._log_action(do.Log("error", "stacks of its threads:", action.number, detail))
         self._signal(action.number, signal.SIGABRT)
 
     def _kill(self, action: do.Kill) -> None:

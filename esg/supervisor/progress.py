@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import math
+
 from esg import mailbox, stacktext, waits
+from esg.log.records import visible
 from esg.settings.schema import Config
+
+MOST_SHOWN = 6
+"""Requests that the log names; a worker names no more."""
+
+LONGEST_REQUEST = 160
+"""Characters of a request that the log shows."""
+
+LONGEST_AGE = 1e9
+"""Seconds that a request can be old; a worker may say anything."""
+
+STANDSTILL = 2.0
+"""Seconds since the last heartbeat after which the requests of a worker matter."""
 
 
 class Progress:
-    """Of one worker: how far its boot has come."""
+    """Of one worker: how far its boot has come, and the requests that it held when it got stuck."""
 
     def __init__(self) -> None:
         self._startup_began: float | None = None
         self._startup_place = ""
+        self._held: tuple[mailbox.HeldRequests, float] | None = None
 
-    def take(self, message: mailbox.InStartup, now: float) -> None:
+    def take(self, message: mailbox.InStartup | mailbox.HeldRequests, now: float) -> None:
         """Remember what the worker has said."""
+        if isinstance(message, mailbox.HeldRequests):
+            self._held = message, now
+            return
         if self._startup_began is None:
             self._startup_began = now
         self._startup_place = message.place[-stacktext.LONGEST_PLACE :]
@@ -34,3 +53,39 @@ class Progress:
                 config.app or "the application", seconds, place or self._startup_place
             )
         return waits.starting(since_fork)
+
+    def of_requests(self, in_flight: int, since_beat: float, now: float) -> str:
+        """The requests that a stuck worker held, the oldest first, in lines for the log.
+
+        `in_flight` is how many it had at its last heartbeat, `since_beat` seconds ago. Empty if the
+        event loop still runs, or ran nothing.
+        """
+        if since_beat < STANDSTILL:
+            return ""
+        if self._held is None or now - self._held[1] > since_beat:  # of an earlier standstill
+            return _unknown(in_flight)
+        message, told_at = self._held
+        lines = [
+            _line(name, age + now - told_at, blocks=number == message.blocking)
+            for number, (name, age) in enumerate(zip(message.requests, message.ages, strict=False))
+        ][:MOST_SHOWN]
+        if not lines:
+            return "it held no request"
+        more = message.count - len(lines)
+        if more > 0:
+            lines.append(f"  and {more} more")
+        return "\n".join(["requests that it held, the oldest first:", *lines])
+
+
+def _line(request: str, age: float, *, blocks: bool) -> str:
+    text = f"  {visible(request[:LONGEST_REQUEST])}"
+    if math.isfinite(age):
+        text += f", for {min(age, LONGEST_AGE):.0f} s"
+    return f"{text} (blocks the event loop)" if blocks else text
+
+
+def _unknown(in_flight: int) -> str:
+    if not in_flight:
+        return "it held no request at its last heartbeat"
+    count = "1 request" if in_flight == 1 else f"{in_flight} requests"
+    return f"it held {count} at its last heartbeat, and can't say which"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -365,6 +366,46 @@ def test_a_blocked_worker_is_replaced_and_the_log_has_the_line_it_stands_at(star
     assert victim not in esg.wait_for_workers(2)
 
 
+def test_the_requests_of_a_blocked_worker_are_named_with_their_age(start: Start) -> None:
+    esg = start("--timeout", "2", "--loop", "asyncio")
+    esg.claim("stuck: its event loop has stood still", STACKS)
+    waiting = [esg.in_flight("/slow/60?token=secret") for _ in range(7)]
+    over_a_heartbeat = esg.begin("/slow/1.5")  # which notes that the others have begun
+    answer(over_a_heartbeat)
+    over_a_heartbeat.close()
+    blocking = esg.in_flight("/block/60?token=secret")
+    stacks = esg.wait_for_log(STACKS)
+    heading, *requests = stacks.detail.splitlines()[:7]
+    assert heading.strip() == "requests that it held, the oldest first:"
+    assert [re.sub(r"for \d+ s", "for N s", line.strip()) for line in requests] == [
+        *["GET /slow/60, for N s"] * 4,
+        "GET /block/60, for N s (blocks the event loop)",
+        "and 3 more",
+    ]
+    assert "secret" not in esg.log
+    assert all(is_lost(connection) for connection in (*waiting, blocking))
+
+
+HOLDS_THE_INTERPRETER = """
+import asyncio, re
+
+async def app(scope, receive, send):
+    await asyncio.sleep(1.1)  # over a heartbeat, which counts the requests
+    re.match("(a+)+$", 60 * "a" + "b")  # takes years, and keeps the interpreter's lock
+"""
+
+
+def test_a_worker_that_no_thread_can_speak_for_has_a_count_of_requests(start: Start) -> None:
+    esg = start("--timeout", "1", "--lifespan", "off", source=HOLDS_THE_INTERPRETER)
+    esg.claim("stuck: its event loop has stood still", STACKS)
+    connection = esg.begin("/")
+    stacks = esg.wait_for_log(STACKS)
+    told = "it held 1 request at its last heartbeat, and can't say which"
+    assert stacks.detail.splitlines()[0].strip() == told
+    assert 'example.py", line 6 in app' in stacks.detail
+    assert is_lost(connection)
+
+
 DENIED = """
 import errno, os, runpy, sys
 def denied(*arguments):
@@ -383,7 +424,7 @@ def test_where_memory_files_are_denied_stacks_are_on_standard_error(start: Start
     esg.wait_for_log(r"memfd_create\(2\): Operation not permitted; workers write their stacks to")
     connection = esg.in_flight("/block/60")
     stacks = esg.wait_for_log(STACKS)
-    assert stacks.detail == "(on standard error)"
+    assert stacks.detail.endswith("(on standard error)")
     assert "in report_of_the_month" in esg.log
     esg.wait_for_log("gone: killed by SIGABRT from the arbiter")
     assert is_lost(connection)

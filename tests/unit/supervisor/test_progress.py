@@ -1,12 +1,14 @@
-"""What the log says of a worker's boot, going by the worker's mail and its stacks."""
+"""What the log says about a worker in boot and a stuck one, going by its mail and its stacks."""
 
 from __future__ import annotations
 
+import math
+
 from esg import stacktext
-from esg.mailbox import InStartup
+from esg.mailbox import HeldRequests, InStartup
 from esg.settings.schema import Config
 from esg.stacktext import LONGEST_PLACE
-from esg.supervisor.progress import Progress
+from esg.supervisor.progress import MOST_SHOWN, Progress
 
 CONFIG = Config(app="shop:app", real_folder="/srv/app")
 PACKAGE = stacktext.__file__.removesuffix("stacktext.py")
@@ -71,3 +73,57 @@ def test_a_startup_without_a_place_is_named() -> None:
 
 def test_a_place_that_a_worker_makes_up_is_cut() -> None:
     assert len(line(in_startup("x" * 10_000))) < LONGEST_PLACE + 100
+
+
+# -- the requests of a stuck worker ----------------------------------------------------------
+
+
+def requests(message: HeldRequests | None, in_flight: int = 2, since_beat: float = 31.0) -> str:
+    """Of a worker that is killed at 130, and said this at 101.5."""
+    progress = Progress()
+    if message is not None:
+        progress.take(message, 101.5)
+    return progress.of_requests(in_flight, since_beat, 130.0)
+
+
+def test_requests_are_listed_with_their_age_at_the_end() -> None:
+    message = HeldRequests(["GET /old", "GET /report"], [100.0, 2.5], 14, 1)
+    assert requests(message) == (
+        "requests that it held, the oldest first:\n"
+        "  GET /old, for 128 s\n"
+        "  GET /report, for 31 s (blocks the event loop)\n"
+        "  and 12 more"
+    )
+
+
+def test_a_request_of_unknown_age_has_none() -> None:
+    assert requests(HeldRequests(["GET /"], [math.nan], 1, -1)).endswith("\n  GET /")
+
+
+def test_a_loop_that_stood_still_without_a_request_held_none() -> None:
+    assert requests(HeldRequests([], [], 0, -1)) == "it held no request"
+
+
+def test_a_worker_that_could_not_say_anything_has_a_count() -> None:
+    told = "at its last heartbeat"
+    assert requests(None) == f"it held 2 requests {told}, and can't say which"
+    assert requests(None, 1) == f"it held 1 request {told}, and can't say which"
+    assert requests(None, 0) == f"it held no request {told}"
+
+
+def test_what_it_said_in_an_earlier_standstill_does_not_count() -> None:
+    message = HeldRequests(["GET /"], [2.0], 1, 0)
+    assert requests(message, 2, 20.0) == requests(None)
+
+
+def test_a_worker_that_beats_is_not_stuck() -> None:
+    assert requests(HeldRequests(["GET /"], [2.0], 1, 0), 2, 0.9) == ""
+
+
+def test_what_a_worker_makes_up_stays_short_and_forges_no_line() -> None:
+    names = ["GET /\nworker=1 ready\x1b[31m" + "x" * 10_000] * 1000
+    text = requests(HeldRequests(names, [1e308, math.inf] * 500, 10**30, 7))
+    assert len(text.splitlines()) <= MOST_SHOWN + 2
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) < 300
+    assert requests(HeldRequests(["a", "b"], [], 2, 99)) == "it held no request"
