@@ -23,7 +23,8 @@ from esg.loader import load_application
 from esg.log.files import LogFiles
 from esg.log.records import Subject, logger, worker_subject
 from esg.log.setup import LogSetup, SavedLogging
-from esg.net.listeners import Listener, open_listeners
+from esg.net.listeners import Listener
+from esg.net.opening import open_listeners
 from esg.net.unixsocket import access
 from esg.payload import Assignment
 from esg.scoreboard import Row

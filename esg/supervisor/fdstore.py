@@ -16,7 +16,9 @@ from collections.abc import Sequence
 
 from esg.errors import ListenError
 from esg.net.binds import Bind, UnixAddress
-from esg.net.listeners import SO_DETACH_FILTER, Handed, Listener, adopted, misfit
+from esg.net.listeners import Handed, Listener
+from esg.net.opening import misfit
+from esg.net.streamsocket import SO_DETACH_FILTER, adopted
 from esg.net.unixsocket import SocketFile
 from esg.supervisor.systemd import Notifier
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from esg.errors import ESGError
 from esg.mailbox import NewListener
 from esg.net.binds import parse_bind
-from esg.net.listeners import Handed, Listener, open_listeners
+from esg.net.listeners import Handed, Listener
+from esg.net.opening import open_listeners
 from esg.net.unixsocket import access
 from esg.seldom import Seldom
 from esg.settings.schema import Config

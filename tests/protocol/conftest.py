@@ -24,7 +24,7 @@ import uvloop
 from esg.log.files import LogFile, LogFiles
 from esg.log.records import worker_subject
 from esg.log.setup import LogSetup
-from esg.net.listeners import open_listeners
+from esg.net.opening import open_listeners
 from esg.scoreboard import Row
 from esg.server.acceptor import Acceptor
 from esg.server.accesslog.access_log import AccessLog, LoggedAccess, access_log

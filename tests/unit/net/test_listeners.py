@@ -1,4 +1,4 @@
-"""Addresses to listen on, and sockets that do."""
+"""One listener: its address, how it refuses connections, what breaks it and repairs it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,11 @@ import socket
 
 import pytest
 
-from esg.errors import ConfigError, ListenError
-from esg.net.listeners import SO_ATTACH_FILTER, Handed, Listener, open_listeners
+from esg.errors import ListenError
+from esg.net.listeners import Listener
+from esg.net.streamsocket import SO_ATTACH_FILTER
 from esg.net.unixsocket import Access
-
-
-@pytest.fixture
-def listen():
-    """Opens listeners, and closes them in the end."""
-    opened = []
-
-    def start(*binds, backlog=16):
-        listeners = open_listeners(binds, backlog, "--bind")
-        opened.extend(listeners)
-        return listeners
-
-    yield start
-    for listener in opened:
-        listener.close()
-
-
-# -- sockets ---------------------------------------------------------------------------
+from tests.support.front import free_port
 
 
 def test_a_listener_accepts(listen):
@@ -48,70 +32,12 @@ def test_a_listener_does_not_block_and_is_not_inherited(listen):
         listener.sock.accept()
 
 
-def test_a_listener_can_be_taken_over_at_once_after_a_restart(listen):
-    (listener,) = listen("127.0.0.1:0")
-    address = listener.sock.getsockname()
-    with socket.create_connection(address):
-        listener.sock.setblocking(True)
-        listener.sock.accept()[0].close()  # leaves a connection in TIME_WAIT on this side
-    listener.close()
-    listen(f"127.0.0.1:{address[1]}")
-
-
 def test_urls(listen):
     (v4,) = listen("127.0.0.1:0")
     (v6,) = listen("[::1]:0")
     assert v4.url() == f"http://127.0.0.1:{v4.sock.getsockname()[1]}"
     assert v4.url("https") == f"https://127.0.0.1:{v4.sock.getsockname()[1]}"
     assert v6.url() == f"http://[::1]:{v6.sock.getsockname()[1]}"
-
-
-def test_several_addresses(listen):
-    listeners = listen("127.0.0.1:0", "[::1]:0", "127.0.0.1:0")
-    assert len({listener.fileno() for listener in listeners}) == 3
-
-
-def test_a_name_is_listened_on_at_every_address_on_one_port(listen):
-    listeners = listen("localhost:0")
-    assert len({listener.sock.getsockname()[1] for listener in listeners}) == 1
-
-
-def test_the_ipv6_wildcard_takes_ipv4_clients_too(listen):
-    (listener,) = listen("[::]:0")
-    port = listener.sock.getsockname()[1]
-    for host in ("127.0.0.1", "::1"):
-        socket.create_connection((host, port), timeout=5).close()
-
-
-def test_an_address_in_use_is_explained(listen):
-    (listener,) = listen("127.0.0.1:0")
-    port = listener.sock.getsockname()[1]
-    with pytest.raises(ListenError) as caught:
-        listen(f"127.0.0.1:{port}")
-    assert f"127.0.0.1:{port}" in str(caught.value)
-    assert "--bind" in str(caught.value)
-    assert "in use" in str(caught.value)
-    assert caught.value.exit_code == 1
-
-
-def test_an_address_of_another_machine_is_explained(listen):
-    with pytest.raises(ListenError, match="no such address"):
-        listen("192.0.2.1:0")
-
-
-def test_when_one_address_fails_none_stays_open(listen):
-    (taken,) = listen("127.0.0.1:0")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = probe.getsockname()[1]
-    with pytest.raises(ListenError):
-        listen(f"127.0.0.1:{free}", f"127.0.0.1:{taken.sock.getsockname()[1]}")
-    listen(f"127.0.0.1:{free}")
-
-
-def test_a_bad_address_among_good_ones(listen):
-    with pytest.raises(ConfigError):
-        listen("127.0.0.1:0", "nonsense:port")
 
 
 def test_refusing_new_connections_keeps_the_queued_ones(listen):
@@ -150,155 +76,6 @@ def test_a_filter_that_is_denied_is_done_without(listen, error):
         assert listener.refuse_new()
         with socket.create_connection(listener.name):
             listener.sock.accept()[0].close()
-
-
-# -- names with an address that isn't there --------------------------------------------
-
-
-def resolving(monkeypatch, *hosts):
-    """Have every name resolve to these addresses."""
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in hosts]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-
-
-def test_addresses_that_the_machine_does_not_have_are_left_out(listen, monkeypatch):
-    resolving(monkeypatch, "203.0.113.1", "127.0.0.1")
-    (listener,) = listen("localhost:0")
-    assert listener.sock.getsockname()[0] == "127.0.0.1"
-
-
-def test_a_name_without_any_address_that_the_machine_has_is_refused(listen, monkeypatch):
-    resolving(monkeypatch, "203.0.113.1", "203.0.113.2")
-    with pytest.raises(ListenError, match="no such address"):
-        listen("localhost:0")
-
-
-# -- both families ---------------------------------------------------------------------
-
-
-def families(listeners):
-    return sorted(listener.sock.family for listener in listeners)
-
-
-BOTH = [socket.AF_INET, socket.AF_INET6]
-
-
-def test_an_empty_host_is_every_address_of_both_families(listen):
-    assert families(listen(":0")) == BOTH
-
-
-@pytest.mark.parametrize("first", ["0.0.0.0", "[::]"])
-def test_all_of_ipv4_and_all_of_ipv6_on_one_port(listen, first):
-    with socket.socket() as free:
-        free.bind(("0.0.0.0", 0))
-        port = free.getsockname()[1]
-    second = "[::]" if first == "0.0.0.0" else "0.0.0.0"
-    assert families(listen(f"{first}:{port}", f"{second}:{port}")) == BOTH
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("0.0.0.0", 0))
-        return sock.getsockname()[1]
-
-
-@pytest.mark.parametrize(("before", "after"), [("both", "six"), ("six", "both"), ("any", "six")])
-def test_what_the_ipv6_wildcard_means_is_never_changed_silently(listen, before, after):
-    port = free_port()
-    binds = {
-        "both": (f"[::]:{port}", f"0.0.0.0:{port}"),
-        "six": (f"[::]:{port}",),
-        "any": (f":{port}",),
-    }
-    kept = listen(*binds[before])
-    with pytest.raises(ListenError, match="which only a restart can change"):
-        open_listeners(binds[after], 16, "--bind", kept=kept, at_start=False)
-
-
-def test_the_same_binds_again_are_kept(listen):
-    port = free_port()
-    for binds in ((f"[::]:{port}", f"0.0.0.0:{port}"), (f"127.0.0.1:{port}", "127.0.0.1:0")):
-        kept = listen(*binds)
-        assert open_listeners(binds, 16, "--bind", kept=kept, at_start=False) == kept
-        for listener in kept:
-            listener.close()
-
-
-def test_an_address_that_is_listened_on_is_kept_under_another_name(listen):
-    kept = listen("127.0.0.1:0")
-    port = kept[0].sock.getsockname()[1]
-    found = open_listeners([f"localhost:{port}"], 16, "--bind", kept=kept, at_start=False)
-    assert kept[0] in found
-    for listener in found:
-        listener.close()
-
-
-def test_an_address_that_one_of_our_own_has_is_explained(listen):
-    kept = listen("0.0.0.0:0")
-    port = kept[0].sock.getsockname()[1]
-    with pytest.raises(
-        ListenError, match=r"in use, by ESG itself, for 0\.0\.0\.0:0; only a restart"
-    ):
-        open_listeners([f"127.0.0.1:{port}"], 16, "--bind", kept=kept, at_start=False)
-
-
-def test_the_scope_of_a_link_local_address_counts(listen, monkeypatch):
-    scoped = ("::1", 0, 0, 1)
-    found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", scoped)]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    bound = []
-
-    class Noted(socket.socket):
-        def bind(self, name):
-            bound.append(name)
-            super().bind(name)
-
-    monkeypatch.setattr(socket, "socket", Noted)
-    listen("[fe80::1%lo]:0")
-    assert bound == [scoped, scoped]
-
-
-# -- sockets that are handed over ------------------------------------------------------
-
-
-@pytest.fixture
-def web():
-    """A socket as a service manager hands it over, its address and its descriptor."""
-    sock = socket.create_server(("127.0.0.1", 0))
-    port = sock.getsockname()[1]
-    return f"127.0.0.1:{port}", Handed(sock.detach(), "web")
-
-
-@pytest.mark.parametrize(
-    "binds", [("fd://N", "fd://web"), ("fd://N", "fd://N"), ("fd://web", "AT"), ("AT", "AT")]
-)
-def test_a_socket_that_two_binds_name_is_listened_on_once(web, binds):
-    where, item = web
-    binds = [bind.replace("AT", where).replace("N", str(item.fd)) for bind in binds]
-    (listener,) = open_listeners(binds, 16, "--bind", handed=[item])
-    assert listener.fileno() == item.fd
-    listener.close()
-
-
-def test_a_udp_socket_of_the_same_address_is_not_taken(web):
-    where, item = web
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    udp.bind(("127.0.0.1", int(where.rpartition(":")[2])))
-    with udp:
-        (listener,) = open_listeners(
-            [where], 16, "--bind", handed=[Handed(udp.fileno(), "quic"), item]
-        )
-    assert listener.fileno() == item.fd
-    listener.close()
-
-
-def test_a_socket_that_was_handed_over_and_is_in_the_way_is_named(web):
-    where, item = web
-    port = where.rpartition(":")[2]
-    said = rf"in use, by the socket web, which was handed over; fd://{item.fd} takes it"
-    with pytest.raises(ListenError, match=said):
-        open_listeners([f"0.0.0.0:{port}"], 16, "--bind", handed=[item])
-    os.close(item.fd)
 
 
 # -- what another process that has the socket may do to it ------------------------------------
