@@ -83,7 +83,7 @@ def test_values_as_on_the_command_line(value, text):
 
 def test_the_reference_has_every_option_of_the_command():
     shown = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", REFERENCE.read_text(encoding="utf-8")))
-    options = command.get_params(click.Context(command))
+    options = command.get_params(click.Context(command, **command.context_settings))
     names = {flag for each in options if isinstance(each, click.Option) for flag in each.opts}
     assert names - shown == set()
 
