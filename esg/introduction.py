@@ -9,13 +9,19 @@ from esg.settings.schema import Config
 from esg.version import __version__
 
 
-def introduction(config: Config, serves: Serves, *, on_terminal: bool) -> str:
+def introduction(
+    config: Config, serves: Serves, *, on_terminal: bool, reads_files: bool = True
+) -> str:
     """One line about the first worker that serves.
 
     `esg 0.1.0 serves shop.asgi:app (ASGI, uvloop, httptools), settings from esg.toml`
+
+    `on_terminal`: Ctrl-C stops it. `reads_files`: settings files are read if there are any.
     """
     means = f"{serves.interface}, {serves.loop}, {serves.parser}"
-    text = f"esg {__version__} serves {_application(config)} ({means}), {_files(config)}"
+    text = f"esg {__version__} serves {_application(config)} ({means})"
+    if reads_files:
+        text += f", {_files(config)}"
     return f"{text}; press Ctrl-C to stop" if on_terminal else text
 
 

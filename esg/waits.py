@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+FIRST_WAIT = 2.0
+"""Seconds that a boot or a stop may take before anything is said."""
+
+INTERVAL = 5.0
+"""Seconds between two lines about the same boot or stop."""
+
 MOST_NAMED = 3
 """Workers that one line names."""
 
@@ -53,9 +59,21 @@ def stopping(loads: Sequence[Load], hint: str) -> str:
         noun = "worker" if len(idle) == 1 else "workers"
         parts.append(f"the end of {noun} {_listed(numbers)}")
     text = f"waiting for {', '.join(parts)}"
-    if hint:
-        text += f"; {hint} to cut {'it' if _is_one(busy) and not idle else 'them'}"
-    return text
+    return text + _how_to_cut(hint, one=_is_one(busy) and not idle)
+
+
+def stopping_alone(load: Load, hint: str) -> str:
+    """The same for a server that is one process without workers.
+
+    `waiting for 1 request; Ctrl-C again to cut it`
+    """
+    if items := _items(load):
+        return f"waiting for {items}{_how_to_cut(hint, one=_is_one([load]))}"
+    return f"waiting for the application's shutdown{_how_to_cut(hint, one=True)}"
+
+
+def _how_to_cut(hint: str, *, one: bool) -> str:
+    return f"; {hint} to cut {'it' if one else 'them'}" if hint else ""
 
 
 def _is_one(busy: Sequence[Load]) -> bool:

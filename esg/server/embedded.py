@@ -14,11 +14,13 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from esg import forks, mailbox
+from esg import forks, mailbox, waits
 from esg.errors import ConfigError
+from esg.introduction import introduction
 from esg.loader import load_application
 from esg.log.files import LogFiles
 from esg.log.records import Subject, logger, worker_subject
@@ -31,6 +33,7 @@ from esg.scoreboard import Row
 from esg.server.asgi.interfaces import adapt
 from esg.server.loops import loop_factory
 from esg.server.prepare import check_packages, prepare
+from esg.server.reminder import Reminder
 from esg.server.worker import Worker
 from esg.settings.declaration import PROCESSES
 from esg.settings.schema import SETTINGS, Config
@@ -84,6 +87,11 @@ class Server:
         """How many of these signals have been logged."""
         self._reason = "should_exit"
         self._subject = worker_subject(next(_numbers), 1, os.getpid())
+        self._log_fd = -1
+        """Where the log goes while it serves."""
+        self._startup: tuple[float, str] | None = None
+        """When the application's startup began, and where it waits."""
+        self._reminder: Reminder
 
     def run(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Serve on a new event loop until told to stop; in any thread. Raises as `serve` does."""
@@ -115,6 +123,8 @@ class Server:
         config = prepare(self.config)
         self._loop = asyncio.get_running_loop()
         self._final = sockets is None
+        self._log_fd = setup.error.fd
+        self._reminder = Reminder(self._loop, self._log)
         listeners = self._listeners(sockets)
         self._mailbox, workers_end = mailbox.pair()
         assignment = Assignment(
@@ -133,6 +143,7 @@ class Server:
             with self._signals():
                 await self._attended(self._worker)
         finally:
+            self._reminder.end()
             self._log("stopped")
             self.started = False
             self._worker = None
@@ -207,12 +218,22 @@ class Server:
         if not self._draining:
             self._draining = True
             self._log(f"draining reason={reason}")
+            self._reminder.begin(self._what_a_stop_waits_for)
 
     def _on_mail(self) -> None:
         for message in self._mailbox.receive()[0]:
-            if isinstance(message, mailbox.Ready):
+            if isinstance(message, mailbox.InStartup):
+                self._note_startup(message)
+            elif isinstance(message, mailbox.Ready):
                 self.started = True
                 self._log("ready")
+                if not self._draining:
+                    self._reminder.end()
+            elif isinstance(message, mailbox.Serves):
+                on_terminal = self._ctrl_c_stops()
+                self._log(
+                    introduction(self.config, message, on_terminal=on_terminal, reads_files=False)
+                )
             elif isinstance(message, mailbox.NoLifespan):
                 self._log(message.line, "info" if message.usual else "warning")
             elif isinstance(message, mailbox.UntrustedPeer):
@@ -220,6 +241,30 @@ class Server:
             elif isinstance(message, mailbox.Due):
                 self._reason = message.reason
                 self.should_exit = True
+
+    # -- what takes long ---------------------------------------------------------------
+
+    def _note_startup(self, message: mailbox.InStartup) -> None:
+        if self._startup is None:
+            self._startup = time.monotonic(), ""
+            if not self._draining:
+                self._reminder.begin(self._what_the_startup_waits_for)
+        self._startup = self._startup[0], message.place
+
+    def _what_the_startup_waits_for(self) -> str:
+        assert self._startup is not None
+        began, place = self._startup
+        return waits.in_startup(self.config.app, time.monotonic() - began, place)
+
+    def _what_a_stop_waits_for(self) -> str:
+        assert self._worker is not None
+        hint = "Ctrl-C again" if self._ctrl_c_stops() else "set force_exit"
+        return waits.stopping_alone(self._worker.load(), "" if self._force_exit else hint)
+
+    def _ctrl_c_stops(self) -> bool:
+        """Whether somebody at a terminal can stop this server."""
+        handled = signal.getsignal(signal.SIGINT) == self.handle_exit
+        return handled and os.isatty(self._log_fd)
 
     # -- sockets and signals -----------------------------------------------------------
 

@@ -36,6 +36,7 @@ from esg.server.standstill import Standstill
 from esg.server.state import TICK, Service
 from esg.server.websocket.frames import GOING_AWAY, SERVICE_RESTART
 from esg.settings.schema import Config
+from esg.waits import Load
 
 SHUTDOWN_MINIMUM = 3.0
 """Seconds the lifespan's shutdown has at least, however late the drain ended."""
@@ -258,8 +259,8 @@ class Worker:
         self._row.beat()
         self._row[Cell.STATE] = RowState.READY
         self._acceptor.start()
+        self._mailbox.send(self._introduction())
         if own_process:
-            self._mailbox.send(self._introduction())
             lifeline.look_regularly(Standstill(self._service, self._row, self._mailbox).look)
         self._mailbox.send(mailbox.Ready())
 
@@ -368,6 +369,13 @@ class Worker:
         if not self._stopping.is_set():
             self._order = order
             self._stopping.set()
+
+    def load(self) -> Load:
+        """What it has to finish."""
+        service = self._service
+        websockets = len(service.sockets)
+        requests = max(0, len(service.running) - websockets)  # a WebSocket is a call, too
+        return Load(self._assignment.number, requests, websockets, len(service.connections))
 
     # -- drain -------------------------------------------------------------------------
 

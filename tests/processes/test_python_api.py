@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from esg import __version__ as version
 from tests.support.log import records
 from tests.support.runner import environment, kill_session, session
 from tests.support.waiting import DEADLINE, eventually
@@ -211,7 +212,8 @@ def test_a_server_stopped_by_a_signal_dies_of_it_in_the_end(
     assert program.output.splitlines()[1:] == []
     told = [record.event for record in records(program.log) if record.worker == 1]
     name = signal.Signals(signum).name
-    assert told[1:] == ["ready", f"received {name}", "draining reason=should_exit", "stopped"]
+    assert told[1].startswith(f"esg {version} serves ")
+    assert told[2:] == ["ready", f"received {name}", "draining reason=should_exit", "stopped"]
 
 
 def test_a_server_that_stops_of_itself_returns(script: Callable[[str], Script]) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import termios
@@ -30,12 +31,16 @@ class Terminal:
     """ESG with a terminal as its input, output and standard error, and what is written there."""
 
     def __init__(self, folder: Path, *arguments: str, extra: dict[str, str]) -> None:
+        """`arguments` are those of the `esg` command, or `-c` and a program to run in its place."""
+        command = ["-m", "esg", "example:app", "--port", "0", *arguments]
+        if arguments[:1] == ("-c",):
+            command = list(arguments)
         (folder / "example.py").write_text(application())
         self.notes = folder / "notes"
         self._main, terminal = pty.openpty()
         colors = {"NO_COLOR": "", "TERM": "xterm"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "esg", "example:app", "--port", "0", *arguments],
+            [sys.executable, *command],
             cwd=folder,
             env=environment(**(colors | extra)),
             stdin=terminal,
@@ -160,4 +165,22 @@ def test_a_long_stop_says_that_ctrl_c_again_cuts_it(on_terminal: Start) -> None:
     terminal.wait_for("waiting for 1 request in worker 1; Ctrl-C again to cut it$")
     terminal.press_ctrl_c()
     assert terminal.process.wait(DEADLINE) == 0
+    client.close()
+
+
+def test_a_server_in_a_program_says_the_same(on_terminal: Start) -> None:
+    settings = "port=0, use_colors=False, loop='asyncio', http='h11'"
+    program = f"import esg, example; esg.Server(esg.Config(example.app, {settings})).run()"
+    terminal = on_terminal("-c", program)
+    line = terminal.wait_for(" serves ")
+    served = r"serves example:app \(ASGI, asyncio, h11\); press Ctrl-C to stop"
+    assert re.search(rf" esg {re.escape(version)} {served}$", line)
+    terminal.wait_for("ready")
+    client = terminal.connect("/slow/60")
+    eventually(lambda: "slow" in terminal.notes.read_text(), "the request has arrived")
+    terminal.press_ctrl_c()
+    terminal.wait_for("waiting for 1 request; Ctrl-C again to cut it$")
+    terminal.press_ctrl_c()
+    terminal.wait_for("stopped$")
+    assert terminal.process.wait(DEADLINE) == -signal.SIGINT
     client.close()

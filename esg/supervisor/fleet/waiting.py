@@ -6,12 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from esg.supervisor.fleet import actions as do
-
-FIRST_WAIT = 2.0
-"""Seconds that a boot or a stop may take before anything is said."""
-
-INTERVAL = 5.0
-"""Seconds between two lines."""
+from esg.waits import FIRST_WAIT, INTERVAL
 
 STACK_TIME = 0.2
 """Seconds that a worker has to write where its import stands, before that is read."""

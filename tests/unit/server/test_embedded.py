@@ -8,6 +8,7 @@ import gc
 import http.client
 import logging
 import os
+import re
 import signal
 import socket
 import ssl
@@ -16,6 +17,7 @@ import threading
 import pytest
 
 import esg
+from esg import waits
 from esg.errors import AppImportError, BootError, ConfigError, ListenError
 from tests.support.certificates import Authority
 from tests.support.log import records
@@ -159,11 +161,67 @@ def test_it_listens_where_its_config_says(capfd):
     assert {record.worker for record in told} == {server._subject.worker}
     assert [record.event for record in told] == [
         f"listening on http://127.0.0.1:{port}",
+        f"esg {esg.__version__} serves {__name__}:App (ASGI, asyncio, httptools)",
         "ready",
         "draining reason=should_exit",
         "stopped",
     ]
     assert '"GET / HTTP/1.1" 200 OK' in captured.out
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """What is waited for is logged much earlier and more often than usual."""
+    monkeypatch.setattr(waits, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(waits, "INTERVAL", 0.02)
+
+
+def test_a_stop_that_takes_long_is_logged_with_what_it_waits_for(impatient, tmp_path):
+    log = tmp_path / "log"
+
+    async def main():
+        app, sock = App(), bound()
+        server = make(app, log_level="info", error_logfile=str(log))
+        task = asyncio.create_task(server.serve(sockets=[sock]))
+        await until(lambda: server.started)
+        port = sock.getsockname()[1]
+        client = asyncio.create_task(asyncio.to_thread(get, port, "/forever"))
+        await until(lambda: "forever" in app.notes)
+        assert "waiting for" not in log.read_text()
+        server.should_exit = True
+        line = "waiting for 1 request; set force_exit to cut it\n"
+        await until(lambda: log.read_text().count(line) > 1)
+        server.force_exit = True
+        await task
+        with contextlib.suppress(http.client.HTTPException):
+            await client
+
+    asyncio.run(main())
+    assert records(log.read_text())[-1].event == "stopped"
+
+
+def test_a_startup_that_takes_long_is_logged_with_where_it_waits(impatient, tmp_path):
+    log = tmp_path / "log"
+    gate = asyncio.Event()
+
+    async def app(scope, receive, send):
+        await gate.wait()
+        await App()(scope, receive, send)
+
+    async def main():
+        server = make(app, log_level="info", error_logfile=str(log))
+        task = asyncio.create_task(server.serve())
+        line = app.__code__.co_firstlineno + 1
+        told = rf"lifespan startup of \S+\.app for \d+ s: \S*test_embedded\.py:{line}$"
+        await until(lambda: log.exists() and re.search(told, log.read_text(), re.MULTILINE))
+        gate.set()
+        await until(lambda: server.started)
+        before = log.read_text().count("startup of")
+        server.should_exit = True
+        await task
+        assert log.read_text().count("startup of") == before
+
+    asyncio.run(main())
 
 
 def test_a_context_of_the_callers_own(tmp_path):

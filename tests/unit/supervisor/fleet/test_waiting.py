@@ -84,3 +84,17 @@ def test_what_a_stop_waits_for(loads, text):
 
 def test_a_quick_stop_has_no_hint():
     assert waits.stopping([Load(1, 2, 0, 2)], "") == "waiting for 2 requests in worker 1"
+
+
+@pytest.mark.parametrize(
+    ("load", "text"),
+    [
+        (Load(1, 1, 0, 1), "waiting for 1 request; Ctrl-C again to cut it"),
+        (Load(1, 2, 1, 3), "waiting for 2 requests and 1 WebSocket; Ctrl-C again to cut them"),
+        (Load(1, 0, 0, 1), "waiting for 1 open connection; Ctrl-C again to cut it"),
+        (Load(1, 0, 0, 0), "waiting for the application's shutdown; Ctrl-C again to cut it"),
+    ],
+)
+def test_what_the_stop_of_a_single_server_waits_for(load, text):
+    assert waits.stopping_alone(load, "Ctrl-C again") == text
+    assert waits.stopping_alone(load, "") == text.partition(";")[0]
