@@ -54,6 +54,13 @@ TEXT_LIMIT = 32 * 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Hello:
+    """Child to arbiter: the pid of a child that the arbiter didn't fork itself."""
+
+    pid: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Ready:
     """Worker to arbiter: booted, accepting."""
 
@@ -199,6 +206,13 @@ class NewRow:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class RowGone:
+    """Arbiter to worker: the worker `number` is gone, and its row couldn't be emptied."""
+
+    number: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class NewListener:
     """Arbiter to worker: the socket that listened at `url` is broken; use the one in `fds` instead.
 
@@ -250,8 +264,14 @@ FromWorker = (
     | Draining
 )
 FromWatcher = Watching | Changed | CantWatch
-FromArbiter = Drain | NewListener | NewLogFiles | NewRow | ReloadFailed
-Message = FromWorker | FromWatcher | FromArbiter
+FromArbiter = Drain | NewListener | NewLogFiles | NewRow | ReloadFailed | RowGone
+Message = Hello | FromWorker | FromWatcher | FromArbiter
+
+
+def descriptors_of(message: Message) -> list[int]:
+    """The descriptors that go with a message. Only the arbiter's messages may carry any."""
+    fds: list[int] = getattr(message, "fds", [])
+    return fds
 
 
 class MessageError(ValueError):
@@ -399,8 +419,9 @@ class ArbitersEnd(Mailbox):
         return True
 
     def _send(self, message: Message) -> None:
-        if isinstance(message, NewLogFiles | NewRow | NewListener):
-            socket.send_fds(self._sock, [encode(message)], message.fds)
+        fds = descriptors_of(message)
+        if fds:
+            socket.send_fds(self._sock, [encode(message)], fds)
         else:
             self._sock.send(encode(message))
 
@@ -493,8 +514,9 @@ class WorkersEnd(Mailbox):
             message = self._decoded(data, expected)
             if message is not None:
                 messages.append(message)
-                if isinstance(message, NewLogFiles | NewRow | NewListener):
-                    message.fds[:], fds = fds, []
+                room = getattr(message, "fds", None)
+                if room is not None:
+                    room[:], fds = fds, []
             for fd in fds:  # that no message uses
                 os.close(fd)
         return messages, True

@@ -17,18 +17,36 @@ DUMP_SIGNAL = signal.SIGURG
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Assignment:
-    """What the arbiter gives a worker: who it is, what to run, and the ends it holds."""
+class GenerationPart:
+    """What all workers of a generation have in common."""
 
     number: int
-    generation: int
     config: Config
     listeners: Sequence[Listener]
+    logs: LogSetup
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerPart:
+    """What one worker has for itself."""
+
+    number: int
     mailbox: Mailbox
     row: Row
     stack_fd: int
     """Where `faulthandler` writes the stacks of this worker's threads."""
-    logs: LogSetup
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Assignment:
+    """What the arbiter gives a worker: who it is, and what it runs.
+
+    The parts are separate because a process that has loaded a generation's application can fork
+    workers, each of which then has a part of its own.
+    """
+
+    worker: WorkerPart
+    generation: GenerationPart
 
 
 Payload = Callable[[Assignment], int]

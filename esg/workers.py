@@ -31,7 +31,7 @@ from esg.log.files import LogFiles
 from esg.log.records import Subject, logger
 from esg.log.setup import LogSetup
 from esg.net.listeners import Listener
-from esg.payload import Assignment, WorkerInfo, set_current_worker
+from esg.payload import Assignment, GenerationPart, WorkerInfo, WorkerPart, set_current_worker
 from esg.scoreboard import Row
 from esg.server.accesslog.access_log import AccessLog, LoggedAccess
 from esg.server.accesslog.lines import path_and_query, printable, shown
@@ -295,14 +295,13 @@ class _Serving(Worker):
         self._beating: asyncio.TimerHandle | None = None
         pid = os.getpid()
         assignment = Assignment(
-            number=1,
-            generation=1,
-            config=config,
-            listeners=[Listener(_own(sock.sock)) for sock in owner.sockets],
-            mailbox=theirs,
-            row=Row.alone(),
-            stack_fd=-1,
-            logs=LogSetup.open(_quiet(config), LogFiles()),
+            WorkerPart(number=1, mailbox=theirs, row=Row.alone(), stack_fd=-1),
+            GenerationPart(
+                number=1,
+                config=config,
+                listeners=[Listener(_own(sock.sock)) for sock in owner.sockets],
+                logs=LogSetup.open(_quiet(config), LogFiles()),
+            ),
         )
         super().__init__(assignment, app, Subject(1, 1, pid, text=f"worker pid={pid}"))
 

@@ -28,7 +28,7 @@ from esg.log.setup import LogSetup, SavedLogging
 from esg.net.listeners import Listener
 from esg.net.opening import open_listeners
 from esg.net.unixsocket import access
-from esg.payload import Assignment
+from esg.payload import Assignment, GenerationPart, WorkerPart
 from esg.scoreboard import Row
 from esg.server.asgi.interfaces import adapt
 from esg.server.loops import loop_factory
@@ -128,14 +128,8 @@ class Server:
         listeners = self._listeners(sockets)
         self._mailbox, workers_end = mailbox.pair()
         assignment = Assignment(
-            number=1,
-            generation=1,
-            config=config,
-            listeners=listeners,
-            mailbox=workers_end,
-            row=Row.alone(),
-            stack_fd=-1,
-            logs=setup,
+            WorkerPart(number=1, mailbox=workers_end, row=Row.alone(), stack_fd=-1),
+            GenerationPart(number=1, config=config, listeners=listeners, logs=setup),
         )
         self._worker = Worker(assignment, app, subject=self._subject)
         self._loop.add_reader(self._mailbox.fileno(), self._on_mail)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import faulthandler
 import functools
 import gc
@@ -21,7 +22,7 @@ from esg.loader import load_application
 from esg.log.records import Subject, logger, worker_subject
 from esg.log.setup import reopen_handlers, stay_enabled
 from esg.net.listeners import Listener
-from esg.payload import DUMP_SIGNAL, Assignment, WorkerInfo, set_current_worker
+from esg.payload import DUMP_SIGNAL, Assignment, GenerationPart, WorkerInfo, set_current_worker
 from esg.scoreboard import Cell, RowState
 from esg.server import leftovers
 from esg.server.acceptor import Acceptor
@@ -31,7 +32,7 @@ from esg.server.asgi.interfaces import adapt, interface_behind
 from esg.server.asgi.lifespan import Lifespan
 from esg.server.asgi.types import Application
 from esg.server.http1.connection import Connection
-from esg.server.loops import loop_factory, loop_in_place_of
+from esg.server.loops import LoopFactory, loop_factory, loop_in_place_of
 from esg.server.standstill import Standstill
 from esg.server.state import TICK, Service
 from esg.server.websocket.frames import GOING_AWAY, SERVICE_RESTART
@@ -60,37 +61,69 @@ ORPHANED = "orphaned"
 """Why a worker drains whose arbiter is gone."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loaded:
+    """A generation's application, ready to be served, and the event loop to serve it on."""
+
+    app: Application
+    loop_factory: LoopFactory
+
+
 def run_worker(assignment: Assignment) -> int:
     """Run a worker until it is done; returns its exit status. See `esg.payload.Payload`."""
-    faulthandler.enable(assignment.stack_fd)
-    faulthandler.register(DUMP_SIGNAL, assignment.stack_fd)
-    info = WorkerInfo(assignment.number, assignment.generation, os.getpid())
-    set_current_worker(info)
-    row = assignment.row
-    row[Cell.PID], row[Cell.GENERATION] = info.pid, info.generation
-    row[Cell.STATE] = RowState.BOOTING
-    subject = worker_subject(info.number, info.generation, info.pid)
-    forks.release_in_children(lambda: _release(assignment, own_process=True))
+    subject = begin(assignment)
     try:
-        factory = loop_factory(assignment.config.loop)
-        app = adapt(_load(assignment.config), assignment.config)
-        stay_enabled()
-        mail = assignment.mailbox.fileno()
-        limit = functools.partial(_time_without_arbiter, assignment)
-        lifeline.watch(mail, subject, limit)
-        lifeline.untie()
-        factory = loop_in_place_of(factory, assignment.config.loop, subject)
-        # Not closed: what that does is done with a limit, by a worker that beats meanwhile.
-        runner = asyncio.Runner(loop_factory=factory)
-        worker = Worker(assignment, app)
-        runner.run(worker.run(own_process=True))
-        runner.run(worker.finish())
-        return 0
+        return serve(assignment, load(assignment.generation))
     except BootError as error:
         leftovers.limit_children(CANCEL_LIMIT, subject)
         failure = mailbox.BootFailed(str(error), error.detail, error.exit_code)
-        assignment.mailbox.send(failure)
+        assignment.worker.mailbox.send(failure)
         return error.exit_code
+
+
+def begin(assignment: Assignment) -> Subject:
+    """Make this process the worker of the assignment; returns how the log names it."""
+    own = assignment.worker
+    faulthandler.enable(own.stack_fd)
+    faulthandler.register(DUMP_SIGNAL, own.stack_fd)
+    info = WorkerInfo(own.number, assignment.generation.number, os.getpid())
+    set_current_worker(info)
+    own.row[Cell.PID], own.row[Cell.GENERATION] = info.pid, info.generation
+    own.row[Cell.STATE] = RowState.BOOTING
+    forks.release_in_children(lambda: _release(assignment, own_process=True))
+    return _subject(assignment)
+
+
+def load(generation: GenerationPart) -> Loaded:
+    """Load the application of a generation. Raises BootError.
+
+    It starts no thread, so a process that has loaded may fork others that serve.
+    """
+    config = generation.config
+    factory = loop_factory(config.loop)  # before the application may patch what it looks at
+    app = adapt(_load(config), config)
+    stay_enabled()
+    return Loaded(app, factory)
+
+
+def serve(assignment: Assignment, loaded: Loaded) -> int:
+    """Serve what is loaded until the worker is done; returns its exit status. Raises BootError."""
+    subject = _subject(assignment)
+    limit = functools.partial(_time_without_arbiter, assignment)
+    lifeline.watch(assignment.worker.mailbox.fileno(), subject, limit)
+    lifeline.untie()
+    loop = assignment.generation.config.loop
+    # Not closed: what that does is done with a limit, by a worker that beats meanwhile.
+    runner = asyncio.Runner(loop_factory=loop_in_place_of(loaded.loop_factory, loop, subject))
+    worker = Worker(assignment, loaded.app)
+    runner.run(worker.run(own_process=True))
+    runner.run(worker.finish())
+    return 0
+
+
+def _subject(assignment: Assignment) -> Subject:
+    number, generation = assignment.worker.number, assignment.generation.number
+    return worker_subject(number, generation, os.getpid())
 
 
 def _load(config: Config) -> Any:
@@ -111,8 +144,9 @@ def _release(assignment: Assignment, *, own_process: bool) -> None:
 
     The log stays, since the application may write to it from there.
     """
-    listeners, stacks = assignment.listeners, assignment.stack_fd
-    forks.blank([*assignment.mailbox.descriptors, *(listener.fileno() for listener in listeners)])
+    listeners, stacks = assignment.generation.listeners, assignment.worker.stack_fd
+    mail = assignment.worker.mailbox.descriptors
+    forks.blank([*mail, *(listener.fileno() for listener in listeners)])
     forks.blank(forks.connections_to(listener.name for listener in listeners))
     if not own_process:
         return
@@ -137,14 +171,14 @@ class Worker:
     ) -> None:
         """`subject` is how the log names it, if not by its number and generation."""
         self._assignment = assignment
-        self._config = assignment.config
-        self._row = assignment.row
-        self._mailbox = assignment.mailbox
+        self._config = assignment.generation.config
+        self._listeners = assignment.generation.listeners
+        self._logs = assignment.generation.logs
+        self._row = assignment.worker.row
+        self._mailbox = assignment.worker.mailbox
         self._app = app
-        self._subject = subject or worker_subject(
-            assignment.number, assignment.generation, os.getpid()
-        )
-        self._lifespan = Lifespan(app, assignment.config.lifespan, self._subject)
+        self._subject = subject or _subject(assignment)
+        self._lifespan = Lifespan(app, self._config.lifespan, self._subject)
         self._startup_place: str | None = None
         """Where the arbiter knows the lifespan's startup to be; None if there is none now."""
         self._stopping = asyncio.Event()
@@ -161,7 +195,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._service = self._make_service(loop)
-        self._acceptor = Acceptor(self._service, self._assignment.listeners, self._row.loads)
+        self._acceptor = Acceptor(self._service, self._listeners, self._row.loads)
         loop.add_reader(self._mailbox.fileno(), self._on_mail)
         keep = self._release_in_children(own_process)
         if own_process:
@@ -217,7 +251,7 @@ class Worker:
         self._mailbox.send(mailbox.UntrustedPeer(peer or "", name, trusted))
 
     def _make_access_log(self, loop: asyncio.AbstractEventLoop) -> AccessLog | LoggedAccess | None:
-        return access_log(self._assignment.logs, loop, self._subject)
+        return access_log(self._logs, loop, self._subject)
 
     def _take_over_process(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.set_exception_handler(self._on_loop_error)
@@ -282,7 +316,7 @@ class Worker:
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(TICK, self._tick)
         self._service.tick()
-        self._assignment.logs.files.flush()
+        self._logs.files.flush()
         if self._startup_place is not None:
             self._report_startup()
 
@@ -308,10 +342,12 @@ class Worker:
                         self._app, message.reason, message.detail
                     )
             elif isinstance(message, mailbox.NewLogFiles):
-                self._assignment.logs.files.take_over(message.paths, message.fds)
+                self._logs.files.take_over(message.paths, message.fds)
                 reopen_handlers()
             elif isinstance(message, mailbox.NewRow):
                 self._see(message)
+            elif isinstance(message, mailbox.RowGone):
+                self._row.forget(message.number)
             elif isinstance(message, mailbox.NewListener):
                 for fd in message.fds:
                     self._acceptor.replace(message.url, socket.socket(fileno=fd))
@@ -357,7 +393,7 @@ class Worker:
 
     def _reopen_logs(self) -> None:
         """SIGUSR1 to this worker alone: it opens the files itself, with its own permissions."""
-        _, errors = self._assignment.logs.files.reopen()
+        _, errors = self._logs.files.reopen()
         reopen_handlers()
         for error in errors:
             logger.error("%s %s", self._subject, error)
@@ -488,9 +524,9 @@ class Worker:
 
 def _time_without_arbiter(assignment: Assignment) -> float:
     """Seconds that a worker has for its end when the arbiter is gone."""
-    if assignment.row[Cell.STATE] == RowState.BOOTING:
+    if assignment.worker.row[Cell.STATE] == RowState.BOOTING:
         return 0.0
-    return assignment.config.graceful_timeout + SHUTDOWN_MINIMUM + 4 * CANCEL_LIMIT
+    return assignment.generation.config.graceful_timeout + SHUTDOWN_MINIMUM + 4 * CANCEL_LIMIT
 
 
 def _due_at(config: Config) -> int:

@@ -27,7 +27,7 @@ from esg.log.files import LogFiles
 from esg.log.records import Subject, arbiter_subject, log_event, worker_subject
 from esg.log.setup import reopen_handlers
 from esg.openfiles import explained
-from esg.payload import DUMP_SIGNAL, Assignment, Payload
+from esg.payload import DUMP_SIGNAL, Assignment, GenerationPart, Payload, WorkerPart
 from esg.scoreboard import Cell
 from esg.seldom import Seldom
 from esg.settings import folders
@@ -396,14 +396,8 @@ class Arbiter:
             workers_end.close()
             raise
         assignment = Assignment(
-            number=action.number,
-            generation=action.generation,
-            config=generation.config,
-            listeners=handle.listeners,
-            mailbox=workers_end,
-            row=row,
-            stack_fd=handle.stack_fd,
-            logs=generation.logs,
+            WorkerPart(action.number, workers_end, row, handle.stack_fd),
+            GenerationPart(action.generation, generation.config, handle.listeners, generation.logs),
         )
         try:
             handle.pid = fork(lambda: self._run_worker(assignment, handle))
@@ -445,30 +439,29 @@ class Arbiter:
         self._control.let_go()
         self._selector.close()
         self._signals.close()
-        self._sockets.let_go(assignment.listeners)
+        self._sockets.let_go(assignment.generation.listeners)
         if self._pid_file is not None:
             self._pid_file.close()
-        self._board.hand_over(assignment.row)
-        config = assignment.config
-        setproctitle(
-            f"esg: worker {assignment.number} gen {assignment.generation} [{config.title}]"
-        )
-        subject = worker_subject(assignment.number, assignment.generation, os.getpid())
-        config, warnings = folders.enter_again(config, self._start)
-        assignment = dataclasses.replace(assignment, config=config)
-        assignment.logs.keep_only()
-        assignment.logs.apply(subject)
+        self._board.hand_over(assignment.worker.row)
+        number, generation = assignment.worker.number, assignment.generation
+        setproctitle(f"esg: worker {number} gen {generation.number} [{generation.config.title}]")
+        subject = worker_subject(number, generation.number, os.getpid())
+        config, warnings = folders.enter_again(generation.config, self._start)
+        generation = dataclasses.replace(generation, config=config)
+        generation.logs.keep_only()
+        generation.logs.apply(subject)
         for warning in warnings:
             log_event(logging.WARNING, subject, warning)
         try:
             privileges.identity(config).assume()
         except ESGError as error:
-            assignment.mailbox.send(mailbox.BootFailed(str(error), "", error.exit_code))
+            failure = mailbox.BootFailed(str(error), "", error.exit_code)
+            assignment.worker.mailbox.send(failure)
             return error.exit_code
         try:
-            return self._payload(assignment)
+            return self._payload(dataclasses.replace(assignment, generation=generation))
         finally:
-            assignment.logs.files.flush(LAST_LINES)
+            generation.logs.files.flush(LAST_LINES)
 
     def _drain(self, action: do.Drain) -> None:
         handle = self._handles[action.number]

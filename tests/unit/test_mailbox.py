@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import threading
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -21,14 +22,18 @@ from esg.mailbox import (
     Drain,
     Draining,
     Due,
+    FromArbiter,
     FromWatcher,
     FromWorker,
+    Hello,
+    Message,
     MessageError,
     NewListener,
     NewLogFiles,
     NewRow,
     Ready,
     ReloadFailed,
+    RowGone,
     Watching,
     decode,
     encode,
@@ -38,7 +43,9 @@ from esg.mailbox import (
 TEXT = st.text(max_size=200)
 
 MESSAGES = st.one_of(
+    st.builds(Hello, st.integers(1, 2**22)),
     st.builds(Ready),
+    st.builds(RowGone, st.integers(1, 1024)),
     st.builds(BootFailed, TEXT, TEXT, st.integers(0, 255)),
     st.builds(Due, TEXT),
     st.builds(Draining, TEXT),
@@ -299,6 +306,12 @@ def test_descriptors_arrive_as_copies_that_programs_do_not_inherit(ends, tmp_pat
 def test_what_is_no_message_is_one_kind_of_error(data):
     with pytest.raises(MessageError):
         decode(data)
+
+
+def test_only_messages_of_the_arbiter_may_carry_descriptors():
+    carrying = {kind for kind in get_args(Message) if "fds" in kind.__annotations__}
+    assert carrying
+    assert carrying <= set(get_args(FromArbiter))
 
 
 def test_what_the_other_side_has_no_business_to_send_is_ignored(ends, caplog):
