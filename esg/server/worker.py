@@ -411,7 +411,7 @@ class Worker:
         service = self._service
         websockets = len(service.sockets)
         requests = max(0, len(service.running) - websockets)  # a WebSocket is a call, too
-        return Load(self._assignment.number, requests, websockets, len(service.connections))
+        return Load(self._assignment.worker.number, requests, websockets, len(service.connections))
 
     # -- drain -------------------------------------------------------------------------
 
