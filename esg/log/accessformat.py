@@ -1,7 +1,7 @@
 """Formats of access log lines: the grammar of `--access-logformat`, which is gunicorn's.
 
-`%(NAME)s`, with printf's flags, width and precision between the parenthesis and the `s`, and `%%`
-for a percent sign. What the names stand for in a request is in `server/accesslog/access_log.py`.
+An atom is `%(NAME)s`, with printf's flags, width and precision between the parenthesis and the `s`.
+`%%` is a percent sign. `server/accesslog/access_log.py` has the value of each atom for a request.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ATOMS = {
     "h": "the client's address",
     "l": "a dash",
     "u": "the user of Basic authentication",
-    "t": "when the response ended, as in [21/Nov/2026:09:52:58 +0000]",
+    "t": "the time at which the response ended, as in [21/Nov/2026:09:52:58 +0000]",
     "r": "the request line",
     "m": "the method",
     "U": "the path, decoded",
@@ -31,10 +31,10 @@ ATOMS = {
     "L": "the duration in seconds, with six decimals",
     "p": "the worker's process id, as in <4711>",
 }
-"""Atoms without a parameter, in gunicorn's order and meaning."""
+"""Atoms without a parameter, with gunicorn's order and meaning."""
 
 NUMBERS = frozenset("sBTMD")
-"""Atoms whose value is a number, for which `d` may stand in place of `s`."""
+"""Atoms whose value is a number; they may end in `d` instead of `s`."""
 
 PRESETS = {
     "common": '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s',
@@ -43,14 +43,14 @@ PRESETS = {
 """Formats with a name: Apache's two, of which `combined` is gunicorn's default."""
 
 UVICORN = "uvicorn"
-"""The name of uvicorn's format, which atoms can't express: it has the reason phrase."""
+"""The name of uvicorn's format. Atoms can't express it, because it has the reason phrase."""
 
 _WORDS = {
     "host": "h", "client": "h", "user": "u", "time": "t", "request": "r", "method": "m",
     "path": "U", "query": "q", "protocol": "H", "status": "s", "bytes": "B", "size": "B",
     "referer": "f", "agent": "a", "duration": "D", "seconds": "L", "pid": "p",
 }  # fmt: skip
-"""What people write who don't know the letter."""
+"""Words that people may write instead of an atom's letter."""
 
 _PIECE = re.compile(
     r"%(?:(?P<percent>%)|"
@@ -61,17 +61,17 @@ _PIECE = re.compile(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Atom:
-    """One value in a line. `field` is the parameter of `{field}i`, in lower case, else empty."""
+    """One value in a line. `field` is the parameter of `{field}i` in lower case, or empty."""
 
     name: str
     field: str = ""
 
 
 def parse(text: str) -> tuple[str, tuple[Atom, ...]]:
-    """A template for printf-style formatting, and what to fill it with, in order.
+    """A template for printf-style formatting, and the atoms for its values, in order.
 
-    `text` is a format, or the name of a preset. Raises ValueError for one that says nothing, or
-    has an atom that isn't known.
+    `text` is a format, or the name of a preset. Raises ValueError for a format without atoms or
+    with an unknown atom.
     """
     text = PRESETS.get(text.strip(), text)
     template, atoms, end = "", [], 0
@@ -102,7 +102,7 @@ def _atom(match: re.Match[str]) -> Atom:
     whole, name, field, kind = match[0], match["atom"], match["field"], match["kind"]
     if field:
         if match["where"] not in ("i", "o", "e"):
-            raise ValueError(f"unknown atom {whole!r}; after a name in braces come i, o or e")
+            raise ValueError(f"unknown atom {whole!r}; a name in braces is followed by i, o or e")
         atom = Atom(match["where"], field.lower())
     elif name in ATOMS:
         atom = Atom(name)

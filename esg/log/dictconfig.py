@@ -1,7 +1,7 @@
-"""`--log-config`: logging as a file says, in the forms of Python's `logging.config`.
+"""`--log-config`: a file configures logging, in the forms of Python's `logging.config`.
 
-The loggers are `esg` and `esg.access`. A file written for uvicorn, which names its loggers
-instead, means ESG's. https://docs.python.org/3/library/logging.config.html
+The loggers are `esg` and `esg.access`. If a file was written for uvicorn and names uvicorn's
+loggers, its settings apply to ESG's. https://docs.python.org/3/library/logging.config.html
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from esg.errors import ConfigError
 from esg.settings.kinds import copied
 
 Definition = dict[str, Any] | str
-"""What a file says: the dictionary in it, or the text of one in .ini form."""
+"""The content of a file: the dictionary in it, or its text if it is in .ini form."""
 
 _UVICORN = "uvicorn.logging."
 _THEIRS = {"uvicorn", "uvicorn.error", "uvicorn.access"}
 
 
 def read(path: str, origin: str) -> Definition:
-    """Read a .json, .yaml or .yml file; any other is JSON if it begins with a brace, else .ini.
+    """Read a .json, .yaml or .yml file. Any other is JSON if it begins with a brace, else .ini.
 
     `origin` names the setting that the path came from. Raises ConfigError.
     """
     where = f"{origin}: {path}"
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # a byte order mark is no part of it
+        text = Path(path).read_text(encoding="utf-8-sig")  # without a byte order mark
     except OSError as error:
         raise ConfigError(f"{where}: can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{where}: is not text in UTF-8") from None
     parse = _PARSERS.get(Path(path).suffix.lower())
     if parse is None and text.lstrip().startswith("{"):
-        parse = json.loads  # no file in .ini form begins like that
+        parse = json.loads  # a file in .ini form can't begin with a brace
     try:
         return _ini(text, path) if parse is None else _dictionary(parse, text)
     except ImportError:
@@ -99,7 +99,7 @@ def apply(
     *,
     colors: bool | None = None,
 ) -> None:
-    """Configure logging by `definition`. Raises ConfigError, which says what is wrong and `where`.
+    """Configure logging by `definition`. Raises ConfigError, whose text begins with `where`.
 
     The definition may name classes of the `application`. `colors` says whether uvicorn's formatters
     in it write in colour; None leaves that to the definition.
@@ -110,11 +110,11 @@ def apply(
                 named = _apply_ini(definition, colors)
             else:
                 named = _apply_dictionary(definition, colors)
-    except Exception as error:  # noqa: BLE001 - such a file names code, which may raise anything
+    except Exception as error:  # noqa: BLE001 - the file names code, which may raise anything
         cause = f": {_line(error.__cause__)}" if error.__cause__ else ""
         raise ConfigError(f"{where}: can't configure logging: {_line(error)}{cause}") from None
     log, access = logging.getLogger("esg"), logging.getLogger("esg.access")
-    log.disabled = access.disabled = False  # dictConfig disables loggers that it isn't told of
+    log.disabled = access.disabled = False  # dictConfig disables loggers that the file doesn't name
     if named & _THEIRS and "esg" not in named:
         log.parent = logging.getLogger("uvicorn.error")
         if "esg.access" not in named:
@@ -197,7 +197,7 @@ def _of_uvicorn(formatters: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-_NO_COLORS = "no formatter of uvicorn's in a dictionary, to which --use-colors could apply"
+_NO_COLORS = "--use-colors needs one of uvicorn's formatters in a dictionary, and there is none"
 
 
 def _apply_ini(text: str, colors: bool | None) -> set[str]:
@@ -213,7 +213,7 @@ def _apply_ini(text: str, colors: bool | None) -> set[str]:
 
 
 def _available(name: object) -> Any:
-    """A formatter of uvicorn's, or its like from here where uvicorn isn't installed."""
+    """A formatter's name; this module's class replaces uvicorn's if uvicorn isn't installed."""
     of_uvicorn = isinstance(name, str) and name.startswith(_UVICORN)
     if of_uvicorn and importlib.util.find_spec("uvicorn") is None:
         return f"{__name__}.{str(name).removeprefix(_UVICORN)}"
@@ -225,7 +225,7 @@ def _line(error: BaseException | None) -> str:
 
 
 class DefaultFormatter(logging.Formatter):
-    """`%(levelprefix)s`: the level, a colon, and padding. What uvicorn's class of the name does."""
+    """Adds `%(levelprefix)s`: the level, a colon, and padding. Replaces uvicorn's class."""
 
     def __init__(self, *args: Any, use_colors: bool | None = None, **kwargs: Any) -> None:
         """By default, colours are used if standard output is a terminal and NO_COLOR isn't set."""
@@ -248,7 +248,7 @@ class DefaultFormatter(logging.Formatter):
 
 
 class AccessFormatter(DefaultFormatter):
-    """`%(client_addr)s`, `%(request_line)s` and `%(status_code)s` of an access line, besides."""
+    """Also adds `%(client_addr)s`, `%(request_line)s` and `%(status_code)s` of an access line."""
 
     def _add(self, record: logging.LogRecord) -> None:
         super()._add(record)

@@ -1,4 +1,4 @@
-"""Log files: opened, written in whole lines, reopened under the same descriptor.
+"""Opens log files, writes whole lines to them, and reopens them under the same descriptor.
 
 A log file keeps its descriptor's number for life; reopening puts another file behind the number
 (dup3(2)), so the code that writes to it needn't be notified. Nothing here raises an exception
@@ -31,16 +31,17 @@ from collections.abc import Callable, Iterable
 from esg.errors import LogFileError
 
 STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
-"""Names of the standard streams, which can't be opened where they are sockets (as in systemd)."""
+"""Names of the standard streams. They can't be opened by name if they are sockets (systemd)."""
 
 MODE = 0o640
-"""Permissions of a log file that is created, less the umask: logs hold what clients sent."""
+"""Permissions of a new log file, less the umask. They are strict because logs have clients'
+data."""
 
 PIPE_ATOMIC = 4096
 """Bytes that one write(2) puts into a pipe whole or not at all: pipe(7), PIPE_BUF."""
 
 TERMINAL_ROOM = 256
-"""Bytes that a terminal takes without waiting when poll(2) says that it takes any."""
+"""Bytes that a terminal accepts without waiting if poll(2) reports it as writable."""
 
 BACKLOG_LIMIT = 256 * 1024
 """Bytes of lines that a process keeps for a log that has no room at the moment."""
@@ -56,7 +57,7 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
 
 
 MOST_LINKS = 40
-"""Symbolic links that are followed on the way to a file: path_resolution(7)."""
+"""The most symbolic links to follow on the way to a file: path_resolution(7)."""
 
 
 def open_log(path: str, mode: int = MODE) -> int:
@@ -144,23 +145,23 @@ def _place(path: str) -> tuple[int, str]:
 def _refused_link(name: str, owner: int) -> OSError:
     return OSError(
         errno.ELOOP,
-        f"{name!r} is a symbolic link of user {owner}, and ESG, as root, follows only root's",
+        f"{name!r} is a symbolic link of user {owner}, and as root, ESG only follows links of root",
     )
 
 
 def _check_links(fd: int, folder: int) -> None:
-    """Raise OSError for a file with several names, where others may have added this one."""
+    """Raise OSError for a file with several names if users other than root may have added one."""
     status, place = os.fstat(fd), os.fstat(folder)
     is_open = place.st_uid != 0 or place.st_mode & 0o022
     if stat.S_ISREG(status.st_mode) and status.st_nlink > 1 and is_open:
         raise OSError(
             errno.EMLINK,
-            "it has several names (hard links), in a folder that not only root may write to",
+            "it has several names (hard links), in a folder that other users may write to",
         )
 
 
 def probe(path: str) -> int:
-    """Raise the OSError that `open_log` would, but leave the file as it is, or not there.
+    """Raise the OSError that `open_log` would raise, without creating or changing the file.
 
     Returns a descriptor of /dev/null. A named pipe isn't opened, since its reader would notice.
     """
@@ -169,7 +170,7 @@ def probe(path: str) -> int:
             folder, _ = _place(path)
             if folder >= 0:
                 os.close(folder)
-    path = os.path.realpath(path)  # a link to nowhere would have its target created
+    path = os.path.realpath(path)  # `open_log` would create the missing target of a link
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -183,27 +184,27 @@ def probe(path: str) -> int:
 
 
 def _require(place: str, access: int, path: str) -> None:
-    """Raise the OSError for `path` that comes of having no such access to `place`."""
+    """Raise an OSError about `path` if this process lacks `access` to `place`."""
     if not os.access(place, access, effective_ids=True):
         code = errno.EACCES if os.path.exists(place) else errno.ENOENT
         raise OSError(code, os.strerror(code), path)
 
 
 Sink = Callable[[bytes], int]
-"""Writes as much as there is room for, without waiting; BlockingIOError if there is none."""
+"""Writes as much as there is room for, without waiting. Raises BlockingIOError without any room."""
 
 
 class LogFile:
-    """A file that processes append whole lines to, or one of the standard streams."""
+    """A file to which processes append whole lines, or one of the standard streams."""
 
     def __init__(self, fd: int, path: str = "") -> None:
         """`path` is absolute; a stream has none, and is never reopened."""
         self.fd = fd
         self.path = path
         self.complain: Callable[[str], None] = complain_on_stderr
-        """Told, in one line and not too often, that the file can't be written."""
+        """Called with a line that says why the file can't be written, at most once a minute."""
         self.report: Callable[[str], None] = complain_on_stderr
-        """Called with the number of lost lines once the file can be written again."""
+        """Called with a line that has the number of lost lines, once the file can be written."""
         self._complained_at = -COMPLAINT_PAUSE
         self._torn = False
         self._lost = 0
@@ -218,7 +219,7 @@ class LogFile:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return self.path or {1: "standard output", 2: "standard error"}.get(
             self.fd, f"fd {self.fd}"
         )
@@ -229,7 +230,7 @@ class LogFile:
         return bool(self._backlog)
 
     def write(self, data: bytes) -> None:
-        """Append lines. They are kept if there is no room now, and lost if there are too many."""
+        """Append lines. They are kept if there is no room now, and lost if too many are kept."""
         if self._backlog and not self._write_backlog():
             self._keep(data)
             return
@@ -254,7 +255,7 @@ class LogFile:
             self._report_loss()
 
     def _put(self, data: bytes) -> bytes:
-        """Write lines; returns those without room. Lines that fail in another way are lost."""
+        """Write lines; returns the rest if there is no room. After another error they are lost."""
         done = 0
         try:
             if self._torn:
@@ -270,7 +271,7 @@ class LogFile:
         except BlockingIOError:
             return data[done:]
         except OSError as error:
-            # A disk can become full in the middle of a line; the next one must not go on there.
+            # A disk can become full in the middle of a line; the next line must not continue it.
             self._torn = self._torn or data[done - 1 : done] not in (b"", b"\n")
             self._lose(data[done:], str(error))
         return b""
@@ -318,7 +319,7 @@ class LogFile:
         self._look()
 
     def reopen(self) -> None:
-        """Open the path anew, as after a rotation. Raises OSError, and keeps the old file then."""
+        """Reopen the path, for example after a rotation. Raises OSError, and keeps the old file."""
         if self.path:
             self.take_over(open_log(self.path))
 
@@ -338,14 +339,14 @@ class LineStream:
         return len(text)
 
     def flush(self) -> None:
-        """Does nothing: `LogFile` has already written every line that there was room for."""
+        """Do nothing: `LogFile` has already written every line that there was room for."""
 
     def fileno(self) -> int:
         """The descriptor of the standard stream."""
         return self._file.fd
 
     def isatty(self) -> bool:
-        """Whether that is a terminal."""
+        """Whether the standard stream is a terminal."""
         return os.isatty(self._file.fd)
 
 
@@ -372,7 +373,7 @@ def _stream_sink(fd: int) -> tuple[Sink, bool]:
     """
     try:
         status = os.fstat(fd)
-    except OSError:  # it is closed, and writing says so
+    except OSError:  # it is closed; a write will raise an error
         return (lambda data: os.write(fd, data)), False
     identity = status.st_dev, status.st_ino
     known = _streams.get(fd)
@@ -385,7 +386,7 @@ def _stream_sink(fd: int) -> tuple[Sink, bool]:
 def _sink_for(fd: int, mode: int) -> Sink:
     if stat.S_ISSOCK(mode):
         with contextlib.suppress(OSError):
-            sock = socket.socket(fileno=fd)  # or Python doesn't know its kind
+            sock = socket.socket(fileno=fd)  # fails if Python doesn't know the kind of socket
             sock.detach()
             return functools.partial(_send, fd)
     if stat.S_ISFIFO(mode) or (stat.S_ISCHR(mode) and os.isatty(fd)):
@@ -479,10 +480,10 @@ def _pieces(data: bytes) -> list[bytes]:
 
 
 class LogFiles:
-    """The log files a process has open, each path once."""
+    """The log files that a process has open; each path is open once."""
 
     def __init__(self, opener: Callable[[str], int] = open_log) -> None:
-        """`opener` gives a descriptor for a path, or raises OSError."""
+        """`opener` opens a path and returns a descriptor, or raises OSError."""
         self._opener = opener
         self._files: dict[str, LogFile] = {}
         self._streams: dict[int, LogFile] = {}
@@ -490,7 +491,7 @@ class LogFiles:
     def open(self, path: str, stream: int, origin: str) -> LogFile:
         """The file at `path`; `-` is the descriptor `stream`.
 
-        Raises LogFileError, naming the path's `origin`, if it can't be opened.
+        Raises LogFileError, which names the path's `origin`, if the file can't be opened.
         """
         if path == "-" or path in STREAMS:
             fd = STREAMS.get(path, stream)
@@ -506,13 +507,16 @@ class LogFiles:
         return self._files[path]
 
     def keep(self, wanted: Iterable[LogFile]) -> None:
-        """Close the files that are not `wanted` any more."""
+        """Close all files except the `wanted` ones."""
         paths = {file.path for file in wanted}
         for path in self._files.keys() - paths:
             os.close(self._files.pop(path).fd)
 
     def reopen(self) -> tuple[list[LogFile], list[str]]:
-        """Open every path anew; gives the files that were, and what is wrong with the others."""
+        """Reopen every path.
+
+        Returns the reopened files, and an error message for each other one.
+        """
         reopened, errors = [], []
         for file in self._files.values():
             try:
@@ -537,7 +541,7 @@ class LogFiles:
         return [*self._streams.values(), *self._files.values()]
 
     def take_over(self, paths: Iterable[str], fds: Iterable[int]) -> None:
-        """Put these open files behind the paths; one for a path that isn't open is closed."""
+        """Replace the files at these paths; a descriptor for a path that isn't open is closed."""
         for path, fd in zip(paths, fds, strict=False):
             if path in self._files:
                 self._files[path].take_over(fd)
@@ -553,9 +557,9 @@ def complain_on_stderr(line: str) -> None:
 
 
 def secure_standard_streams() -> None:
-    """Put /dev/null behind standard streams that are closed.
+    """Open /dev/null for standard streams that are closed.
 
-    Else the next socket would get descriptor 1 or 2, and what is printed would go to a client.
+    Otherwise the next socket would get descriptor 1 or 2, and printed text would go to a client.
     """
     for fd in (0, 1, 2):
         try:
@@ -563,7 +567,7 @@ def secure_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
             os.set_inheritable(fd, True)
-    # They stay open for as long as the process lives.
+    # They stay open until the process ends.
     sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115

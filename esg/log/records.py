@@ -1,9 +1,9 @@
-"""Records of the log: one grammar for all of them, as text or JSON, and how a line is written.
+"""Formats the log's records as text or JSON, with one grammar for all of them, and writes them.
 
 A record is a line `TIME LEVEL SUBJECT EVENT`, where SUBJECT says which process it is about:
 `worker=3 gen=2 pid=4711 ready`, `arbiter gen=2 pid=4700 serving workers=4`. Details such as a
-traceback follow in lines that begin with two spaces. Nothing that an application or a client sends
-can begin a line in another way, or hide inside one.
+traceback follow in lines that begin with two spaces. Text from an application or a client can't
+begin a record, and control characters in it are escaped.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from esg.log.files import LogFile, complain_on_stderr
 from esg.seldom import Seldom
 
 TRACE = 5
-"""The level below DEBUG, with uvicorn's number: connections as they come and go."""
+"""The level below DEBUG, with uvicorn's number; it logs when connections begin and end."""
 
 logging.addLevelName(TRACE, "TRACE")
 
 logger = logging.getLogger("esg")
 access_logger = logging.getLogger("esg.access")
-"""What access lines go through where `--log-config` says how they are logged."""
+"""The logger for access lines; only used with `--log-config`."""
 
 CONTINUATION = "  "
-"""How the further lines of a record begin."""
+"""The beginning of a record's second and further lines."""
 
 _COLORS = {
     TRACE: "\033[34m",
@@ -43,18 +43,21 @@ RESET = "\033[0m"
 BOLD = "\033[1m"
 
 LISTENING = "listening on "
-"""How the line begins that says where clients connect; on a terminal the address stands out."""
+"""The beginning of the line with an address to connect to; the address is bold on a terminal."""
 
 _ADDRESS = re.compile(rf"({LISTENING})(\S+)")
 
 
 class Subject(str):
-    """Whom a record is about, as text that knows its parts. `worker` is None for the arbiter."""
+    """The process that a record is about, as text with attributes.
+
+    The arbiter's `worker` is None.
+    """
 
     __slots__ = ("generation", "pid", "worker")
 
     def __new__(cls, worker: int | None, generation: int, pid: int, text: str = "") -> Subject:
-        """`text` is what it says, if not the usual."""
+        """`text` replaces the usual text, `worker=1 gen=1 pid=1`."""
         who = "arbiter" if worker is None else f"worker={worker}"
         subject = super().__new__(cls, text or f"{who} gen={generation} pid={pid}")
         subject.worker, subject.generation, subject.pid = worker, generation, pid
@@ -66,12 +69,12 @@ class Subject(str):
 
 
 def worker_subject(number: int, generation: int, pid: int) -> Subject:
-    """How a line about a worker begins."""
+    """The subject of records about a worker."""
     return Subject(number, generation, pid)
 
 
 def arbiter_subject(generation: int, pid: int) -> Subject:
-    """How a line about the arbiter begins."""
+    """The subject of records about the arbiter."""
     return Subject(None, generation, pid)
 
 
@@ -79,9 +82,9 @@ _failures = Seldom()
 
 
 def log_event(level: int, subject: Subject, event: str, detail: str = "") -> None:
-    """Log an event about `subject`. `detail` is a traceback or the like that belongs to it.
+    """Log an event about `subject`. `detail` has further lines, such as a traceback.
 
-    Raises nothing: what `--log-config` brings along may, and the caller has more to do than log.
+    It never raises, although code that `--log-config` names may: callers must be able to go on.
     """
     if not logger.isEnabledFor(level):
         return
@@ -91,7 +94,7 @@ def log_event(level: int, subject: Subject, event: str, detail: str = "") -> Non
     record.exc_text = detail or None
     try:
         logger.handle(record)
-    except Exception as error:  # noqa: BLE001 - filters and handlers may be anybody's
+    except Exception as error:  # noqa: BLE001 - filters and handlers may be the application's
         more = _failures.now(time.monotonic())
         if more is not None:
             count = f" ({more} more before it)" if more else ""
@@ -99,10 +102,10 @@ def log_event(level: int, subject: Subject, event: str, detail: str = "") -> Non
 
 
 class _Formatter(logging.Formatter):
-    """Takes a record apart: whom it is about, what happened, and the traceback if there is one."""
+    """Splits a record into its subject, the event, and the traceback if there is one."""
 
     def __init__(self, subject: Subject | None = None) -> None:
-        """`subject` is this process, whom records are about that don't say it."""
+        """`subject` is this process; it is used for records without a subject of their own."""
         super().__init__()
         self._subject = subject
 
@@ -144,7 +147,7 @@ class TextFormatter(_Formatter):
 
 
 class JSONFormatter(_Formatter):
-    """One JSON object a line: who, when, what. See docs/logging.md for the fields."""
+    """One JSON object per record. See docs/logging.md for the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         subject, event, detail = self._parts(record)
@@ -163,9 +166,9 @@ class JSONFormatter(_Formatter):
 
 
 def text_of(text: str) -> str:
-    """Text as a log may show it: further lines marked as such, control characters escaped.
+    """Text that is safe in a log: further lines are indented, control characters are escaped.
 
-    A tab stays one, since it can't move what it stands in to another line.
+    Tabs are kept, since a tab can't begin a new line.
     """
     if text.isprintable():
         return text
@@ -174,7 +177,7 @@ def text_of(text: str) -> str:
 
 
 def visible(line: str) -> str:
-    """A line with all that a terminal wouldn't just print made visible, as in `\\x1b`."""
+    """A line with every character that isn't printable, except tabs, escaped as in `\\x1b`."""
     if line.isprintable():
         return line
     return "".join(
@@ -202,7 +205,7 @@ def _utc(second: int) -> str:
 
 
 def wants_colors(setting: bool | None, fd: int) -> bool:
-    """Whether to colour what goes to `fd`: as the setting says, else if it is a terminal.
+    """Whether to colour text for `fd`. If the setting is None, terminals get colours.
 
     The variable NO_COLOR turns that default off (https://no-color.org).
     """
@@ -212,10 +215,10 @@ def wants_colors(setting: bool | None, fd: int) -> bool:
 
 
 class LineHandler(logging.Handler):
-    """Writes each record with one write(2), which keeps records of several processes apart.
+    """Writes each record with one write(2), so that records of several processes don't mix.
 
-    On a pipe that holds for records of up to 4096 bytes, and for longer ones as long as the pipe
-    has room (pipe(7), PIPE_BUF).
+    On a pipe this works for records of up to 4096 bytes, and for longer ones if the pipe has room
+    (pipe(7), PIPE_BUF).
     """
 
     def __init__(self, file: LogFile, formatter: logging.Formatter, level: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Where the log of a generation goes: its files, the handlers in this process, `--log-config`."""
+"""Sets up a generation's log: its files, the handlers in this process, and `--log-config`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class LogSetup:
 
     @classmethod
     def open(cls, config: Config, files: LogFiles) -> LogSetup:
-        """Open what the settings name. Raises LogFileError or ConfigError."""
+        """Open the files that the settings name. Raises LogFileError or ConfigError."""
         error = files.open(config.error_logfile, 2, config.origin("error_logfile"))
         path = config.access_logfile if config.access_log else "-"
         access = files.open(path, 1, config.origin("access_logfile"))
@@ -62,10 +62,10 @@ class LogSetup:
         return cls(config, files, error, access, definition)
 
     def apply(self, subject: Subject) -> None:
-        """Have this process, which is `subject`, log in this way from now on.
+        """Make this process log in this way from now on; `subject` is the process.
 
-        Raises ConfigError if the file of `--log-config` can't be used; the log is on standard
-        error then.
+        Raises ConfigError if the file of `--log-config` can't be used; the log then goes to
+        standard error.
         """
         self._apply_options(subject)
         config = self.config
@@ -118,7 +118,7 @@ class LogSetup:
                     handler.setStream(LineStream(self.files.open("-", fd, "")))
 
     def _apply_options(self, subject: Subject) -> None:
-        """What there is to do without a `--log-config`."""
+        """Configure logging by the options other than `--log-config`."""
         config = self.config
         formatter: logging.Formatter
         if config.log_format == "json":
@@ -136,18 +136,18 @@ class LogSetup:
             log.handlers[:] = [LineHandler(self.error, formatter), *_of_others(log)]
             log.setLevel(config.log_level.upper())
             log.propagate = log.disabled = False
-        # For records that nobody else takes, as of "asyncio" where the application sets up no
-        # logging of its own. The root logger is the application's, and left alone.
+        # For records without a handler, for example of "asyncio" if the application doesn't set up
+        # logging. The root logger belongs to the application, so it isn't changed.
         logging.lastResort = LineHandler(self.error, formatter, logging.WARNING)
         if config.log_format == "json" or _captures_warnings:
             _take_warnings(LineHandler(self.error, formatter))
 
     def keep_only(self) -> None:
-        """Close the log files of other generations, in a process that writes to these alone."""
+        """Close the log files of other generations, in a process that writes only to its own."""
         self.files.keep((self.access, self.error))
 
     def check(self, subject: Subject, current: LogSetup) -> None:
-        """Raise ConfigError if this can't be applied; `current` is what is in force, and stays."""
+        """Raise ConfigError if this set-up can't be applied. `current` is in force again after."""
         if self.definition is None:
             return
         try:
@@ -157,10 +157,9 @@ class LogSetup:
 
 
 def check_logging(config: Config) -> None:
-    """Find what would be wrong with logging as these settings say, and write to no file.
+    """Check the logging settings without writing to a file. Raises LogFileError or ConfigError.
 
-    What `--log-config` says is applied to this process, without handlers that are files. Raises
-    LogFileError or ConfigError.
+    A `--log-config` is applied to this process, but its files are only probed.
     """
     files = LogFiles(probe)
     try:
@@ -174,7 +173,7 @@ def check_logging(config: Config) -> None:
 
 @contextlib.contextmanager
 def _without_files() -> Iterator[None]:
-    """Have handlers that are files only look whether they can be; then they are taken away."""
+    """Make file handlers only probe their files, and remove these handlers at the end."""
     streams: list[TextIO] = []
 
     def probed(handler: logging.FileHandler) -> TextIO:
@@ -235,7 +234,7 @@ _captures_warnings = False
 
 @contextlib.contextmanager
 def captured_warnings() -> Iterator[None]:
-    """Have Python's warnings logged, which it would print, in a process that is ESG's own."""
+    """Log Python's warnings instead of printing them, in a process that belongs to ESG."""
     global _captures_warnings
     log, printed = logging.getLogger("py.warnings"), warnings.showwarning
     handlers = log.handlers[:]
@@ -252,9 +251,9 @@ def captured_warnings() -> Iterator[None]:
 
 
 def _take_warnings(handler: LineHandler) -> None:
-    """Log Python's warnings, unless the root logger has handlers: then they are the application's.
+    """Log Python's warnings, unless the root logger has handlers.
 
-    Or those of `--log-config`.
+    In that case the application or `--log-config` handles them.
     """
     handler.addFilter(_nobody_else_does)
     log = logging.getLogger("py.warnings")
@@ -273,7 +272,7 @@ _PYTHONS_LAST_RESORT = logging.lastResort
 
 
 def _peers_loggers() -> list[logging.Logger]:
-    """The PEERS_LOGGERS without handlers, or with one that ESG gave them earlier."""
+    """Those of PEERS_LOGGERS that have no handlers, or a handler that ESG added earlier."""
     loggers = [logging.getLogger(name) for name in PEERS_LOGGERS]
     return [log for log in loggers if not log.handlers or len(_of_others(log)) < len(log.handlers)]
 
@@ -284,7 +283,7 @@ def _of_others(log: logging.Logger) -> list[logging.Handler]:
 
 
 class SavedLogging:
-    """What a LogSetup changes in this process, to be put back."""
+    """The state that a LogSetup changes in this process, so that it can be restored."""
 
     def __init__(self) -> None:
         loggers = logger, access_logger, logging.getLogger("py.warnings"), *_peers_loggers()
@@ -296,7 +295,8 @@ class SavedLogging:
         self._captures_warnings = getattr(logging, "_warnings_showwarning", None) is not None
 
     def restore(self) -> None:
-        """Log as at the time this was made; what a `--log-config` set up elsewhere stays."""
+        """Restore the state at the creation of this object. Other loggers that a `--log-config` set
+        up aren't changed."""
         for log, handlers, level, propagate, disabled, parent in self._loggers:
             log.handlers[:] = handlers
             log.setLevel(level)
@@ -314,22 +314,23 @@ def _report_in_log(line: str) -> None:
 
 
 def stay_enabled() -> None:
-    """Undo what an application did to ESG's loggers, and that of warnings, without meaning to.
+    """Enable ESG's loggers and the logger of warnings again.
 
-    `logging.config` disables every logger that it isn't told of, unless it is told not to.
+    An application may have disabled them unintentionally: by default, `logging.config` disables
+    every logger that a configuration doesn't name.
     """
     logger.disabled = access_logger.disabled = False
     logging.getLogger("py.warnings").disabled = False
 
 
 def reopen_handlers() -> None:
-    """Reopen the files of handlers that `--log-config` or the application have made."""
+    """Reopen the files of handlers that `--log-config` or the application has made."""
     for _, handler in _file_handlers():
         _reopen(handler)
 
 
 def _file_handlers() -> list[tuple[logging.Logger, logging.FileHandler]]:
-    """Every handler that is a file, with its logger."""
+    """Every file handler, with its logger."""
     return _handlers_of(logging.FileHandler)
 
 
@@ -346,7 +347,7 @@ def _handlers_of(kind: type[H]) -> list[tuple[logging.Logger, H]]:
 
 
 def _reopen(handler: logging.FileHandler) -> None:
-    """Open a handler's file anew; it keeps the old one if that fails."""
+    """Reopen a handler's file; if that fails, it keeps the old one."""
     handler.acquire()
     try:
         if handler.stream is not None:

@@ -8,11 +8,11 @@ import pwd
 from esg.errors import ConfigError
 
 HIGHEST_ID = 2**32 - 2
-"""The one above is (uid_t) -1, by which setresuid(2) and chown(2) understand "leave it"."""
+"""The next number is (uid_t) -1, which means "don't change it" in setresuid(2) and chown(2)."""
 
 
 def find_user(text: str, origin: str) -> tuple[int, pwd.struct_passwd | None]:
-    """The uid of a user, and its entry; a number needs none. Raises ConfigError."""
+    """The uid of a user, and its entry; a number needs no entry. Raises ConfigError."""
     try:
         if _is_number(text):
             uid = _number(text)
@@ -34,9 +34,9 @@ def find_group(text: str, origin: str) -> int:
 
 
 def find_owner(text: str, origin: str) -> tuple[int, int]:
-    """Uid and gid of `USER`, `USER:GROUP` or `:GROUP`, as chown(1) has it; -1 for none.
+    """Uid and gid of `USER`, `USER:GROUP` or `:GROUP`, as in chown(1); -1 for a missing part.
 
-    A user alone comes without a group. Raises ConfigError.
+    `USER` doesn't imply the user's group. Raises ConfigError.
     """
     user, _, group = text.partition(":")
     uid = find_user(user, origin)[0] if user else -1
@@ -48,7 +48,7 @@ def _is_number(text: str) -> bool:
 
 
 def _number(text: str) -> int:
-    """A uid or gid. Raises ValueError for what can't be one."""
+    """A uid or gid. Raises ValueError for a number that can't be one."""
     number = int(text)
     if number > HIGHEST_ID:
         raise ValueError

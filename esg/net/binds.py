@@ -1,4 +1,4 @@
-"""Where to listen, as it is written: the text of a bind, and what it stands for."""
+"""Parses the text of a `--bind` into an address, a UNIX socket or a descriptor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Address:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UnixAddress:
-    """A UNIX socket to listen on: a path, or with `@` in front an abstract name (unix(7))."""
+    """A UNIX socket to listen on: a path, or an abstract name that begins with `@` (unix(7))."""
 
     path: str
 
@@ -38,13 +38,13 @@ class UnixAddress:
 
     @property
     def kernel_name(self) -> str:
-        """What bind(2) takes."""
+        """The name for bind(2)."""
         return "\0" + self.path[1:] if self.path.startswith("@") else self.path
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A socket that listens already: its descriptor, or its name in LISTEN_FDNAMES."""
+    """An inherited socket: its descriptor, or its name in LISTEN_FDNAMES."""
 
     which: int | str
 
@@ -80,7 +80,7 @@ def parse_bind(text: str, origin: str) -> Bind:
 
 
 def _is_host(host: str) -> bool:
-    """Whether it can be looked up at all: labels of 1 to 63 bytes (RFC 1035, section 2.3.4)."""
+    """Whether a name can be looked up: labels have 1 to 63 bytes (RFC 1035, section 2.3.4)."""
     try:
         host.encode("idna")
     except UnicodeError:
@@ -97,7 +97,7 @@ def _parse_unix(text: str, origin: str) -> UnixAddress:
     size = len(os.fsencode(path))
     if size > LONGEST_PATH:
         raise ConfigError(
-            f"{origin}: {text!r} has {size} bytes, and the path of a UNIX socket at most "
+            f"{origin}: {text!r} has {size} bytes, but the path of a UNIX socket has at most "
             f"{LONGEST_PATH}; choose a shorter one"
         )
     return UnixAddress(path)
@@ -107,7 +107,7 @@ def _parse_descriptor(text: str, origin: str) -> Descriptor:
     which = text.removeprefix("fd://")
     if which.isascii() and which.isdigit():
         if not _DESCRIPTOR.fullmatch(which) or int(which) > _HIGHEST_DESCRIPTOR:
-            raise ConfigError(f"{origin}: {text!r}: no descriptor has so high a number")
+            raise ConfigError(f"{origin}: {text!r}: the number is too high for a descriptor")
         return Descriptor(int(which))
     if not _NAME.fullmatch(which):
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""UNIX sockets that are files: made with their owner and mode, and removed if they are still ours.
+"""Makes the files of UNIX sockets, with owner and mode, and removes them if they are still ours.
 
-See unix(7). Nothing here deletes what isn't a socket, or one that somebody listens on.
+See unix(7). This module only deletes sockets, and only those that no program listens on.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from esg.net.accounts import find_owner
 from esg.settings.schema import Config
 
 LONGEST_PATH = 107
-"""Bytes that the name of a UNIX socket may have (unix(7), sun_path, less its NUL)."""
+"""The most bytes in the name of a UNIX socket (unix(7), sun_path, less its NUL)."""
 
 LONGEST_WAIT = 0.2
-"""Seconds to wait for another start that is about to listen in the same folder: it takes less."""
+"""Seconds to wait for another ESG that is starting to listen in the same folder; it needs less."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,14 +36,14 @@ class Access:
 
 
 def access(config: Config) -> Access:
-    """What the settings say of it. Raises ConfigError for an owner that there isn't."""
+    """The access that the settings ask for. Raises ConfigError for an unknown owner."""
     owner = find_owner(config.uds_owner, config.origin("uds_owner"))
     return Access(int(config.uds_mode, 8), *owner)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SocketFile:
-    """A file that a socket of ours is bound to; another one of that name isn't ours."""
+    """The file that a socket of ours is bound to, told apart from a later file of that name."""
 
     path: str
     device: int
@@ -57,9 +57,9 @@ class SocketFile:
 
     @property
     def is_there(self) -> bool:
-        """Whether it is still what is at its path.
+        """Whether the same file is still at the path.
 
-        A socket that is open pins the inode of its file, so no other file can have its number.
+        An open socket keeps the inode of its file in use, so no other file can get its number.
         """
         try:
             status = os.lstat(self.path)
@@ -75,17 +75,17 @@ class SocketFile:
 
 
 def listen(sock: socket.socket, path: str, access: Access, backlog: int) -> SocketFile:
-    """Listen at `path`, in place of a socket there that nobody listens on.
+    """Listen at `path`. A socket at that path that no program listens on is replaced.
 
-    It has its owner and its mode before anybody can connect, which takes listen(2). Raises
-    ListenError, whose text is the reason alone, or OSError; then there is no file.
+    The file gets its owner and mode before listen(2), so before any client can connect. Raises
+    ListenError, whose text is only the reason, or OSError; no file is left in that case.
     """
     with _sole_user_of(os.path.dirname(path) or "."):
         _make_room(path)
         file = _bind(sock, path, access.mode)
         try:
             if (access.uid, access.gid) != (-1, -1):
-                # Who may write to the folder may have put a link in its place by now.
+                # A user who may write to the folder may have replaced the file by a link by now.
                 os.chown(path, access.uid, access.gid, follow_symlinks=False)
             sock.listen(backlog)
         except OSError:
@@ -96,12 +96,11 @@ def listen(sock: socket.socket, path: str, access: Access, backlog: int) -> Sock
 
 @contextlib.contextmanager
 def _sole_user_of(folder: str) -> Iterator[None]:
-    """Keep other starts of this program out of a folder.
+    """Prevent another ESG that starts at the same time from listening in a folder.
 
-    Between bind(2) and listen(2) a socket looks like one that was left behind, and whoever starts
-    at the same time would delete it. The lock is on the folder itself, so it leaves no file; where
-    it isn't to be had, since the folder can't be read or something else has it locked, it goes
-    without.
+    Between bind(2) and listen(2) a socket looks like an abandoned one, and the other ESG would
+    delete it. The lock is on the folder itself, so it needs no file. If the lock isn't available,
+    because the folder can't be read or another program has locked it, this goes on without it.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -114,7 +113,7 @@ def _sole_user_of(folder: str) -> Iterator[None]:
 
 
 def _lock(fd: int) -> bool:
-    """Whether the lock was free. Raises OSError where the file system has none."""
+    """Whether the lock was free. Raises OSError if the file system doesn't support locks."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -123,7 +122,7 @@ def _lock(fd: int) -> bool:
 
 
 def _bind(sock: socket.socket, path: str, mode: int) -> SocketFile:
-    """Make the file with its mode, which no link in its place can then direct elsewhere."""
+    """Make the file with its mode. chmod(2) after bind(2) might follow a link in its place."""
     before = os.umask(0o777 & ~mode)  # bind(2) asks for 777
     try:
         sock.bind(path)
@@ -138,15 +137,15 @@ def _make_room(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(kind):
-        what = "a folder" if stat.S_ISDIR(kind) else "no socket"
-        raise ListenError(f"there is a file of that name, which is {what}; choose another path")
+        what = "is a folder" if stat.S_ISDIR(kind) else "isn't a socket"
+        raise ListenError(f"there is a file of that name, which {what}; choose another path")
     if is_served(path):
-        raise ListenError("a program listens on it; stop that, or choose another path")
+        raise ListenError("a program listens on it; stop that program, or choose another path")
     os.unlink(path)
 
 
 def is_served(path: str) -> bool:
-    """Whether somebody listens on the socket at `path`. Raises OSError if that can't be told."""
+    """Whether a program listens on the socket at `path`. Raises OSError if this is unknown."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -154,7 +153,7 @@ def is_served(path: str) -> bool:
         except OSError as error:
             if error.errno == errno.ECONNREFUSED:
                 return False
-            # A full queue, and a socket of another type, which says nothing of who reads it.
+            # EAGAIN: its queue is full. EPROTOTYPE: a socket of another type, which may be in use.
             if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
                 raise
     return True

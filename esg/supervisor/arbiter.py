@@ -619,7 +619,7 @@ class Arbiter:
         self._reloader.stop()
 
     def _tell(self, action: do.Tell) -> None:
-        self._notifier.tell(action.state, action.status, anew=action.anew)
+        self._notifier.tell(action.state, action.status, again=action.again)
         generation = self._generations.current
         setproctitle(f"esg: arbiter [{generation.config.title}] gen {generation.number}")
         self._log(logging.DEBUG, f"{action.state}: {action.status}")

@@ -1,4 +1,4 @@
-"""The control socket: takes commands from `esgctl`, and answers when their outcome is known.
+"""The control socket: receives commands from `esgctl`, and answers when their result is known.
 
 Anyone who may open the socket's file may give commands: the arbiter's user and root.
 """
@@ -53,7 +53,7 @@ class Client:
 
 
 class Control:
-    """The arbiter's end. It never blocks, so a client that stalls delays nobody else."""
+    """The arbiter's end. It never blocks, so a client that stalls delays no other client."""
 
     def __init__(
         self, selector: selectors.BaseSelector, on_command: Callable[[str, int, str], None]
@@ -73,7 +73,7 @@ class Control:
     def open(self, path: str, origin: str) -> None:
         """Listen at `path`. Raises ListenError, and then leaves nothing open.
 
-        An existing socket that nobody listens on is replaced. Any other file is left alone.
+        An existing socket that no program listens on is replaced. Any other file is left alone.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -104,7 +104,7 @@ class Control:
             self._sock.close()
 
     def close(self) -> None:
-        """Close for good. Clients that still wait are disconnected without an answer."""
+        """Close the socket. Clients that are waiting are disconnected without an answer."""
         for client in list(self._clients.values()):
             self._drop(client)
         if self._file is not None:
@@ -116,16 +116,16 @@ class Control:
             self._sock = None
 
     def next_deadline(self) -> float | None:
-        """When `turn` wants to be called, in monotonic seconds."""
+        """The time by which `turn` has to be called, in monotonic seconds; None for any time."""
         return self._paused_until
 
     def turn(self, now: float) -> None:
-        """Accept again, if it is time to."""
+        """Accept again at the end of a pause."""
         if self._paused_until is not None and now >= self._paused_until:
             self._resume()
 
     def _pause(self) -> None:
-        """Stop watching for clients: every turn of the loop would find them, and fail again."""
+        """Stop watching for clients for a while: accept(2) would fail in every turn of the loop."""
         assert self._sock is not None
         self._selector.unregister(self._sock)
         self._paused_until = time.monotonic() + PAUSE

@@ -1,7 +1,7 @@
-"""Signals of the arbiter: a table from signal to event, and the file that wakes the loop.
+"""Signals of the arbiter: a table from signal to event, and the socket that wakes the loop.
 
-A handler only takes note of its signal, and the interpreter writes to a socket that the loop
-watches. The loop then acts on the signal as it acts on any other event.
+A handler only stores its signal, and the interpreter writes to a socket that the loop watches. The
+loop then handles the signal like any other event.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ EVENTS: dict[signal.Signals, Event] = {
     signal.SIGTTOU: Resize(-1),
     signal.SIGUSR1: ReopenRequested(),
 }
-"""Signals that need nothing else to become an event of the fleet."""
+"""Signals, each with the event of the fleet that it causes."""
 
 RELOAD = signal.SIGHUP
 CHILD = signal.SIGCHLD
 
 COUNTED = (signal.SIGTTIN, signal.SIGTTOU, signal.SIGINT)
-"""Signals that are acted on as often as they come. Of any other signal, several that wait to be
-read count as one, as pending signals do in the kernel (signal(7)).
+"""Signals of which each one counts. Any other signal counts once if it arrives several times before
+it is read, like pending signals in the kernel (signal(7)).
 """
 
 UNAVAILABLE = (signal.SIGUSR2,)
-"""Signals without a meaning yet. Their default action would end the process, so they are handled
-by logging a warning.
+"""Signals without a meaning yet. They only log a warning; their default action would end the
+process.
 """
 
 HANDLED = (*EVENTS, RELOAD, CHILD, *UNAVAILABLE)

@@ -1,8 +1,8 @@
 """The listening sockets of each generation, by its number.
 
-A generation shares the sockets of the generations before it, as far as it has the same binds; a new
-bind is opened before its first worker boots, so a bind that fails refuses the reload. A socket that
-was given up is never used again, because workers that drain keep new connections away from it.
+A generation shares the sockets of earlier generations that have the same binds. A new bind is
+opened before the generation's first worker boots; if it fails, the reload is refused. A socket that
+was given up is never used again, because its draining workers refuse new connections on it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from esg.supervisor.systemd import Notifier
 
 @dataclass(slots=True)
 class _Opened:
-    """What one generation listens on."""
+    """The listeners of one generation."""
 
     config: Config
     listeners: Sequence[Listener]
     retired: bool = False
-    """Whether only workers that still accept need it."""
+    """Whether they are only needed until the last worker that accepts on them drains."""
 
 
 class Sockets:
-    """What the arbiter listens on, and for which generation."""
+    """The arbiter's listeners, by generation."""
 
     def __init__(
         self,
@@ -45,10 +45,10 @@ class Sockets:
         workers: Callable[[], Iterable[WorkerHandle]],
         log_error: Callable[[str], None] | None = None,
     ) -> None:
-        """`notifier` keeps copies, for a crash; `log` takes what the operator should know.
+        """`notifier` stores copies of the sockets for a crash. `log` logs a line for the operator.
 
-        `workers` gives those that may have listeners open; `log_error` takes faults, by default
-        `log` does.
+        `workers` returns the workers that may have listeners open. `log_error` logs faults; by
+        default, `log` does.
         """
         self._log = log
         self._log_error = log_error or log
@@ -59,10 +59,10 @@ class Sockets:
         self._opened: dict[int, _Opened] = {}
 
     def begin(self, number: int, config: Config, handed: Sequence[Handed]) -> list[str]:
-        """Listen for the first generation, also on what the service manager has handed over.
+        """Listen for the first generation, also on sockets that the service manager handed over.
 
-        A handed-over socket that it doesn't listen on is closed; returns the names of these, for a
-        warning. Raises as `open`.
+        Sockets that no bind claims are closed; their names are returned for a warning. Raises the
+        same errors as `open`.
         """
         stored = [item for item in handed if is_stored(item)]
         self._handed = [item for item in handed if item not in stored]
@@ -72,7 +72,7 @@ class Sockets:
             listeners = self._open(number, config, kept, at_start=True)
         except BaseException:
             for listener in kept:
-                listener.close()  # the service manager keeps it for the next try
+                listener.close()  # the service manager keeps its copy for the next start
             raise
         used = {listener.borrowed for listener in listeners}
         unused = [item for item in self._handed if item.fd not in used]
@@ -83,23 +83,23 @@ class Sockets:
     def open(self, number: int, config: Config) -> Sequence[Listener]:
         """Listen for a generation with this configuration.
 
-        Raises ListenError or ConfigError; then all is as before.
+        Raises ListenError or ConfigError; nothing has changed then.
         """
         self.look_after()
         return self._open(number, config, self._all(), at_start=False)
 
     def of(self, number: int) -> Sequence[Listener]:
-        """What a generation listens on."""
+        """The listeners of a generation."""
         return self._opened[number].listeners
 
     def retire(self, number: int) -> None:
-        """There will be no more workers of a generation; it may have nothing open."""
+        """Note that a generation gets no more workers. It may have no listeners."""
         if number in self._opened:
             self._opened[number].retired = True
             self.release()
 
     def release(self) -> None:
-        """Close what only retired generations have and no worker accepts from any more."""
+        """Close the listeners of retired generations on which no worker accepts any more."""
         accepting = {worker.generation for worker in self._workers() if worker.accepts}
         before = self._opened
         self._opened = {
@@ -133,7 +133,7 @@ class Sockets:
                 self._complain(listener, config, f"{fault}; {self._mend(listener, config)}")
 
     def _mend(self, listener: Listener, config: Config) -> str:
-        """Have it take connections again; returns what was done, for the log."""
+        """Make a listener accept connections again; returns what was done, for the log."""
         if listener.repair(config.backlog):
             return "listening again"
         try:
@@ -155,18 +155,18 @@ class Sockets:
             self._log_error(f"{listener.url(config.scheme)}: {text}{count}")
 
     def given_up(self, listeners: Sequence[Listener]) -> list[str]:
-        """The addresses of those that were given up."""
+        """The addresses of those listeners that were given up."""
         held = self._all()
         return [listener.url() for listener in listeners if listener not in held]
 
     def let_go(self, kept: Sequence[Listener]) -> None:
-        """Close this process's descriptors of all but these; for a child, which has copies."""
+        """In a forked child: close its copies of all listeners except the `kept` ones."""
         for listener in self._all():
             if listener not in kept:
                 listener.close()
 
     def close(self) -> None:
-        """Close all for good."""
+        """Close all listeners."""
         for listener in self._all():
             self._close(listener)
         self._opened = {}
@@ -193,7 +193,7 @@ class Sockets:
         return listeners
 
     def _leaving(self) -> list[tuple[str, Listener]]:
-        """What was given up, each with a worker that may still have it."""
+        """The listeners that were given up, each with a worker that may still have it open."""
         held = self._all()
         return [
             (f"worker {worker.number} (pid {worker.pid})", listener)

@@ -53,8 +53,8 @@ class Notifier:
         `capacity` is FDSTORE.
         """
         self.capacity = capacity
-        """How many descriptors the manager stores; None if it doesn't say. systemd has said it
-        since version 254, except to units that may not store any.
+        """How many descriptors the manager stores; None if it doesn't say. systemd says it since
+        version 254, except to units that may not store any.
         """
         self.problem = ""
         """Why nothing can be sent to the address; empty if there is no problem."""
@@ -79,10 +79,10 @@ class Notifier:
         return cls(address, watchdog, _number(environ.pop("FDSTORE", "")))
 
     def send(self, *lines: str, fds: Sequence[int] = ()) -> bool:
-        """Send assignments, and descriptors, in one message; True if the manager has taken it.
+        """Send assignments, and descriptors, in one message; True if the manager has received it.
 
-        It never blocks. If the manager is too busy to take the message, it is sent later, except
-        with descriptors: then it is dropped.
+        It never blocks. If the manager is too busy, the message is sent later; a message with
+        descriptors is dropped instead.
         """
         if not self._address:
             return False
@@ -117,9 +117,9 @@ class Notifier:
         except OSError:
             self._unsent.clear()
 
-    def tell(self, state: State, status: str, *, anew: bool = False) -> None:
-        """Report the current state and status. `anew`: report the state even if it is the same."""
-        news = state != self._state or anew
+    def tell(self, state: State, status: str, *, again: bool = False) -> None:
+        """Report the current state and status. `again`: report the state even if it is the same."""
+        news = state != self._state or again
         usec = time.monotonic_ns() // 1000
         self.send(*(messages(state, usec) if news else ()), f"STATUS={_cut(status)}")
         if state != self._state:
@@ -138,7 +138,7 @@ class Notifier:
             self.send(f"EXTEND_TIMEOUT_USEC={int(EXTENSION * 1e6)}")
 
     def next_deadline(self) -> float | None:
-        """When `turn` wants to be called, in monotonic seconds."""
+        """The time by which `turn` has to be called, in monotonic seconds; None for any time."""
         deadlines = [self._next_ping] if self._watchdog and self._address else []
         if self._is_awaited:
             deadlines.append(self._next_extension)

@@ -237,7 +237,7 @@ def test_a_socket_that_nobody_listens_on_is_no_obstacle(start: Start, tmp_path: 
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("file", "there is a file of that name, which is no socket"),
+        ("file", "there is a file of that name, which isn't a socket"),
         ("folder", "there is a file of that name, which is a folder"),
         ("missing/control", "No such file or directory"),
         ("x" * 120, "AF_UNIX path too long"),

@@ -183,9 +183,9 @@ def test_a_socket_that_is_somebody_elses_by_now_is_left(start: Start, folder: Pa
 @pytest.mark.parametrize(
     ("prepare", "reason"),
     [
-        (lambda path: path.write_text("precious"), "which is no socket"),
+        (lambda path: path.write_text("precious"), "which isn't a socket"),
         (lambda path: path.mkdir(), "which is a folder"),
-        (lambda path: path.symlink_to("/nowhere"), "which is no socket"),
+        (lambda path: path.symlink_to("/nowhere"), "which isn't a socket"),
     ],
 )
 def test_what_is_no_socket_stays(
@@ -292,7 +292,7 @@ def connected() -> socket.socket:
 
 BAD_DESCRIPTORS = {
     "not open": (None, "isn't open"),
-    "a file": (tempfile.TemporaryFile, "no socket"),
+    "a file": (tempfile.TemporaryFile, "isn't a socket"),
     "UDP": (lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM), "that socket is UDP"),
     "not bound": (lambda: socket.socket(), "isn't bound"),
     "connected": (connected, "can't listen: Invalid argument"),
@@ -534,7 +534,7 @@ def test_a_bind_that_is_back_while_a_worker_leaves_it_is_refused_with_its_name(
     esg.reload()
     esg.write(both, "esg.toml")
     esg.signal(signal.SIGHUP)
-    esg.wait_for_log(rf"in use, perhaps by worker 1 \(pid {pid}\), which is on its way out")
+    esg.wait_for_log(rf"in use, perhaps by worker 1 \(pid {pid}\), which is stopping")
     answer(blocked)
     blocked.close()
     eventually(lambda: esg.workers() != [] and pid not in esg.workers(), "it is gone")
@@ -549,7 +549,7 @@ def test_the_ipv6_wildcard_takes_ipv4_clients_or_says_that_it_cannot(start: Star
     esg = start("-c", "esg.toml", listen=(), files={"esg.toml": text})
     esg.claim("reload refused")
     files = open_files(esg.arbiter)
-    refusal = rf"can't listen on \[::\]:{port} .*: it takes no IPv4 clients, .* restart"
+    refusal = rf"can't listen on \[::\]:{port} .*: it accepts no IPv4 clients, .* restart"
     for attempt in (1, 2):
         for host in ("127.0.0.1", "::1"):
             socket.create_connection((host, port), timeout=5).close()
@@ -566,7 +566,7 @@ def test_a_reload_takes_no_descriptor_of_the_arbiters_own(start: Start) -> None:
     for fd in range(3, 3 + len(files)):
         esg.write(f'bind = ["fd://{fd}"]\n', "esg.toml")
         esg.signal(signal.SIGHUP)
-        esg.wait_for_log(rf"can't listen on fd://{fd} \(.*handed over at a start")
+        esg.wait_for_log(rf"can't listen on fd://{fd} \(.*handed over only at startup")
     wait_for_open_files(esg.arbiter, files)
     assert esg.whoami()["generation"] == 1
 

@@ -405,8 +405,11 @@ def test_a_check_is_made_where_the_server_would_run(tmp_path, capsys):
         (["--bind", "nowhere:x"], "--bind: 'nowhere:x': expected HOST:PORT"),
         (["--bind", "a..b:80"], "--bind: 'a..b:80': 'a..b' can't be the name of a host"),
         (["--host", 64 * "x"], "can't be the name of a host"),
-        (["--bind", "fd://99999999999"], "no descriptor has so high a number"),
-        (["--fd", "99999999999"], "--fd: 'fd://99999999999': no descriptor has so high a number"),
+        (["--bind", "fd://99999999999"], "the number is too high for a descriptor"),
+        (
+            ["--fd", "99999999999"],
+            "--fd: 'fd://99999999999': the number is too high for a descriptor",
+        ),
         (["--chdir", "missing"], "--chdir: can't change to 'missing': No such file"),
         (["--workers", "0"], "--workers: invalid value '0'"),
     ],

@@ -1,4 +1,4 @@
-"""What a fleet may want done. The arbiter performs these, and nothing else has effects."""
+"""The actions that a fleet decides on. Only the arbiter performs them; the fleet has no effects."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Tell the worker to finish what is in flight within `grace` seconds, then exit.
+    """Tell the worker to finish its requests within `grace` seconds, then exit.
 
-    `final`: no other worker takes its place, so it also serves what the kernel's queue still holds.
+    `final`: no other worker takes its place, so it also accepts the connections in the queue.
     """
 
     number: int
@@ -32,7 +32,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """End a worker that boots. If it serves by now and hasn't been heard yet, it drains instead."""
+    """End a booting worker. If it already serves, and its message is on the way, it drains."""
 
     number: int
     grace: float
@@ -41,28 +41,28 @@ class Discard:
 
 @dataclass(frozen=True, slots=True)
 class Quit:
-    """Tell the worker to end at once: requests are cancelled, lifespan shutdown still runs."""
+    """Tell the worker to end immediately: requests are cancelled, the lifespan's shutdown runs."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class DumpStack:
-    """Have the worker write the stacks of its threads."""
+    """Make the worker write the stacks of its threads."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class AskWhere:
-    """Have a worker in boot write where it is; `ReportBoot` follows."""
+    """Make a booting worker write which line it is executing; `ReportBoot` follows."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReportBoot:
-    """Log that a worker has been booting for `seconds`, and where it is."""
+    """Log that a worker has been booting for `seconds`, and which line it is executing."""
 
     number: int
     seconds: float
@@ -70,9 +70,9 @@ class ReportBoot:
 
 @dataclass(frozen=True, slots=True)
 class ReportStop:
-    """Log what these workers have left to do, since the stop waits for them.
+    """Log which requests of these workers a stop is waiting for.
 
-    `quick`: they were told to end immediately, so nothing can cut that short.
+    `quick`: the workers were told to end immediately, so a further signal can't hurry them.
     """
 
     numbers: tuple[int, ...]
@@ -81,33 +81,33 @@ class ReportStop:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Log the stacks that the worker wrote, then SIGABRT."""
+    """Log the stacks that the worker wrote, then send it SIGABRT."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """SIGKILL."""
+    """Send the worker SIGKILL."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class CloseListeners:
-    """Close the arbiter's descriptors of the listening sockets."""
+    """Close the listening sockets in the arbiter."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReopenLogs:
-    """Open the log files again, here and in these workers."""
+    """Reopen the log files, in the arbiter and in these workers."""
 
     numbers: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ShowFailure:
-    """Have these workers, which run with `--debug`, show browsers why a reload failed."""
+    """Make these workers, which run with `--debug`, show in browsers why a reload failed."""
 
     numbers: tuple[int, ...]
     reason: str
@@ -116,9 +116,9 @@ class ShowFailure:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """Write a line about a worker, or about the arbiter where `number` is None.
+    """Log a line about a worker, or about the arbiter if `number` is None.
 
-    `detail` follows the line in the same record: a traceback, for instance.
+    `detail` follows the line in the same record; it may be a traceback.
     """
 
     level: Level
@@ -129,9 +129,9 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class ReadSettings:
-    """Read the settings for a reload. `job` is whose answer is due at its end, if anyone's.
+    """Read the settings for a reload. ReloadRequested or ReloadRefused follows.
 
-    ReloadRequested or ReloadRefused follows.
+    `job` is the command that is answered at the end of the reload, if a command asked for it.
     """
 
     job: int | None = None
@@ -139,7 +139,7 @@ class ReadSettings:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Open what this generation needs before its first worker: sockets and log files.
+    """Open this generation's sockets and log files, before its first worker is forked.
 
     Prepared or PrepareFailed follows.
     """
@@ -156,9 +156,9 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """There will be no more workers of this generation: its sockets and log files go.
+    """Close this generation's sockets and log files, because it gets no more workers.
 
-    Workers that still accept on a socket keep it open until they drain.
+    A socket on which a worker still accepts stays open until that worker drains.
     """
 
     generation: int
@@ -166,24 +166,24 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class StopWatching:
-    """End the watcher of files: nothing is reloaded any more."""
+    """End the watcher of `--reload`: there are no more reloads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """The fleet's state changed: for the service manager, the process title and the debug log."""
+    """Report a new state to the service manager, the process title and the debug log."""
 
     state: State
     status: str
-    anew: bool = False
-    """Whether a reload was asked for: then this reload begins, even during another one."""
+    again: bool = False
+    """Whether to report the state even if it is the same: a reload was asked for during another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Tell the client that asked for this job how it ended. `detail` is, for instance, a traceback.
+    """Tell the client that gave this command how it ended. `detail` may be a traceback.
 
-    `stopping`: it failed because ESG stops.
+    `stopping`: the command failed because ESG is stopping.
     """
 
     job: int
@@ -195,9 +195,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """Everything is done; end the arbiter with this code.
+    """End the arbiter with this exit code.
 
-    `reason` is why, if nothing ever served: it is repeated in the last line of the log.
+    If no worker ever served, `reason` says why; the last line of the log repeats it.
     """
 
     code: int

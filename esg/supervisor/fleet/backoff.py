@@ -1,4 +1,7 @@
-"""When to start a worker again after one failed: at once, then ever later, never not at all."""
+"""When to start a worker after another one failed: immediately, then after growing delays.
+
+It never gives up.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ STABLE_TIME = 60.0
 
 
 class Backoff:
-    """Delays of 0, 0.5, 1, 2 ... 30 seconds; a minute without a failure begins anew."""
+    """Delays of 0, 0.5, 1, 2 ... 30 seconds; after a minute without failures they begin at 0."""
 
     __slots__ = ("_failures", "retry_at")
 
@@ -19,8 +22,8 @@ class Backoff:
     def failed(self, now: float) -> float:
         """Note a failure; returns the seconds to wait before the next start.
 
-        Failures while a delay is running belong to the one that began it: four workers killed
-        together are one mishap, not four.
+        Failures during a delay count together with the failure that caused the delay: four workers
+        that are killed together are one failure, not four.
         """
         if now < self.retry_at:
             return self.retry_at - now

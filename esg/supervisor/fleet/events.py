@@ -1,4 +1,4 @@
-"""What can happen to a fleet. Facts, made by the arbiter; the fleet decides what follows."""
+"""The events of a fleet: the arbiter reports what happened, and the fleet decides what to do."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReady:
-    """The worker has booted and accepts."""
+    """The worker has booted and accepts connections."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerBootFailed:
-    """The worker said why it can't boot; its exit follows.
+    """The worker reported why it can't boot; its exit follows.
 
-    `detail` is the application's traceback, if there is one; `exit_code` what the arbiter ends
-    with if nothing has ever served.
+    `detail` is the application's traceback, if there is one. `exit_code` is the arbiter's exit code
+    if no worker has ever served.
     """
 
     number: int
@@ -36,7 +36,7 @@ class WorkerBootFailed:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDue:
-    """The worker wants to be replaced (max-requests, a TERM of its own), and serves on."""
+    """The worker wants to be replaced (max-requests, SIGTERM), and serves until then."""
 
     number: int
     reason: str
@@ -44,7 +44,7 @@ class WorkerDue:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRetiring:
-    """The worker drains without having been told to."""
+    """The worker has begun to drain, although the arbiter didn't tell it to."""
 
     number: int
     reason: str
@@ -52,9 +52,9 @@ class WorkerRetiring:
 
 @dataclass(frozen=True, slots=True)
 class WorkerExited:
-    """The process is gone; `status` is for people ("exit status 1", "killed by SIGKILL").
+    """The process has ended; `status` is text such as "exit status 1" or "killed by SIGKILL".
 
-    `clean`: it ended by itself and with success. `detail` is the stack a fatal signal left.
+    `clean`: it exited by itself with status 0. `detail` is the stack that a fatal signal wrote.
     """
 
     number: int
@@ -73,21 +73,21 @@ class SpawnFailed:
 
 @dataclass(frozen=True, slots=True)
 class BeatsRead:
-    """Seconds since each worker's event loop last turned; infinite if what it says can't be so."""
+    """Seconds since each worker's event loop last turned; infinite if its heartbeat is invalid."""
 
     ages: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadAsked:
-    """A reload was asked for. `job` is whose answer is due at its end, if anyone's."""
+    """A reload was asked for. `job` is the command to answer at its end, if there is one."""
 
     job: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadRequested:
-    """The settings for a reload were read, and are valid: a new generation is to be served."""
+    """The settings for a reload are valid: there is a new generation to serve."""
 
     generation: int
     terms: Terms
@@ -96,7 +96,7 @@ class ReloadRequested:
 
 @dataclass(frozen=True, slots=True)
 class ReloadRefused:
-    """The settings for a reload were read, and are bad."""
+    """The settings for a reload are invalid."""
 
     reason: str
     job: int | None = None
@@ -104,14 +104,14 @@ class ReloadRefused:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What this generation needs is open."""
+    """The sockets and log files of this generation are open."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareFailed:
-    """Something that this generation needs can't be opened."""
+    """A socket or log file of this generation can't be opened."""
 
     generation: int
     reason: str
@@ -119,19 +119,19 @@ class PrepareFailed:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """More workers, or fewer."""
+    """The number of workers is to be increased by `by`, which may be negative."""
 
     by: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReopenRequested:
-    """The log files were moved away; new ones are to be opened in their place."""
+    """The log files are to be reopened; they may have been moved away."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShutdownRequested:
-    """Stop. `insistent`: a second such request (an impatient ^C) means quick."""
+    """Stop. `insistent`: if a stop has already begun, make it quick (a second Ctrl-C)."""
 
     quick: bool = False
     insistent: bool = False

@@ -1,9 +1,9 @@
 """The decisions of the process manager: events in, actions out; no clock, no system call.
 
 A worker goes through the states in `members`, a reload through the stages in `reload`. A reload, a
-recycle, a resize and a shutdown are all made of one step: bring replacements to READY, then drain
-what they replace. After each event the fleet compares the workers it has with those it wants
-(`_reconcile`), so that half-done work heals itself.
+recycle, a resize and a shutdown are all made of one step: start replacements, wait until they are
+READY, then drain the workers that they replace. After each event the fleet compares the workers
+that it has with those that it wants (`_reconcile`), so it also completes work that was interrupted.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from esg.supervisor.fleet.terms import Generation, Terms
 from esg.supervisor.fleet.waiting import Booting, Waiting
 
 OVERTAKEN_WAIT = 1.0
-"""Seconds for which a canary waits for one that it overtook to end, so that reloads in quick
-succession don't fill the memory with workers that nobody wants any more."""
+"""Seconds for which a canary waits for the end of an older canary that it overtook. Otherwise,
+reloads in quick succession would fill the memory with workers that aren't wanted any more."""
 
 
 @dataclass(slots=True)
@@ -35,17 +35,17 @@ class Shutdown:
 
     exit_code: int
     closes_at: float | None
-    """When the listeners are to be closed; None once they are."""
+    """When to close the listeners; None once they are closed."""
     quick: bool = False
     failure: str = ""
-    """Why nothing ever served, if that is why the fleet stops."""
+    """Why no worker ever served, if this is the reason for the stop."""
 
 
 class Fleet:
     """Wanted and actual workers. Single-threaded; times are monotonic seconds."""
 
     def __init__(self, terms: Terms, now: float, *, capacity: int = 1024) -> None:
-        """`terms` are those of generation 1; `capacity` is the most workers that there may be."""
+        """`terms` are those of generation 1; `capacity` is the largest number of workers."""
         self.current = Generation(1, terms)
         self.target = terms.workers
         self.members = Members()
@@ -67,7 +67,7 @@ class Fleet:
     # -- the interface -----------------------------------------------------------------
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Take in what happened at `now`; returns what is to be done, in order."""
+        """Take in an event that happened at `now`; returns the actions to perform, in order."""
         self._heartbeats.notice_suspension(self.members, now)
         self._HANDLERS[type(event)](self, event, now)
         self._escalate_overdue(now)
@@ -80,7 +80,7 @@ class Fleet:
         return out
 
     def next_deadline(self) -> float:
-        """When `handle` wants to be called again with a Tick, at the latest."""
+        """The time by which `handle` has to be called again, with a Tick if nothing happens."""
         deadlines = [m.deadline for m in self.members.values() if m.deadline is not None]
         deadlines.append(self._heartbeats.next_look)
         if self._shutdown is not None and self._shutdown.closes_at is not None:
@@ -98,7 +98,7 @@ class Fleet:
 
     @property
     def _closed(self) -> bool:
-        """Whether no worker is to accept any more."""
+        """Whether the listeners are closed, so that no worker should accept any more."""
         return self._shutdown is not None and self._shutdown.closes_at is None
 
     # -- events ------------------------------------------------------------------------
@@ -112,7 +112,7 @@ class Fleet:
             return
         hurried = self._shutdown is not None and self._shutdown.quick
         if member.discarded_at is not None and not (hurried or member.escalated):
-            # It served already when it was discarded, so it has requests to finish.
+            # It had begun to serve before it was discarded, so it has requests to finish.
             member.finish_requests(now)
         if not member.booting:
             return
@@ -180,7 +180,7 @@ class Fleet:
         self._shut_down(0, quick, now)
 
     def _on_tick(self, event: on.Tick, now: float) -> None:
-        """Time alone: what follows it is done after every event."""
+        """Do nothing here: `handle` checks the deadlines after every event."""
 
     # -- failures and deadlines --------------------------------------------------------
 
@@ -228,7 +228,7 @@ class Fleet:
             self._failed(member, "a worker could not boot", now, detail or message)
 
     def _failed(self, member: Member, reason: str, now: float, detail: str = "") -> None:
-        """A worker was lost by its own doing: undo its reload, or back off.
+        """A worker failed: undo its reload, or back off.
 
         `detail` says more about the reason; it may be a traceback.
         """
@@ -288,21 +288,21 @@ class Fleet:
         self._show_failure(reason)
 
     def _prepare_next(self) -> None:
-        """Prepare the newest reload that was asked for, unless another one has to end first."""
+        """Prepare the newest requested reload, unless another reload has to end first."""
         generation = self.reload.prepare_next() if self._served else None
         if generation is not None:
             self._out.append(do.Prepare(generation.number))
 
     def _promote(self) -> None:
-        """The canary is ready: from here on the new generation is what is wanted."""
+        """The canary is ready: from now on, workers of the new generation are wanted."""
         old, new = self.current.terms, self.reload.promote(self.current, self.target)
         if new.terms.workers != old.workers:
             self.target = new.terms.workers
         self._adopt(new)
-        self._backoff = Backoff()  # what failed before was other code
+        self._backoff = Backoff()  # earlier failures were those of other code
 
     def _adopt(self, generation: Generation) -> None:
-        """Make this generation the one that serves and that log lines name."""
+        """Make this generation the current one, which log lines name."""
         self.current = generation
         self._out.append(do.Adopt(generation.number))
 
@@ -328,7 +328,7 @@ class Fleet:
             self._out.append(do.ShowFailure(tuple(shown), reason, detail))
 
     def _is_rolled(self) -> bool:
-        """Whether enough of the new generation is ready, so that the rest of the old one goes."""
+        """Whether enough new workers are ready, so that all old ones can be drained."""
         ready = sum(member.ready for member in self.members.staying(self.current.number))
         return self.reload.stage is Stage.ROLLING and ready >= self.target
 
@@ -337,7 +337,7 @@ class Fleet:
         self._answer(jobs, True, f"reloaded gen={self.current.number} workers={self.target}")
 
     def _retire(self) -> None:
-        """Retire the generations that there won't be new workers of."""
+        """Retire the generations that get no more workers."""
         unneeded = self._unretired - self.reload.needed() - {self.current.number}
         self._unretired -= unneeded
         self._out += [do.Retire(number) for number in sorted(unneeded)]
@@ -366,7 +366,7 @@ class Fleet:
         return self._shutdown
 
     def _close_in_time(self, now: float) -> None:
-        """Close the listeners, and drain all workers, once load balancers had time to notice."""
+        """At the end of `--drain-delay`, close the listeners and drain all workers."""
         shutdown = self._shutdown
         if shutdown is None or shutdown.closes_at is None:
             return
@@ -391,8 +391,9 @@ class Fleet:
         self._discard_booting(now)
         rolled = self._is_rolled()
         jobs = self.reload.finish() if rolled else ()
-        # The order matters: a generation can take over the sockets of one that isn't retired yet,
-        # and the last worker of a retired one is told, when it drains, which sockets only it has.
+        # The order matters. A generation can take over the sockets of another generation only
+        # before that is retired. And when the last worker of a retired generation drains, it is
+        # told which sockets only this worker has.
         self._prepare_next()
         self._retire()
         self._drain_surplus(now)
@@ -419,7 +420,7 @@ class Fleet:
             self._out.append(member.discard(now, final=self._closed))
 
     def _drain_surplus(self, now: float) -> None:
-        """Drain as many ready workers as there are beyond the target: the stale ones first."""
+        """Drain ready workers beyond the target number, those of older generations first."""
         ready = self.members.ready()
         surplus = len(ready) - self.target
         if surplus <= 0:
@@ -434,7 +435,7 @@ class Fleet:
         self._out.append(member.drain(reason, now, final=self._closed))
 
     def _room(self) -> int:
-        """How many workers may be started at this moment."""
+        """The number of workers that may be started now."""
         free = self._capacity - len(self.members)
         most = self.target + self.current.terms.surge
         return min(most - len(self.members.active()), free)
@@ -454,10 +455,10 @@ class Fleet:
             self._spawn(candidate, now)
 
     def _waits_for(self, member: Member, now: float) -> bool:
-        """Whether a new canary waits for this one, which was overtaken and is about to end.
+        """Whether a new canary waits for the end of this worker, an overtaken canary.
 
-        It never waits for a worker that failed or that finishes requests, because the new canary
-        may be the repair.
+        It never waits for a worker that failed or that finishes requests, because the new
+        generation may be the repair.
         """
         began = member.discarded_at
         return (
@@ -486,7 +487,7 @@ class Fleet:
     # -- telling -----------------------------------------------------------------------
 
     def _report_waiting(self, now: float) -> None:
-        """Report from time to time what a boot or a stop that takes long is waiting for."""
+        """Log from time to time what a long boot or stop is waiting for."""
         booting = [Booting(m.number, m.since) for m in self.members.values() if m.booting]
         stopping = self.members if self._closed else ()
         quick = self._shutdown is not None and self._shutdown.quick
@@ -508,14 +509,14 @@ class Fleet:
             self._out.append(told)
 
     def _tell_reload(self) -> None:
-        """A reload was asked for: the service manager waits for its beginning and its end.
+        """Report that a reload was asked for: the service manager waits for its start and its end.
 
-        A reload that is refused is reported as one that ended immediately.
+        A refused reload is reported as one that ended immediately.
         """
         if self._complete and not self.stopping:
             status = self._status()
             self._told = do.Tell("reloading", status)
-            self._out.append(do.Tell("reloading", status, anew=True))
+            self._out.append(do.Tell("reloading", status, again=True))
 
     def _state(self) -> do.State:
         if self.stopping:

@@ -1,4 +1,4 @@
-"""Which workers' event loops stand still, and whether the arbiter itself did."""
+"""Finds workers whose event loop stands still, and notices when the arbiter itself stood still."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from collections.abc import Mapping
 from esg.supervisor.fleet.members import Member, Members
 
 STANDSTILL = 3.0
-"""Seconds for which the loop of a worker may stand still once its grace is over.
+"""Seconds for which the loop of a worker may stand still after its grace period.
 
 The lifespan's shutdown is allowed the same time, and may block.
 """
 
 CHECK_INTERVAL = 1.0
-"""Seconds between two looks at the workers' beats; they beat as often."""
+"""Seconds between two checks of the workers' heartbeats, and between two heartbeats."""
 
 CONFIRMATION = 0.5
-"""Seconds from the look that finds a worker late to the one that may condemn it.
+"""Seconds from the check that finds a worker late to the check that may declare it stuck.
 
-After a pause of the whole machine every worker looks late. In this time, the event loop of each
-healthy worker has turned again.
+After a pause of the whole machine, every worker looks late. Within this time, the event loop of
+every healthy worker turns again.
 """
 
 LATENESS = 0.05
-"""Seconds by which a beat may be late without being counted as missing."""
+"""Seconds by which a heartbeat may be late without being counted as missing."""
 
 SUSPENSION = 3.0
-"""A gap between two events longer than this means that the arbiter itself stood still."""
+"""If the time between two events is longer than this, the arbiter itself stood still."""
 
 
 class Heartbeats:
-    """Looks at the workers' beats once a second, and sooner if one could be stuck by then."""
+    """Checks the heartbeats once a second, and earlier if a worker could be stuck before that."""
 
     def __init__(self, now: float) -> None:
         self.next_look = now + CHECK_INTERVAL
         self._last_event = now
 
     def notice_suspension(self, members: Members, now: float) -> None:
-        """Forgive the workers the time in which the arbiter, and perhaps they too, stood still."""
+        """After the arbiter stood still, extend the deadlines of the workers by that time."""
         gap = now - self._last_event
         self._last_event = now
         if gap <= SUSPENSION:
@@ -56,7 +56,7 @@ class Heartbeats:
         """
         if now < self.next_look:
             return []
-        if now - self.next_look > CONFIRMATION:  # this process stood still; did the others?
+        if now - self.next_look > CONFIRMATION:  # the arbiter stood still; workers may have, too
             for late in members.values():
                 late.late_since = None
         self.next_look = now + CHECK_INTERVAL
@@ -68,13 +68,13 @@ class Heartbeats:
         return found
 
     def _is_stuck(self, member: Member, beat: float, now: float) -> bool:
-        """Whether a worker's event loop stands still; if that isn't sure yet, look again in time.
+        """Whether a worker is stuck. If it could be stuck soon, the next check is moved forward.
 
-        The next look is only brought forward for a worker that missed a beat. So a healthy fleet is
-        looked at once a second, and a stuck worker is still found in time.
+        This is only done for a worker that missed a heartbeat. So a healthy fleet is checked once a
+        second, and a stuck worker is still found in time.
         """
         if member.beat is None or beat - member.beat > LATENESS:
-            member.late_since = None  # it has turned since
+            member.late_since = None  # its loop has turned since the last check
         member.beat = beat
         stuck_at = _stuck_at(member, beat)
         missed = now - beat > CHECK_INTERVAL + LATENESS
@@ -90,9 +90,9 @@ class Heartbeats:
 
 
 def _stuck_at(member: Member, beat: float) -> float | None:
-    """When a worker counts as stuck if its loop doesn't turn after this beat; None for never.
+    """The time at which a worker counts as stuck if this was its last heartbeat; None for never.
 
-    The loop is known to stand still from when the next beat was due.
+    The loop is only known to stand still from the time at which the next heartbeat was due.
     """
     if member.booting or member.escalated:
         return None

@@ -1,7 +1,7 @@
 """The workers as the fleet sees them: their states, and the deadline of each state.
 
-A worker that is gone is no member any more. A worker that outlives its deadline goes through
-`ESCALATION`.
+A worker that has ended isn't a member any more. `ESCALATION` says what happens to a worker that
+outlives its deadline.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from esg.supervisor.fleet.terms import Generation
 
 
 class WorkerState(Enum):
-    """Where a worker is in its life."""
+    """The states of a worker's life."""
 
     BOOTING = "booting"
     READY = "ready"
@@ -28,7 +28,7 @@ NEXT_STATES: Mapping[WorkerState, frozenset[WorkerState]] = {
     WorkerState.READY: frozenset({WorkerState.DRAINING}),
     WorkerState.DRAINING: frozenset({WorkerState.DRAINING}),
 }
-"""Which state may follow which. A worker that is draining may be told again, with a new deadline.
+"""The states that may follow each state. A draining worker may be told again, with a new deadline.
 
 A worker can exit in every state.
 """
@@ -39,13 +39,13 @@ ESCALATION: tuple[tuple[Callable[[int], Action], float], ...] = (
     (do.Kill, 10.0),
     (do.Kill, 10.0),
 )
-"""What is done to a worker that outlives its deadline, and the seconds until the next step."""
+"""The steps against a worker that outlives its deadline, each with the seconds until the next."""
 
 EXIT_MARGIN = 8.0
-"""Seconds beyond its grace in which a worker cancels requests and shuts its lifespan down."""
+"""Seconds after its grace period for a worker to cancel requests and shut its lifespan down."""
 
 QUIT_GRACE = 8.0
-"""Seconds that a worker has to end after it was told to quit, or said that it can't boot."""
+"""Seconds for a worker to end after it was told to quit, or reported that it can't boot."""
 
 
 @dataclass(slots=True)
@@ -56,21 +56,21 @@ class Member:
     generation: Generation
     deadline: float | None
     since: float
-    """When it was forked."""
+    """The time at which it was forked."""
     grace_ends: float | None = None
     state: WorkerState = WorkerState.BOOTING
     due: str = ""
-    """Why it is to be replaced; empty if it isn't."""
+    """Why it has to be replaced; empty if it needn't be."""
     escalated: int = 0
-    """How many steps of the escalation were taken."""
+    """The number of steps of the escalation that were taken."""
     explained: bool = False
-    """Whether it has said why it can't boot."""
+    """Whether it has reported why it can't boot."""
     beat: float | None = None
-    """When its event loop last turned, as of the last look."""
+    """The time of its last heartbeat, as of the last check."""
     late_since: float | None = None
-    """When a look first found a beat missing that could soon be missing for too long."""
+    """The time of the check that first found it late, if it could be stuck soon."""
     discarded_at: float | None = None
-    """When it was told to end while it booted, unless it is known to have served by then."""
+    """The time at which it was told to end during its boot; None if it served by then."""
 
     @property
     def active(self) -> bool:
@@ -85,38 +85,38 @@ class Member:
         return self.state is WorkerState.READY
 
     def is_overdue(self, now: float) -> bool:
-        """Whether its requests have had their time."""
+        """Whether the time for its requests is over."""
         return self.grace_ends is not None and now >= self.grace_ends
 
     def become(self, state: WorkerState, deadline: float | None) -> None:
-        """Go to a state, which has this deadline."""
+        """Enter a state with this deadline."""
         assert state in NEXT_STATES[self.state], f"{self.state} is followed by {state}"
         self.state = state
         self.deadline = deadline
 
     def leave(self, deadline: float) -> None:
-        """It is on its way out from now on."""
+        """It is draining from now on."""
         self.become(WorkerState.DRAINING, deadline)
         self.discarded_at = None
 
     def finish_requests(self, now: float) -> None:
-        """It has its grace for what is in flight, then a margin for its own end."""
+        """Give it the grace period for its requests, and then a margin to end by itself."""
         self.grace_ends = now + self.generation.terms.graceful_timeout
         self.leave(self.grace_ends + EXIT_MARGIN)
 
     def drain(self, reason: str, now: float, *, final: bool) -> Action:
-        """Have it finish its requests, then exit."""
+        """Make it finish its requests, then exit."""
         self.finish_requests(now)
         return do.Drain(self.number, reason, self.generation.terms.graceful_timeout, final)
 
     def discard(self, now: float, *, final: bool) -> Action:
-        """Have it end while it boots."""
+        """Make it end during its boot."""
         self.leave(now + QUIT_GRACE)
         self.discarded_at = now
         return do.Discard(self.number, self.generation.terms.graceful_timeout, final)
 
     def quit(self, now: float) -> Action:
-        """Have it end at once."""
+        """Make it end immediately."""
         self.leave(now + QUIT_GRACE)
         return do.Quit(self.number)
 
@@ -128,7 +128,7 @@ class Member:
         return action(self.number)
 
     def forgive(self, gap: float) -> None:
-        """Put off its deadlines by this many seconds."""
+        """Extend its deadlines by this many seconds."""
         if self.deadline is not None:
             self.deadline += gap
         if self.grace_ends is not None:
@@ -139,11 +139,11 @@ class Members(dict[int, Member]):
     """The workers of a fleet, by number."""
 
     def active(self) -> list[Member]:
-        """Those that aren't on their way out."""
+        """The workers that aren't draining."""
         return [member for member in self.values() if member.active]
 
     def ready(self) -> list[Member]:
-        """Those that serve and are not on their way out."""
+        """The workers that serve and aren't draining."""
         return [member for member in self.values() if member.ready]
 
     def staying(self, generation: int) -> list[Member]:

@@ -1,8 +1,8 @@
-"""A reload, from the request to its end: which generations it is about, and who waits for it.
+"""The state of a reload from the request to its end: its generations, and the commands to answer.
 
 A request is queued, then its generation is prepared (sockets and log files are opened), then its
-first worker, the canary, boots. Once the canary is ready, the reload rolls through the workers.
-Whatever the fleet does about workers, it does itself; this module only keeps the books.
+first worker, the canary, boots. Once the canary is ready, the reload rolls: new workers replace the
+old ones. This module only keeps the state; the fleet decides what to do with the workers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from esg.supervisor.fleet.terms import Generation
 class Stage(Enum):
     """How far the running reload is."""
 
-    IDLE = "no reload runs"
+    IDLE = "no reload is running"
     CANARY = "the first worker of the new generation boots"
     ROLLING = "workers of the new generation replace those of the previous one"
 
@@ -28,21 +28,21 @@ NEXT_STAGES: Mapping[Stage, frozenset[Stage]] = {
     Stage.CANARY: frozenset({Stage.CANARY, Stage.ROLLING, Stage.IDLE}),
     Stage.ROLLING: frozenset({Stage.IDLE}),
 }
-"""Which stage may follow which."""
+"""The stages that may follow each stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A reload that was asked for and whose canary doesn't boot yet."""
+    """A reload that was asked for, until its canary is forked."""
 
     generation: Generation
     jobs: tuple[int, ...] = ()
-    """Whose answers are due at its end."""
+    """The commands to answer at its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Roll:
-    """What a reload past its canary replaces, to go back to if it fails."""
+    """What a rolling reload replaces, and goes back to if it fails."""
 
     previous: Generation
     previous_target: int
@@ -59,21 +59,21 @@ class Reload:
     def __init__(self) -> None:
         self.stage = Stage.IDLE
         self.candidate: Generation | None = None
-        """The generation whose canary boots."""
+        """The generation whose canary is booting."""
         self.roll: Roll | None = None
         self.queued: Request | None = None
         self.preparing: Request | None = None
         self.settled = 1
-        """The newest generation that has come to serve, or failed to."""
+        """The newest generation that has served or failed."""
         self._jobs: tuple[int, ...] = ()
 
     @property
     def running(self) -> bool:
-        """Whether a reload is prepared, boots its canary or rolls."""
+        """Whether a reload is preparing, booting its canary or rolling."""
         return self.stage is not Stage.IDLE or self.preparing is not None
 
     def needed(self) -> set[int]:
-        """The generations that there may yet be new workers of."""
+        """The generations that may still get new workers because of a reload."""
         found = {request.generation.number for request in (self.queued, self.preparing) if request}
         if self.candidate is not None:
             found.add(self.candidate.number)
@@ -82,7 +82,7 @@ class Reload:
         return found
 
     def is_candidate(self, generation: Generation) -> bool:
-        """Whether this is the generation whose canary boots."""
+        """Whether this is the generation whose canary is booting."""
         return self.candidate is not None and self.candidate.number == generation.number
 
     def ask(self, generation: Generation, job: int | None) -> None:
@@ -91,16 +91,17 @@ class Reload:
         self.queued = Request(generation, jobs if job is None else (*jobs, job))
 
     def prepare_next(self) -> Generation | None:
-        """Take the queued request, unless a roll or a preparation has to end first."""
+        """Begin to prepare the queued request, unless a roll or a preparation has to end first."""
         if self.queued is None or self.preparing is not None or self.roll is not None:
             return None
         self.preparing, self.queued = self.queued, None
         return self.preparing.generation
 
     def prepared(self, number: int) -> bool:
-        """This generation is prepared: its canary may boot, in place of one that it overtakes.
+        """Note that this generation is prepared; returns whether its canary may boot now.
 
-        False if that isn't wanted any more, or has to wait for a roll that began meanwhile.
+        The canary takes the place of an older one that it overtakes. False if this generation isn't
+        wanted any more, or has to wait for a roll that began meanwhile.
         """
         request = self._take(number)
         if request is None:
@@ -112,17 +113,20 @@ class Reload:
             return False
         self._enter(Stage.CANARY)
         self.candidate = request.generation
-        # Whoever waits for a canary that is overtaken is told about the one in its place.
+        # Commands that wait for an overtaken canary are answered with the result of the newer one.
         self._jobs += request.jobs
         return True
 
     def refuse(self, number: int) -> tuple[int, ...] | None:
-        """This generation can't be prepared. Returns its jobs; None if it isn't wanted any more."""
+        """Note that this generation can't be prepared.
+
+        Returns its jobs; None if this generation isn't wanted any more.
+        """
         request = self._take(number)
         return None if request is None else request.jobs
 
     def promote(self, current: Generation, target: int) -> Generation:
-        """The canary is ready. Returns the generation that replaces the current one."""
+        """Note that the canary is ready. Returns the generation that replaces the current one."""
         assert self.candidate is not None
         self._enter(Stage.ROLLING)
         promoted, self.candidate = self.candidate, None
@@ -131,19 +135,19 @@ class Reload:
         return promoted
 
     def fail(self, generation: Generation) -> tuple[int, ...]:
-        """The running reload, which is to this generation, has failed. Returns its jobs."""
+        """Note that the running reload, to this generation, has failed. Returns its jobs."""
         self.settled = generation.number
         return self.finish()
 
     def finish(self) -> tuple[int, ...]:
-        """The running reload is over. Returns its jobs."""
+        """Note that the running reload is over. Returns its jobs."""
         self._enter(Stage.IDLE)
         self.candidate = self.roll = None
         jobs, self._jobs = self._jobs, ()
         return jobs
 
     def give_up(self) -> tuple[int, ...]:
-        """Forget what runs and all requests. Returns the jobs of all of them."""
+        """Forget the running reload and all requests. Returns the jobs of all of them."""
         jobs = self.finish() if self.stage is not Stage.IDLE else ()
         for request in (self.preparing, self.queued):
             jobs += request.jobs if request is not None else ()
@@ -151,7 +155,7 @@ class Reload:
         return jobs
 
     def _take(self, number: int) -> Request | None:
-        """The request that is being prepared, if it is this one."""
+        """End the preparation of this generation; None if another one or none is preparing."""
         request = self.preparing
         if request is None or request.generation.number != number:
             return None

@@ -1,7 +1,7 @@
-"""The settings that the fleet decides by, and a generation as the fleet knows it.
+"""The settings that the fleet's decisions depend on, and a generation as the fleet knows it.
 
-This is all that the fleet sees of a configuration. `Terms` are plain values, so they can be written
-down and read again, for instance by a process that takes over the workers of another one.
+The fleet sees no other part of a configuration. `Terms` are plain values, so they can be
+serialised, for instance for a process that takes over the workers of another one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Terms:
 
     @classmethod
     def of(cls, settings: object) -> Terms:
-        """The terms of a configuration: its attributes of the same names."""
+        """The terms of a configuration, from its attributes with the same names."""
         return cls(
             **{field.name: getattr(settings, field.name) for field in dataclasses.fields(cls)}
         )
@@ -32,7 +32,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What the fleet knows of a generation. The rest is in `esg.supervisor.generations`."""
+    """What the fleet knows about a generation. `esg.supervisor.generations` has the rest."""
 
     number: int
     terms: Terms

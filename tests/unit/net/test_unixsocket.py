@@ -82,7 +82,7 @@ def test_two_starts_do_not_take_each_others_socket(path):
         thread.join(10)
         assert outcome == [
             "the first listens",
-            "a program listens on it; stop that, or choose another path",
+            "a program listens on it; stop that program, or choose another path",
         ]
         assert file.is_there
 

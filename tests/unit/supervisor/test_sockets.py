@@ -171,7 +171,7 @@ def test_a_worker_that_drains_is_named_if_it_has_the_address(sockets, workers):
     less = config("127.0.0.1:0")
     sockets.open(2, less)
     sockets.retire(1)
-    said = r"in use, perhaps by worker 7 \(pid 4711\), which is on its way out; try again"
+    said = r"in use, perhaps by worker 7 \(pid 4711\), which is stopping; try again"
     with copy, pytest.raises(ListenError, match=said):
         sockets.open(3, config("127.0.0.1:0", address))
     sockets.open(3, config("127.0.0.1:0", address))
@@ -247,16 +247,18 @@ def test_a_socket_that_is_closed_cannot_be_had_back(sockets):
     item = handed("web")
     sockets.begin(1, config("127.0.0.1:0"), [item])
     for bind in (f"fd://{item.fd}", "fd://web"):
-        with pytest.raises(ListenError, match=r"handed over at a start.*; restart for it"):
+        with pytest.raises(
+            ListenError, match=r"handed over only at startup.*; restart ESG to use it"
+        ):
             sockets.open(2, config(bind))
-    with pytest.raises(ListenError, match=r"handed over at a start.*; restart for it"):
+    with pytest.raises(ListenError, match=r"handed over only at startup.*; restart ESG to use it"):
         sockets.open(2, config())
 
 
 def test_a_reload_does_not_take_descriptors_of_our_own(sockets):
     wanted = config("127.0.0.1:0")
     (listener,) = sockets.open(1, wanted)
-    with pytest.raises(ListenError, match="handed over at a start"):
+    with pytest.raises(ListenError, match="handed over only at startup"):
         sockets.open(2, config(f"fd://{listener.fileno()}"))
     assert sockets.of(1)[0].fileno() > 0
 

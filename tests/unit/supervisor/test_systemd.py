@@ -66,7 +66,7 @@ def test_a_state_is_announced_once_with_its_status(manager):
 def test_reloading_comes_with_the_time_in_one_message_and_again_if_it_begins_anew(manager):
     notifier = Notifier(manager.address)
     notifier.tell("reloading", "")
-    notifier.tell("reloading", "", anew=True)
+    notifier.tell("reloading", "", again=True)
     (first, _), (second, _) = manager.messages()
     assert first[0] == second[0] == "RELOADING=1"
     assert int(second[1].removeprefix("MONOTONIC_USEC=")) >= int(

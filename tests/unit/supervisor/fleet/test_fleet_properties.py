@@ -433,14 +433,14 @@ class FleetHistories(RuleBasedStateMachine):
 
     @invariant()
     def serving_is_only_told_of_what_serves(self) -> None:
-        """READY=1 is made of it; and nothing is told twice, unless it has begun anew."""
+        """READY=1 follows from it; and nothing is reported twice, unless a reload began again."""
         states = [told.state for told in self.world.told]
         if "serving" in states:
             assert self.served
         if "stopping" in states:
             assert set(states[states.index("stopping") :]) == {"stopping"}
         for told, after in zip(self.world.told, self.world.told[1:], strict=False):
-            assert told.state != after.state or told.status != after.status or after.anew
+            assert told.state != after.state or told.status != after.status or after.again
 
     @invariant()
     def a_good_answer_is_only_given_when_the_new_generation_serves_alone(self) -> None:
@@ -1176,7 +1176,7 @@ def states(world: World) -> list[str]:
     return [
         after.state
         for before, after in zip([None, *told], told, strict=False)
-        if before is None or before.state != after.state or after.anew
+        if before is None or before.state != after.state or after.again
     ]
 
 
