@@ -24,7 +24,7 @@ from esg.net.unixsocket import Access, SocketFile
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Handed:
-    """A socket that the service manager has handed over, as sd_listen_fds(3) describes."""
+    """A socket that the service manager passed to ESG, as sd_listen_fds(3) describes."""
 
     fd: int
     name: str
@@ -63,7 +63,7 @@ class Listener:
 
     @property
     def path(self) -> str | None:
-        """The path of a UNIX socket, `@NAME` of an abstract one, None of a TCP one."""
+        """The path of a UNIX socket, `@NAME` of an abstract one; None for a TCP socket."""
         if isinstance(self.name, tuple):
             return None
         return "@" + self.name[1:] if self.name.startswith("\0") else self.name
@@ -104,7 +104,7 @@ class Listener:
         if self.path is None and not self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return "it doesn't listen any more: a process that has the socket shut it down"
         if self.path is not None and is_shut(self.sock):
-            return "it takes no connections any more: a process that has the socket shut it down"
+            return "it accepts no connections any more: a process that has the socket shut it down"
         if self.path is None and has_filter(self.sock) != self.filtered:
             return "a process that has the socket attached a filter to it"
         if os.get_blocking(self.fileno()):
@@ -112,7 +112,7 @@ class Listener:
         return ""
 
     def repair(self, backlog: int) -> bool:
-        """Undo the faults that can be undone on the same socket; returns whether none is left.
+        """Repair the faults that can be repaired on the same socket; returns whether none is left.
 
         A TCP socket that was shut down can listen again (listen(2)), a UNIX socket can't.
         """
@@ -124,7 +124,7 @@ class Listener:
                     allow_new_connections(self.sock)
             with contextlib.suppress(OSError):
                 if not self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    with contextlib.suppress(OSError):  # only a port that the kernel chose is lost
+                    with contextlib.suppress(OSError):  # shutdown only unbinds a kernel-chosen port
                         self.sock.bind(self.name)
                     self.sock.listen(backlog)
         return not self.fault and name_of(self.sock) == self.name

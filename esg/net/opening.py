@@ -185,7 +185,8 @@ class _Opener:
     def _take(self, fd: int, address: Bind) -> Listener:
         if not self._at_start:
             raise ListenError(
-                "sockets are handed over at a start, and this one isn't listened on; restart for it"
+                "sockets are handed over only at startup, and ESG didn't adopt this one then; "
+                "restart ESG to use it"
             )
         self.opened.append(Listener(adopted(fd, self._backlog), address, borrowed=fd))
         return self.opened[-1]
@@ -206,9 +207,12 @@ class _Opener:
             yield f"by ESG itself, for {listener.bind}{advice}", listener.name
         for item in self._handed if self._at_start else ():
             _, name = stream_at(item.fd)
-            yield f"by the socket {item.name}, which was handed over; fd://{item.fd} takes it", name
+            text = (
+                f"by the socket {item.name}, which was handed over; bind fd://{item.fd} to use it"
+            )
+            yield text, name
         for who, listener in self._leaving:
-            text = f"perhaps by {who}, which is on its way out; try again when it is gone"
+            text = f"perhaps by {who}, which is stopping; try again when it has ended"
             yield text, listener.name
 
 
@@ -220,7 +224,7 @@ def _is_elsewhere(listener: Listener, address: Bind) -> bool:
 
 
 def takes_ipv4(address: Address, beside: Iterable[Listener], addresses: Iterable[Bind]) -> bool:
-    """Whether `::` in `address` takes IPv4 clients as well: if no other bind does on that port.
+    """Whether `::` in `address` accepts IPv4 clients as well: if no other bind does on that port.
 
     `beside` are other listeners of the same bind, `addresses` are all binds.
     """
@@ -244,8 +248,8 @@ def misfit(
     if wanted == (not listener.sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)):
         return ""
     if wanted:
-        return "it takes no IPv4 clients, because another bind did that until now"
-    return "it takes IPv4 clients as well, which another bind is to do from now on"
+        return "it accepts no IPv4 clients, because another bind did that until now"
+    return "it also accepts IPv4 clients, for which there is another bind now"
 
 
 def _overlap(one: SocketName, other: SocketName) -> bool:
@@ -296,7 +300,7 @@ def _exists(family: int, name: InetName) -> bool:
 def _explained(error: OSError, address: Bind) -> str:
     if error.errno == errno.EADDRINUSE:
         other = "port" if isinstance(address, Address) else "name"
-        return f"the address is in use; stop the program that has it, or choose another {other}"
+        return f"the address is in use; stop the program that uses it, or choose another {other}"
     if isinstance(address, Address) and error.errno == errno.EACCES and address.port < 1024:
         return (
             f"no permission for port {address.port}; use a port from 1024 up, "

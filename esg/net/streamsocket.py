@@ -99,10 +99,10 @@ def adopted(fd: int, backlog: int | None = None) -> socket.socket:
         is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
     except OSError:
         raise ListenError(
-            "that descriptor isn't open; whoever starts this program must hand it over"
+            "that descriptor isn't open; the program that starts ESG must hand it over"
         ) from None
     if not is_socket:
-        raise ListenError("that descriptor is no socket")
+        raise ListenError("that descriptor isn't a socket")
     with _borrowed(fd) as probe:
         reason = _why_unfit(probe) or _made_to_listen(probe, backlog)
     if reason:
@@ -172,7 +172,7 @@ def name_of(sock: socket.socket) -> SocketName:
 
 
 def is_shut(sock: socket.socket) -> bool:
-    """Whether a UNIX socket was shut down (shutdown(2)), so that it takes no more connections."""
+    """Whether a UNIX socket was shut down (shutdown(2)), so that it accepts no connections."""
     poll = select.poll()
     poll.register(sock, _POLLRDHUP)
     return any(events & (_POLLRDHUP | select.POLLHUP) for _, events in poll.poll(0))
@@ -194,9 +194,9 @@ def allow_new_connections(sock: socket.socket) -> None:
 def has_filter(sock: socket.socket) -> bool:
     """Whether a filter decides which packets a socket gets (socket(7), SO_ATTACH_FILTER).
 
-    If there is no room for the filter itself, the kernel returns its length. EACCES means that
-    there is a filter that can't be shown. `socket.getsockopt` can't be used: its buffer holds a few
-    bytes, but the kernel counts in instructions, and would write beyond the buffer.
+    If the buffer is too small for the filter, the kernel returns the filter's length. EACCES means
+    that there is a filter that can't be shown. `socket.getsockopt` can't be used: its buffer holds
+    a few bytes, but the kernel counts in instructions, and would write beyond the buffer.
     """
     length = ctypes.c_uint32(0)
     result = _libc.getsockopt(

@@ -1,4 +1,4 @@
-"""Lines of the access log in uvicorn's form, and lines for a terminal, with time and duration."""
+"""Makes access log lines in uvicorn's format, and lines for a terminal, with time and duration."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def terminal_line(colors: bool) -> Line:
 
 
 def terminal_refusal_line(colors: bool) -> Line:
-    """The same for a request that ESG answered itself, without its negligible duration."""
+    """The same for a request that ESG answered itself; it has no duration."""
     request, level = uvicorn_refusal_line(colors, ""), _terminal_level(colors)
     return lambda refused: f"{local_time(time.time())} {level}{request(refused)}"
 
@@ -128,7 +128,7 @@ def duration(seconds: float) -> str:
 
 
 def socket_message(record: SocketRecord) -> str:
-    """A WebSocket that was accepted or closed, in uvicorn's words, without the line's prefix."""
+    """The message of a WebSocket that was accepted or closed, in uvicorn's format, no prefix."""
     text = f'{peer(record.scope)} - "WebSocket {printable(record.target)}" [{record.event}]'
     return text if record.event == "accepted" else f"{text} {record.status} {record.seconds:.3f}s"
 

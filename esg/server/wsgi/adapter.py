@@ -24,7 +24,7 @@ class WSGIAdapter:
     """An ASGI application that runs a WSGI application."""
 
     def __init__(self, app: WSGIApplication, *, threads: int, multiprocess: bool) -> None:
-        """`threads` requests run at once; more wait for a thread, in the order they came.
+        """`threads` requests run at once; more wait for a thread, in the order they arrived.
 
         `multiprocess`: whether other processes serve the same application.
         """
@@ -50,7 +50,8 @@ class WSGIAdapter:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, the lifespan (which the application doesn't see), or refuse others."""
+        """Serve a request or the lifespan, which the application doesn't see; refuse a
+        WebSocket."""
         kind = scope["type"]
         if kind == "http":
             await self._serve(scope, receive, send)
@@ -58,10 +59,10 @@ class WSGIAdapter:
             await self._live(receive, send)
         else:
             await receive()
-            await send({"type": "websocket.close"})  # before it is accepted: a 403
+            await send({"type": "websocket.close"})  # without an accept this is a 403
 
     def close(self) -> None:
-        """Let the threads end when they are done; no request can be served any more."""
+        """Let the threads end when they are idle. No further request may be served."""
         self._threads.close()
         self._keep_in_children()
 

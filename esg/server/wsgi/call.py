@@ -1,13 +1,13 @@
 """One request of a WSGI application: the application in a thread, the client on the event loop.
 
-A `Call` has two sides. The application and all it calls (`start_response`, `write`, `wsgi.input`)
-run in a thread of the pool; `receive` and `send` run in the request's task on the event loop. The
-thread gives orders to the task and waits for the answers, so a slow client blocks its thread, never
-the loop, and no more of a body is in memory than the connection's buffer and one piece.
+A `Call` has two sides. The application and the functions that it calls (`start_response`, `write`,
+`wsgi.input`) run in a thread of the pool; `receive` and `send` run in the request's task on the
+event loop. The thread gives orders to the task and waits for the answers. So a slow client blocks
+its thread, never the loop, and only the connection's buffer and one piece of a body are in memory.
 
-A thread can't be cancelled. If the request ends before its thread does, because its grace is over,
-the thread's next read from the client or write to it raises ClientDisconnected. A worker that ends
-doesn't wait for such a thread.
+A thread can't be cancelled. If the request ends before its thread does, because its grace period is
+over, the thread's next read from the client or write to it raises ClientDisconnected. A worker that
+ends doesn't wait for the thread.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 WSGIApplication = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 FILE_BLOCK = 65536
-"""Bytes that `wsgi.file_wrapper` reads at once, at least: each block is a turn of the loop."""
+"""The least bytes that `wsgi.file_wrapper` reads at once: each block costs a turn of the loop."""
 
 HOP_BY_HOP = frozenset(
     (
@@ -54,12 +54,12 @@ HOP_BY_HOP = frozenset(
         "upgrade",
     )
 )
-"""Response fields that are dropped: they are the server's business (PEP 3333, "Other HTTP
-Features"). `Connection` is passed on, since the server obeys its `close`, and never copies it.
+"""Response fields that are dropped, because the server sets them (PEP 3333, "Other HTTP Features").
+`Connection` is passed on: the server closes the connection for `close`, and doesn't copy the field.
 """
 
 LOOK_EVERY = 0.1
-"""Seconds between two looks whether the client is still there, while no piece has any bytes."""
+"""Seconds between two checks of whether the client has left, while the pieces are empty."""
 
 _TOO_LONG = "the body is longer than its Content-Length"
 _STATUS = re.compile(r"([2-9][0-9]{2})(?: ([^\x00-\x1f\x7f]*))?")
@@ -69,16 +69,16 @@ class FileWrapper(wsgiref.util.FileWrapper):
     """`wsgi.file_wrapper`: a file as an iterable of blocks (PEP 3333, "Platform-Specific...")."""
 
     def __init__(self, filelike: Any, block_size: int = FILE_BLOCK) -> None:
-        """`block_size`: bytes to read at once, as far as that is more than FILE_BLOCK."""
+        """`block_size`: the bytes to read at once; at least FILE_BLOCK are read."""
         super().__init__(filelike, max(block_size, FILE_BLOCK))
 
 
 Order = Callable[[], Awaitable[Any]]
-"""What a thread wants its request's task to do."""
+"""Something that a thread wants its request's task to do."""
 
 
 class Call:
-    """One request: in a thread, `run` and what it calls; on the loop, `serve` and what it calls."""
+    """One request: a thread calls `run`, and the request's task on the loop calls `serve`."""
 
     __slots__ = (
         "_answer",
@@ -116,10 +116,10 @@ class Call:
         too_long: Seldom,
     ) -> None:
         self.thread = 0
-        """The thread that is at it: its identifier, or 0 for none."""
+        """The identifier of the thread that runs the application, or 0."""
         self._app = app
         self._environ = environ
-        # The environ is the application's to change.
+        # These are read now, because the application may change the environ.
         self._errors: ErrorStream = environ["wsgi.errors"]
         self._request = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         self._receive = receive
@@ -133,17 +133,17 @@ class Call:
         # the response
         self._head: Message | None = None
         self._head_sent = False
-        """Whether the head is out, so that nothing can be changed in it."""
+        """Whether the header section was sent, so that it can't be replaced any more."""
         self._remaining: int | None = None
-        """Bytes of body to come, if the application has said how many there are."""
+        """The bytes of the body that are still to come, if there is a Content-Length."""
         self._next_look = 0.0
-        """When to look again whether the client is there, in monotonic seconds."""
+        """When to check again whether the client has left, in monotonic seconds."""
         # between thread and task
         self._orders: deque[tuple[Order | None, bool]] = deque()
-        """What to do, and whether the thread waits for it; None says that the thread is done."""
+        """Orders, and whether the thread waits for the answer. None: the thread is done."""
         self._waiter: asyncio.Future[None] | None = None
         self._over = False
-        """Whether no order will be taken any more."""
+        """Whether the task has ended, so that it carries out no more orders."""
         self._answered: threading.Lock | None = None
         self._answer: Any = None
         self._error: BaseException | None = None
@@ -151,9 +151,9 @@ class Call:
     # -- on the loop -------------------------------------------------------------------
 
     async def look_at_body(self) -> None:
-        """Take what is there of the request's body: most bodies are there when the head is.
+        """Take the part of the request's body that has arrived; often this is the whole body.
 
-        But not if the client waits for a 100 (Continue), which asking for the body would send.
+        It isn't taken if the client waits for a 100 (Continue): receiving would send that.
         """
         self._input.more = True
         if "HTTP_EXPECT" in self._environ:
@@ -165,7 +165,7 @@ class Call:
             self._first_message = None
 
     async def serve(self) -> None:
-        """Carry out the thread's orders until it is done; raises what the application raised."""
+        """Carry out the thread's orders until it is done; raises the application's exception."""
         try:
             while True:
                 while not self._orders:
@@ -190,7 +190,7 @@ class Call:
             return
         try:
             self._answer = await order()
-        except Exception as error:  # noqa: BLE001 - the thread's to raise
+        except Exception as error:  # noqa: BLE001 - the thread raises it
             self._answer = error
         except asyncio.CancelledError:
             self._answer = ClientDisconnected("the request was cancelled")
@@ -207,14 +207,14 @@ class Call:
         return await self._receive()
 
     def _wake(self) -> None:
-        """There are orders."""
+        """On the loop: let the task carry out new orders."""
         if self._over:
             self._refuse()
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def _refuse(self) -> None:
-        """The request is over: nothing can be done for its thread any more."""
+        """Refuse the thread's orders, because the request is over."""
         while self._orders:
             order, answered = self._orders.popleft()
             if answered and self._answered is not None:
@@ -232,9 +232,9 @@ class Call:
 
     @classmethod
     def end_in_child(cls) -> None:
-        """In a forked child: have threads end the process that come back from the application.
+        """In a forked child: end the process if a thread returns from the application.
 
-        Nobody is there to carry out their orders.
+        The child has no task that could carry out the thread's orders.
         """
         tell = cls._tell
 
@@ -248,7 +248,7 @@ class Call:
     # -- in the thread: orders ---------------------------------------------------------
 
     def _tell(self, order: Order | None, answered: bool = False) -> None:
-        """Give an order. Raises ClientDisconnected if there is nobody to take it."""
+        """Give an order. Raises ClientDisconnected if the task has ended."""
         if not self._over:
             self._orders.append((order, answered))
             try:
@@ -259,7 +259,7 @@ class Call:
         raise ClientDisconnected("the request is over")
 
     def _ask(self, order: Order) -> Any:
-        """Give an order, and wait until it is carried out. Raises what that raised."""
+        """Give an order and wait for its result. Raises the order's exception."""
         if self._answered is None:
             self._answered = threading.Lock()
             self._answered.acquire()
@@ -270,7 +270,7 @@ class Call:
             try:
                 raise answer
             finally:
-                del answer  # with the traceback it got: a reference cycle
+                del answer  # its traceback has this frame: a reference cycle
         return answer
 
     def _ask_for_body(self) -> Message:
@@ -280,9 +280,9 @@ class Call:
     # -- in the thread: the application ------------------------------------------------
 
     def run(self) -> None:
-        """Call the application and send its response; raises nothing."""
+        """Call the application and send its response; never raises."""
         try:
-            if not self._over:  # while it waited for a thread
+            if not self._over:  # the request may have ended while it waited for a thread
                 self.thread = threading.get_ident()
                 self._context.run(self._respond)
         except BaseException as error:  # noqa: BLE001 - applications may raise anything
@@ -314,11 +314,11 @@ class Call:
                 close()
 
     def _send_all(self, result: Any) -> None:
-        """Send each piece as it comes; none waits for the one behind it (PEP 3333, "Buffering").
+        """Send each piece immediately, without waiting for the next (PEP 3333, "Buffering").
 
-        Up to the Content-Length, where the iteration ends (PEP 3333, "Handling the Content-Length
-        Header"). But an iterator may have something left to do after its last piece, so it is
-        asked for one more; most have none.
+        The iteration ends at the Content-Length (PEP 3333, "Handling the Content-Length Header").
+        But an iterator may still have code to run after its last piece, so it is asked for one
+        more piece; most have none.
         """
         complete = False
         for piece in _iterator(result):
@@ -340,7 +340,7 @@ class Call:
             self._send_last(b"")
 
     def _warn_too_long(self, result: Any) -> None:
-        """The end of a file's part is where it should be, and anything else a mistake."""
+        """Warn that the body is too long, except for a file: its Content-Length may be a part's."""
         if isinstance(result, FileWrapper):
             return
         suppressed = self._too_long.now(time.monotonic())
@@ -355,7 +355,7 @@ class Call:
         self._tell(lambda: self._send_each(messages))
 
     def write(self, piece: bytes) -> None:
-        """What `start_response` returns: send a piece, and wait while the client is too slow."""
+        """Send a piece, and wait if the client is slow. `start_response` returns this method."""
         if _checked(piece):
             if self._remaining is not None:
                 self._remaining -= len(piece)
@@ -368,14 +368,15 @@ class Call:
             self._look()
 
     def _look(self) -> None:
-        """Raise ClientDisconnected if the client has left, which sending nothing doesn't show."""
+        """Raise ClientDisconnected if the client has left; sending an empty piece doesn't show
+        it."""
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + LOOK_EVERY
             self._ask(lambda: self._send({"type": CHECK}))
 
     def _with_head(self, body: Message) -> list[Message]:
-        """The body's first piece takes the head along; until then, it can be replaced."""
+        """The messages for a piece: the first one also sends the head, which is final from then."""
         if self._head_sent:
             return [body]
         if self._head is None:
@@ -390,10 +391,10 @@ class Call:
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
     ) -> Callable[[bytes], None]:
-        """Take in the head of the response (PEP 3333, "The start_response() Callable").
+        """Set the head of the response (PEP 3333, "The start_response() Callable").
 
-        Raises TypeError or ValueError for a head that can't be sent; RuntimeError for a second
-        call without `exc_info`; the error of `exc_info` if it is too late to say that.
+        Raises TypeError or ValueError for an invalid head; RuntimeError for a second call without
+        `exc_info`; the exception in `exc_info` if the previous head was already sent.
         """
         if exc_info is not None:
             try:
@@ -418,7 +419,7 @@ def _parsed_status(status: str) -> tuple[int, bytes]:
         raise TypeError(f"the status is a string, not {type(status).__name__}")
     match = _STATUS.fullmatch(status)
     if match is None:
-        raise ValueError(f"{status!r} is no status; one is '200 OK', from 200 to 999")
+        raise ValueError(f"{status!r} isn't a status such as '200 OK', from 200 to 999")
     code, reason = int(match[1]), match[2] or ""
     if reason == REASONS.get(code):
         return code, b""
@@ -429,7 +430,7 @@ def _parsed_status(status: str) -> tuple[int, bytes]:
 
 
 def _encoded(headers: Iterable[tuple[str, str]]) -> Headers:
-    """Response fields as ASGI has them: bytes. The server checks what is in them."""
+    """Response fields in ASGI's form: bytes. The server checks their values."""
     fields = []
     for name, value in headers:
         if not isinstance(name, str) or not isinstance(value, str):

@@ -12,15 +12,15 @@ Environ = dict[str, Any]
 
 _names: Memo[bytes, str] = Memo(entries=512, longest=64)
 _known_names = _names.known
-"""Field names that were seen before, with their keys: clients send the same few all the time."""
+"""The environ keys of field names that were seen before; clients send the same few names."""
 
 
 def _key(name: bytes) -> str:
-    """The environ key of a request field, or "" for one that is dropped.
+    """The environ key of a request field, or "" for a field that is dropped.
 
-    `X_Real_IP` would get the same key as `X-Real-IP`, and so pass for a field that a proxy in
-    front has set or removed. `Proxy` would become HTTP_PROXY, which programs that the application
-    starts take for the proxy to use (CVE-2016-5385).
+    `X_Real_IP` would have the same key as `X-Real-IP`, so it would look like a field that a proxy
+    in front has set or removed. `Proxy` would become HTTP_PROXY, and programs that the application
+    starts would use it as their proxy (CVE-2016-5385).
     """
     if b"_" in name or name == b"proxy":
         key = ""
@@ -32,10 +32,10 @@ def _key(name: bytes) -> str:
 
 
 def request_environ(scope: Scope) -> Environ:
-    """What a request's scope says, as CGI variables.
+    """The CGI variables for a request's scope.
 
-    Strings stand for bytes, one character each (PEP 3333, "Unicode Issues"). Fields of one name
-    are joined with a comma, as RFC 9110, section 5.3, allows; cookies as RFC 6265 writes them.
+    Each character of a string stands for one byte (PEP 3333, "Unicode Issues"). Fields with the
+    same name are joined with a comma (RFC 9110, section 5.3), cookies with a semicolon (RFC 6265).
     """
     root, path = _split_path(scope)
     query: bytes = scope["query_string"]
@@ -88,7 +88,7 @@ def _split_path(scope: Scope) -> tuple[str, str]:
 
 
 def _named_server(environ: Environ) -> tuple[str, str]:
-    """Name and port for a server that has no address of its own: as the client calls it."""
+    """Name and port from the Host field, for a server without an address (a UNIX socket)."""
     name, _, port = environ.get("HTTP_HOST", "").rpartition(":")
     if not port.isdigit():
         name, port = environ.get("HTTP_HOST", ""), ""

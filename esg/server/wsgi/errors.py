@@ -1,4 +1,4 @@
-"""`wsgi.errors`: what an application writes there becomes records of the log."""
+"""`wsgi.errors`: text that an application writes to it becomes records of the log."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from esg.log.records import TRACE, Subject
 logger = logging.getLogger("esg")
 
 MOST_HELD = 65536
-"""Characters of an unfinished record of `wsgi.errors` that are held at most."""
+"""The most characters of an unfinished record that are kept."""
 
 _LINK = re.compile(
     r"\n(?:The above exception was the direct cause of the following exception"
     r"|During handling of the above exception, another exception occurred):\n\n"
 )
-"""What `traceback` writes between an exception and the one that it led to."""
+"""The text that `traceback` writes between an exception and the exception that it caused."""
 
 _TRACEBACK = re.compile(r" *(?:\+ Exception Group )?Traceback \(most recent call last\):\n")
 _TRACEBACK_END = re.compile(r"\S.*| +\+-{20,}")
@@ -42,27 +42,28 @@ _LEVEL = re.compile(
     r"(?:\x1b\[[0-9;]{0,9}m)?"
     rf"(?:\[ *((?i:{_NAMES})) *\]|({_NAMES})\b)"
 )
-"""The level that a text begins with, perhaps behind a time, as in `ERROR:app:text`,
+"""The level at the beginning of a text, possibly after a time, as in `ERROR:app:text`,
 `[2026-11-26 10:00:00,123] ERROR in app: text` or `[2026-11-26 10:00:00 +0000] [7] [INFO] text`.
-Nothing in it is tried in several ways, since a text may be a client's: 200 digits took 30 ms.
+Possessive quantifiers prevent backtracking over the time, because a text may come from a client:
+with backtracking, 200 digits took 30 ms.
 """
 
 
 class ErrorStream(threading.local):
-    """`wsgi.errors`: a record in the log for each write. Each thread has records of its own.
+    """`wsgi.errors`: each write is a record in the log. Unfinished records belong to one thread.
 
-    A text that doesn't end with a line end waits for the rest of its line, so that `print` makes
-    one record. So does a traceback, which `traceback.print_exception` writes line by line.
+    A text without a line end waits for the rest of its line, so that `print` makes one record. A
+    traceback waits for its last line, because `traceback.print_exception` writes line by line.
     """
 
     _begun = ""
 
     def __init__(self, subject: Subject | None) -> None:
-        """`subject` is how the log names this worker."""
+        """`subject` names this worker in the log."""
         self._subject = subject
 
     def write(self, text: str) -> int:
-        """Log a text, together with what was held of the same record, once that is complete."""
+        """Add a text to the unfinished record, and log the record if it is complete."""
         self._begun += text
         if _is_complete(self._begun) or len(self._begun) > MOST_HELD:
             self.flush()
@@ -73,14 +74,14 @@ class ErrorStream(threading.local):
         self.write("".join(texts))
 
     def flush(self) -> None:
-        """Log a record that was begun as it is."""
+        """Log the unfinished record as it is."""
         text, self._begun = self._begun.strip("\r\n"), ""
         if text and not text.isspace():
             log(self._subject, f"wsgi.errors: {text}", level=_level_of(text))
 
 
 def _is_complete(text: str) -> bool:
-    """Whether nothing more of a record is to be expected."""
+    """Whether a record is complete."""
     if not text.endswith("\n"):
         return False
     link = _LINK.match(text)
@@ -105,7 +106,7 @@ def log(
     *,
     level: int = logging.ERROR,
 ) -> None:
-    """Log an event, behind the name of this worker where it has one."""
+    """Log an event about this worker; without a worker, the event has no subject."""
     if subject is None:
         logger.log(level, "%s", event, exc_info=error)
     else:

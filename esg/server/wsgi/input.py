@@ -9,10 +9,10 @@ from esg.server.http1.exchange import ClientDisconnected
 
 
 class Input:
-    """`wsgi.input`: the request's body as a file, received as it is read.
+    """`wsgi.input`: the request's body as a file. It is received while the application reads it.
 
-    Each of the reading methods raises ClientDisconnected, an OSError, if the client goes before
-    its body is complete: a short read would pass for the end.
+    Each of the reading methods raises ClientDisconnected, an OSError, if the client leaves before
+    its body is complete, because a short read would look like the end of the body.
     """
 
     __slots__ = ("_at", "_piece", "_receive", "more")
@@ -23,17 +23,17 @@ class Input:
         self._piece = b""
         self._at = 0
         self.more = False
-        """Whether there may be more than what was received."""
+        """Whether there may be more to receive."""
 
     def feed(self, message: Message) -> None:
-        """Take what was received. Raises ClientDisconnected."""
+        """Take in a received message. Raises ClientDisconnected."""
         if message["type"] == "http.disconnect":
             raise ClientDisconnected("the client left before its request was complete")
         self._piece, self._at = message.get("body", b""), 0
         self.more = message.get("more_body", False)
 
     def read(self, size: int | None = -1) -> bytes:
-        """The next `size` bytes, less at the end only; without `size` all that are left."""
+        """The next `size` bytes, or fewer at the end; without `size`, the rest of the body."""
         if size is None or size < 0:
             return b"".join(self._pieces())
         if size <= len(self._piece) - self._at:
@@ -59,7 +59,7 @@ class Input:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def readlines(self, hint: int | None = -1) -> list[bytes]:
-        """The lines that are left, but none after `hint` bytes of them."""
+        """The remaining lines; stops after the line that reaches `hint` bytes in all."""
         lines, size = [], 0
         for line in self:
             lines.append(line)
@@ -72,9 +72,9 @@ class Input:
         return iter(self.readline, b"")
 
     def close(self) -> None:
-        """The request is over: what is left of the body is not for this application."""
+        """End the request: the application can't read the rest of the body any more."""
         self._piece, self._at = b"", 0
-        self._receive = _receive_nothing  # and no reference cycle is left
+        self._receive = _receive_nothing  # this also breaks a reference cycle
 
     def _pieces(self) -> Iterator[bytes]:
         while self._at < len(self._piece) or self._received():

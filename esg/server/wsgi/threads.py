@@ -11,9 +11,9 @@ _END: Final = None
 
 
 class Threads:
-    """Daemon threads, made as they are needed: one that hangs doesn't keep its process from ending.
+    """Daemon threads, started when they are needed. A thread that hangs doesn't delay an exit.
 
-    `concurrent.futures` has no such threads: the interpreter waits for each of them at its end.
+    `concurrent.futures` can't be used, because the interpreter waits for its threads at exit.
     """
 
     def __init__(self, size: int) -> None:
@@ -22,11 +22,11 @@ class Threads:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._free = 0
-        """Threads without a job, less the jobs that wait for one."""
+        """The number of idle threads, minus the number of waiting jobs."""
         self.started = 0
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Have a thread run `job`, which must raise nothing. Raises RuntimeError for no thread."""
+        """Run `job`, which must not raise, in a thread. Raises RuntimeError if there is none."""
         with self._lock:
             self._free -= 1
             grows = self._free < 0 and self.started < self._size
@@ -41,7 +41,7 @@ class Threads:
         thread = threading.Thread(target=self._work, name=f"wsgi-{self.started}", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # the system has no room for another
+        except RuntimeError:  # the system can't start another thread
             with self._lock:
                 self.started -= 1
                 self._free -= 1
@@ -50,7 +50,7 @@ class Threads:
                     raise
 
     def close(self) -> None:
-        """Let each thread end when it has nothing more to do; nobody waits for that."""
+        """Let each thread end when its jobs are done, without waiting for it."""
         with self._lock:
             started, self.started, self._size = self.started, 0, 0
         for _ in range(started):

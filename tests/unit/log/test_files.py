@@ -444,7 +444,7 @@ def test_root_does_not_follow_links_of_others(theirs, secret, tmp_path, case, op
     else:
         linked(theirs / "two", secret)
         linked(path, "two", owner=0)
-    with pytest.raises(OSError, match="is a symbolic link of user 65534, and ESG, as root"):
+    with pytest.raises(OSError, match="is a symbolic link of user 65534, and as root, ESG"):
         opener(str(path))
     assert secret.read_bytes() == b"before\n"
     assert os.listdir(secret.parent) == ["crontab"]

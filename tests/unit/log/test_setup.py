@@ -630,7 +630,7 @@ def test_the_text_of_an_ini_file(configured, capfd):
 
 @pytest.mark.parametrize(("content", "suffix"), [(INI, ".ini"), (dictionary("esg"), ".json")])
 def test_colours_that_nothing_shows_are_refused(log_config, content, suffix):
-    with pytest.raises(ConfigError, match="no formatter of uvicorn's"):
+    with pytest.raises(ConfigError, match="needs one of uvicorn's formatters"):
         log_config(content, suffix, use_colors=True)
 
 

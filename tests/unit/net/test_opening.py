@@ -210,7 +210,7 @@ def test_a_udp_socket_of_the_same_address_is_not_taken(web):
 def test_a_socket_that_was_handed_over_and_is_in_the_way_is_named(web):
     where, item = web
     port = where.rpartition(":")[2]
-    said = rf"in use, by the socket web, which was handed over; fd://{item.fd} takes it"
+    said = rf"in use, by the socket web, which was handed over; bind fd://{item.fd} to use it"
     with pytest.raises(ListenError, match=said):
         open_listeners([f"0.0.0.0:{port}"], 16, "--bind", handed=[item])
     os.close(item.fd)
