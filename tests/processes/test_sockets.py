@@ -214,7 +214,7 @@ def test_a_socket_that_is_served_stays(folder: Path, tmp_path: Path) -> None:
 def test_a_path_that_is_too_long(tmp_path: Path) -> None:
     finished = run_to_its_end(tmp_path, "example:app", "--bind", "unix:/" + 120 * "x")
     assert finished.code == 2
-    assert "has 121 bytes, but the path of a UNIX socket at most 107" in finished.log
+    assert "has 121 bytes, but the path of a UNIX socket has at most 107" in finished.log
 
 
 # -- sockets that are handed over ------------------------------------------------------

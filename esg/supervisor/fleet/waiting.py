@@ -1,4 +1,4 @@
-"""When to say what a boot or a stop is waiting for: after 2 seconds, then every 5. Pure."""
+"""When to log what a boot or a stop is waiting for: after 2 seconds, then every 5. Pure."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Booting:
 
 
 class Waiting:
-    """What is waited for at the moment, and when that is to be reported next."""
+    """What ESG is waiting for at the moment, and when the next report is due."""
 
     def __init__(self) -> None:
         self.next_look: float | None = None
-        """When `look` wants to be called again, at the latest."""
+        """The time by which `look` has to be called again."""
         self._stop_seen: float | None = None
         self._reported = 0.0
         self._asked: Booting | None = None
@@ -33,10 +33,10 @@ class Waiting:
     def look(
         self, booting: Iterable[Booting], stopping: Iterable[int], now: float, *, quick: bool
     ) -> list[do.Action]:
-        """What is to be reported at `now`.
+        """The actions that are due at `now`.
 
-        `stopping` are the workers that a stop still waits for, if a stop has begun; otherwise the
-        workers in boot matter. `quick`: nothing more can be done to speed the stop up.
+        `stopping` are the workers that a stop is waiting for. If there are none, the booting
+        workers are reported. `quick`: the stop can't be hurried any more.
         """
         self.next_look = None
         numbers = tuple(sorted(stopping))
