@@ -53,7 +53,9 @@ def _task_frames(task: asyncio.Task[Any]) -> list[FrameType]:
     """The frames of the coroutine that `task` runs, and of the tasks that it waits for."""
     frames: list[FrameType] = []
     waiting: Any = task
-    while isinstance(waiting, asyncio.Task):
+    seen: set[asyncio.Task[Any]] = set()
+    while isinstance(waiting, asyncio.Task) and waiting not in seen:  # tasks may be deadlocked
+        seen.add(waiting)
         frames += _frames(waiting.get_coro())
         waiting = getattr(waiting, "_fut_waiter", None)
     return frames
