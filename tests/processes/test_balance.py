@@ -17,7 +17,7 @@ Start = Callable[..., Esg]
 
 @contextmanager
 def held(connections: list[http.client.HTTPConnection]) -> Iterator[None]:
-    """Keep connections open, and close them at the end."""
+    """Close these connections at the end of the block."""
     try:
         yield
     finally:
@@ -26,7 +26,7 @@ def held(connections: list[http.client.HTTPConnection]) -> Iterator[None]:
 
 
 def spread(connections: list[http.client.HTTPConnection]) -> list[int]:
-    """How many of these connections, on each of which `/whoami` was asked, a worker has."""
+    """The number of connections that each worker has, from the responses to `/whoami`."""
     workers = [answer(connection)["worker"] for connection in connections]
     return sorted(collections.Counter(workers).values())
 

@@ -1,4 +1,4 @@
-"""The commands of docs/howto/blue-green.md, run as they stand there, under load."""
+"""The commands of docs/howto/blue-green.md, run as the page shows them, under load."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGE = (CHECKOUT / "docs/howto/blue-green.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    """What the page shows in a language."""
+    """The blocks in this language that the page shows."""
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
@@ -33,7 +33,7 @@ def commands() -> list[str]:
 
 
 def changed(text: str, values: dict[str, str]) -> str:
-    """A text with what is other in the test; each value must be in it."""
+    """A text with values replaced for the test; each of them must be in the text."""
     for written, meant in values.items():
         assert written in text, written
         text = text.replace(written, meant)
@@ -100,7 +100,7 @@ def test_a_switch_loses_nothing(start: Start, tmp_path: Path) -> None:
     assert "`include /etc/nginx/esg-live;`" in PAGE
     with nginx(tmp_path, {"server 127.0.0.1:8000;": include}) as (front, _):
         assert front.get("/whoami")["version"] == "old"
-        # nginx closes idle connections of its clients when it reloads, so none here has one.
+        # At a reload nginx closes idle connections of its clients, so these clients don't keep any.
         with Load(front.port, tls=front.tls, fresh=3, slow=1) as load:
             for line in changed(commands()[1], values).splitlines():
                 if line == "systemctl start esg@green":

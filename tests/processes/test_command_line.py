@@ -1,4 +1,4 @@
-"""The command's other ways: checks and prints, where settings come from, names from gunicorn."""
+"""The command's checks and prints, the sources of settings, and names from gunicorn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.runner import Esg, run_to_its_end
 Start = Callable[..., Esg]
 
 READS_COLOR = 'import os\nVERSION = os.environ.get("COLOR", "none")\n'
-"""For `at_import`: answers say what the environment was when the application was imported."""
+"""For `at_import`: responses show the environment at the time of the application's import."""
 
 
 # -- --check-config and --print-config -------------------------------------------------

@@ -1,4 +1,4 @@
-"""deploy/container: the Dockerfile built, and what it makes run as a container engine would."""
+"""deploy/container: builds the Dockerfile and runs the image as a container engine would."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.waiting import DEADLINE, eventually
 FILES = CHECKOUT / "deploy" / "container"
 
 NEEDED = ("click", "h11", "httptools", "setproctitle", "uvloop", "websockets")
-"""What ESG needs."""
+"""The packages that ESG needs."""
 
 APPLICATION = """\
 import asyncio
@@ -64,7 +64,7 @@ GET = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=10)
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Builder, Image]]:
-    """The image, and what runs it."""
+    """The image, and the program that runs it."""
     if importlib.util.find_spec("hatchling") is None or importlib.util.find_spec("pip") is None:
         pytest.skip("needs pip and hatchling")
     context, wheels, folder = (tmp_path_factory.mktemp(name) for name in ("app", "wheels", "image"))
@@ -91,7 +91,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Builder, I
 def started(
     built: tuple[Builder, Image], folder: Path, arguments: Sequence[str] = ()
 ) -> Iterator[Container]:
-    """A container of the image that serves; `arguments` are others than the image's."""
+    """A container of the image that serves; `arguments` replace the image's."""
     builder, image = built
     command = [*image.entrypoint, *(arguments or image.command)]
     container = Container(builder, image, command, folder / "log")
@@ -107,7 +107,7 @@ def started(
 def container(
     built: tuple[Builder, Image], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Container]:
-    """One for all tests that leave it as it was."""
+    """One container for all tests that don't change it."""
     with started(built, tmp_path_factory.mktemp("container")) as container:
         yield container
 

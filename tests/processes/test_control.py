@@ -1,4 +1,4 @@
-"""The control socket and `esgctl`: who asks for a reload hears how it ended."""
+"""The control socket and `esgctl`: a client that asks for a reload is told how it ended."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def command(esg: Esg, *arguments: str, **extra: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Exit code, output and errors of a command, when it has ended."""
+    """Exit code, output and errors of a command, after it has ended."""
     output, errors = process.communicate(timeout=DEADLINE)
     return process.returncode, output, errors
 

@@ -1,7 +1,7 @@
-# ruff: noqa: E501 - command lines stand here as they stand there
-"""Command lines of deployment guides run with nothing changed but the program's name.
+# ruff: noqa: E501 - command lines are as long as in the guides
+"""Command lines of deployment guides run with only the program's name changed.
 
-For the test, addresses become free ones on the loopback, and folders one of the test's own.
+For the test, addresses are replaced by free ones on the loopback, and folders by the test's.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ REFUSED = "gunicorn app.main:wsgi --bind 127.0.0.1:8000 --workers 3 --preload --
 
 
 class Deployment:
-    """One line, run."""
+    """Run one line."""
 
     def __init__(self, line: str, folder: Path) -> None:
         (folder / "app").mkdir()
@@ -156,7 +156,7 @@ class Deployment:
             connection = socket.socket(socket.AF_UNIX)
             try:
                 connection.connect(self.socket)
-            except ConnectionRefusedError:  # it is bound, and doesn't listen yet
+            except ConnectionRefusedError:  # it is bound, but doesn't listen yet
                 connection.close()
                 return None
             return connection

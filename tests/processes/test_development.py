@@ -1,4 +1,4 @@
-"""`--reload`: a saved file is served; and whatever goes wrong, the last good code is."""
+"""`--reload`: a saved file is served; after any error, the last good code is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytest.importorskip("watchfiles")
 
 @pytest.fixture
 def watching(start: Start) -> Start:
-    """Starts servers as `start` does, with `--reload`, and waits until they watch."""
+    """Like `start`, with `--reload`; waits until the servers watch files."""
 
     def watching(*arguments: str, **options: object) -> Esg:
         esg = start("--reload", *arguments, **options)
@@ -49,9 +49,9 @@ def test_a_saved_file_is_served(watching: Start, workers: str) -> None:
 
 
 def test_the_new_code_is_served_in_a_moment(watching: Start) -> None:
-    """A save costs little more than the reload that it leads to.
+    """A save takes little longer than the reload that it causes.
 
-    What takes a fixed time, such as a watcher that looks once a second, must fail here.
+    A fixed delay, such as that of a watcher that looks once a second, must fail here.
     """
     esg = watching("--workers", "2")
     saved, asked = [], []
@@ -81,7 +81,7 @@ def save_by_rename(file: Path, text: str) -> None:
 
 
 def save_with_a_backup(file: Path, text: str) -> None:
-    """As vim does with `backupcopy=no`."""
+    """Like vim with `backupcopy=no`."""
     file.rename(file.with_name(file.name + "~"))
     file.write_text(text)
     file.with_name(file.name + "~").unlink()
@@ -191,7 +191,9 @@ def test_a_watched_folder_that_is_replaced_is_watched_on(watching: Start, tmp_pa
     folder.mkdir()
     esg.wait_for_log(f"changed: {folder}$")
     esg.wait_for_log(f" watching {folder}", count=2)
-    esg.wait_for_log(" reloaded workers=")  # or the next change would only overtake this reload
+    esg.wait_for_log(
+        " reloaded workers="
+    )  # otherwise the next change would only overtake this reload
     (folder / "module.py").write_text("")
     esg.wait_for_log(f"changed: {folder}/module.py")
     esg.wait_for_log(" reloaded workers=", count=2)
@@ -238,7 +240,7 @@ def test_without_debug_nobody_is(watching: Start) -> None:
 
 
 def page(esg: Esg) -> tuple[int, bytes]:
-    """Ask as a browser does."""
+    """Send a request like a browser."""
     connection = esg.connect()
     try:
         connection.request("GET", "/whoami", headers={"Accept": "text/html,*/*;q=0.8"})

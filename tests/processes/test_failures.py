@@ -1,4 +1,4 @@
-"""What a failure may cost: what the failed worker held, and nothing else; and the log says why."""
+"""A failed worker loses only its own requests, and the log says why it failed."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_a_stack_that_somebody_asked_for_is_not_where_it_died(start: Start, how:
 
 
 def stack_file(pid: int) -> Callable[[], bytes]:
-    """What a worker has written of its stacks so far."""
+    """The part of its stacks that a worker has written so far."""
     folder = Path(f"/proc/{pid}/fd")
     (path,) = [fd for fd in folder.iterdir() if "esg-stack" in os.readlink(fd)]
     return path.read_bytes
@@ -204,7 +204,7 @@ GATE = """note("gate")
 
 
 def die_together(esg: Esg, count: int) -> None:
-    """Let the workers that wait at the gate end, so that the arbiter learns of all at once."""
+    """Let all workers that wait at the gate end, so that the arbiter notices them at once."""
     eventually(lambda: len(esg.notes("gate")) == count, f"{count} workers boot")
     esg.signal(signal.SIGSTOP)
     esg.write("", "open")
@@ -238,7 +238,7 @@ def test_new_workers_that_die_together_in_a_roll_end_the_reload_only(start: Star
         eventually(lambda: {esg.whoami()["generation"] for _ in range(12)} == {1}, "gen=1 alone")
 
 
-# -- workers that break what all share -------------------------------------------------
+# -- workers that break shared sockets -------------------------------------------------
 
 
 BREAKS = """
@@ -420,7 +420,7 @@ def test_where_memory_files_are_denied_stacks_are_on_standard_error(start: Start
     esg = start(
         "--workers", "2", "--timeout", "1", wrapper=("-c", DENIED.format(function="memfd_create"))
     )
-    esg.claim("stuck: ", STACKS, r"\A(\n|\Z)")  # the last one is for lines that are no record
+    esg.claim("stuck: ", STACKS, r"\A(\n|\Z)")  # the last one is for lines that aren't records
     esg.wait_for_log(r"memfd_create\(2\): Operation not permitted; workers write their stacks to")
     connection = esg.in_flight("/block/60")
     stacks = esg.wait_for_log(STACKS)
@@ -486,7 +486,7 @@ def test_a_worker_that_drains_for_longer_than_its_grace_is_cut_off(start: Start)
 
 
 def test_a_blocked_worker_holds_up_no_stop(start: Start) -> None:
-    """Though --timeout would let it stand still for long."""
+    """--timeout would let it stand still for longer."""
     esg = start("--workers", "1", "--graceful-timeout", "1")
     esg.claim(
         r"stuck: .*\(--graceful-timeout\)", STACKS, "gone: killed by SIGABRT from the arbiter"
@@ -690,7 +690,7 @@ STANDS_STILL = 'import signal\nopen("importing", "w").close()\nwhile True: signa
 
 
 def importing(start: Start, *options: str, prefix: tuple[str, ...] = ()) -> Esg:
-    """One that is still importing its own modules: click has another one in its place."""
+    """An arbiter that is still importing its own modules: another module takes click's place."""
     esg = start(*options, files={"click.py": STANDS_STILL}, prefix=prefix, wait=False)
     eventually((esg.folder / "importing").exists, "it imports")
     return esg

@@ -33,7 +33,7 @@ ROUNDS = 3
 """Attempts to stay within the bound; one success is enough."""
 
 LEFTOVERS = 60.0
-"""Seconds for what the worker has read of a flood; h11 needs 20 us for a chunk of one byte."""
+"""Seconds to handle a flood that was read; h11 needs 20 us for a chunk of one byte."""
 
 RATIO = 20
 FLOOR = 0.02
@@ -95,7 +95,7 @@ def hold_to_the_bound(esg: Esg, attack: Attack, clients: int) -> None:
     for _ in range(ROUNDS):
         with flooded(attack, esg.port, clients):
             waits.append(longest_wait(esg))
-        # A worker goes through what it has read before it notices that the clients have left.
+        # A worker handles everything that it has read before it notices that the clients left.
         eventually(lambda: not esg.connections(), "the worker is done with the flood", LEFTOVERS)
         if waits[-1] <= RATIO * max(idle, FLOOR):
             return
@@ -160,7 +160,7 @@ def test_tiny_frames_of_a_websocket(start: Start, attack: Attack, library: str) 
 
 @pytest.mark.parametrize(("parser", "clients"), [("httptools", 20), ("h11", 3)])
 def test_tiny_chunks(start: Start, parser: str, clients: int) -> None:
-    """With h11, which takes ten times as long for a chunk, fewer clients do as much harm."""
+    """h11 takes ten times as long for a chunk, so fewer clients do the same harm."""
 
     def attack(port: int, over: threading.Event) -> None:
         with connected(port) as sock:

@@ -26,7 +26,7 @@ from tests.support.waiting import DEADLINE, eventually
 gunicorn_config = pytest.importorskip("gunicorn.config")
 
 PROGRAM = str(Path(sys.executable).with_name("gunicorn"))
-"""Not `-m gunicorn`: an upgrade starts `sys.argv` again, and then `gunicorn.http` hides `http`."""
+"""Not `-m gunicorn`: an upgrade runs `sys.argv` again, and `gunicorn.http` would hide `http`."""
 
 CLASSES = ["esg.workers.ESGWorker", "esg.workers.ESGH11Worker"]
 TROUBLE = re.compile(r"\[(ERROR|CRITICAL)\]|Traceback|Warning:")
@@ -94,7 +94,7 @@ class Gunicorn:
             connection.close()
 
     def stop(self, code: int = 0) -> None:
-        """It ends when told to, leaves nothing behind, and no error that isn't claimed."""
+        """Stop it. It must end, leave no process behind, and log no unexpected error."""
         try:
             if self.process.poll() is None:
                 self.signal(signal.SIGTERM)
@@ -344,7 +344,7 @@ def test_the_access_log_is_gunicorns(gunicorn: Start) -> None:
     eventually(lambda: file.read_text() == line, "the line is there")
     file.rename(server.folder / "rotated")
     server.signal(signal.SIGUSR1)
-    eventually(file.exists, "the file is opened anew")
+    eventually(file.exists, "the file is reopened")
     eventually(lambda: server.whoami() and file.read_text(), "the worker writes to it")
 
 

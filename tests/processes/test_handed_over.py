@@ -1,4 +1,4 @@
-"""Programs that open the socket and start ESG with it: the real ones, with the files of deploy/."""
+"""Real programs open the socket and start ESG with it, with the files of deploy/."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ESG = f"{sys.executable} -m esg"
 
 
 class Started:
-    """A program that starts ESG; both are in one session."""
+    """A program that starts ESG, in the same session."""
 
     def __init__(self, folder: Path, command: Sequence[str]) -> None:
         self.folder = folder
@@ -49,7 +49,7 @@ class Started:
         return self.log().count(" serving workers=")
 
     def arbiter(self) -> psutil.Process | None:
-        """The process that has workers below itself."""
+        """The process whose children are workers."""
         leader = psutil.Process(self.process.pid)
         for process in (leader, *leader.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -58,7 +58,7 @@ class Started:
         return None
 
     def stop(self) -> None:
-        """End it, and hold it to what must be left behind: nothing."""
+        """End it; no process may be left behind."""
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=20)
         eventually(lambda: not session(self.process.pid), "its processes are gone")
@@ -88,7 +88,7 @@ def free_port() -> int:
 
 
 def deployed(name: str, folder: Path, **values: str) -> str:
-    """A file of deploy/ for this folder; each value must be in it."""
+    """A file of deploy/ with values replaced for this folder; each of them must be in it."""
     text = (DEPLOY / name).read_text()
     values |= {"/srv/app/.venv/bin/esg": ESG, "/srv/app": str(folder)}
     for written, meant in values.items():
@@ -98,7 +98,7 @@ def deployed(name: str, folder: Path, **values: str) -> str:
 
 
 def restart_under_load(program: Started, port: int) -> None:
-    """ESG ends and is started again: nobody is refused, nothing is lost."""
+    """ESG ends and is started again: no connection is refused, no request lost."""
     with Load(port, fresh=3, keep_alive=2, slow=1) as load:
         arbiter = eventually(program.arbiter, "there is an arbiter")
         files = arbiter.num_fds()
@@ -129,7 +129,7 @@ def test_supervisor(tmp_path: Path) -> None:
             eventually(lambda: " reloaded workers=" in program.log(), "it has reloaded")
             load.wait_until_answered("fresh", 20)
         eventually(lambda: arbiter.num_fds() == files, "no descriptor is left open")
-        # It is started again when it ends; supervisor closes the socket in between.
+        # supervisor starts ESG again, and closes the socket in between.
         arbiter.send_signal(signal.SIGTERM)
         eventually(lambda: program.serving() == 2, "the next one serves")
         assert connects(port)
@@ -155,7 +155,7 @@ def test_circus(tmp_path: Path) -> None:
     shutil.which("systemd-socket-activate") is None, reason="needs systemd-socket-activate"
 )
 def test_systemd_socket_activate(tmp_path: Path) -> None:
-    """It execs ESG at the first connection, whose client is answered."""
+    """The program executes ESG at the first connection, and this client gets a response."""
     port = free_port()
     command = ["systemd-socket-activate", "--listen", f"127.0.0.1:{port}", "--fdname", "web"]
     command += [f"--setenv=PYTHONPATH={CHECKOUT}", "--setenv=PYTHONDONTWRITEBYTECODE=1"]

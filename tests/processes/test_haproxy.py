@@ -37,13 +37,13 @@ OPTIONS = ("--proxy-protocol", "--timeout-keep-alive", "15")
 
 
 class HAProxy:
-    """A running HAProxy: the proxy, its port without TLS, and what it says of its servers."""
+    """A running HAProxy: the proxy, its port without TLS, and the states of its servers."""
 
     def __init__(self, front: Front, plain: int, admin: Path) -> None:
         self.front, self.plain, self._admin = front, plain, admin
 
     def statuses(self) -> dict[str, str]:
-        """What its health checks found for each server; nothing until its admin socket is there.
+        """The result of the health checks for each server; empty until the admin socket exists.
 
         HAProxy renames that socket into place after it has begun to listen on its ports.
         """
@@ -64,7 +64,7 @@ class HAProxy:
 
 @contextlib.contextmanager
 def haproxy(folder: Path, *servers: int) -> Iterator[HAProxy]:
-    """The file with other servers."""
+    """The configuration file with other servers."""
     command = program("haproxy")
     certificate, key, tls = certified(folder)
     together = folder / "example.org.pem"
@@ -97,7 +97,7 @@ def behind(start: Start, tmp_path: Path) -> Iterator[HAProxy]:
 
 
 def test_the_file_does_what_it_says(behind: HAProxy) -> None:
-    """One HAProxy for all of it: starting one for each would take longer than the questions."""
+    """One HAProxy for all checks: starting one for each would take longer than the checks."""
     it_says_who_the_client_is(behind.front)
     it_takes_no_clients_word(behind.front)
     it_passes_on_websockets(behind.front)

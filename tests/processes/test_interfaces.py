@@ -1,4 +1,4 @@
-"""Applications of every interface under the arbiter: detection, reload, the end of threads."""
+"""Applications of every interface under the arbiter: detection, reloads, the end of threads."""
 
 from __future__ import annotations
 

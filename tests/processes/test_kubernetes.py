@@ -1,6 +1,6 @@
-"""deploy/kubernetes: what the schemas of Kubernetes say of it, and whether its numbers fit ESG's.
+"""deploy/kubernetes is valid by the schemas of Kubernetes, and its numbers fit ESG's.
 
-That its arguments and probe work in a container is tested in test_container.py.
+test_container.py tests its arguments and its probe in a container.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def deployment() -> dict[str, Any]:
 
 @pytest.fixture
 def settings(deployment: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """What the program makes of the container's arguments, all settings with their defaults."""
+    """All settings that ESG derives from the container's arguments."""
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     done = run_to_its_end(tmp_path, *container["args"], "--print-config")
     assert (done.code, done.errors) == (0, [])
@@ -49,7 +49,7 @@ def test_a_pod_has_time_to_drain(deployment: dict[str, Any], settings: dict[str,
     assert settings["drain_delay"] > 0
     for_the_rest = 11  # docs/signals.md, "How long a stop takes"
     assert grace >= settings["drain_delay"] + settings["graceful_timeout"] + for_the_rest
-    assert settings["timeout_keep_alive"] > 60  # that of ingress-nginx
+    assert settings["timeout_keep_alive"] > 60  # the value of ingress-nginx
 
 
 def test_the_probes_leave_esg_its_times(

@@ -1,4 +1,4 @@
-"""Log files of whole servers: rotation, reloads, what can't be opened or written, and formats."""
+"""Log files of whole servers: rotation, reloads, files that can't be used, and formats."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lines_of(folder: Path, pattern: str) -> list[str]:
 
 
 def rotate(esg: Esg, name: str, number: int) -> None:
-    """What logrotate does: move the file away, and have it reopened."""
+    """Like logrotate: move the file away, and make ESG reopen it."""
     before = len(esg.logged("log files reopened"))
     (esg.folder / name).rename(esg.folder / f"{name}.{number}")
     esg.signal(signal.SIGUSR1)
@@ -146,7 +146,7 @@ def test_a_file_that_cannot_be_reopened_is_kept_and_told(start: Start, tmp_path:
     eventually(lambda: len(lines_of(esg.folder, "moved/access.log")) == 1, "the old file has it")
 
 
-# -- what can't be opened or written -----------------------------------------------------
+# -- files that can't be opened or written -----------------------------------------------
 
 
 @pytest.mark.parametrize("option", ["--access-logfile", "--error-logfile", "--log-file"])
@@ -169,7 +169,7 @@ def test_a_full_disk_is_complained_of_and_survived(start: Start, which: str) -> 
     esg._port = eventually(lambda: listening_port(esg.pid), "it listens")
     with Load(esg.port, keep_alive=2, fresh=2) as load:
         load.wait_until_answered("fresh", 50)
-        esg.signal(signal.SIGUSR2)  # the arbiter has something to say, too
+        esg.signal(signal.SIGUSR2)  # the arbiter logs a line, too
         load.wait_until_answered("fresh", 50)
     complaints = re.findall("/dev/full: can't be written, lines are lost: .*No space left", esg.log)
     assert len(complaints) == 1
@@ -194,7 +194,7 @@ FLOOD = """
 
 
 def test_output_that_nobody_reads_for_a_while_stops_nothing(start: Start) -> None:
-    """Both logs go into one full pipe: lines are lost and counted; all else goes on."""
+    """Both logs go into one full pipe: lines are lost and counted, everything else continues."""
     reader, writer = os.pipe()
     source = application(at_startup=FLOOD.strip())
     options = ("--workers", "2", "--error-logfile", "/dev/stdout")
@@ -228,7 +228,7 @@ def test_output_that_nobody_reads_for_a_while_stops_nothing(start: Start) -> Non
 
 
 def test_a_stop_is_not_held_up_by_output_that_nobody_reads(start: Start) -> None:
-    """Neither by ESG's lines nor by what the application has printed."""
+    """Neither ESG's lines nor the application's output may delay it."""
     reader, writer = os.pipe()
     source = application(at_startup=f"{FLOOD.strip()}\n    print('x' * 5000)")
     options = ("--error-logfile", "/dev/stdout", "--graceful-timeout", "1")
@@ -237,7 +237,7 @@ def test_a_stop_is_not_held_up_by_output_that_nobody_reads(start: Start) -> None
     esg.claim("can't be written", "STRAY")
     os.close(writer)
     eventually(lambda: esg.notes("startup"), "the pipe is full")
-    esg.stop()  # asserts that it ends well; being killed isn't
+    esg.stop()  # asserts that it exits by itself with 0
     assert len(esg.notes("shutdown")) == 1
     os.close(reader)
 
@@ -478,7 +478,7 @@ def with_route_fail(at_import: str) -> str:
 def test_every_line_of_both_logs_is_json(start: Start) -> None:
     options = ["--workers", "2", "--log-format", "json"]
     esg = start(*options, source=with_route_fail(TROUBLE), wait=False)
-    esg.claim("")  # no line is a record in text
+    esg.claim("")  # no line is a text record
 
     def entries(name: str = "stderr") -> list[dict[str, object]]:
         return [json.loads(line) for line in (esg.folder / name).read_text().splitlines()]

@@ -44,7 +44,7 @@ def behind(
 
 
 def test_the_site_does_what_it_says(behind: tuple[Esg, Front, int]) -> None:
-    """One nginx for all of it: starting one for each would take longer than the questions."""
+    """One nginx for all checks: starting one for each would take longer than the checks."""
     _, front, plain = behind
     it_says_who_the_client_is(front)
     it_takes_no_clients_word(front)

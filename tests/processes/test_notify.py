@@ -1,4 +1,4 @@
-"""What a service manager is told, and when: the test is the manager."""
+"""The messages that a service manager gets, and when: the test plays the manager."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_watchdog_of_another_process_is_left_alone(start: Start, manager: Mana
 
 
 def test_listeners_survive_a_crash_of_the_arbiter(start: Start, manager: Manager) -> None:
-    """Nobody is refused: the store holds the sockets until the next arbiter has them."""
+    """No client is refused: the store keeps the sockets until the next arbiter has them."""
     esg = start("--workers", "2", extra=manager.environment)
     esg.claim("the arbiter is gone")
     esg.exit_code = -signal.SIGKILL
@@ -179,7 +179,7 @@ def test_listeners_survive_a_crash_of_the_arbiter(start: Start, manager: Manager
 def test_what_is_queued_at_a_crash_is_answered_without_a_store(
     start: Start, manager: Manager, store: str | None
 ) -> None:
-    """There may be no store, or it may be flushed because the unit isn't started again."""
+    """There may be no store, or the store may be emptied because the unit isn't started again."""
     manager.stores = False
     extra = manager.environment | ({} if store is None else {"FDSTORE": store})
     esg = start(extra=extra)
@@ -209,7 +209,7 @@ def test_what_is_in_the_store_and_not_wanted_is_removed(start: Start, manager: M
 def test_sockets_of_a_unit_serve_on_over_a_restart_under_load(
     start: Start, manager: Manager
 ) -> None:
-    """As with a socket unit: the manager holds the socket, and starts the next as one ends."""
+    """As with a socket unit, the manager keeps the socket, and starts ESG again when it ends."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen(2048)

@@ -15,7 +15,7 @@ from tests.support.waiting import eventually
 
 LIMIT = 256 * 1024 * 1024
 MOUNTS = {"memory": "memory.limit_in_bytes", "": "memory.max"}
-"""Where hierarchies are that may limit memory, and the file that does: versions 1 and 2."""
+"""The folders of cgroup hierarchies, with the file that limits memory: versions 1 and 2."""
 
 EATS = """
 import threading

@@ -1,4 +1,4 @@
-"""Workers without root's rights, the pid file, and a stop that load balancers can notice."""
+"""Workers without root's privileges, the pid file, and a stop that load balancers can notice."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def app(scope, receive, send):
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that `nobody` may use, as pytest's aren't."""
+    """A folder that `nobody` may use, unlike pytest's folders."""
     path = Path(f"/tmp/esg-nobody-{os.getpid()}")
     path.mkdir()
     path.chmod(0o777)
@@ -120,7 +120,7 @@ def test_root_that_may_not_signal_workers_says_so_at_the_start(open_folder: Path
         (notice,) = esg.logged("CAP_KILL")
         assert notice.level == "WARNING"
         esg.claim("can't be sent SIGQUIT: Operation not permitted; .* CAP_KILL")
-        esg.signal(signal.SIGQUIT)  # goes by mail
+        esg.signal(signal.SIGQUIT)  # is sent by mail
         assert esg.wait() == 0
         esg.stop()
     finally:
@@ -133,7 +133,7 @@ shell = 'mount --bind "$0" /etc/group && exec "$@"'
 namespace = ["unshare", "--mount", "--propagation", "private", "sh", "-c", shell]
 os.execvp("unshare", [*namespace, sys.argv[1], sys.executable, *sys.argv[2:]])
 """
-"""Runs Python with another /etc/group, which only it and its children see."""
+"""Runs Python with another /etc/group; only this process and its children see it."""
 
 
 def may_mount() -> bool:
@@ -255,7 +255,7 @@ def test_a_folder_in_the_place_of_the_pid_file_is_told_in_a_line(tmp_path: Path)
 
 
 def test_a_pid_file_that_was_left_behind_blocks_nobody(start: Start) -> None:
-    """Though its number is that of a process, and workers of the one that crashed still drain."""
+    """Even if its pid is that of a process, and workers of the crashed arbiter are draining."""
     crashed = start("--pid", "esg.pid")
     crashed.claim("the arbiter is gone")
     crashed.exit_code = -signal.SIGKILL
@@ -283,7 +283,7 @@ def test_programs_of_workers_do_not_hold_the_pid_file(start: Start) -> None:
     assert esg.whoami()["worker"] == 1
     assert [name for name in open_files(esg.arbiter) if "esg.pid" in name]
     for pid in esg.workers():
-        # Also under the name that it was made with, or as one that is deleted.
+        # This also finds the file under its temporary name, and after it was deleted.
         assert not [name for name in open_files(psutil.Process(pid)) if "esg.pid" in name]
     with open(esg.folder / "esg.pid", "r+") as file, pytest.raises(BlockingIOError):
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

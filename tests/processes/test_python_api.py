@@ -1,4 +1,4 @@
-"""`esg.run` and `esg.Server` in scripts of their own, as programs have them."""
+"""`esg.run` and `esg.Server` in scripts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ app = App()
 
 
 class Script:
-    """A Python program that serves; started, and held to leaving nothing behind."""
+    """A running Python program that serves; it must leave no process behind."""
 
     def __init__(self, folder: Path, main: str) -> None:
         self.file = folder / "script.py"
@@ -81,7 +81,7 @@ class Script:
         return match
 
     def ask(self) -> tuple[str, int]:
-        """What a request is answered with: the version, and the pid of who answered."""
+        """The response to a request: the version, and the pid of the process that answered."""
         port = int(self.wait_for(r"listening on http://127\.0\.0\.1:(\d+)")[1])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
         try:
@@ -95,7 +95,7 @@ class Script:
         os.kill(self.process.pid, signum)
 
     def wait(self) -> int:
-        """Wait for the end; gives the exit code, and nothing may be left."""
+        """Wait for the end; returns the exit code. No process may be left."""
         code = self.process.wait(DEADLINE)
         assert session(self.process.pid) == []
         return code
@@ -103,7 +103,7 @@ class Script:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Iterator[Callable[[str], Script]]:
-    """Starts a script that has the application `app` and this statement as its main part."""
+    """Starts a script that consists of the application `app` and this statement."""
     started: list[Script] = []
 
     def start(main: str) -> Script:
@@ -227,7 +227,7 @@ def test_a_server_that_stops_of_itself_returns(script: Callable[[str], Script]) 
 
 
 def test_the_package_is_light_for_an_application() -> None:
-    """`esg.current_worker`, which applications ask for, brings no arbiter along."""
+    """Applications use `esg.current_worker`, so it must not import the arbiter."""
     listed = "print(*(m for m in sys.modules if m.startswith('esg.')))"
     program = f"import sys, esg; esg.current_worker(); {listed}"
     finished = subprocess.run(

@@ -1,4 +1,4 @@
-"""Releases behind a symbolic link that is switched, however the folder was named."""
+"""Releases behind a symbolic link that is switched, for all ways of naming the folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.waiting import eventually
 
 
 class Releases:
-    """Two releases in a folder, and a link to the first."""
+    """Two releases in a folder, and a link to the first one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,7 +44,7 @@ def releases(tmp_path: Path) -> Releases:
 
 @pytest.fixture(params=["--chdir", "PWD"])
 def esg(request: pytest.FixtureRequest, releases: Releases, tmp_path: Path) -> Iterator[Esg]:
-    """A server that was sent into the link, or started in it as from a shell."""
+    """A server with `--chdir` to the link, or started in it as from a shell."""
     if request.param == "--chdir":
         esg = Esg(tmp_path, "--chdir", str(releases.link), source="1 / 0")
     else:
@@ -113,7 +113,7 @@ def test_a_refused_reload_leaves_the_old_generation_in_its_release(
 def test_settings_are_those_of_the_release_and_a_socket_is_in_its_folder(
     releases: Releases,
 ) -> None:
-    """`esg.toml` is found by the path of the start; other paths start in the release."""
+    """`esg.toml` is found by the startup path; other paths are relative to the release."""
     for number, workers in (("1", 1), ("2", 2)):
         text = f"workers = {workers}\nbind = ['unix:web']\nerror_logfile = '../../log'\n"
         (releases.path(number) / "esg.toml").write_text(text)

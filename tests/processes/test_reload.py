@@ -1,4 +1,4 @@
-"""A reload is a transaction: the new generation boots and takes over, or nothing has changed."""
+"""A reload is a transaction: the new generation takes over, or nothing changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""slowhttptest, which holds connections by sending or reading next to nothing, against a server."""
+"""A server under slowhttptest, which holds connections by sending or reading almost nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Start = Callable[..., Esg]
 CONNECTIONS = 1000
 FILES = CONNECTIONS + 200
 LASTS = 60
-"""Seconds after which slowhttptest gives up by itself, which is when its targets hold."""
+"""Seconds after which slowhttptest gives up by itself; the server should end the attack earlier."""
 
 APP = """\
 async def app(scope, receive, send):
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _many_files() -> Iterator[None]:
-    """Let this process's children have a file for each connection."""
+    """Raise the limit of open files, so that child processes can have all connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < FILES:
         pytest.skip(f"no more than {hard} open files are allowed")
@@ -86,7 +86,7 @@ def test_slow_clients_are_cut_and_others_served(
             served = serve_others(esg, cut.done)
         cut.result()
         assert served > 0
-        # In the end it has no more to wait for, or (reading) it goes on with what had come to it.
+        # It ends when it has no connections left; when it reads, it still reads what it had received.
         if mode[0] != "-X":
             attack.wait()
             assert "No open connections left" in output.read_text()
@@ -96,7 +96,7 @@ def test_slow_clients_are_cut_and_others_served(
 
 
 def serve_others(esg: Esg, is_over: Callable[[], bool]) -> int:
-    """Ask for something until it's over, each time on a new connection; how often that was."""
+    """Send requests until it is over, each on a new connection; returns their number."""
     served = 0
     while not is_over():
         with contextlib.closing(esg.connect(timeout=LASTS)) as client:

@@ -1,4 +1,4 @@
-"""Where it listens: several binds, UNIX sockets, sockets handed over, and reloads of all that."""
+"""Listening: several binds, UNIX sockets, sockets that were handed over, and reloads of these."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def app(scope, receive, send):
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """One with a short name, as the path of a UNIX socket must have."""
+    """A folder with a short name, because the path of a UNIX socket must be short."""
     path = Path(f"/tmp/esg-test-{os.getpid()}")
     path.mkdir()
     try:
@@ -231,7 +231,7 @@ def test_a_socket_of_another_program(start: Start, option: str) -> None:
             load.wait_until_answered("fresh", 20)
         esg.signal(signal.SIGTERM)
         assert esg.wait() == 0
-        # It is the other program's: still listening, and nothing keeps connections out.
+        # It belongs to the other program: it still listens, and accepts connections.
         with socket.create_connection(sock.getsockname(), timeout=5):
             sock.accept()[0].close()
 
@@ -285,7 +285,7 @@ def test_programs_of_the_application_do_not_inherit_the_socket(start: Start) -> 
 
 
 def connected() -> socket.socket:
-    """A client's socket; its other end is gone, which doesn't matter here."""
+    """A client's socket; its other end may be closed."""
     with listening() as listener:
         return socket.create_connection(listener.getsockname())
 
@@ -333,7 +333,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2 + len(names):]])
 
 
 def activated(names: str, *socks: socket.socket) -> dict[str, object]:
-    """Options for a start as sd_listen_fds(3) describes it."""
+    """Options that start ESG as sd_listen_fds(3) describes."""
     fds = [str(sock.fileno()) for sock in socks]
     return {
         "wrapper": ("-c", HAND_OVER, names, *fds),
@@ -342,7 +342,7 @@ def activated(names: str, *socks: socket.socket) -> dict[str, object]:
 
 
 def high(sock: socket.socket) -> socket.socket:
-    """The same socket at a number that is nobody's target."""
+    """The same socket under a descriptor number that isn't used otherwise."""
     fd = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD, 100)
     return socket.socket(fileno=fd)
 
@@ -413,7 +413,7 @@ def test_sockets_that_are_another_processs_are_ignored_if_there_is_a_bind(start:
         assert esg.logged("meant for process 1 .*: ignored")
 
 
-# -- reloads that change where -----------------------------------------------------------
+# -- reloads that change binds -----------------------------------------------------------
 
 
 def test_a_reload_adds_and_drops_binds_and_keeps_the_rest(start: Start, folder: Path) -> None:
@@ -460,7 +460,7 @@ ONE = 'bind = ["127.0.0.1:0"]\nworkers = 2\n'
 def test_a_bind_that_is_back_before_it_was_gone_is_served(
     start: Start, folder: Path, kind: str
 ) -> None:
-    """The reload that drops it rolls when the next one is asked for, which has it again."""
+    """During the reload that drops it, the next reload, which has it again, is asked for."""
     port = free_port()
     where = f"127.0.0.2:{port}" if kind == "TCP" else f"unix:{folder}/web"
     both = BOTH.format(where)
@@ -511,7 +511,7 @@ def free_port() -> int:
 
 
 def asked(kind: str, port: int, folder: Path | None = None) -> dict[str, object]:
-    """What the application answers on a new connection, over TCP at 127.0.0.2."""
+    """The application's response on a new connection, over TCP at 127.0.0.2."""
     if kind == "UNIX":
         return ask(f"{folder}/web")
     connection = http.client.HTTPConnection("127.0.0.2", port, timeout=5)

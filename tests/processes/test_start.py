@@ -1,4 +1,4 @@
-"""Starting: what the operator is told, in one line, and the exit code that goes with it."""
+"""Startup: errors are one line, with the right exit code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EVERYBODY_MAY_TAKE_PORT_80 = _LOWEST_FREE.exists() and int(_LOWEST_FREE.read_tex
 
 
 def complaint(finished: Finished) -> str:
-    """The one line that a wrong command line or setting is answered with."""
+    """The one-line error for a wrong command line or setting."""
     assert "Traceback" not in finished.log
     (line,) = finished.log.splitlines()
     assert line.startswith("esg: error: ")
@@ -191,7 +191,7 @@ def test_a_syntax_error_shows_the_line_once(tmp_path: Path) -> None:
     reason = error.message.partition("can't boot: ")[2]
     assert finished.log.splitlines()[-1].endswith(f" stopped, exit status 4: {reason}")
     assert "esg/" not in error.detail
-    # In the event, under the line, and in the last line, which repeats the reason.
+    # In the event, in its traceback, and in the last line, which repeats the reason.
     assert finished.log.count("SyntaxError: ") == 3
     assert finished.code == 4
 
@@ -293,7 +293,7 @@ def test_closed_standard_streams_do_no_harm(start: Start, closed: str) -> None:
 
 
 def listening_port(esg: Esg) -> int:
-    """The port of a server whose log can't say it."""
+    """The port of a server whose log doesn't show it."""
     try:
         connections = esg.arbiter.net_connections("tcp")
     except (psutil.Error, IndexError):

@@ -1,4 +1,4 @@
-"""What somebody sees who starts ESG in a terminal, which is a pseudo-terminal here."""
+"""The output of ESG in a terminal; the tests use a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Terminal:
-    """ESG with a terminal as its input, output and standard error, and what is written there."""
+    """ESG with a terminal as its standard streams, and the text that it writes there."""
 
     def __init__(self, folder: Path, *arguments: str, extra: dict[str, str]) -> None:
         """`arguments` are those of the `esg` command, or `-c` and a program to run in its place."""
@@ -58,14 +58,14 @@ class Terminal:
         while True:
             try:
                 data = os.read(self._main, 65536)
-            except OSError:  # EIO: nobody has the other end open any more
+            except OSError:  # EIO: no process has the other end open any more
                 return
             if not data:
                 return
             self.text += data.decode().replace("\r\n", "\n")
 
     def wait_for(self, pattern: str) -> str:
-        """Wait for a line that has this; gives it as it was written."""
+        """Wait for a line that contains this; returns the line."""
 
         def found() -> list[str]:
             return [line for line in self.text.splitlines() if re.search(pattern, line)]
@@ -89,7 +89,7 @@ class Terminal:
         client.close()
 
     def end(self) -> None:
-        """Kill what is left of it."""
+        """Kill the processes that are left."""
         kill_session(self.process)
         self._reader.join(DEADLINE)
         os.close(self._main)
@@ -102,7 +102,7 @@ def take_terminal() -> None:
 
 @pytest.fixture
 def on_terminal(tmp_path: Path) -> Iterator[Start]:
-    """Starts ESG in a terminal; what is left of it is killed at the end."""
+    """Starts ESG in a terminal; processes that are left are killed at the end."""
     started: list[Terminal] = []
 
     def start(*arguments: str, **extra: str) -> Terminal:

@@ -1,4 +1,4 @@
-"""TLS from the start over reloads to the end, with the clients that everybody has."""
+"""TLS at startup, through reloads and at the end, with common clients."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def authority(tmp_path: Path) -> Authority:
 
 @pytest.fixture
 def options(authority: Authority) -> list[str]:
-    """What turns TLS on."""
+    """The options that turn TLS on."""
     certificate, key = authority.issue()
     return ["--ssl-certfile", certificate, "--ssl-keyfile", key]
 
@@ -45,7 +45,7 @@ def serving(start: Start, authority: Authority, options: list[str]) -> Esg:
 
 
 def served_serial(esg: Esg) -> int:
-    """The serial number of the certificate that a new connection is shown."""
+    """The serial number of the certificate on a new connection."""
     with esg_socket(esg) as connection:
         certificate = connection.getpeercert(binary_form=True)
         assert certificate is not None
@@ -125,7 +125,7 @@ def test_a_password_in_the_environment_is_the_arbiters_alone(
         source=application(at_import='assert "ESG_SSL_KEYFILE_PASSWORD" not in os.environ'),
         extra={"ESG_SSL_KEYFILE_PASSWORD": "sesame"},
     )
-    esg.reload()  # the arbiter has it still
+    esg.reload()  # the arbiter still has it
     for pid in (esg.pid, *esg.wait_for_workers(1)):
         assert b"sesame" not in Path(f"/proc/{pid}/environ").read_bytes()
 

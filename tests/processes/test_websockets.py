@@ -58,7 +58,7 @@ async def app(scope, receive, send):
 
 
 class Clients:
-    """Idle clients of the `websockets` library that come back when they are told to."""
+    """Idle clients of the `websockets` library that reconnect when the server asks for it."""
 
     def __init__(self, port: int) -> None:
         self.url = f"ws://127.0.0.1:{port}/"
@@ -67,11 +67,11 @@ class Clients:
         self.failures: list[str] = []
         self.turned_away = 0
         self.times: list[float] = []
-        """When each was told to come back."""
+        """The times at which the clients were asked to reconnect."""
         self._connecting = asyncio.Semaphore(50)
 
     async def run(self) -> None:
-        """One client's life: it connects, and connects again for as long as it is told to."""
+        """One client: it connects, and reconnects each time the server asks for it."""
         code = 1012
         while code == 1012:
             try:
@@ -85,7 +85,7 @@ class Clients:
                 if error.response.status_code != 503:
                     self.failures.append(repr(error))
                     return
-                self.turned_away += 1  # by a worker that began to drain meanwhile
+                self.turned_away += 1  # from a worker that has just begun to drain
                 continue
             except (OSError, websockets.WebSocketException) as error:
                 self.failures.append(repr(error))
@@ -98,7 +98,7 @@ class Clients:
 
 @pytest.fixture
 def many_files():
-    """As many descriptors as 2,000 clients take, also for what is started meanwhile."""
+    """Enough descriptors for 2,000 clients, also in processes that are started meanwhile."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 10_000), hard))
     yield
@@ -115,7 +115,7 @@ async def reached(condition, what):
 
 
 WINDOW = 8
-"""Seconds of grace; sockets are closed in the first half."""
+"""The grace period in seconds; WebSockets are closed in its first half."""
 
 
 def test_two_thousand_sockets_through_a_reload(start, many_files):
@@ -132,7 +132,7 @@ def test_two_thousand_sockets_through_a_reload(start, many_files):
         server.signal(signal.SIGHUP)
         await reached(lambda: clients.generations[2] == count or clients.failures, "back")
         assert clients.failures == []
-        # A client that is quick may come back to a worker whose turn it is only now.
+        # A quick client may reconnect to a worker that is about to be replaced.
         told = clients.codes[1012]
         assert count <= told < count * 1.1
         assert clients.turned_away < count * 0.1
@@ -175,7 +175,7 @@ def test_clients_of_aiohttp(start, library):
 
 
 def connect(server, path="/", **options):
-    """A client that reads nothing but what it is asked to."""
+    """A client that reads only when the test asks it to."""
     return websockets.sync.client.connect(f"ws://127.0.0.1:{server.port}{path}", **options)
 
 
@@ -246,11 +246,11 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.fixture
 def browse(tmp_path):
-    """Opens a page in a headless browser; gives a function that evaluates an expression in it."""
+    """Opens a page in a headless browser; returns a function that evaluates an expression in it."""
     with contextlib.ExitStack() as left:
 
         def browse(url):
-            # No sandbox: it may be root who runs this, in a container.
+            # No sandbox: the test may run as root in a container.
             command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu"]
             command += ["--disable-dev-shm-usage", "--no-first-run", "--remote-debugging-port=0"]
             profile = tmp_path / "profile"
@@ -287,7 +287,7 @@ def browse(tmp_path):
 
 @pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
 def test_a_browser(start, browse):
-    """The demo's page, which with `?say=` says something on its own, then closes."""
+    """The demo's page; with `?say=` it sends a message by itself, then closes."""
     server = start(source="from esg.demo import app")
     evaluate = browse(f"{server.url}/echo?say=h%C3%A9llo")
     said = "open permessage-deflate\n> h\u00e9llo\n< h\u00e9llo\nclosed 1000 true\n"

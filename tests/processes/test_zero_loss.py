@@ -1,4 +1,4 @@
-"""No request is lost by a reload, a recycle, a resize or a shutdown, whatever is going on."""
+"""No request is lost by a reload, a recycle, a resize or a shutdown, under any load."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_workers_that_are_terminated_are_replaced_and_lose_nothing(start: Start)
 
 def test_signals_in_any_order_lose_nothing(start: Start) -> None:
     esg = start("--workers", "2", "--max-requests", "400", "--max-requests-jitter", "200")
-    # It may have been a worker in boot that was terminated.
+    # The terminated worker may have been booting.
     esg.claim("can't boot: died while booting: exit status 0", "reload failed")
     seed = random.randrange(1000)
     print(f"seed {seed}")  # noqa: T201 - to repeat a failure
@@ -110,6 +110,6 @@ def test_signals_in_any_order_lose_nothing(start: Start) -> None:
 
 
 def terminate(pid: int) -> None:
-    """SIGTERM to a worker that may be gone by now."""
+    """Send SIGTERM to a worker that may have ended by now."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
