@@ -86,7 +86,7 @@ def test_slow_clients_are_cut_and_others_served(
             served = serve_others(esg, cut.done)
         cut.result()
         assert served > 0
-        # It ends when it has no connections left; when it reads, it still reads what it had received.
+        # It ends when it has no connections left. A slow reader may still read what it received.
         if mode[0] != "-X":
             attack.wait()
             assert "No open connections left" in output.read_text()

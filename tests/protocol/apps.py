@@ -1,4 +1,4 @@
-"""Applications to serve, and the parts they are made of."""
+"""Applications to serve, and functions to build them from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def piece(send: Any, body: bytes = b"", more: bool = True) -> None:
 
 
 class Disconnected(Exception):
-    """The client went away before its request was complete."""
+    """The client left before its request was complete."""
 
 
 async def read_body(receive: Any) -> bytes:
@@ -49,7 +49,7 @@ async def read_body(receive: Any) -> bytes:
 
 
 async def hello(scope: Scope, receive: Any, send: Any) -> None:
-    """Answer any request, without a look at its body."""
+    """Answer any request without reading its body."""
     await respond(send)
 
 
@@ -90,7 +90,7 @@ class Recorder:
 
 
 class Gate:
-    """Answers each request with its path, but not before the gate is open."""
+    """Answers each request with its path, once the gate is open."""
 
     def __init__(self) -> None:
         self.open = asyncio.Event()

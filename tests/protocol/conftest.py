@@ -1,6 +1,6 @@
-"""The server part, in this process, on a real socket, with an application that the test gives.
+"""Runs the server in this process, on a real socket, with the test's application.
 
-A test is a coroutine that runs on the loop which serves, once with asyncio and once with uvloop,
+A test is a coroutine that runs on the server's loop, once with asyncio and once with uvloop,
 and with each parser.
 `serve(app, **settings)` gives a `Server`, and its `connect()` a raw `Client`. Time is moved with
 `Server.advance`. At the end of each test no error may be in the log that the test hasn't claimed,
@@ -45,17 +45,17 @@ SUBJECT = worker_subject(1, 1, 1)
 
 
 def setup_of(config: Config, log_fd: int) -> LogSetup:
-    """Where a server of a test logs; an access log that isn't a file has the descriptor -1."""
+    """The log of a test's server; an access log that isn't a file has the descriptor -1."""
     definition = {} if log_fd == -1 else None
     return LogSetup(config, LogFiles(), LogFile(2), LogFile(log_fd), definition)
 
 
 ON_EVERY_LOOP = {"test_splitting", "test_pipelining", "test_request_bodies", "test_closing"}
-"""Modules whose tests run with h11 on asyncio's loop, too: how a loop reads may matter to them."""
+"""Modules whose tests also run with h11 on asyncio's loop, because the loop's reads may matter."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out h11 on asyncio's loop elsewhere: it would cost time, and show nothing new."""
+    """Leave out h11 on asyncio's loop in other modules: it would take time and show nothing new."""
     kept, left_out = [], []
     for item in items:
         names = item.callspec.id.split("-") if hasattr(item, "callspec") else []
@@ -84,21 +84,21 @@ class UvloopLoop(_Shifted, uvloop.Loop):
 
 
 class LogBook(logging.Handler):
-    """What was logged."""
+    """The log records of a test."""
 
     def __init__(self) -> None:
         super().__init__()
         self.records: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        # As text, since a traceback would keep alive all that its frames hold.
+        # As text, because a traceback would keep the objects in its frames alive.
         if record.exc_info:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
             record.exc_info = None
         self.records.append(record)
 
     def claim(self, text: str) -> str:
-        """Take one expected error or warning with `text` out of the log; gives it in full."""
+        """Remove an expected error or warning with `text` from the log; returns its whole text."""
         for record in self.errors:
             if text in record.getMessage():
                 self.records.remove(record)
@@ -150,7 +150,7 @@ class Server:
         self._acceptor.start()
 
     def connect(self, piece: int | None = None, receive_buffer: int = 0) -> Client:
-        """A new connection; `receive_buffer` bounds what the kernel holds for a slow reader."""
+        """A new connection; `receive_buffer` limits what the kernel keeps for a slow reader."""
         sock = socket.socket(socket.AF_INET6 if ":" in self.address[0] else socket.AF_INET)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -164,13 +164,13 @@ class Server:
         return client
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and the service notice; its clock hasn't stood still."""
+        """Let time pass while the service runs, and let it notice."""
         self._loop.shift += seconds
         self.service.now = self._loop.time() - min(seconds, TICK)
         self.service.tick()
 
     def stand_still(self, seconds: float) -> None:
-        """Let time pass in which nothing ran, and the service notice that."""
+        """Let time pass in which nothing ran, and let the service notice."""
         self._loop.shift += seconds
         self.service.tick()
 
@@ -179,7 +179,7 @@ class Server:
         await until(lambda: len(self.service.connections) == count)
 
     async def stop(self) -> None:
-        """Hang up every client; every connection must be over then, and every application call."""
+        """Hang up every client; then every connection and every application call must end."""
         self._acceptor.stop()
         for client in self._clients:
             client.close()
@@ -217,7 +217,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.fixture
 def log() -> Iterator[LogBook]:
-    """The program's log; an error that no test has claimed fails it."""
+    """The log; an error that the test hasn't claimed makes it fail."""
     logger = logging.getLogger("esg")
     before = logger.level, logger.propagate
     book = LogBook()
@@ -255,7 +255,7 @@ def certificate(authority: Authority) -> tuple[str, str]:
 
 @pytest.fixture
 def tls() -> tuple[dict[str, Any], ssl.SSLContext] | None:
-    """Settings that turn TLS on and the context of its clients; a module may replace this."""
+    """Settings that turn TLS on, and the clients' context; a module may replace this."""
     return None
 
 
@@ -297,7 +297,7 @@ def serve(
         return server
 
     def stop() -> None:
-        """Stop all servers, for a test that has something to look at after that."""
+        """Stop all servers, for a test that checks something afterwards."""
         while servers:
             runner.run(servers.pop().stop())
 

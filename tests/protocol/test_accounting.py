@@ -1,4 +1,4 @@
-"""What the access log, the scoreboard and the worker are told of requests."""
+"""The access log, the scoreboard and the worker learn about requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .wire import Truncated, get, request, turns, until
 
 @pytest.fixture
 def access_log():
-    """A pipe, and a function that gives the lines written to it so far."""
+    """A pipe, and a function that returns the lines written to it so far."""
     read_end, write_end = os.pipe()
     os.set_blocking(read_end, False)
 

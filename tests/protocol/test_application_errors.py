@@ -1,4 +1,4 @@
-"""Applications that fail, or break the protocol: what the client gets, and what is logged."""
+"""Applications that fail or break the protocol: the client's response, and the log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_an_exception_before_the_response_is_a_500(serve, log):
 
 
 async def test_an_exception_after_the_start_message_alone_is_a_500_too(serve, log):
-    """Not a byte of the response was out, so there is still time to say so."""
+    """No byte of the response was sent, so the client can still get a 500."""
 
     async def app(scope, receive, send):
         await start(send, headers=[(b"x-secret", b"1")])
@@ -187,7 +187,7 @@ async def test_an_error_while_a_body_comes_in_reaches_the_client(serve, log):
     log.claim("exception in the application")
 
 
-# -- Content-Length that isn't true ----------------------------------------------------
+# -- a wrong Content-Length --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pieces", [[b"hell"], [b"he", b"l"], []])
@@ -261,7 +261,7 @@ async def test_a_header_that_cannot_be_sent_is_a_500(serve, log, header):
         await respond(send, headers=[(b"x-first", b"1"), header])
 
     client = serve(app).connect()
-    for _ in range(2):  # the second time is served from what was learnt at the first
+    for _ in range(2):  # the second time, the result of the first is used again
         response = await client.request(get())
         assert response.status == 500
         assert b"x-first" not in response
@@ -430,7 +430,7 @@ async def fail_when_cancelled(scope, receive, send):
 
 
 def cancel_all(server):
-    """What a worker does at the end of its drain."""
+    """Cancel all requests, like a worker at the end of its drain."""
     server.service.cancels = True
     for exchange in server.service.running:
         exchange.task.cancel()

@@ -14,7 +14,7 @@ from .wire import get, post
 
 
 class Echo:
-    """Answers with the request's body, or says which version it was told to speak."""
+    """Answers with the request's body, or with the ASGI version in its scope."""
 
     def __init__(self, scope):
         self.scope = scope

@@ -1,7 +1,7 @@
 """The end of a connection must not destroy its last response (RFC 9112, section 9.6).
 
-A socket closed with unread bytes makes the kernel send a reset, on which the client's kernel
-throws away what it has received and not yet handed over.
+If a socket with unread bytes is closed, the kernel sends a reset, and the client's kernel
+discards the data that the client hasn't read yet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def body_of(framing):
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 async def test_an_early_response_reaches_a_client_that_is_still_sending(serve, framing):
-    """The client reads only when it has sent all."""
+    """The client reads only after it has sent everything."""
     client = serve(hello).connect()
     await client.send(body_of(framing))
     assert (await client.response()).body == b"hello"
@@ -145,7 +145,7 @@ async def test_the_connection_is_over_when_the_client_closes_too(serve):
 
 
 async def test_a_connection_that_will_end_is_announced(serve):
-    """A client that isn't told would send its next request into a closing connection."""
+    """Without the field, the client would send its next request on a closing connection."""
     client = serve(hello).connect()
     await client.send(request(b"POST", b"/", b"Content-Length: %d" % LARGE) + bytes(1000))
     response = await client.response()
@@ -167,7 +167,7 @@ async def test_a_small_rest_of_a_body_is_read_and_the_connection_goes_on(serve):
 
 
 async def refuse_in_pieces(scope, receive, send):
-    """As every response behind Starlette's BaseHTTPMiddleware comes."""
+    """Like every response behind Starlette's BaseHTTPMiddleware."""
     if scope["method"] == "GET":
         await respond(send)
         return
@@ -177,7 +177,7 @@ async def refuse_in_pieces(scope, receive, send):
 
 
 async def refuse_while_reading(scope, receive, send):
-    """As Quart does."""
+    """Like Quart."""
 
     async def read():
         while (await receive())["type"] == "http.request":
@@ -207,7 +207,7 @@ async def test_an_early_response_in_pieces_announces_the_end_of_the_connection(s
 
 @pytest.mark.parametrize("app", [hello, refuse_in_pieces, refuse_while_reading])
 async def test_a_body_in_chunks_is_read_on_behind_an_early_response(serve, app):
-    """Nobody knows how large it is, so the response can't say that it is too large."""
+    """Its size isn't known, so the response can't say that it is too large."""
     client = serve(app).connect()
     await client.send(request(b"POST", b"/", b"Transfer-Encoding: chunked"))
     assert not (await client.response()).closes
@@ -217,7 +217,7 @@ async def test_a_body_in_chunks_is_read_on_behind_an_early_response(serve, app):
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 async def test_a_slow_upload_is_dropped_for_a_while_so_that_its_413_arrives(serve, framing):
-    """A reset would destroy the response, which this client reads last."""
+    """A reset would destroy the response, because this client reads it at the end."""
     server = serve(hello, limit_request_body=1000)
     client = server.connect()
     if framing == "length":

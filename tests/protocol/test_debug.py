@@ -1,4 +1,4 @@
-"""`--debug`: what clients see of an application that raised."""
+"""`--debug`: the page that clients see if the application raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that go away, in whole or in half, and what applications learn of it."""
+"""Clients that leave, or close one direction, and how applications learn about it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def gone(client, how):
 
 
 def test_the_error_of_a_send_to_nobody_is_an_oserror():
-    """Which is all that applications may rely on."""
+    """Applications may not rely on more."""
     assert issubclass(ClientDisconnected, OSError)
 
 
@@ -44,7 +44,7 @@ async def test_send_after_the_client_left_raises_oserror(serve, how):
 
 
 async def test_a_whole_response_to_a_client_that_left_is_ignored(serve):
-    """Nobody is helped by an error report about each client that doesn't wait."""
+    """Errors for each client that doesn't wait would only fill the log."""
     probe = Probe()
     server = serve(probe)
     client = server.connect()
@@ -57,7 +57,7 @@ async def test_a_whole_response_to_a_client_that_left_is_ignored(serve):
 
 
 async def test_a_stream_to_a_client_that_left_raises_oserror(serve):
-    """Or it might never end."""
+    """Otherwise the application might never end."""
     probe = Probe()
     server = serve(probe)
     client = server.connect()
@@ -248,7 +248,7 @@ async def test_a_half_closed_client_gets_a_stream_to_its_end(serve):
 
 
 async def test_a_half_closed_client_gets_a_stream_that_makes_progress(serve):
-    """However long it takes, and though the application listens for a disconnect."""
+    """Even if the response takes long, and the application listens for a disconnect."""
     heard, more = [], asyncio.Semaphore(0)
 
     async def app(scope, receive, send):
@@ -402,7 +402,7 @@ async def test_a_reset_while_a_response_is_on_its_way(serve, log):
 
 
 async def test_a_request_read_in_full_is_still_there_after_the_client_left(serve):
-    """What came before the disconnect may be lost, but must not be torn."""
+    """Data from before the disconnect may be lost, but a part must not look complete."""
     probe = Probe()
     server = serve(probe)
     client = server.connect()
@@ -442,11 +442,11 @@ async def test_a_stream_to_a_client_that_is_gone_lets_the_others_be_served(serve
     assert (await server.connect().request(get(b"/"))).status == 200
 
 
-# -- applications that end when they hear of it ----------------------------------------------
+# -- applications that end at a disconnect ---------------------------------------------------
 
 
 async def silence(server):
-    """Let so much time pass that a client whose side is closed counts as gone."""
+    """Let enough time pass that a client with a closed sending side counts as gone."""
     await until(lambda: all(connection.ends_soon for connection in server.service.connections))
     server.advance(SILENCE + 2 * TICK)
 
@@ -476,7 +476,7 @@ async def test_an_application_may_end_when_it_hears_that_the_client_left(serve, 
         gone(client, how)
     await silence(server)
     await until(lambda: server.service.idle)
-    # The log has no error (its fixture looks), and no request is made a 500 for it.
+    # The log has no error (the fixture checks), and no request becomes a 500 because of it.
     assert server.service.statuses[5] == 0
 
 

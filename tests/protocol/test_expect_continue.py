@@ -107,7 +107,7 @@ async def test_other_expectations_are_ignored(serve):
 
 
 async def test_a_final_response_without_reading_closes(serve):
-    """The client may send the body or not, so what comes next can't be told apart."""
+    """The client may send the body or not, so it isn't known what the next bytes are."""
     client = serve(hello).connect()
     await client.send(expecting())
     response = await client.response()

@@ -21,7 +21,7 @@ TIMEOUT_SEND = Config.timeout_send
 
 @pytest.fixture
 def file(tmp_path):
-    """A file of 8 MiB that repeats nowhere."""
+    """A file of 8 MiB without repetitions."""
     path = tmp_path / "file"
     path.write_bytes(random.Random(7).randbytes(8 * MEGABYTE))
     return path
@@ -41,10 +41,13 @@ def serve(serve):
 @pytest.fixture(autouse=True)
 def _no_descriptor_is_left(serve, tmp_path):
     def descriptors():
-        """Open sockets and files of the test; loops keep others for a while."""
+        """Open sockets and files of the test.
+
+        Event loops keep other descriptors open for a while.
+        """
         links = []
         for fd in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(FileNotFoundError):  # it was that of the listing itself
+            with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
                 links.append(os.readlink(f"/proc/self/fd/{fd}"))
         return [link for link in links if link.startswith(("socket:", str(tmp_path)))]
 
@@ -55,7 +58,7 @@ def _no_descriptor_is_left(serve, tmp_path):
 
 
 def digest(data):
-    """What tells bodies apart that are too large for a message."""
+    """A short text to compare large bodies by."""
     return len(data), hashlib.sha256(data).hexdigest()
 
 
@@ -359,7 +362,7 @@ async def test_nothing_else_is_sent_meanwhile(serve, runner, file):
 
 @pytest.fixture
 def large(tmp_path):
-    """A file that no socket buffer takes; most of it is a hole."""
+    """A file that is too large for any socket buffer; most of it is a hole."""
     path = tmp_path / "large"
     with path.open("wb") as opened:
         opened.truncate(1 << 30)
@@ -367,7 +370,7 @@ def large(tmp_path):
 
 
 class Sender:
-    """Sends a file, and remembers what became of that."""
+    """Sends a file, and remembers the result."""
 
     def __init__(self, path):
         self.path = path

@@ -1,7 +1,7 @@
-"""A client that floods its connection has its share of the event loop's turns, and no more.
+"""A client that floods its connection gets its share of the event loop's time and no more.
 
-The clock by which turns are divided moves with each look at it, so that tests count work and not
-seconds: every piece that is parsed seems to take as long as a connection may.
+The clock that limits turns advances each time it is read, so that tests count work and not
+seconds: every parsed piece seems to take as long as a connection may take in a turn.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ CHUNK = len(b"1\r\nx\r\n")
 
 
 def slow_clock(server):
-    """Let each piece of work seem to take the time that a connection has in a turn."""
+    """Make each piece of work seem to take the time that a connection has in a turn."""
     ticks = itertools.count()
     server.service.turns.clock = lambda: next(ticks) * PART
 
 
 async def watch(value, growth):
-    """Note by how much a number grows in a turn of the loop."""
+    """Note by how much a number grows in each turn of the loop."""
     before = value()
     while True:
         await asyncio.sleep(0)
@@ -74,7 +74,7 @@ async def test_tiny_chunks_of_many_connections(serve):
     for attacker in attackers:
         assert (await attacker.response()).body == b"%d" % count
     watcher.cancel()
-    # What has been put off, and the first piece of what is read in the same turn.
+    # The postponed work, and the first piece of a read in the same turn.
     pieces = SHARE / PART + 2
     assert max(growth) <= pieces * FEED_FIRST / CHUNK
     assert max(growth) < ATTACKERS * count / 10
@@ -103,7 +103,7 @@ async def test_a_connection_takes_turns_with_itself(serve):
 
 
 async def test_tiny_pipelined_requests(serve):
-    """Of one read no more are parsed than a piece can have, and each gets its answer."""
+    """One read is parsed in pieces of limited size, and each request gets its response."""
     gate = Gate()
     server = serve(gate)
     client = server.connect()
@@ -216,7 +216,7 @@ class TestOverTLS:
         assert max(map(len, pieces)) <= 2 * MOST_RECORDS
 
     async def test_the_end_of_tls_behind_a_body_that_waits_for_the_application(self, serve):
-        """The close_notify comes in the same read as what isn't read yet."""
+        """The close_notify is in the same read as data that isn't handled yet."""
         release = asyncio.Event()
         bodies = []
 
@@ -241,14 +241,14 @@ class TestOverTLS:
 
 
 def deflated(data):
-    """A message's first fragment, compressed, whose end never comes."""
+    """The first fragment of a compressed message that never ends."""
     compress = zlib.compressobj(9, zlib.DEFLATED, -12)
     return compress.compress(data) + compress.flush(zlib.Z_SYNC_FLUSH)
 
 
 @pytest.mark.parametrize("ws", ["websockets", "wsproto"])
 async def test_unfinished_compressed_messages_of_many_connections(serve, log, ws):
-    """Some are closed with 1013; what the others hold stays below the bound."""
+    """Some are closed with 1013; the others together stay below the limit."""
     most, size = 2_000_000, 900_000
     server = serve(_websocket, ws=ws, ws_max_size=1_000_000, ws_max_buffered=most)
     fragment = frame(BINARY, deflated(bytes(size)), fin=False, rsv=4)
@@ -268,7 +268,7 @@ async def test_unfinished_compressed_messages_of_many_connections(serve, log, ws
 
 
 async def test_what_waits_for_the_application_counts_too(serve, log):
-    """It is given back when the application has taken it, or is over."""
+    """The memory is given back when the application has taken the messages, or has ended."""
     release = asyncio.Event()
 
     async def app(scope, receive, send):
@@ -318,7 +318,8 @@ async def test_a_message_that_ends_in_time_is_followed_by_another(serve):
 
 
 async def test_a_message_that_is_not_read_has_more_time(serve):
-    """The application is slow, so the client isn't read: that isn't the client's fault."""
+    """ESG doesn't read from the client because the application is slow; the client isn't to
+    blame."""
     release = asyncio.Event()
 
     async def app(scope, receive, send):

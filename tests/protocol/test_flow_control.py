@@ -15,7 +15,7 @@ MEGABYTE = 1 << 20
 SIZE = 100 * MEGABYTE
 
 KERNEL = 24 * MEGABYTE
-"""More than the kernel holds for a loopback connection, both ends together."""
+"""More bytes than the kernel keeps for a loopback connection, at both ends together."""
 
 
 class Source:
@@ -121,7 +121,7 @@ async def test_a_client_that_takes_a_little_is_waited_for(serve):
 
 
 async def test_a_client_that_uploads_without_reading_is_dropped_in_time(serve):
-    """The end of its upload must not make the server forget that it owes us some reading."""
+    """After the end of the upload, the deadline for reading the response must still apply."""
     probe = Probe()
     server = serve(probe)
     client = server.connect(receive_buffer=65536)
@@ -143,7 +143,7 @@ async def test_a_client_that_uploads_without_reading_is_dropped_in_time(serve):
 
 
 async def test_a_whole_large_body_outlives_the_keep_alive_time(serve):
-    """While the client still reads a response it can't have sent the next request."""
+    """A client that is still reading a response can't have sent the next request."""
     body = bytes(30 * MEGABYTE)
 
     async def app(scope, receive, send):
@@ -184,7 +184,7 @@ async def test_concurrent_sends_all_wait_and_all_go_on(serve):
 
 
 async def test_echo_in_both_directions_at_once(serve):
-    """An upload answered as it comes must not come to a standstill."""
+    """An upload that is answered while it arrives must not stall."""
 
     async def app(scope, receive, send):
         await start(send)

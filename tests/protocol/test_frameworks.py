@@ -1,4 +1,4 @@
-"""Starlette and FastAPI over a real connection, with a client people use."""
+"""Starlette and FastAPI over a real connection, with a common client."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ async def test_base_http_middleware_when_the_client_leaves(serve, log):
 
 
 def quiet_stream(waiting, ended, background):
-    """A stream that has told something, and waits for more to tell."""
+    """A stream that has sent something, and waits for the next event."""
 
     async def stream(request: Request) -> Response:
         async def events():
@@ -292,7 +292,7 @@ async def test_a_quiet_stream_is_cancelled_when_its_client_leaves(
 
 
 async def test_a_handler_of_errors_is_not_called_for_a_client_that_left(serve, log):
-    """The response isn't a stream, so nothing has to tell the application to end."""
+    """The response isn't a stream, so the application needn't be told to end."""
     handled, release = [], asyncio.Event()
 
     async def late(request: Request) -> Response:
@@ -317,7 +317,7 @@ async def test_a_handler_of_errors_is_not_called_for_a_client_that_left(serve, l
 
 
 class Collecting:
-    """Middleware that sends a body when it has all of it, as those that cache or sign do."""
+    """Middleware that sends a body once it is complete, like middleware that caches or signs."""
 
     def __init__(self, app):
         self.app = app

@@ -1,4 +1,4 @@
-"""A request leaves nothing behind: no context, no garbage, no wait for its successor."""
+"""A request leaves nothing behind: no context, no garbage, no delay for the next one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ USER = contextvars.ContextVar("user", default="nobody")
 
 
 class Who:
-    """Answers with the context's user as it was found, and then sets it."""
+    """Answers with the user in the context, and then sets it."""
 
     def __init__(self, set_before_body=True):
         self.set_before_body = set_before_body
@@ -66,7 +66,7 @@ async def test_context_does_not_leak_to_another_connection(serve):
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 async def test_context_does_not_leak_when_reading_was_resumed_by_the_application(serve, framing):
-    """Whoever takes the body sets the socket's reading going again, in its own context."""
+    """A task that takes the body makes the socket's reading resume, in the task's context."""
     client = serve(Who()).connect()
     body = bytes(3_000_000)
     data = post(body) if framing == "length" else post_chunked(body)
@@ -94,7 +94,7 @@ async def test_context_does_not_leak_when_writing_had_stopped(serve):
 
 
 async def test_context_of_a_long_pipeline(serve):
-    """So long that the server stopped reading it, and went on from within some request."""
+    """So long that the server stops reading, and resumes within a request."""
     client = serve(Who()).connect()
     await client.send(b"".join(get(b"/%d" % number) for number in range(3_000)))
     for _ in range(3_000):
@@ -121,7 +121,7 @@ async def test_each_request_runs_in_a_task_of_its_own(serve):
 
 
 class Marker:
-    """Something whose end can be seen."""
+    """An object whose deletion can be seen."""
 
 
 def marking(app, markers):
@@ -208,7 +208,7 @@ async def test_a_request_whose_client_left_is_freed_without_the_collector(serve,
 
 
 async def test_connections_leave_no_reference_cycles(serve):
-    """Of the server's own making, that is; the collector may be frozen or slow."""
+    """The server itself must make none, because the collector may be frozen or slow."""
     server = serve(echo)
     bad = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
 
@@ -247,7 +247,7 @@ async def test_nothing_is_kept_of_finished_work(serve):
     await until(lambda: server.service.idle)
 
 
-# -- work behind the response ----------------------------------------------------------
+# -- work after the response -----------------------------------------------------------
 
 
 async def test_work_after_the_response_does_not_hold_the_next_request(serve):

@@ -1,4 +1,4 @@
-"""Connections that go on, that don't, and that drain."""
+"""Connections that stay open, that are closed, and that drain."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_nothing_else_closes(serve, fields):
 
 
 async def test_proxy_connection_closes_with_notice_or_not_at_all(serve):
-    """A field that no standard has ever known, and that parsers may still obey."""
+    """A field that isn't in any standard, although some parsers obey it."""
     client = serve(hello).connect()
     response = await client.request(get(b"/", b"Proxy-Connection: close"))
     if response.closes:
@@ -107,7 +107,7 @@ async def test_empty_lines_between_requests_are_skipped(serve, between):
 
 
 async def test_draining_leaves_an_idle_connection_and_serves_its_next_request(serve):
-    """Its next request may be on its way already, and must not be lost."""
+    """Its next request may already be on its way, and must not be lost."""
     server = serve(hello)
     client = server.connect()
     await client.request(get())
@@ -201,7 +201,7 @@ async def test_draining_in_the_middle_of_a_stream_ends_the_connection_behind_it(
     server.service.draining = True
     release.set()
     await client.exactly(b"5\r\nfirst\r\n6\r\nsecond\r\n0\r\n\r\n")
-    # Its head didn't say so, so the next request is served, or the time runs out.
+    # The response didn't say "close", so the next request is served, or the timeout ends it.
     await client.send(get())
     assert (await client.head()).closes
 
@@ -257,7 +257,7 @@ async def test_an_upgrade_with_pipelined_requests_around_it(serve):
 
 
 async def test_an_upgrade_of_a_request_with_a_body(serve):
-    """As some HTTP clients send their first request, hoping for HTTP/2."""
+    """Some HTTP clients send this with their first request, to switch to HTTP/2."""
     record = Recorder()
     client = serve(record).connect()
     offer = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk")

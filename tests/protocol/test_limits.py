@@ -76,7 +76,7 @@ async def test_the_most_fields(serve):
 
 @pytest.mark.parametrize("before", [get(b"/first"), post(b"body"), post_chunked(b"body")])
 async def test_fields_that_begin_behind_another_request(serve, before):
-    """In one piece with its end; what is counted must not begin with what comes after that."""
+    """In one piece with the end of the other request; that piece must be counted, too."""
     record = Recorder()
     client = serve(record).connect()
     await client.send(before[:-2])
@@ -145,7 +145,7 @@ async def test_a_header_section_without_end(serve):
 
 
 async def test_limits_hold_behind_another_request_too(serve):
-    """In one write, so that nothing marks where the second one begins."""
+    """In one write, so that there is no boundary before the second request."""
     record = Recorder()
     server = serve(record, limit_request_header_size=1000, limit_request_fields=20)
     for bad, status in (
@@ -201,7 +201,7 @@ async def test_a_body_of_just_the_limit(serve):
 
 @pytest.mark.parametrize("size", [1001, 10_000_000])
 async def test_a_body_that_will_be_too_large(serve, size):
-    """Known from its Content-Length, before a byte of it came."""
+    """Known from its Content-Length, before any byte has arrived."""
     record = Recorder()
     client = serve(record, limit_request_body=1000).connect()
     await client.send(request(b"POST", b"/", b"Content-Length: %d" % size))
@@ -257,7 +257,7 @@ async def test_a_body_that_is_too_large_behind_another_request(serve):
 
 
 async def test_a_large_body_that_is_refused_is_not_held_in_memory(serve):
-    """The client may send on, and still reads why it was refused."""
+    """The client may continue to send, and still reads why it was refused."""
     client = serve(Recorder(), limit_request_body=1000).connect()
     await client.send(post(bytes(5_000_000)))
     await refused(client, 413)

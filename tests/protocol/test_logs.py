@@ -1,4 +1,4 @@
-"""The access log in its formats, and what is logged of connections, for real requests."""
+"""The access log in its formats, and log lines about connections, for real requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT = '"%(r)s" %(s)s %(b)s %({x-id}i)s %({x-kind}o)s %(D)s'
 
 @pytest.fixture
 def written():
-    """A pipe, and a function that gives the lines written to it so far."""
+    """A pipe, and a function that returns the lines written to it so far."""
     read_end, write_end = os.pipe()
     os.set_blocking(read_end, False)
 
@@ -40,7 +40,7 @@ def written():
 
 
 async def sizes(serve, written, app, *requests, **settings):
-    """What `%(b)s` is for each of these requests."""
+    """The value of `%(b)s` for each of these requests."""
     server = serve(app, log_fd=written.fd, access_logformat="%(b)s", **settings)
     client = server.connect()
     for data in requests:
@@ -73,7 +73,7 @@ async def test_the_duration_goes_from_the_header_to_the_end_of_the_response(
     client = serve(gate, log_fd=written.fd, access_logformat="%(L)s %(T)s %(M)s %(D)s").connect()
     await client.send(b"GET / HTTP/1.1\r\n")
     await turns(5)
-    clock[0] += 10  # not counted: the client took its time
+    clock[0] += 10  # not counted, because the client was slow
     await client.send(b"Host: a\r\n\r\n")
     await until(lambda: gate.paths)
     clock[0] += 1.25
@@ -238,7 +238,7 @@ async def test_a_format_is_the_message_of_a_json_line(serve, written):
 
 @pytest.fixture
 def access_records():
-    """What comes to the logger `esg.access`, as its records."""
+    """The records of the logger `esg.access`."""
     records, handler = [], logging.StreamHandler(io.StringIO())
     handler.emit = records.append
     before = access_logger.level, access_logger.propagate

@@ -1,4 +1,4 @@
-"""What holds over TCP holds over TLS: the tests of other modules, run over it."""
+"""Runs the tests of other modules over TLS."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .test_pipelining import *  # noqa: F403
 from .test_request_bodies import *  # noqa: F403
 from .test_timeouts import *  # noqa: F403
 
-# These look at a connection before its first byte, when it isn't one of HTTP yet over TLS,
+# These check a connection before its first byte; with TLS, HTTP hasn't begun by then.
 del test_a_client_that_ends_without_a_request_is_let_go  # noqa: F821
 del test_a_client_that_never_sends_a_byte_is_let_go  # noqa: F821
 del test_draining_serves_the_first_request_of_a_new_connection  # noqa: F821
-# and these write to the socket itself.
+# These write to the socket itself.
 del test_a_cancelled_receive_loses_nothing  # noqa: F821
 del test_a_loop_that_always_blocks_reads_before_it_blames  # noqa: F821
 
@@ -31,5 +31,5 @@ def tls(authority, certificate):
 
 @pytest.fixture
 def piece():
-    """In whole, whatever those modules try as well."""
+    """In whole; those modules also try pieces."""
     return

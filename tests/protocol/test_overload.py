@@ -1,4 +1,4 @@
-"""Limits on how much is done at once, and for how long."""
+"""Limits on simultaneous requests and connections, and on a request's time."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ async def test_one_that_swallows_its_cancellation_is_told_of_once(serve, log):
     log.claim("request timed out")
     release.set()
     await until(lambda: not server.service.running)
-    log.claim("exception in the application")  # it tried to send in the end
+    log.claim("exception in the application")  # it tried to send at the end
 
 
 async def test_what_follows_a_response_has_its_own_time(serve):

@@ -1,4 +1,4 @@
-"""Requests sent before the response to the one in front of them (RFC 9112, section 9.3.2)."""
+"""Requests that are sent before the previous response has arrived (RFC 9112, section 9.3.2)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .wire import get, post, post_chunked, turns, until
 MANY = 4_000
 
 FEW = 1_000
-"""More requests than a server should hold that it can't yet answer."""
+"""More requests than a server should keep before it can answer them."""
 
 
 def parsed_requests() -> int:
-    """How many requests this process holds, going by their scopes."""
+    """The number of requests in this process's memory, by their scopes."""
     return sum(type(thing) is dict and thing.get("type") == "http" for thing in gc.get_objects())
 
 
@@ -132,7 +132,7 @@ async def test_waiting_requests_are_dropped_with_their_client(serve):
 
 
 async def test_a_slow_reader_of_many_responses_is_waited_for(serve):
-    """Responses nobody reads must not pile up in memory either."""
+    """Responses that the client doesn't read must not pile up in memory either."""
     body = b"x" * 100_000
     calls = 0
 
@@ -160,7 +160,7 @@ async def test_a_pipeline_that_ends_with_the_clients_end_is_answered_in_full(ser
 
 
 async def test_a_long_pipeline_has_no_deep_stack(serve):
-    """Applications that never wait must not be nested into each other."""
+    """Calls of applications that never wait must not be nested in each other."""
     client = serve(echo_path).connect()
     upgrade = (b"Connection: upgrade", b"Upgrade: h2c")
     await client.send(b"".join(get(b"/%d" % number, *upgrade) for number in range(2_000)))
@@ -176,7 +176,7 @@ def finish_at_once(coroutine):
 
 @pytest.mark.parametrize("size", [40, 700, 900, 940, 950, 960, 980, 1000, 5000])
 async def test_applications_that_finish_at_once(serve, size):
-    """With requests of sizes that leave just as many queued as a server may hold, or one less."""
+    """With request sizes that leave as many queued as a server may keep, or one fewer."""
     server = serve(echo_path)
     server.service.start = finish_at_once
     client = server.connect()

@@ -164,7 +164,7 @@ async def test_the_access_log_shows_the_client(serve):
 
 
 async def refused(client):
-    """The connection has ended, abruptly or not, without a byte."""
+    """The connection has ended, perhaps with a reset, without any byte."""
     with contextlib.suppress(ConnectionResetError):
         assert await client.rest() == b""
 
@@ -209,7 +209,7 @@ async def test_a_header_that_names_nobody(server, header):
 
 
 async def test_a_header_may_name_a_proxy_of_http(server):
-    """The peer, whose X-Forwarded-For counts, is whoever the header names."""
+    """The address in the header counts as the peer, and decides whether X-Forwarded-For is used."""
     record = Recorder()
     serving = server(record, forwarded_allow_ips=("127.0.0.1", "203.0.113.7"))
     await serving.connect().request(V1 + get(b"/", b"X-Forwarded-For: 198.51.100.1"))

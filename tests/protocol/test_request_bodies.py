@@ -31,7 +31,7 @@ async def test_no_body(serve):
 
 
 async def finish(client, probe):
-    """Let a probe's request end well."""
+    """Let a probe's request succeed."""
     await respond(probe.send)
     probe.done.set()
     await client.response()
@@ -182,7 +182,7 @@ async def test_after_the_response_an_unread_body_is_no_longer_received(serve):
 
 @pytest.mark.parametrize("after", range(6))
 async def test_a_cancelled_receive_loses_nothing(serve, after):
-    """Be it cancelled before or after the data came, or in between, in the turn that woke it."""
+    """The cancellation may come before or after the data, or in the turn that woke the task."""
     probe = Probe()
     client = serve(probe).connect()
     await client.send(request(b"POST", b"/", b"Content-Length: 11"))
@@ -305,7 +305,7 @@ class TestLarge:
 
     @pytest.mark.parametrize("framing", ["length", "chunked"])
     async def test_an_application_that_does_not_receive_stops_the_client(self, serve, framing):
-        """And what waits for it in memory stays small."""
+        """Little of it waits in memory, too."""
         size = 50 * MEGABYTE
         probe = Probe()
         client = serve(probe).connect()
@@ -327,7 +327,7 @@ class TestLarge:
         await finish(client, probe)
 
     async def test_chunk_headers_leave_no_deadline_for_the_next_request(self, serve):
-        """They count as parts of a header section, but only until the body ends."""
+        """They count like a header section, but only until the body ends."""
         server = serve(echo, timeout_request_header=10, timeout_keep_alive=100)
         client = server.connect()
         for data in (request(b"POST", b"/", b"Transfer-Encoding: chunked"), b"1\r\n", b"x\r\n"):
@@ -346,7 +346,7 @@ class TestLarge:
 
     @pytest.mark.parametrize("size", [60_000, 65_536, 65_537, 70_000, 131_072, 300_000])
     async def test_a_paused_upload_goes_on_when_received(self, serve, size):
-        """With the next request right behind it."""
+        """The next request follows immediately."""
         release = asyncio.Event()
         record = Recorder()
 

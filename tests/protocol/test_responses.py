@@ -1,4 +1,4 @@
-"""What an application sends, as bytes on the wire."""
+"""Applications' responses as bytes on the wire."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .wire import get, parse_head, request
 
 
 def answering(body=b"hello", status=200, headers=()):
-    """An application that gives one whole response."""
+    """An application that sends one whole response."""
 
     async def app(scope, receive, send):
         await respond(send, body, status, headers)
@@ -23,7 +23,7 @@ def answering(body=b"hello", status=200, headers=()):
 
 
 def streaming(*pieces, status=200, headers=()):
-    """An application that gives a response in pieces."""
+    """An application that sends a response in pieces."""
 
     async def app(scope, receive, send):
         await start(send, status, headers)
@@ -362,7 +362,7 @@ async def test_other_connection_options_of_the_application_are_dropped(serve, va
         assert b"connection" not in response
 
 
-# -- when bytes go out -----------------------------------------------------------------
+# -- when bytes are sent ---------------------------------------------------------------
 
 
 async def test_a_head_without_body_is_sent_soon(serve):
@@ -426,7 +426,7 @@ async def test_pieces_are_not_held_back_by_the_kernel(serve):
 
 
 async def values_of(serve, fields, change):
-    """The values of x in four responses, between which `change` alters what was sent."""
+    """The values of x in four responses; `change` alters the list of fields in between."""
     values = []
 
     async def app(scope, receive, send):

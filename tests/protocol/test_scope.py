@@ -18,7 +18,7 @@ def piece(request):
 
 
 async def scope_of(serve, data, **settings):
-    """The scope that a request makes."""
+    """The scope of a request."""
     record = Recorder()
     client = serve(record, **settings).connect()
     assert (await client.request(data)).status == 200

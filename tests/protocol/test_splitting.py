@@ -1,4 +1,4 @@
-"""What a server makes of a request doesn't depend on how its bytes are cut up."""
+"""The result of a request doesn't depend on how its bytes are split."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ REFUSED = {
 
 
 async def describe(scope, receive, send):
-    """Answer with all that was understood of the request."""
+    """Answer with everything that the server understood about the request."""
     try:
         body = await read_body(receive)
     except Disconnected:
@@ -53,7 +53,7 @@ async def describe(scope, receive, send):
 
 
 async def exchange(server, pieces):
-    """Send pieces and give all that comes back."""
+    """Send pieces and return everything that comes back."""
     client = server.connect()
     await client.send_pieces(pieces)
     answer = await client.rest()
@@ -91,7 +91,7 @@ async def test_requests_that_come_byte_by_byte(serve):
 
 @st.composite
 def cut_requests(draw):
-    """Some requests, one behind the other, as the pieces they come in."""
+    """Some consecutive requests, as the pieces that are sent."""
     chosen = draw(st.lists(st.sampled_from(sorted(REQUESTS.values())), max_size=6))
     data = b"".join((*chosen, LAST))
     cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=12)))

@@ -1,6 +1,6 @@
 """Requests that are refused, since lenient framing is how requests are smuggled (RFC 9112).
 
-Whatever is refused is answered with a status, the connection ends in good order, and the
+A refused request is answered with a status, the connection ends without a reset, and the
 application isn't called, or learns that its request will never be whole.
 """
 
@@ -248,7 +248,7 @@ async def test_bad_chunks(serve, name):
     assert record.bodies == []
 
 
-# -- two messages, or one: the same as every proxy thinks ------------------------------
+# -- one message or two: as every proxy would read them ---------------------------------
 
 UPGRADE = (b"Connection: Upgrade", b"Upgrade: h2c")
 
@@ -257,7 +257,7 @@ UPGRADE = (b"Connection: Upgrade", b"Upgrade: h2c")
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("method", [b"GET", b"POST", b"HEAD", b"DELETE"])
 async def test_a_body_is_never_taken_for_a_request(serve, fields, framing, method):
-    """Not even where the request offers to change the protocol, which nobody took up."""
+    """Not even if the request offered to change the protocol and the server didn't."""
     record = Recorder()
     client = serve(record).connect()
     body = get(b"/smuggled")
@@ -298,7 +298,7 @@ async def test_hosts_of_all_forms(serve, host):
     assert record.scope["headers"] == [(b"host", host)]
 
 
-# -- behind a request that is still being answered -------------------------------------
+# -- after a request that is still being answered ---------------------------------------
 
 
 @pytest.mark.parametrize("bad", [b"nonsense\r\n\r\n", head(LINE), NOT_IMPLEMENTED["gzip"]])
@@ -405,7 +405,7 @@ async def test_an_error_after_many_good_requests(serve):
 
 @pytest.mark.parametrize("name", ["no host", "two hosts", "no colon"])
 def test_refusals_do_not_depend_on_what_the_caller_is_doing(runner, serve, name):
-    """A server may be started where an exception is being handled; Python then chains to it."""
+    """If a server is started while an exception is handled, Python chains later ones to it."""
     server = serve(Recorder())
     try:
         raise KeyError

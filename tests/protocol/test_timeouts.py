@@ -1,4 +1,4 @@
-"""Deadlines: what a client may take how long for. Time is moved, never waited for."""
+"""Deadlines for clients. The tests move the clock and never wait."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ LIMITS = {
     "timeout_keep_alive": KEEP_ALIVE,
 }
 SLACK = 3
-"""The service looks once a second, and promises no less than the limit."""
+"""The service checks once a second, and never acts before the limit."""
 
 
 async def arrived():
-    """Let what was sent get to the server."""
+    """Let the sent bytes reach the server."""
     await turns(10)
 
 
@@ -114,7 +114,7 @@ async def test_a_header_section_that_stops_is_refused(serve, part):
 
 
 async def test_a_header_section_that_trickles_is_refused(serve):
-    """The time is for the whole of it, else a byte now and then would hold a connection."""
+    """The limit is for the whole section; otherwise a byte now and then would keep a connection."""
     server = serve(hello, **LIMITS)
     client = server.connect()
     data = get(b"/", b"X-A: b")
@@ -151,7 +151,7 @@ async def test_a_second_header_section_has_as_much_time(serve, part):
 
 
 async def test_a_header_section_begun_behind_another_request_has_as_much_time(serve):
-    """It is a request on its way, and not an idle connection."""
+    """A request is arriving, so the connection isn't idle."""
     gate = Gate()
     server = serve(gate, **LIMITS)
     client = server.connect()
@@ -279,7 +279,7 @@ async def test_a_client_that_was_asked_has_its_body_time(serve):
 
 
 async def test_a_body_that_nobody_wants_must_still_end(serve):
-    """Answered early; the rest of the body is awaited, but not for ever."""
+    """Answered early; the server waits for the rest of the body, but not forever."""
     server = serve(hello, **LIMITS)
     client = server.connect()
     await client.send(request(b"POST", b"/", b"Content-Length: 100") + b"part")
@@ -362,7 +362,7 @@ async def test_a_deadline_that_cannot_be_dealt_with_does_not_stop_the_sweep(
     server.advance(HEADER + SLACK)
     assert {c for c in server.service.connections if c._wait is not END} == broken
     server.advance(1)
-    for _ in broken:  # once each, not each second
+    for _ in broken:  # once for each, not every second
         assert "a fault" in log.claim("can't deal with a deadline")
     assert log.errors == []
     broken.clear()
@@ -403,7 +403,7 @@ async def test_a_loop_that_always_blocks_lets_clients_go_all_the_same(serve):
     client = server.connect()
     await client.request(get())
     server.stand_still(HEADER + SLACK)
-    await client.quiet()  # the first time, what it sent may be on its way
+    await client.quiet()  # at first, the sent bytes may still be on their way
     server.stand_still(3)
     await client.closed()
 
@@ -413,6 +413,6 @@ async def test_a_loop_that_always_blocks_reads_before_it_blames(serve):
     client = server.connect()
     await client.request(get())
     server.stand_still(HEADER + SLACK)
-    client.sock.send(get())  # nothing runs that could read it
+    client.sock.send(get())  # no task runs that could read it
     server.stand_still(HEADER)
     assert (await client.response()).status == 200

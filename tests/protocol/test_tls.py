@@ -1,4 +1,4 @@
-"""What is TLS's own: the handshake, what ends it, and what the scope tells of it."""
+"""TLS itself: the handshake, the end of a connection, and the scope's `tls` extension."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ async def test_a_client_with_a_certificate_of_someone_else(
     client.close()
 
 
-# -- handshakes that come to nothing ---------------------------------------------------------
+# -- handshakes that fail --------------------------------------------------------------------
 
 
 async def test_tls_1_1_is_refused(serve, runner, authority, log):
@@ -262,7 +262,7 @@ async def test_the_limit_is_that_of_the_handshake_alone(serve, runner, authority
 
 
 async def test_the_end_is_announced_in_tls(serve):
-    """Without it a client can't tell a whole response from one that was cut off."""
+    """Without it a client can't distinguish a whole response from a truncated one."""
     client = serve(hello).connect()
     await client.request(get(b"/", b"Connection: close"))
     await client.closed()

@@ -45,7 +45,7 @@ FRAGMENTS = frame(TEXT, fin=False) + frame(CONT, b"x")
 
 
 class Echo:
-    """Sends each message back; `seen` has all that came."""
+    """Sends each message back; `seen` has all received events."""
 
     def __init__(self, **accept):
         self.accept = accept
@@ -76,7 +76,7 @@ class Accepted(Probe):
 
 
 async def probe(serve, **settings):
-    """A server, a WebSocket on it, and the application's side of that."""
+    """A server, a WebSocket on it, and the application's side of the WebSocket."""
     app = Accepted()
     server = serve(app, **settings)
     socket = await WebSocket.open(server)
@@ -85,11 +85,12 @@ async def probe(serve, **settings):
 
 
 MUCH = 20_000_000
-"""Bytes of a message that no socket buffer has room for."""
+"""The size of a message that is too large for any socket buffer."""
 
 
 async def stuck(serve, **settings):
-    """As `probe`, with a client that reads nothing yet, and a message of `MUCH` on its way."""
+    """Like `probe`, with a client that reads nothing yet, while a message of `MUCH` is being
+    sent."""
     app = Accepted()
     server = serve(app, **settings)
     socket = await WebSocket.open(server, receive_buffer=4096)
@@ -220,7 +221,7 @@ async def test_other_upgrades_are_plain_http(serve, data):
 
 
 def offer10(*fields):
-    """As nginx sends it without `proxy_http_version 1.1;`."""
+    """nginx sends this without `proxy_http_version 1.1;`."""
     return get(b"/", *OFFER, *fields, version=b"1.0").replace(b"keep-alive, Upgrade", b"upgrade")
 
 
@@ -292,7 +293,7 @@ async def test_a_handshake_waits_for_its_turn(serve):
     socket = await WebSocket.opened(client)
     await socket.expect(TEXT, b"early")
     await socket.client.send(get(b"/no"))
-    assert (await socket.closing())[0] == 1002  # a request is no frame
+    assert (await socket.closing())[0] == 1002  # a request isn't a frame
     assert gate.paths == ["/1"]
 
 
@@ -528,7 +529,7 @@ async def test_a_slow_application_stops_the_client(serve):
 
 
 def held(server):
-    """What is in memory of a client's messages: how many are ready, and the bytes that aren't."""
+    """A client's messages in memory: the number of complete ones, and the bytes of others."""
     (session,) = server.service.sockets
     inbox = session._inbox
     return len(inbox.queue), inbox._held, inbox._backlogged
@@ -613,7 +614,7 @@ async def test_fragments_behind_a_full_queue(serve):
 
 @pytest.mark.parametrize("state", ["open", "closed", "gone"])
 async def test_what_cannot_be_read_behind_a_full_queue(serve, state):
-    """The application hears of the end, whatever comes behind what couldn't be read."""
+    """The application learns about the end, even if more bytes follow the invalid frame."""
     server, socket, app = await probe(serve, ws_max_queue=2)
     sent = frame(TEXT, b"x") * 3 + frame(TEXT, b"\xff") + frame(TEXT, b"y")
     await socket.client.send(sent)
@@ -732,7 +733,7 @@ async def test_a_process_that_stood_still_blames_no_client(serve):
     server.advance(21)
     first, content = await socket.frame()
     assert first == 0x80 | PING
-    socket.client.sock.send(frame(PONG, content))  # nothing runs that could read it
+    socket.client.sock.send(frame(PONG, content))  # no task runs that could read it
     server.stand_still(3600)
     await socket.client.quiet()
     server.advance(1)
@@ -744,7 +745,7 @@ async def test_a_process_that_stood_still_blames_no_client(serve):
 
 
 async def test_a_send_that_waits_ends_with_a_close(serve):
-    """Of a drain the application hears wherever it waits."""
+    """The application learns about a drain at any point where it waits."""
     server, socket, app, sending = await stuck(serve)
     (session,) = server.service.sockets
     session.close_with(1012, "")
@@ -808,7 +809,7 @@ async def test_no_pong_follows_the_end(serve):
 
 
 async def test_half_a_close_of_the_connection_is_one(serve):
-    """Noticed though what was sent before can't go out, and nobody is pinged."""
+    """It is noticed even if earlier data can't be sent, and without pings."""
     server, socket, app, sending = await stuck(serve, timeout_send=60, ws_ping_interval=0)
     socket.client.shutdown()
     with pytest.raises(ClientDisconnected, match="1006"):
@@ -1207,7 +1208,7 @@ async def test_a_stream_that_ends_and_one_that_begins(serve):
         packer = zlib.compressobj(wbits=-9)
         ended = packer.compress(text) + packer.flush(zlib.Z_FINISH) + b"\0"
         await socket.send(TEXT, ended, rsv=4)
-    if server.service.config.ws == "wsproto":  # it doesn't know of that, and says so
+    if server.service.config.ws == "wsproto":  # it doesn't know this extension, and says so
         first, content = await socket.frame()
         while first != 0x80 | CLOSE:
             first, content = await socket.frame()
@@ -1241,7 +1242,7 @@ async def test_a_small_frame_that_becomes_a_big_message(serve):
 
 @pytest.fixture
 def lines():
-    """A pipe for the access log, and a function that gives its lines when there are enough."""
+    """A pipe for the access log, and a function that waits for its lines and returns them."""
     read_end, write_end = os.pipe()
     os.set_blocking(read_end, False)
     text = bytearray()

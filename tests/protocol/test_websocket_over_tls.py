@@ -1,4 +1,4 @@
-"""What holds for WebSockets over TCP holds over TLS: some of the tests, run over it."""
+"""Runs some of the tests of WebSockets over TLS."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def tls(authority, certificate):
 
 @pytest.fixture
 def parser_settings():
-    """The parser and the library don't matter to what is below them."""
+    """TLS doesn't depend on the parser or the library."""
     return {}
 
 

@@ -1,4 +1,4 @@
-"""The rules of RFC 6455 and RFC 7692, case by case, and frames that chance has made."""
+"""The rules of RFC 6455 and RFC 7692, case by case, and random frames."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_a_rule(serve, case: Case):
 
 
 async def test_frames_in_pieces_of_any_size(serve):
-    """Nothing depends on where the network cuts."""
+    """The result doesn't depend on how the network splits the bytes."""
     server = serve(Echo())
     dice = random.Random(6455)
     for _ in range(30):
@@ -52,7 +52,7 @@ async def test_frames_in_pieces_of_any_size(serve):
             at += size
         socket = await WebSocket.open(server)
         await socket.client.send_pieces([*pieces[:400], b"".join(pieces[400:])])
-        # Pongs don't wait for the application, so the order of both kinds is free.
+        # Pongs don't wait for the application, so they may come before or after the echoes.
         found = [await socket.frame() for _ in range(len(echoes) + len(pongs))]
         assert [f for f in found if f[0] != 0x80 | PONG] == echoes
         assert [content for first, content in found if first == 0x80 | PONG] == pongs
@@ -60,7 +60,7 @@ async def test_frames_in_pieces_of_any_size(serve):
 
 
 def _conversation(dice):
-    """Some messages, whole and in fragments, with pings between; the echoes, and the pongs."""
+    """Messages, whole and in fragments, with pings in between; their echoes, and the pongs."""
     sent, pongs, echoes = b"", [], []
     for _ in range(dice.randrange(1, 8)):
         kind = dice.choice((TEXT, BINARY))
@@ -81,7 +81,7 @@ def _conversation(dice):
 
 @pytest.mark.parametrize("seed", range(8))
 async def test_noise(serve, seed):
-    """Whatever comes, the server says why it closes, and neither logs an error nor hangs."""
+    """For any frames, the server says why it closes, and neither logs an error nor hangs."""
     server = serve(Echo())
     dice = random.Random(seed)
     for _ in range(15):

@@ -1,4 +1,4 @@
-"""WSGI applications over a real connection: PEP 3333, as its validator sees it and beyond."""
+"""WSGI applications over a real connection: PEP 3333, with the validator and beyond it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from .wire import (
 
 MEGABYTE = 1 << 20
 LONGEST_WAIT = 10.0
-"""Seconds that an application's thread waits for the test, at most."""
+"""The most seconds that an application's thread waits for the test."""
 
 KERNEL = 24 * MEGABYTE
-"""More than the kernel holds for a loopback connection, both ends together."""
+"""More bytes than the kernel keeps for a loopback connection, at both ends together."""
 
 
 def wsgi(status="200 OK", headers=(("Content-Type", "text/plain"),), body=(b"hello",)):
-    """An application that gives this response."""
+    """An application that returns this response."""
 
     def app(environ, start_response):
         start_response(status, list(headers))
@@ -50,7 +50,7 @@ def wsgi(status="200 OK", headers=(("Content-Type", "text/plain"),), body=(b"hel
 
 
 class Result:
-    """What an application returns: pieces, and how often it was closed."""
+    """The result of an application: pieces; counts the calls of `close`."""
 
     def __init__(self, *pieces):
         self.pieces = iter(pieces)
@@ -79,12 +79,12 @@ def returning(result, headers=()):
     return app
 
 
-# -- as the validator of the standard library wants it ---------------------------------
+# -- under the standard library's validator ---------------------------------------------
 
 
 @validator
 def checked(environ, start_response):
-    """Reads the body in each way that there is, and answers in pieces."""
+    """Reads the body with each method, and answers in pieces."""
     body = environ["wsgi.input"]
     if environ["REQUEST_METHOD"] in ("GET", "HEAD", "OPTIONS"):
         pieces = [environ["PATH_INFO"].encode("latin-1"), b"", b" and more"]
@@ -289,7 +289,7 @@ async def test_a_reason_phrase_without_default_fields(serve_wsgi):
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 async def test_a_generator_of_empty_pieces_ends_when_its_client_leaves(serve_wsgi, log, how):
-    """Also if the client only closes its socket, which looks like half a close."""
+    """Also if the client only closes its socket, which looks like closing one direction."""
     begun, ended = threading.Event(), threading.Event()
 
     def app(environ, start_response):
@@ -316,7 +316,7 @@ async def test_a_generator_of_empty_pieces_ends_when_its_client_leaves(serve_wsg
 
 
 async def test_the_head_waits_for_the_first_bytes(serve_wsgi):
-    """So that an application may still think better of it."""
+    """So that an application can still replace it."""
     release = threading.Event()
 
     def app(environ, start_response):
@@ -459,7 +459,7 @@ async def test_an_asgi_application_is_told_to_be_one(serve_wsgi, log):
 @pytest.mark.parametrize("length", [0, 3, 4])
 @pytest.mark.parametrize("pieces", [[b"too long"], [b"too ", b"long"], [b"", b"too ", b"long"]])
 async def test_a_body_longer_than_its_length_is_cut(serve_wsgi, log, kind, length, pieces):
-    """PEP 3333, "Handling the Content-Length Header"; the connection goes on."""
+    """PEP 3333, "Handling the Content-Length Header"; the connection stays open."""
     app = wsgi(headers=[("Content-Length", str(length))], body=kind(pieces))
     client = serve_wsgi(app).connect()
     assert (await client.request(get())).body == b"too long"[:length]
@@ -577,7 +577,7 @@ async def test_file_wrapper(serve_wsgi, tmp_path):
 
 @pytest.mark.parametrize("size", [10, 100_000])
 async def test_a_part_of_a_file(serve_wsgi, size):
-    """As for a range: what is sent ends at the Content-Length, not at the file's end."""
+    """As for a range: the response ends at the Content-Length, not at the file's end."""
 
     def app(environ, start_response):
         file = io.BytesIO(bytes(range(256)) * 1000)
@@ -1092,11 +1092,11 @@ async def test_a_request_has_a_context_of_its_own(serve_wsgi):
 
 @pytest.mark.parametrize("path", [b"/good", b"/bad", b"/write", b"/read", b"/gone"])
 async def test_a_request_leaves_no_cycle_behind(serve_wsgi, log, path):
-    """What a thread and a task hold of each other is freed without the garbage collector."""
+    """A thread's and a task's references to each other are freed without the garbage collector."""
     seen = []
 
     class Mark:
-        """Dies with the environ."""
+        """Is deleted together with the environ."""
 
     def app(environ, start_response):
         environ["mark"] = Mark()
@@ -1174,7 +1174,7 @@ async def test_what_the_environ_says_of_the_server(serve_wsgi, multiprocess):
 
 
 async def cancelled(server):
-    """Cancel all requests, as a worker does at the end of its grace."""
+    """Cancel all requests, like a worker at the end of its grace period."""
     tasks = [exchange.task for exchange in server.service.running]
     for task in tasks:
         task.cancel()

@@ -1,4 +1,4 @@
-"""Flask and Django over a real connection, with a client people use."""
+"""Flask and Django over a real connection, with a common client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from esg.settings.schema import Config
 from . import django_site
 from .wire import get, until
 
-# What Django says when it serves a synchronous iterator through ASGI.
+# Django's warning when it serves a synchronous iterator through ASGI.
 pytestmark = pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
 
 MEGABYTE = 1 << 20
@@ -183,7 +183,7 @@ async def test_a_flask_stream_is_closed_when_its_client_leaves(serve_wsgi, site,
 
 
 async def test_a_flask_exception_is_a_500(serve_wsgi, site, log):
-    """Flask answers itself, and logs to `wsgi.errors` where nobody has set up logging."""
+    """Flask answers itself, and logs to `wsgi.errors` if logging isn't set up."""
     site.logger.addHandler(flask.logging.default_handler)
     site.logger.propagate = False
     async with browsing(serve_wsgi(site)) as client:
@@ -292,7 +292,7 @@ async def test_a_django_stream_is_closed_when_its_client_leaves(serve_wsgi, log)
 
 
 async def test_django_is_told_when_a_request_is_finished(serve_wsgi):
-    """Its response's close() says so, and its connections to databases depend on that."""
+    """Django notices it by the response's close(), and its database connections depend on it."""
     django_site.finished.clear()
     client = serve_wsgi(django_site.wsgi).connect()
     for count in range(1, 4):

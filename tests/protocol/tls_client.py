@@ -11,9 +11,9 @@ from .wire import DEADLINE, QUIET_TURNS, Client, turns
 
 
 class TLSClient(Client):
-    """One connection over TLS. A piece is a record of its own.
+    """One connection over TLS. Each piece is a separate record.
 
-    `shutdown` and `close` say so in TLS, as they should; `hang_up` doesn't.
+    `shutdown` and `close` send a close_notify; `hang_up` doesn't.
     """
 
     def __init__(
@@ -32,10 +32,10 @@ class TLSClient(Client):
         self._shaken = False
         self._shaking = asyncio.Lock()
         self.ended = False
-        """Whether the server has said, in TLS, that it sends no more."""
+        """Whether the server has sent a close_notify."""
 
     async def handshake(self) -> None:
-        """Shake hands, unless that is done. Raises ssl.SSLError."""
+        """Do the handshake if it isn't done yet. Raises ssl.SSLError."""
         if self._shaken:
             return
         async with asyncio.timeout(DEADLINE), self._shaking:
@@ -70,7 +70,7 @@ class TLSClient(Client):
             await turns(3)
 
     async def push(self, data: bytes) -> int:
-        """As ever, but what was encrypted counts as sent; the rest of it goes out next time."""
+        """Like the base class, but encrypted data counts as sent; its rest is sent next time."""
         await self.handshake()
         sent = 0
         while await self._push_encrypted() and sent < len(data):
@@ -83,14 +83,14 @@ class TLSClient(Client):
         return not self._unsent
 
     def shutdown(self) -> None:
-        """Say that no more is sent, in TLS and TCP, and go on reading."""
+        """Close the sending side, in TLS and TCP, and continue to read."""
         with contextlib.suppress(ssl.SSLError):
             self.tls.unwrap()
         self.sock.send(self._out.read())
         self.sock.shutdown(socket.SHUT_WR)
 
     def hang_up(self) -> None:
-        """End our side of TCP without a word in TLS."""
+        """Close our side of TCP without a close_notify."""
         self.sock.shutdown(socket.SHUT_WR)
 
     async def quiet(self) -> None:

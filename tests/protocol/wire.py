@@ -1,4 +1,4 @@
-"""A client that sees every byte, and strict reading of what a server answers (RFC 9112)."""
+"""A client that sees every byte, and reads responses strictly (RFC 9112)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import struct
 from collections.abc import Callable
 
 DEADLINE = 10.0
-"""Seconds after which something that should have happened counts as missing."""
+"""Seconds to wait for something before the test fails."""
 
 QUIET_TURNS = 30
-"""Turns of the loop without any progress after which nothing more is on its way.
+"""Turns of the loop without progress after which no more bytes are on their way.
 
-Client and server share one loop and one kernel, so a byte sent in one turn is there in the next.
+Client and server share one loop and one kernel, so a byte arrives in the next turn.
 """
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-9][0-9]{2}) ([ -~]*)")
@@ -40,7 +40,7 @@ class Response:
         return [value for found, value in self.fields if found.lower() == name]
 
     def __getitem__(self, name: bytes) -> bytes:
-        """The value of a field that is there exactly once."""
+        """The value of a field that must occur exactly once."""
         (value,) = self.all(name)
         return value
 
@@ -57,7 +57,7 @@ class Truncated(Exception):
 
 
 class Client:
-    """One connection. `piece`: the most bytes that go into one write, each in its own turn."""
+    """One connection. `piece`: the most bytes in one write; each write has its own turn."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, piece: int | None = None
@@ -73,7 +73,7 @@ class Client:
     # -- sending -----------------------------------------------------------------------
 
     async def send(self, data: bytes) -> None:
-        """Send all of `data`, in pieces if the client was made so."""
+        """Send all of `data`, in pieces if the client has a `piece` size."""
         if self.piece is None:
             async with asyncio.timeout(DEADLINE):
                 await self._loop.sock_sendall(self.sock, data)
@@ -83,10 +83,10 @@ class Client:
             )
 
     async def send_pieces(self, pieces: list[bytes]) -> None:
-        """Send pieces so that the server gets each by itself.
+        """Send pieces so that the server receives each one separately.
 
-        A server that has enough may cut the connection before the last one; what it answered
-        is read as ever.
+        The server may close the connection before the last piece; its response can still be
+        read as usual.
         """
         for piece in pieces:
             try:
@@ -97,9 +97,9 @@ class Client:
             await turns(3)
 
     async def push(self, data: bytes) -> int:
-        """Send as much of `data` as is taken, and say how much that was.
+        """Send as much of `data` as there is room for, and return the number of bytes.
 
-        A server that has closed its end of the connection takes no more.
+        A server that has closed its end of the connection accepts no more.
         """
         view, sent, idle = memoryview(data), 0, 0
         while sent < len(data) and idle < QUIET_TURNS:
@@ -114,14 +114,14 @@ class Client:
         return sent
 
     def shutdown(self) -> None:
-        """Send no more, but go on reading."""
+        """Close the sending side, but continue to read."""
         self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         self.sock.close()
 
     def reset(self) -> None:
-        """Be gone without a good-bye."""
+        """Reset the connection."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
@@ -154,7 +154,7 @@ class Client:
         return response
 
     async def exactly(self, expected: bytes) -> None:
-        """Read precisely these bytes."""
+        """Read exactly these bytes."""
         async with asyncio.timeout(DEADLINE):
             assert await self._read(len(expected)) == expected
 
@@ -171,11 +171,11 @@ class Client:
         return self._take(len(self._buffer))
 
     async def closed(self) -> None:
-        """The server has ended the connection, in good order and without another byte."""
+        """Assert that the server has ended the connection without a reset or another byte."""
         assert await self.rest() == b""
 
     async def skip(self, size: int) -> None:
-        """Read `size` bytes and forget them."""
+        """Read and discard `size` bytes."""
         async with asyncio.timeout(DEADLINE):
             while size > len(self._buffer):
                 size -= len(self._buffer)
@@ -184,7 +184,7 @@ class Client:
         del self._buffer[:size]
 
     async def quiet(self) -> None:
-        """Nothing has come, and the connection is open."""
+        """Assert that no byte has arrived, and that the connection is open."""
         await turns(QUIET_TURNS)
         with contextlib.suppress(BlockingIOError):
             self._buffer += self.sock.recv(65536) or b"<closed>"
@@ -239,7 +239,7 @@ class Client:
 
 
 def parse_head(data: bytes) -> Response:
-    """Read a head, and accept nothing that a strict client would not."""
+    """Read a head like a strict client."""
     status_line, *lines = data[:-4].split(b"\r\n")
     match = _STATUS_LINE.fullmatch(status_line)
     assert match, status_line
@@ -258,7 +258,7 @@ async def turns(count: int) -> None:
 
 
 async def settled(value: Callable[[], int]) -> int:
-    """Wait until a number that grows has stopped to, and give it."""
+    """Wait until a number has stopped growing, and return it."""
     before, unchanged = value(), 0
     while unchanged < 10 * QUIET_TURNS:
         await asyncio.sleep(0)

@@ -1,7 +1,7 @@
-"""What RFC 6455 says of frames, as cases: what a client sends, and what an echo makes of it.
+"""The rules of RFC 6455 for frames, as cases: a client's bytes, and the frames of an echo.
 
-A case is a name with the section that it is about, pieces of bytes, each sent by itself, and the
-frames that must come back, of which the last may be a close. Unless it is, the client closes.
+A case is a name with a section of the RFC, pieces of bytes that are sent separately, and the
+frames that must come back. If the last one isn't a close, the client closes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Case:
     pieces: tuple[bytes, ...]
     echoes: tuple[tuple[int, bytes], ...] = ()
     code: int | None = None
-    """With which the server closes; None if it leaves that to the client."""
+    """The code with which the server closes; None if the client closes."""
     reason: bytes | None = None
 
 
@@ -75,7 +75,7 @@ def _control() -> Iterator[Case]:
 
 
 def _reserved() -> Iterator[Case]:
-    """Section 5.2: bits that no extension has given a meaning."""
+    """Section 5.2: bits that belong to no extension."""
     for rsv in range(1, 8):
         for opcode in (TEXT, BINARY, PING, CLOSE):
             sent = frame(opcode, b"", rsv=rsv)

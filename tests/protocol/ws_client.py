@@ -1,4 +1,4 @@
-"""A WebSocket client that sends what it is told to, sound or not, and reads strictly (RFC 6455)."""
+"""A WebSocket client that sends valid and invalid frames, and reads strictly (RFC 6455)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIBRARIES = [
     for http in ("httptools", "h11")
     for ws in ("websockets", "wsproto")
 ]
-"""The settings that choose a library, and a parser to hand over to it."""
+"""The settings that select a library, and the HTTP parser in front of it."""
 
 KEY = base64.b64encode(b"sixteen bytes ok")
 ACCEPT = base64.b64encode(hashlib.sha1(KEY + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
@@ -35,7 +35,7 @@ MASK = b"\x12\x34\x56\x78"
 
 
 def offer(target: bytes = b"/", *fields: bytes) -> bytes:
-    """A sound handshake."""
+    """A valid handshake."""
     return get(target, *OFFER, *fields)
 
 
@@ -53,7 +53,7 @@ def frame(
     mask: bool = True,
     length: int | None = None,
 ) -> bytes:
-    """A frame of a client; `length` is what its header says, if that isn't the truth."""
+    """A frame of a client; `length` replaces the true length in its header."""
     first = (0x80 if fin else 0) | rsv << 4 | opcode
     size = len(payload) if length is None else length
     bit = 0x80 if mask else 0
@@ -79,7 +79,7 @@ class WebSocket:
 
     @classmethod
     async def open(cls, server: Any, target: bytes = b"/", *fields: bytes, **more: Any) -> Any:
-        """Connect and shake hands; `more` is for `Server.connect`."""
+        """Connect and do the handshake; `more` is for `Server.connect`."""
         client = server.connect(**more)
         await client.send(offer(target, *fields))
         return await cls.opened(client)
@@ -112,7 +112,7 @@ class WebSocket:
         return first, await self.client.read(size)
 
     async def expect(self, opcode: int, payload: bytes = b"") -> None:
-        """The next frame is this one, whole and not compressed."""
+        """Assert that the next frame is this one, whole and not compressed."""
         first, content = await self.frame()
         assert (first, content) == (0x80 | opcode, payload)
 
@@ -121,19 +121,19 @@ class WebSocket:
         await self.expect(opcode, payload)
 
     async def closing(self) -> tuple[int, bytes]:
-        """The code and the reason of the close frame that is next; 1005 if it has none."""
+        """The code and the reason of the next frame, a close; 1005 if it has no code."""
         first, content = await self.frame()
         assert first == 0x80 | CLOSE, (first, content)
         return (int.from_bytes(content[:2], "big"), content[2:]) if content else (1005, b"")
 
     async def closes(self, code: int = 1000, reason: bytes = b"") -> None:
-        """Close, and see the server do the same."""
+        """Close, and assert that the server does so, too."""
         await self.send(CLOSE, close_payload(code, reason))
         assert await self.closing() == (code, reason)
         await self.client.closed()
 
     async def ended(self, code: int) -> None:
-        """The server closes with this code; answer, and see the connection end."""
+        """Assert that the server closes with this code; answer, and wait for the end."""
         assert (await self.closing())[0] == code
         await self.send(CLOSE, close_payload(code))
         await self.client.closed()
