@@ -6,7 +6,7 @@ import gc
 
 from hypothesis import HealthCheck, settings
 
-# How long an example takes says more about what else the machine does than about the code.
+# The time of an example depends more on the machine's load than on the code.
 settings.register_profile(
     "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
@@ -14,7 +14,7 @@ settings.load_profile("untimed")
 
 
 def pytest_collection_finish() -> None:
-    """Keep the garbage collector away from what lives as long as the run.
+    """Exclude objects that live until the end of the run from garbage collection.
 
     Thousands of collected tests make every full collection take a few hundred milliseconds, and
     many tests ask for one.

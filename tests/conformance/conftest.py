@@ -23,4 +23,4 @@ def stages() -> Iterator[dict[str, Stage]]:
 
 @pytest.fixture(autouse=True)
 def quiet(log: LogBook) -> None:
-    """No error is logged, whatever a client sends."""
+    """Check that no error is logged."""

@@ -1,8 +1,8 @@
-r"""The corpus: requests as bytes, and what is to become of them, one file each in `cases/`.
+r"""The corpus: requests as bytes, and their expected results, each in a file in `cases/`.
 
-A file begins with what is known of the case, a line each, and `key: value` behind a `# `:
+A file begins with lines `# key: value` about the case:
 
-    section   where the rule is from
+    section   the section of the RFC with the rule
     reason    what the case is about
     expect    the statuses of the responses, then `close` or `open`: the connection's state
     seen      method, target, version and body of a request that the application gets whole,
@@ -43,7 +43,7 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What is to become of a case."""
+    """The expected result of a case."""
 
     statuses: tuple[int, ...]
     closed: bool
@@ -63,7 +63,7 @@ class Case:
     without: tuple[bytes, ...]
 
     def check(self, verdict: Verdict, parser: str) -> None:
-        """Hold that this is what became of the bytes."""
+        """Assert that the bytes had the expected result."""
         expected = self.expected_of_httptools if parser == "httptools" else self.expected
         assert verdict.statuses == expected.statuses
         assert verdict.closed is expected.closed
@@ -77,7 +77,7 @@ class Case:
 
 
 def _unescape(text: str) -> bytes:
-    """The bytes that an escaped text stands for."""
+    """The bytes of an escaped text."""
     data, at = b"", 0
     for match in _ESCAPE.finditer(text):
         data += text[at : match.start()].encode("ascii")

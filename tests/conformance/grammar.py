@@ -1,4 +1,4 @@
-"""Requests as Hypothesis makes them: mostly well-formed, oddly put together, and then damaged."""
+"""Hypothesis strategies for requests: mostly well-formed, in odd combinations, then damaged."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ _TAB_BEHIND_CHUNKED = re.compile(rb"chunked[ \t]*\t", re.IGNORECASE)
 
 
 def outside(data: bytes) -> bool:
-    """Whether the parsers may differ about these bytes, as docs/design.md says.
+    """Whether the parsers may have different results for these bytes (docs/design.md).
 
-    llhttp takes several spaces between the parts of a request line, takes RTSP and ICE for HTTP,
-    and refuses a tab behind `chunked`.
+    llhttp accepts several spaces between the parts of a request line, accepts RTSP and ICE as HTTP,
+    and refuses a tab after `chunked`.
     """
     other = b"RTSP/" in data or b"ICE/" in data
     return other or bool(_TWO_SPACES.search(data) or _TAB_BEHIND_CHUNKED.search(data))
@@ -98,7 +98,7 @@ def outside(data: bytes) -> bool:
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """One request: of plausible parts, which needn't go together."""
+    """A request made of plausible parts that needn't fit together."""
     usual = draw(st.booleans())
     method = draw(st.sampled_from(METHODS[:2] if usual else METHODS))
     target = draw(st.sampled_from(TARGETS[:2] if usual else TARGETS))
@@ -113,7 +113,7 @@ def requests(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn, sources: st.SearchStrategy[bytes]) -> bytes:
-    """What `sources` gives, with some bytes changed, put in, taken out or doubled."""
+    """The output of `sources`, with some bytes changed, inserted, removed or repeated."""
     data = bytearray(draw(sources))
     for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2, 4]))):
         at = draw(st.integers(0, len(data)))
@@ -133,6 +133,6 @@ def damaged(draw: st.DrawFn, sources: st.SearchStrategy[bytes]) -> bytes:
 
 @st.composite
 def streams(draw: st.DrawFn) -> bytes:
-    """What a client may send on one connection."""
+    """The bytes that a client sends on one connection."""
     several = st.lists(requests(), min_size=1, max_size=3).map(b"".join)
     return draw(damaged(several))

@@ -1,4 +1,4 @@
-"""Each case of the corpus: the same verdict from both parsers, however its bytes are cut up."""
+"""Each case of the corpus has the same verdict from both parsers, for any split of its bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tests.support.stage import PARSERS
 from .corpus import cases
 
 MOST_BYTES = 500_000
-"""How many bytes are sent to try all cuts of a case; a large one is cut at some places only."""
+"""The most bytes to send when trying all splits of a case; larger cases are split at some
+places."""
 
 CASES = [pytest.param(case, id=case.name) for case in cases()]
 on_every_case = pytest.mark.parametrize("case", CASES)

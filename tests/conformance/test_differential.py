@@ -1,4 +1,4 @@
-"""Both parsers understand the same of any bytes, or both refuse them."""
+"""For any bytes, both parsers have the same result, or both refuse them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .corpus import cases
 from .grammar import damaged, outside, streams
 
 AT_ONCE = 20
-"""How many streams make up an example: side by side they take little more time than one."""
+"""The number of streams in an example; concurrently they take little longer than one."""
 
 END = b"\r\n\r\n"
-"""What ends a header section, which h11 looks at as a whole, and llhttp byte by byte."""
+"""The end of a header section: h11 looks at the whole section, llhttp at each byte."""
 
 CORPUS = [case.data for case in cases(lambda case: len(case.data) < 1000)]
 
@@ -72,10 +72,10 @@ thoroughly = settings(
 
 
 def understood(verdict: Verdict) -> Verdict:
-    """What has to be the same.
+    """The part of a verdict that must be the same.
 
-    Of several faults in one request either parser may see another one first, so that all refusals
-    count as one. What both say of a single fault is looked at below.
+    If a request has several faults, each parser may find a different one first, so all refusals
+    count as the same. Requests with a single fault are tested below.
     """
     statuses = tuple(min(status, 400) for status in verdict.statuses)
     return dataclasses.replace(verdict, statuses=statuses, output=b"")
@@ -119,7 +119,7 @@ def test_any_bytes(stages, data):
 @example(before=[], fault="unknown coding", around=[], at=0)
 @example(before=[], fault="coding and length", around=[], at=0)
 def test_a_single_fault_has_one_status(stages, before, fault, around, at):
-    """Wherever it is: a 501 says that a request is sound, and a 400 that it isn't."""
+    """In any position: a 501 means that the request is well-formed, a 400 that it isn't."""
     line, fields, status = FAULTS[fault]
     lines = [line, *around[:at], *fields, *around[at:], b"", b""]
     data = b"".join([*before, b"\r\n".join(lines)])
@@ -136,7 +136,7 @@ def test_a_single_fault_has_one_status(stages, before, fault, around, at):
     parser=st.sampled_from(PARSERS),
 )
 def test_cuts_change_nothing(stages, data, ends, parser):
-    """Not even where the bytes are damaged: to the very output."""
+    """Even if the bytes are damaged, the output is the same."""
     data += END
     cuts = sorted({int(end * len(data)) for end in ends} | {0, len(data)})
     pieces = [data[a:b] for a, b in itertools.pairwise(cuts)]

@@ -1,4 +1,4 @@
-"""The documentation's pages as tests see them: fenced blocks, and what a transcript says.
+"""Reads the documentation's pages for tests: fenced blocks, and the lines of transcripts.
 
 `python -m tests.docs.pages` lists every block that no test runs or reads, with the page's reason.
 The rules for authors are in CONTRIBUTING.md.
@@ -19,7 +19,7 @@ PAGES = [
     *sorted((CHECKOUT / "bench").glob("*.md")),
     *sorted((CHECKOUT / "docs").rglob("*.md")),
 ]
-"""Every page that users and contributors read."""
+"""Every page for users and contributors."""
 
 _FENCE = re.compile(r"(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<info>.*)")
 _TITLE = re.compile(r'title="([^"]+)"')
@@ -31,8 +31,8 @@ _AFRESH = "<!-- run afresh -->"
 class Block:
     """A fenced block of a page.
 
-    `excuse` is the page's reason why no test looks into it. `afresh`: what blocks before it have
-    left running is stopped first.
+    `excuse` is the page's reason why no test reads it. `afresh`: programs that earlier blocks have
+    left running are stopped first.
     """
 
     page: Path
@@ -49,7 +49,7 @@ class Block:
 
     @property
     def place(self) -> str:
-        """Where it is, as editors take it."""
+        """Its place, in a form that editors understand."""
         return f"{self.page.relative_to(CHECKOUT)}:{self.line}"
 
 
@@ -89,7 +89,7 @@ def _blocks(page: Path, lines: list[str]) -> Iterator[Block]:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """What somebody typed, and what the page shows of its output."""
+    """A typed command, and the output that the page shows."""
 
     text: str
     shown: tuple[str, ...]
@@ -97,14 +97,14 @@ class Command:
 
 @dataclasses.dataclass(frozen=True)
 class Meanwhile:
-    """What the program that still runs in the foreground writes."""
+    """The output of the program that still runs in the foreground."""
 
     shown: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Interrupt:
-    """Ctrl-C for that program, and what it writes then."""
+    """Ctrl-C for that program, and its output after that."""
 
     shown: tuple[str, ...]
 
@@ -116,7 +116,7 @@ _INCOMPLETE = re.compile(r"unexpected (EOF|end of file)|delimited by end-of-file
 
 
 def steps(block: Block) -> list[Step]:
-    """What a `console` block says, line by line."""
+    """The steps of a `console` block."""
     found: list[Step] = []
     lines = list(block.lines)
     while lines:
@@ -133,14 +133,14 @@ def steps(block: Block) -> list[Step]:
 
 
 def _whole(text: str, lines: list[str]) -> str:
-    """A command with the lines that it goes on in, such as those of a heredoc."""
+    """A command with its further lines, for example of a heredoc."""
     while lines and _goes_on(text):
         text += "\n" + lines.pop(0)
     return text
 
 
 def _goes_on(text: str) -> bool:
-    """Whether bash would want another line."""
+    """Whether bash would wait for another line."""
     check = subprocess.run(["bash", "-nc", text], stderr=subprocess.PIPE, text=True)
     return text.endswith("\\") or bool(_INCOMPLETE.search(check.stderr))
 
@@ -153,7 +153,7 @@ def _shown(lines: list[str]) -> tuple[str, ...]:
 
 
 def excused() -> list[Block]:
-    """The blocks that no test looks into."""
+    """The blocks that no test reads."""
     return [block for page in PAGES for block in blocks(page) if block.excuse is not None]
 
 

@@ -1,9 +1,9 @@
 """A terminal that runs the commands of one page, in order, and compares what they write.
 
-Each command is a bash of its own in a session of its own, which has the folder, the exported
-variables and the exit status that the one before it has left. One that serves goes on running, and
-the page goes on beside it: ESG tells a service manager `READY=1` (sd_notify(3)), and of others one
-that listens has written what the page shows.
+Each command runs in a new bash in a new session, which has the folder, the exported
+variables and the exit status of the one before it. A server keeps running while the page
+continues: ESG is recognised by the `READY=1` that it sends to a service manager (sd_notify(3)),
+another server by listening and having written the lines that the page shows.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ esg.settings.sources.EVERYWHERE = "127.0.0.1"
 from {module} import {function}
 sys.exit({function}())
 """
-"""As pip writes a command, but for the package of this checkout, and with PORT as the default port.
+"""Like a command that pip installs, but for this checkout's package, with PORT as default port.
 
-By itself PORT has ESG listen for the network, too.
+PORT alone would make ESG listen on the network, too.
 """
 
 _PORTS = re.compile(r"(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1?\]):(\d+)|\bport\b[= ]+(\d+)")
@@ -52,17 +52,17 @@ _NORMAL = (
     (re.compile(r"(\bpid\b\"?[ =:]+)\d+"), r"\1PID"),
     (re.compile(r"\b127\.0\.0\.1:[3-6]\d{4}\b"), "127.0.0.1:CLIENT"),
 )
-"""What differs from run to run, and what it is compared as."""
+"""Text that differs from run to run, and its replacement for comparisons."""
 
 _RECORD_PREFIX = r"(?:DATE TIME [A-Z]+ +)?"
-"""A page may leave time and level of a record out."""
+"""A page may leave out the time and the level of a record."""
 
 
 def free_ports(count: int) -> list[str]:
-    """Ports of the loopback that nobody listens on.
+    """Free ports on the loopback.
 
-    They are none that the kernel gives to clients (ip(7), ip_local_port_range), or one of these
-    could have it while a page restarts a server.
+    The kernel doesn't give them to clients (ip(7), ip_local_port_range); otherwise a client
+    could get the port while a page restarts a server.
     """
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     candidates = random.sample(range(min(10_000, lowest - 1_000), lowest), 100)
@@ -79,7 +79,7 @@ def _is_free(port: int) -> bool:
 
 
 def _install(folder: Path) -> None:
-    """Make the commands of this checkout, in a new folder."""
+    """Create the commands of this checkout in a new folder."""
     folder.mkdir()
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     for name, target in project["scripts"].items():
@@ -92,7 +92,7 @@ def _install(folder: Path) -> None:
 
 
 class Ports:
-    """The ports that a page names, each with a free one to use in its place."""
+    """The ports that a page names, each with a free one that replaces it."""
 
     def __init__(self, text: str) -> None:
         found = [one or other for one, other in _PORTS.findall(text)]
@@ -101,15 +101,15 @@ class Ports:
 
     @property
     def default(self) -> str:
-        """What stands for port 8000."""
+        """The port that replaces 8000."""
         return self._used[_DEFAULT_PORT]
 
     def put(self, text: str) -> str:
-        """A text of the page as it is used; nothing is opened to the network."""
+        """A text of the page with replaced ports and addresses; nothing listens on the network."""
         return self._replaced(text, self._used).replace("0.0.0.0", "127.0.0.1")
 
     def take(self, text: str) -> str:
-        """What a program has written, as it would have been with the page's ports."""
+        """A program's output, with the page's ports."""
         return self._replaced(text, {used: named for named, used in self._used.items()})
 
     @staticmethod
@@ -119,17 +119,17 @@ class Ports:
 
 
 def normal(text: str) -> str:
-    """A text in which all that differs from run to run is alike."""
+    """A text in which everything that differs from run to run is replaced."""
     for pattern, replacement in _NORMAL:
         text = pattern.sub(replacement, text)
     return text
 
 
 def matched(shown: Sequence[str], written: str, *, whole: bool, anywhere: bool = False) -> int:
-    """Where in `written` the lines shown end, or -1.
+    """The position in `written` at which the shown lines end, or -1.
 
-    `...` stands for any lines, or for any part of one. `whole` is for what must be all of it,
-    `anywhere` for what may begin behind other lines.
+    `...` stands for any lines, or for any part of one. `whole`: nothing else may be written.
+    `anywhere`: other lines may come before.
     """
     pattern = r"(?:.*\n)*?" if anywhere else ""
     for line in shown:
@@ -143,21 +143,21 @@ def matched(shown: Sequence[str], written: str, *, whole: bool, anywhere: bool =
 
 
 class Job:
-    """A command that was started. Its output is a file, as a terminal would show it."""
+    """A started command. Its output is in a file, as a terminal would show it."""
 
     def __init__(self, number: int, command: Command, script: str, folder: Path, ports: Ports):
         self.command = command
         self.seen = 0
-        """As far as the output has been compared."""
+        """The part of the output that has been compared."""
         self.gone = False
-        """Whether nothing is left of it."""
+        """Whether it has ended with all of its processes."""
         self.interrupted = False
-        """Whether there was a Ctrl-C, which shells and make die of, too."""
+        """Whether Ctrl-C was pressed, which also ends shells and make."""
         self._ports = ports
         self._output = folder.parent / f"output-{number}"
         self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._ready.setblocking(False)
-        self._ready.bind("")  # an abstract name of the kernel's choice, see unix(7)
+        self._ready.bind("")  # an abstract name that the kernel chooses, see unix(7)
         self._serves = False
         name = self._ready.getsockname().decode().replace("\0", "@")
         with self._output.open("ab") as output:
@@ -177,15 +177,15 @@ class Job:
 
     @property
     def serves(self) -> bool:
-        """Whether it has told a service manager so."""
+        """Whether it has told a service manager that it is ready."""
         self.take_messages()
         return self._serves
 
     def take_messages(self) -> None:
-        """Take what it has told a service manager.
+        """Read its messages to a service manager.
 
-        A socket that it has had stored (FDSTORE=1) would go on listening in a message that nobody
-        takes.
+        A stored socket (FDSTORE=1) would keep listening inside a message that
+        isn't read.
         """
         with contextlib.suppress(BlockingIOError):
             while message := self._ready.recv(4096):
@@ -197,15 +197,15 @@ class Job:
 
     @property
     def written(self) -> str:
-        """What it has written in whole lines, made comparable."""
-        ended, text = self.ended, self.raw  # in this order: what it wrote last counts
+        """The whole lines that it has written, in comparable form."""
+        ended, text = self.ended, self.raw  # in this order, so that its last lines are included
         if ended and text and not text.endswith("\n"):
             text += "\n"
         return normal(text[: text.rfind("\n") + 1])
 
     @property
     def listens(self) -> bool:
-        """Whether it listens, and isn't ESG, which says when it serves."""
+        """Whether it is another server than ESG and listens. ESG reports that it serves."""
         if " arbiter gen=" in self.raw:
             return False
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -214,7 +214,7 @@ class Job:
         return False
 
     def shows(self, shown: Sequence[str], *, first: bool = False, peek: bool = False) -> bool:
-        """Whether it has written what the page shows, behind what it has shown so far."""
+        """Whether it has written the lines that the page shows, after the previous ones."""
         whole = first and self.ended
         end = matched(shown, self.written[self.seen :], whole=whole, anywhere=not first)
         if end >= 0 and not peek:
@@ -222,11 +222,11 @@ class Job:
         return end >= 0
 
     def left(self) -> list[int]:
-        """Its processes that still run, without its shell."""
+        """Its running processes, without its shell."""
         return [int(line.split()[0]) for line in session(self.process.pid)]
 
     def stop(self) -> None:
-        """SIGTERM to what it has started; all of it must end."""
+        """Send SIGTERM to the processes that it has started; all of them must end."""
         mine = self.left()
         for pid in mine:
             with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
@@ -236,7 +236,7 @@ class Job:
         self.gone = True
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Kill all processes that are left."""
         self._ready.close()
         if not self.gone:
             kill_session(self.process)
@@ -257,7 +257,7 @@ class Terminal:
     """Runs the blocks of a page in `folder`; to be closed."""
 
     def __init__(self, folder: Path, text: str) -> None:
-        """`text` is that of the whole page, which says what ports it uses."""
+        """`text` is the text of the whole page; it names the ports to replace."""
         self._folder = folder
         self._ports = Ports(text)
         self._jobs: list[Job] = []
@@ -268,11 +268,11 @@ class Terminal:
         self._code = 0
         self._unseen_failure = self._last_words = ""
         _install(folder.parent / "bin")
-        # A terminal would take curl's progress away.
+        # On a terminal, curl would erase its progress display.
         (folder.parent / ".curlrc").write_text("silent\nshow-error\n")
 
     def write(self, name: str, text: str) -> None:
-        """Put a file that the page shows into the folder."""
+        """Write a file that the page shows into the folder."""
         path = self._folder / name
         assert path.resolve().is_relative_to(self._folder), f"{name} is outside of the folder"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -280,7 +280,7 @@ class Terminal:
         self._history.append(f"[{name} as the page shows it]")
 
     def play(self, block: Block) -> None:
-        """Do what a block says."""
+        """Run a block."""
         if block.afresh:
             self.finish()
         for step in steps(block):
@@ -292,7 +292,7 @@ class Terminal:
                 self._go_on(self._foreground(block), step.shown, block)
 
     def finish(self) -> None:
-        """Stop what still runs; nothing may have failed behind the page's back."""
+        """Stop all running programs; none may have failed without the page showing it."""
         self._check_failure()
         for job in reversed(self._left_running):
             job.stop()
@@ -307,7 +307,7 @@ class Terminal:
 
     @property
     def transcript(self) -> str:
-        """What was typed and written."""
+        """The commands and their output."""
         return "\n".join(
             f"$ {self._ports.take(entry.command.text)}\n{entry.raw}"
             if isinstance(entry, Job)
@@ -362,7 +362,7 @@ class Terminal:
         self._go_on(job, step.shown, block)
 
     def _foreground(self, block: Block) -> Job:
-        """The last program that was left running, whether it still does or not."""
+        """The last program that was left running; it may have ended by now."""
         assert self._left_running, f"{block.place}: no program has been left running"
         running = [job for job in self._left_running if not job.ended]
         return (running or self._left_running)[-1]
@@ -374,12 +374,13 @@ class Terminal:
     def _expect(
         self, job: Job, shown: Sequence[str], complaint: str, *, first: bool = False
     ) -> None:
-        """Wait until the program has written this, `first` or behind what was seen of it."""
+        """Wait until the program has written this, as its `first` lines or after the previous
+        ones."""
         found = False
 
         def appears() -> bool:
             nonlocal found
-            ended = job.ended  # what it wrote last counts
+            ended = job.ended  # its last lines are included
             found = job.shows(shown, first=first)
             return found or ended
 

@@ -1,7 +1,7 @@
-"""Every block of every page: commands run and write what is shown, files can be read.
+"""Every block of every page: commands write the output that is shown, files can be read.
 
-A page is played from its top in a folder of its own, in which the README's `example.py` is. What
-was typed and written is in `build/transcripts` afterwards.
+A page is played from its top in a new folder that contains the README's `example.py`. The
+commands and their output are in `build/transcripts` afterwards.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ NOT_HERE = frozenset(
         *("killall", "pgrep", "pkill"),
     )
 )
-"""Commands that a test must not run: they install, need root, or reach other processes."""
+"""Commands that a test must not run: they install, need root, or affect other processes."""
 
 BLOCKS = {page: blocks(page) for page in PAGES}
 LOOKED_INTO = [block for page in PAGES for block in BLOCKS[page] if block.excuse is None]
 
 
 SEARCHED = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-"""Where programs are looked for."""
+"""The folders in which programs are looked for."""
 
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
 OURS = PROJECT["scripts"]
@@ -62,7 +62,7 @@ def name(value: Any) -> str:
 
 
 def read_toml(block: Block) -> None:
-    """Settings of ESG: what another program reads in TOML has to be marked."""
+    """Settings of ESG. TOML for another program has to be marked."""
     table = tomllib.loads(block.text)
     settings = table["tool"]["esg"] if "tool" in table else table
     assert settings, "no settings"
@@ -74,7 +74,7 @@ def read_toml(block: Block) -> None:
 
 
 def read_ini(block: Block) -> None:
-    """systemd's, supervisor's, circus's: names may come several times."""
+    """Files of systemd, supervisor and circus, in which names may occur several times."""
     parser = configparser.ConfigParser(strict=False, interpolation=None, allow_no_value=True)
     parser.read_string(block.text)
     assert parser.sections()
@@ -91,7 +91,7 @@ def read_shell(block: Block) -> None:
 
 
 def read_text(block: Block) -> None:
-    """Whatever nobody types."""
+    """Text that isn't typed."""
     assert PROMPT not in [line[:2] for line in block.lines], "commands are a console block"
 
 
@@ -135,7 +135,7 @@ def test_blocks_can_be_read(page):
 
 
 def played(page: Path) -> list[Block]:
-    """The blocks of a page that make or run something."""
+    """The blocks of a page that create files or run commands."""
     return [
         block
         for block in BLOCKS[page]
@@ -166,7 +166,7 @@ def terminal(request, tmp_path):
 
 
 def missing(page: Path) -> list[str]:
-    """Programs that a page uses and this machine doesn't have."""
+    """Programs that a page uses and that this machine lacks."""
     first = [
         step.text.split()[0]
         for block in played(page)
@@ -182,7 +182,7 @@ def missing(page: Path) -> list[str]:
 
 
 def as_checkout(folder: Path) -> None:
-    """Make the folder what a clone is after its first `make`, without the installation."""
+    """Make the folder look like a clone after its first `make`, without installing."""
     for name in ("Makefile", "pyproject.toml", "esg"):
         (folder / name).symlink_to(CHECKOUT / name)
     programs = folder / ".venv" / "bin"
@@ -208,7 +208,7 @@ def test_commands_do_what_the_page_says(page, terminal):
     terminal.finish()
 
 
-# -- what isn't looked into --------------------------------------------------------------
+# -- blocks that no test reads -----------------------------------------------------------
 
 
 def test_every_mark_has_a_reason():

@@ -20,7 +20,7 @@ DRAWN = CHECKOUT / "docs" / "images" / "terminal.svg"
 
 
 def alike(lines: list[str]) -> set[str]:
-    """The lines, but for times, pids, and which worker it was."""
+    """The lines without times, pids and worker numbers."""
     return {re.sub(r"worker=\d+", "worker=N", normal(line)).rstrip() for line in lines}
 
 

@@ -1,4 +1,4 @@
-"""The reference pages beside the code: what they list exists, and what exists is listed."""
+"""The reference pages and the code agree: they list what exists, and nothing else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LITERALS = re.sub(r'"\s*\n\s*f?"', "", SOURCES)
 
 
 def section(page: str, title: str) -> str:
-    """The text below a heading, up to the next one that isn't below it."""
+    """The text of a heading's section, with its subsections."""
     text = (DOCS / page).read_text()
     match = re.search(rf"^(#+) {re.escape(title)}\n(.*?)(?=^\1? ?#{{1,2}} |\Z)", text, re.M | re.S)
     assert match, title

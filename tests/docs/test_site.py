@@ -1,4 +1,4 @@
-"""What `make site` is made of: links, the way of those that leave `docs/`, and the navigation."""
+"""The site's links, also those that leave `docs/`, and its navigation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_links_to_a_heading_lead_to_one(source):
 
 
 def headings(text: str) -> list[str]:
-    """The anchors of a page, which GitHub and mkdocs make in the same way of plain headings."""
+    """The anchors of a page. GitHub and mkdocs derive them from plain headings in the same way."""
     text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return [re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles]

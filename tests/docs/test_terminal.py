@@ -1,4 +1,4 @@
-"""The terminal that plays the pages: what it takes for right, and what for wrong."""
+"""The terminal that plays the pages: the transcripts that it accepts and refuses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .test_commands import READERS
 
 @pytest.fixture
 def play(tmp_path):
-    """Play a page of this text to its end; gives its folder."""
+    """Play a page with this text to its end; returns its folder."""
     terminals = []
 
     def play(text: str) -> Path:
@@ -29,7 +29,7 @@ def play(tmp_path):
         terminals[0].finish()
         return folder
 
-    # Places are told relative to the checkout, in which this page isn't.
+    # Places are relative to the checkout, but this page is outside.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tests.docs.pages.CHECKOUT", tmp_path)
         yield play

@@ -1,4 +1,4 @@
-"""The page that explains log lines: its lines are in the code, and the code's lines are on it."""
+"""The page that explains log lines and the code contain the same lines."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LITERALS = re.sub(r'"\s*\n\s*f?"', "", "".join(path.read_text() for path in FILE
 
 OF_OTHERS = ("Task exception was never retrieved", "Address already in use", "Permission denied",
              "[Errno 24] Too many open files", "is not installed")  # fmt: skip
-"""What asyncio and the C library say, and what is put together."""
+"""Messages of asyncio and the C library, and messages that are composed."""
 
 _VARIES = r"%[-\d.]*[a-z]|\{\}|(?<![-_])\b[A-Z]+\b(?!_)"
-"""What stands for something else, on the page or in the code."""
+"""Placeholders on the page or in the code."""
 
 METHODS = ("warning", "error", "critical", "exception", "log_error", "_log_error", "complain")
 """Calls whose first argument is the text of a warning or an error."""
@@ -35,13 +35,13 @@ def shown() -> list[str]:
 
 
 def pieces(line: str) -> list[str]:
-    """The parts of a line that the code has in one literal each."""
+    """The parts of a line; each is in one literal of the code."""
     found = re.split(_VARIES + r"|: |, |; | from | than |(?<=returned) ", line)
     return [piece.strip(" :=();") for piece in found if len(piece.strip(" :=();")) > 6]
 
 
 def logged() -> Iterator[str]:
-    """The warnings and errors in the code, as far as they are literals; `{}` is what varies."""
+    """The literal warnings and errors in the code; `{}` replaces variable parts."""
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and is_high(node):

@@ -1,7 +1,7 @@
-"""Whatever a client sends, for as long as one likes: no error, no hang, no growth.
+"""Random bytes from clients, for any length of time, cause no error, hang or growth.
 
-Run with `pytest -m soak`, for ESG_SOAK_SECONDS in all. The log is watched as in every test of the
-corpus, and a server that doesn't come to rest fails in `Stage`.
+Run with `pytest -m soak`, for ESG_SOAK_SECONDS. The log is checked as in every test of the
+corpus, and `Stage` fails if the server doesn't come to rest.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tests.support.stage import PARSERS, Stage
 SECONDS = float(os.environ.get("ESG_SOAK_SECONDS", "20"))
 
 AT_ONCE = 100
-"""Connections side by side."""
+"""The number of concurrent connections."""
 
 MOST_OBJECTS = 2000
 MOST_GROWTH = 16 * 2**20
-"""Tracked objects, and bytes of resident memory, that may come by the way after the warm-up."""
+"""The growth after the warm-up that is allowed: tracked objects, and bytes of resident memory."""
 
 STATUSES = {200, 400, 413, 414, 431, 501, 505}
 
@@ -36,14 +36,14 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(SECONDS + 60)]
 
 
 def request(rng: random.Random) -> bytes:
-    """One request of parts that needn't go together."""
+    """A request made of parts that needn't fit together."""
     line = b" ".join(map(rng.choice, (METHODS, TARGETS, VERSIONS)))
     fields = rng.choices(FIELDS, k=rng.randrange(5))
     return b"\r\n".join((line, FIELDS[0], *fields, b"", rng.choice(BODIES)))
 
 
 def damage(rng: random.Random, data: bytearray) -> None:
-    """Change some bytes, or put something in, take it out, double it."""
+    """Change, insert, remove or repeat some bytes."""
     at = rng.randrange(len(data) + 1)
     kind = rng.randrange(5)
     if kind == 0:
@@ -59,7 +59,7 @@ def damage(rng: random.Random, data: bytearray) -> None:
 
 
 def stream(rng: random.Random) -> bytes:
-    """What one client sends."""
+    """The bytes that one client sends."""
     kind = rng.randrange(10)
     if kind == 0:
         return rng.randbytes(rng.randrange(500))
@@ -72,14 +72,14 @@ def stream(rng: random.Random) -> bytes:
 
 
 def pieces(rng: random.Random, data: bytes) -> list[bytes]:
-    """How it comes in."""
+    """The pieces in which the bytes arrive."""
     cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.choice((0, 0, 1, 2, 8))))
     parts = (data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True))
     return [part for part in parts if part]
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """The resident memory of this process, in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -94,7 +94,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
 def test_any_bytes_for_a_while(stage: Stage) -> None:
     seed = random.randrange(2**32)
     rng = random.Random(seed)
-    # What is refused is said at level DEBUG, and the fixture that watches the log keeps it all.
+    # Refusals are logged at level DEBUG, and the fixture that checks the log keeps all records.
     logging.getLogger("esg").setLevel(logging.WARNING)
     print("seed", seed)  # noqa: T201 - shown where the test fails
 

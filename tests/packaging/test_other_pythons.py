@@ -23,7 +23,7 @@ VERSIONS = ("3.11", "3.12", "3.13")
 
 
 def interpreters() -> Iterator[tuple[str, str]]:
-    """Version and path of each supported Python but our own: on the path, or one of pyenv's."""
+    """Version and path of each other supported Python: on the path, or one of pyenv's."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     for version in VERSIONS:
         if version == f"{sys.version_info.major}.{sys.version_info.minor}":
@@ -50,7 +50,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_installs_and_serves(
     wheel: Path, tmp_path: Path, version: str, python: str, reduced: bool
 ) -> None:
-    """`reduced`: without what is optional, on asyncio and h11."""
+    """`reduced`: without optional packages, on asyncio and h11."""
     subprocess.run([python, "-m", "venv", str(tmp_path / "venv")], check=True)
     own = str(tmp_path / "venv" / "bin" / "python")
     pip = [own, "-m", "pip", "--quiet", "--disable-pip-version-check"]

@@ -1,4 +1,4 @@
-"""The wheel and the source distribution, and what is installed from them."""
+"""The wheel and the source distribution, and installations from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 REQUIRED = ("click", "h11", "setproctitle", "websockets")
-"""What can't be left out; uvloop and httptools can."""
+"""The required packages; uvloop and httptools are optional."""
 
 OPTIONAL = ("httptools", "uvloop")
 
@@ -56,7 +56,7 @@ def wheel(built: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory) -> Path:
-    """A virtual environment with the wheel and what is required, and nothing else."""
+    """A virtual environment with only the wheel and the required packages."""
     folder = tmp_path_factory.mktemp("venv")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     install = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install"]
@@ -67,7 +67,7 @@ def installed(wheel: Path, tmp_path_factory) -> Path:
 
 
 def provide(environment: Path, *packages: str) -> None:
-    """Let an environment have packages of ours, without a download."""
+    """Add our installed packages to an environment, without a download."""
     (site,) = environment.glob("lib/python*/site-packages")
     for package in packages:
         spec = importlib.util.find_spec(package)
@@ -77,7 +77,7 @@ def provide(environment: Path, *packages: str) -> None:
 
 
 def run(environment_: Path, *arguments: str, code: int = 0) -> str:
-    """Run the installed command to its end; what it has printed."""
+    """Run the installed command to its end; returns its output."""
     command = [str(environment_ / "bin" / "esg"), *arguments]
     done = subprocess.run(command, env=bare(), capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == code, done.stderr
@@ -131,7 +131,7 @@ def test_the_version_is_told_as_uvicorn_tells_its_own(installed: Path) -> None:
 
 @pytest.fixture
 def served(installed: Path, tmp_path: Path) -> Iterator[str]:
-    """What a server from the installed wheel answers."""
+    """The response of a server from the installed wheel."""
     (tmp_path / "example.py").write_text(APPLICATION)
     with (tmp_path / "log").open("wb") as log:
         command = [str(installed / "bin" / "esg"), "example:app", "--port", "0", "--workers", "2"]

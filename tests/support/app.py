@@ -1,4 +1,4 @@
-"""The application that most tests serve, as the text of a module that can be made to misbehave."""
+"""The application that most tests serve: the text of a module that can be made to misbehave."""
 
 from __future__ import annotations
 

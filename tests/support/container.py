@@ -1,8 +1,8 @@
 """Builds and runs a Dockerfile without a container engine: namespaces, over this machine's root.
 
-Each stage is an overlay over the machine's own root, in which the Dockerfile's instructions are
-carried out. What runs is PID 1 of a PID namespace, has a network of its own, a read-only root and
-an empty /tmp. Nothing lasts: the overlays lie on a tmpfs that ends with its mount namespace.
+Each stage is an overlay over this machine's root, in which the Dockerfile's instructions are
+executed. A container's command is PID 1 of a PID namespace, with its own network, a read-only root
+and an empty /tmp. The overlays are on a tmpfs that disappears with its mount namespace.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .waiting import DEADLINE, eventually
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 PIP = ("PIP_CONFIG_FILE=/dev/null", "PIP_NO_INDEX=1", "PIP_FIND_LINKS=/mnt")
-"""The environment of RUN: packages come from where `Builder` has put them."""
+"""The environment of RUN: packages come from the folder of `Builder`."""
 
 _START = """
 import fcntl, os, socket, struct, subprocess, sys
@@ -71,7 +71,7 @@ class Image:
     healthcheck: list[str] = dataclasses.field(default_factory=list)
 
     def words(self, *command: str) -> list[str]:
-        """A command with the image's environment, and nothing of ours."""
+        """A command with only the image's environment."""
         return ["env", "-i", *(f"{name}={value}" for name, value in self.env.items()), *command]
 
 
@@ -85,10 +85,10 @@ def instructions(text: str) -> Iterator[tuple[str, str]]:
 
 
 class Builder:
-    """The mount namespace in which images are made and run; to be closed."""
+    """The mount namespace in which images are built and run; it must be closed."""
 
     def __init__(self, folder: Path, wheels: Path) -> None:
-        """`folder` is empty; `wheels` has all that pip may install."""
+        """`folder` is empty; `wheels` has every package that pip may install."""
         if os.geteuid() != 0:
             raise Unavailable("only root can make namespaces and overlays")
         self._folder, self._wheels = folder, wheels
@@ -108,16 +108,16 @@ class Builder:
             raise Unavailable(f"no namespace can be made here: {said}")
 
     def close(self) -> None:
-        """End the namespace, and with it all that was made."""
+        """End the namespace, and remove everything in it."""
         self._holder.communicate()
         kill_session(self._holder)
 
     def inside(self, *command: str) -> list[str]:
-        """The command that runs another one in the namespace."""
+        """The command prefix that runs a command in the namespace."""
         return ["nsenter", f"--target={self._holder.pid}", "--mount", "--", *command]
 
     def build(self, context: Path) -> Image:
-        """Carry out the Dockerfile of a folder; gives the image of its last stage."""
+        """Execute the Dockerfile of a folder; returns the image of its last stage."""
         arguments = set()
         for name, rest in instructions((context / "Dockerfile").read_text()):
             if name == "ARG":
@@ -137,7 +137,7 @@ class Builder:
         return image
 
     def _run(self, *command: str) -> None:
-        """Run a command in the namespace, which must succeed."""
+        """Run a command in the namespace; it must succeed."""
         done = subprocess.run(self.inside(*command), capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
 
@@ -165,9 +165,9 @@ class Builder:
         return Image(root)
 
     def _copy(self, image: Image, context: Path, *words: str) -> None:
-        """COPY, as far as Dockerfiles here use it: files, the context, a folder of a stage.
+        """COPY, in the forms that these Dockerfiles use: files, the context, a folder of a stage.
 
-        Files get another time than they had, as with some engines.
+        Files get another modification time, as with some engines.
         """
         copy = ("cp", "-r", "--no-dereference", "--preserve=mode,ownership")
         if words[0].startswith("--from="):
@@ -214,7 +214,7 @@ class Builder:
 
 
 class Container:
-    """A running container; to be killed."""
+    """A running container; it must be killed."""
 
     def __init__(self, builder: Builder, image: Image, command: Sequence[str], log: Path) -> None:
         self._image, self._log = image, log
@@ -259,22 +259,22 @@ class Container:
         )
 
     def run(self, *command: str) -> tuple[int, str]:
-        """Run a command in the container to its end; its exit code and what it has printed."""
+        """Run a command in the container; returns its exit code and its output."""
         process = self.begin(*command)
         output, _ = process.communicate(timeout=DEADLINE)
         return process.returncode, output
 
     def wait(self) -> int:
-        """Wait for the end; gives the exit code of PID 1."""
+        """Wait for the end; returns the exit code of PID 1."""
         return self._process.wait(DEADLINE)
 
     def kill(self) -> None:
-        """Leave nothing behind, whatever happened."""
+        """Kill all processes that are left."""
         kill_session(self._process)
 
 
 def repacked(folder: Path, *names: str) -> None:
-    """Make wheels of installed packages, for a pip that reaches no index."""
+    """Build wheels of installed packages, for a pip that can't reach an index."""
     for name in names:
         package: Any = importlib.metadata.distribution(name)
         tags = re.findall(r"^Tag: (.+)$", package.read_text("WHEEL"), re.MULTILINE)

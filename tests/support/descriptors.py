@@ -1,4 +1,4 @@
-"""What the open descriptors of a process refer to."""
+"""The files behind the open descriptors of a process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.waiting import eventually
 
 
 def open_files(process: psutil.Process) -> list[str]:
-    """What each descriptor refers to, with N for the number of a socket or a worker."""
+    """The file behind each descriptor, with N for the number of a socket or a worker."""
     folder = f"/proc/{process.pid}/fd"
     targets = []
     for name in os.listdir(folder):

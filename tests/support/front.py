@@ -24,7 +24,7 @@ from .runner import CHECKOUT, environment, kill_session, session
 from .waiting import DEADLINE, eventually
 
 CLIENT = "127.0.0.9"
-"""Where clients come from, so that they aren't taken for the proxy."""
+"""The address of clients, so that they aren't taken for the proxy."""
 
 SOURCE = '''\
 import asyncio
@@ -98,11 +98,11 @@ http {{
     include {folder}/esg.conf;
 }}
 """
-"""What a site is included in."""
+"""The configuration that includes a site."""
 
 
 class Front:
-    """A proxy that runs, with TLS for clients who trust its authority."""
+    """A running proxy, with TLS for clients that trust its authority."""
 
     def __init__(self, folder: Path, command: Sequence[str], port: int, tls: ssl.SSLContext):
         self.port, self.tls = port, tls
@@ -135,7 +135,7 @@ class Front:
         )
 
     def get(self, path: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
-        """What the application answers, in JSON, on a connection of its own."""
+        """The application's JSON response, on a new connection."""
         with contextlib.closing(self.connect()) as connection:
             connection.request("GET", path, headers=headers or {})
             response = connection.getresponse()
@@ -144,7 +144,7 @@ class Front:
             return json.loads(body)
 
     def streams(self, path: str) -> None:
-        """The first piece of a response arrives before there is a second."""
+        """The first piece of a response arrives before the second one is sent."""
         with contextlib.closing(self.connect()) as connection:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -162,7 +162,7 @@ class Front:
 def running(
     folder: Path, command: Sequence[str], port: int, tls: ssl.SSLContext, end: int = signal.SIGTERM
 ) -> Iterator[Front]:
-    """Run a proxy; `end` is the signal that ends it in good order."""
+    """Run a proxy; `end` is the signal that stops it gracefully."""
     front = Front(folder, command, port, tls)
     try:
         eventually(front.listens, "the proxy listens")
@@ -197,14 +197,14 @@ def deployed(name: str, values: dict[str, str]) -> str:
 
 
 def certified(folder: Path) -> tuple[str, str, ssl.SSLContext]:
-    """A certificate, its key, and what a client needs to trust it."""
+    """A certificate, its key, and the clients' context that trusts it."""
     authority = Authority(folder)
     return *authority.issue(), authority.client_context()
 
 
 @contextlib.contextmanager
 def nginx(folder: Path, upstream: dict[str, str]) -> Iterator[tuple[Front, int]]:
-    """The site with another upstream; gives nginx, and the port without TLS."""
+    """The site with another upstream; returns nginx, and the port without TLS."""
     command = program("nginx")
     certificate, key, tls = certified(folder)
     plain, encrypted = free_port(), free_port()
@@ -232,7 +232,7 @@ HTTP2 = {
     "#listen 443 ssl http2;": "listen 443 ssl http2;",
     "#listen [::]:443 ssl http2;": "listen [::]:443 ssl http2;",
 }
-"""What the site's comment says to change for an nginx before 1.25.1."""
+"""The changes for an nginx before 1.25.1 that the site's comment describes."""
 
 
 def for_version(command: str) -> dict[str, str]:
@@ -244,5 +244,5 @@ def for_version(command: str) -> dict[str, str]:
 
 
 def nginx_options(folder: Path) -> list[str]:
-    """Which nginx a command is for."""
+    """The version of nginx."""
     return ["-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]

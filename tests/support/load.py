@@ -1,8 +1,8 @@
 """Strict clients: every request that they send must get a complete and correct answer.
 
-They run on an event loop in a thread of their own while the test does things to the server.
-A request counts from the moment its connection is established. Nothing is tried twice. A client
-honours `Connection: close` by taking a new connection for its next request.
+They run on an event loop in a separate thread while the test acts on the server.
+A request counts from the moment its connection is established. No request is repeated. A client
+obeys `Connection: close`: it opens a new connection for its next request.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .app import download_body
 from .waiting import eventually
 
 ANSWER_LIMIT = 20.0
-"""Seconds after which an answer, or a connection, counts as missing."""
+"""Seconds to wait for an answer or a connection before it counts as missing."""
 
 SLOW = 1.5
 """Seconds that a slow request takes."""
@@ -51,16 +51,16 @@ class Failure:
 
 
 class Connection:
-    """A connection of a client, with the strict reading of what the server answers."""
+    """A client's connection, which reads responses strictly."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         self.open = True
-        """Whether the server lets another request follow."""
+        """Whether the server keeps the connection open for another request."""
 
     @classmethod
     async def to(cls, port: int, tls: ssl.SSLContext | None = None) -> Connection:
-        """Raises Refused, or Lost if nobody answers at all."""
+        """Raises Refused, or Lost if there is no answer at all."""
         try:
             async with asyncio.timeout(ANSWER_LIMIT):
                 return cls(*await asyncio.open_connection("127.0.0.1", port, ssl=tls))
@@ -72,7 +72,7 @@ class Connection:
     async def request(
         self, target: str, *fields: str, method: str = "GET", body: bytes = b""
     ) -> bytes:
-        """Send a request and give the body of the answer. Raises Lost."""
+        """Send a request and return the body of the response. Raises Lost."""
         lines = [f"{method} {target} HTTP/1.1", "Host: esg.test", *fields]
         if method == "POST":
             lines.append(f"Content-Length: {len(body)}")
@@ -94,7 +94,7 @@ class Connection:
             raise Lost(f"{type(error).__name__} {stage}") from None
 
     async def end_of_file(self) -> None:
-        """The server closes, and in good order. Raises Lost."""
+        """Wait until the server closes without a reset. Raises Lost."""
         try:
             async with asyncio.timeout(ANSWER_LIMIT):
                 rest = await self._reader.read()
@@ -105,7 +105,7 @@ class Connection:
 
     def close(self) -> None:
         if self._writer.get_extra_info("sslcontext") is not None:
-            # asyncio's TLS would wait for the server's end longer than the loop may run.
+            # asyncio's TLS would wait for the server's close_notify longer than the loop runs.
             self._writer.transport.abort()
         self._writer.close()
 
@@ -138,8 +138,8 @@ class Connection:
 class Load:
     """A mix of clients.
 
-    `keep_alive` clients send one request after the other on one connection, as long as it may be
-    used; `fresh` ones take a connection for each request; `slow` requests take 1.5 s; `downloads`
+    `keep_alive` clients send consecutive requests on one connection, as long as it may be
+    used; `fresh` ones open a connection for each request; `slow` requests take 1.5 s; `downloads`
     take 3 s, every byte is compared, and a short request follows on the same connection.
     """
 
@@ -203,7 +203,7 @@ class Load:
         assert not self._thread.is_alive(), "clients hang"
 
     def check(self) -> None:
-        """No request failed, and no kind of client was idle."""
+        """Assert that no request failed, and that no kind of client was idle."""
         counts = collections.Counter(
             (failure.client.partition(" ")[0], failure.reason) for failure in self.failures
         )
@@ -241,7 +241,7 @@ class Load:
         expected: bytes | None = None,
         body: bytes = b"",
     ) -> bool:
-        """One request; with `expected` its whole answer, else what `/whoami` answers."""
+        """One request; its response must be `expected`, or by default that of `/whoami`."""
         method = "POST" if body else "GET"
         try:
             answer = await connection.request(target, *fields, method=method, body=body)
@@ -265,7 +265,7 @@ class Load:
                 await self._ask(name, connection, f"/whoami/{serial}")
             else:
                 await self._ask(name, connection, "/echo", expected=_PAYLOAD, body=_PAYLOAD)
-            # On two cores the clients must leave the server some time.
+            # On two cores, the clients must leave some CPU time to the server.
             await asyncio.sleep(random.uniform(0.0, 0.004))
         connection.close()
 

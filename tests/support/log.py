@@ -67,7 +67,7 @@ def _record(match: re.Match[str] | None, rest: list[str]) -> Record:
 
 
 def misattributed(log: list[Record]) -> list[Record]:
-    """The lines that say that a reload is over with another generation than the one that serves.
+    """The lines that report the end of a reload to another generation than the one that serves.
 
     A reload is over when the last worker of the new generation has become ready.
     """
@@ -81,9 +81,9 @@ def misattributed(log: list[Record]) -> list[Record]:
 
 
 def is_trouble(record: Record) -> bool:
-    """Whether the record has no place in the log of a healthy program.
+    """Whether the record doesn't belong in the log of a healthy program.
 
-    Lines that belong to no record are trouble too: something wrote past the logger.
+    A line outside any record is trouble, too: some code wrote past the logger.
     """
     quiet = record.level in ("TRACE", "DEBUG", "INFO", "WARNING")
     return not quiet or bool(record.detail)

@@ -10,7 +10,7 @@ from .waiting import eventually
 
 
 class Manager:
-    """Listens on NOTIFY_SOCKET; to be closed."""
+    """Listens on NOTIFY_SOCKET; it must be closed."""
 
     def __init__(self, folder: Path) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -18,14 +18,14 @@ class Manager:
         self._sock.setblocking(False)
         self._messages: list[dict[str, str]] = []
         self.store: dict[str, list[int]] = {}
-        """Descriptors by name, which would be handed over at a start."""
+        """Stored descriptors by name; they would be handed over at the next start."""
         self.stores = True
-        """Whether it keeps descriptors: not without FileDescriptorStoreMax= in the unit."""
+        """Whether it stores descriptors; without FileDescriptorStoreMax= in the unit it doesn't."""
         self.environment = {"NOTIFY_SOCKET": self._sock.getsockname()}
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The messages so far, one dictionary for each."""
+        """The messages so far, each as a dictionary."""
         while True:
             try:
                 data, fds, _, _ = socket.recv_fds(self._sock, 4096, 8)
@@ -45,11 +45,11 @@ class Manager:
             self._messages.append(message)
 
     def said(self, name: str) -> list[str]:
-        """The values that a variable was given, in order."""
+        """The values of a variable, in order."""
         return [message[name] for message in self.messages if name in message]
 
     def wait_for(self, name: str, value: str | None = None, count: int = 1) -> dict[str, str]:
-        """Wait for the `count`th message with this in it."""
+        """Wait for the `count`th message that contains this."""
 
         def found() -> list[dict[str, str]]:
             return [m for m in self.messages if name in m and value in (None, m[name])]

@@ -64,7 +64,7 @@ class OpenSSL:
         return buffer.raw[: max(0, size)]
 
     def data(self, content: bytes) -> bytes:
-        """The records that carry this content."""
+        """The records with this content."""
         assert self._lib.SSL_write(self._ssl, content, len(content)) == len(content)
         return self.sent()
 

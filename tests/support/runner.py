@@ -23,12 +23,12 @@ from .log import Record, is_trouble, misattributed, records
 from .waiting import DEADLINE, eventually
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-"""The folder of the package under test, whatever version is installed."""
+"""The folder of the package under test; another version may be installed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """The results of a run of the program that ended by itself."""
+    """The result of a run that ended by itself."""
 
     code: int
     output: str
@@ -40,7 +40,7 @@ class Finished:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment of a run: no settings in it, no cached bytecode, and the `esg` beside us.
+    """The environment of a run: without settings and cached bytecode, and with this `esg`.
 
     Bytecode is cached by modification time in whole seconds, and tests rewrite modules faster.
     """
@@ -57,10 +57,10 @@ def run_to_its_end(
     pass_fds: Sequence[int] = (),
     extra: Mapping[str, str] | None = None,
 ) -> Finished:
-    """Run `python -m esg` with these arguments, which must make it end by itself.
+    """Run `python -m esg` with arguments that make it end by itself.
 
-    `prefix` is a command that runs the one that follows it, as `nice` does; `wrapper` arguments of
-    Python that come before `-m`, and do; `extra` is more of the environment.
+    `prefix` is a command that runs another one, such as `nice`; `wrapper` are arguments of
+    Python in front of `-m`; `extra` is added to the environment.
     """
     process = subprocess.Popen(
         [*prefix, sys.executable, *wrapper, "-m", "esg", *arguments],
@@ -98,10 +98,10 @@ class Esg:
         extra: Mapping[str, str] | None = None,
         python: str = sys.executable,
     ) -> None:
-        """`prefix` is a command as in `run_to_its_end`, but one that stays as the parent.
+        """`prefix` is a command as in `run_to_its_end`, but it stays as the parent.
 
-        `log` is the file in the folder that has the log; `stdin` and `stdout` are descriptors; the
-        rest is as in `run_to_its_end`.
+        `log` is the log's file in the folder; `stdin` and `stdout` are descriptors; the
+        others are as in `run_to_its_end`.
         """
         self.folder = folder
         self.exit_code = 0
@@ -121,7 +121,7 @@ class Esg:
                 start_new_session=True,
             )
         self.tls: ssl.SSLContext | None = None
-        """What clients speak TLS with, for a test that sets it."""
+        """The context for clients' TLS, for a test that sets it."""
         self._prefixed = bool(prefix)
         self._port = 0
 
@@ -134,15 +134,15 @@ class Esg:
 
     @property
     def pid(self) -> int:
-        """The arbiter's."""
+        """The arbiter's pid."""
         return self.arbiter.pid
 
     def workers(self) -> list[int]:
-        """The pids of the workers, the zombies among them too."""
+        """The pids of the workers, including zombies."""
         return sorted(c.pid for c in self.arbiter.children() if not _is_watcher(c))
 
     def watchers(self) -> list[int]:
-        """The pids of the processes that watch for changes of files."""
+        """The pids of the processes that watch files for changes."""
         return [child.pid for child in self.arbiter.children() if _is_watcher(child)]
 
     def zombies(self) -> list[int]:
@@ -153,7 +153,7 @@ class Esg:
         os.kill(self.pid, signum)
 
     def connections(self) -> int:
-        """How many TCP connections the workers hold."""
+        """The number of TCP connections of the workers."""
         return sum(
             connection.status == psutil.CONN_ESTABLISHED
             for worker in self.arbiter.children()
@@ -161,16 +161,16 @@ class Esg:
         )
 
     def wait_for_workers(self, count: int) -> list[int]:
-        """Wait until there are exactly so many, whatever their state; gives their pids."""
+        """Wait until there are exactly this many, in any state; returns their pids."""
         eventually(lambda: len(self.workers()) == count, f"{count} workers")
         return self.workers()
 
     # -- files -------------------------------------------------------------------------
 
     def write(self, text: str, name: str = "example.py") -> None:
-        """Put a file into the folder: by default, another version of the application.
+        """Write a file into the folder; by default, another version of the application.
 
-        It is there as a whole or not at all, whatever imports it meanwhile.
+        It is replaced atomically, because a process may import it at the same time.
         """
         new = self.folder / f".{name}.new"
         new.write_text(text)
@@ -195,17 +195,17 @@ class Esg:
         return records(self.log)
 
     def logged(self, pattern: str) -> list[Record]:
-        """The records in whose text the pattern is."""
+        """The records whose text contains the pattern."""
         return [record for record in self.records if re.search(pattern, record.text)]
 
     def wait_for_log(self, pattern: str, timeout: float = DEADLINE, count: int = 1) -> Record:
-        """Wait for a record with the pattern in its text; gives the `count`th one."""
+        """Wait for a record whose text contains the pattern; returns the `count`th one."""
         found = eventually(
             lambda: self.logged(pattern)[count - 1 :] or self._ended(),
             f"{pattern!r} in the log, {count} times",
             timeout,
         )
-        if found is True:  # it ended: what it wrote last counts
+        if found is True:  # it has ended; its last lines are included
             found = self.logged(pattern)[count - 1 :]
         assert found, f"ended without {pattern!r} in its log"
         return found[0]
@@ -231,7 +231,7 @@ class Esg:
         return f"http://127.0.0.1:{self.port}"
 
     def connect(self, timeout: float = DEADLINE) -> http.client.HTTPConnection:
-        """A connection that never reconnects without the test knowing."""
+        """A connection that never reconnects silently."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         if self.tls is not None:
             connection = http.client.HTTPSConnection(
@@ -242,13 +242,14 @@ class Esg:
         return connection
 
     def begin(self, path: str) -> http.client.HTTPConnection:
-        """A connection on which a request was sent; `getresponse` is left to do."""
+        """A connection on which a request was sent; call `getresponse` on it."""
         connection = self.connect()
         connection.request("GET", path)
         return connection
 
     def in_flight(self, path: str) -> http.client.HTTPConnection:
-        """As `begin`, for a path that makes a note: the application has the request by now."""
+        """Like `begin`, for a path that writes a note, so that the application has the request by
+        now."""
         what = path.split("/")[1]
         before = len(self.notes(what))
         connection = self.begin(path)
@@ -262,7 +263,7 @@ class Esg:
         return self.wait_for_log(r" reloaded workers=", count=before + 1)
 
     def whoami(self) -> dict[str, Any]:
-        """Ask, on a connection of its own, which worker of which generation answers."""
+        """Ask on a new connection which worker of which generation answers."""
         connection = self.begin("/whoami")
         try:
             return answer(connection)
@@ -272,7 +273,7 @@ class Esg:
     # -- the end -----------------------------------------------------------------------
 
     def wait(self, timeout: float = DEADLINE) -> int:
-        """Wait for the end; gives the exit code."""
+        """Wait for the end; returns the exit code."""
         eventually(self._ended, "the arbiter has ended", timeout)
         return self.process.returncode
 
@@ -280,7 +281,7 @@ class Esg:
         """Stop it if it runs, and check that it has left no process and no unclaimed error."""
         try:
             if not self._ended():
-                self.signal(signal.SIGCONT)  # a test that failed may have left it stopped
+                self.signal(signal.SIGCONT)  # a failed test may have left it stopped (SIGSTOP)
                 eventually(lambda: not self.zombies(), "children are reaped")
                 self.signal(signal.SIGTERM)
             code = self.wait()
@@ -294,7 +295,7 @@ class Esg:
             self.kill()
 
     def kill(self) -> None:
-        """Kill all processes that are left, whatever happened."""
+        """Kill all processes that are left."""
         kill_session(self.process)
 
     def _claimed(self, record: Record) -> bool:
@@ -316,7 +317,7 @@ def _is_watcher(process: psutil.Process) -> bool:
 
 
 def answer(connection: http.client.HTTPConnection) -> dict[str, Any]:
-    """The answer of `/whoami` and `/slow`, which must be whole and good."""
+    """The response of `/whoami` and `/slow`, which must be complete and successful."""
     response = connection.getresponse()
     body = response.read()
     assert response.status == 200, (response.status, body)
@@ -325,7 +326,7 @@ def answer(connection: http.client.HTTPConnection) -> dict[str, Any]:
 
 
 def is_lost(connection: http.client.HTTPConnection) -> bool:
-    """Whether the request sent on this connection gets no whole, good answer."""
+    """Whether the request on this connection doesn't get a complete, successful response."""
     try:
         response = connection.getresponse()
         response.read()
@@ -339,7 +340,7 @@ def is_lost(connection: http.client.HTTPConnection) -> bool:
 def session(pid: int) -> list[str]:
     """The processes of the session that the process `pid` leads, without itself and zombies.
 
-    Every descendant is in it, also after its parent is gone. Orphaned zombies belong to init.
+    It contains every descendant, also after its parent has ended. Orphaned zombies belong to init.
     """
     found = []
     for process in psutil.process_iter():
@@ -354,7 +355,7 @@ def session(pid: int) -> list[str]:
 
 
 def kill_session(leader: subprocess.Popen[Any]) -> list[str]:
-    """SIGKILL what is left of a session, its leader too; gives what that was beside the leader."""
+    """Send SIGKILL to a session and its leader; returns the processes other than the leader."""
     leader.kill()
     left = session(leader.pid)
     for line in left:

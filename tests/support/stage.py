@@ -1,8 +1,8 @@
 """Real connections without sockets, to see in microseconds how a server handles some bytes.
 
-A `Stage` serves one parser on an event loop of its own, a `Wire` takes the place of a transport,
-and a `Verdict` says what became of the bytes: the responses, whether the server hung up, and the
-requests that the application saw whole.
+A `Stage` serves one parser on a separate event loop, a `Wire` takes the place of a transport,
+and a `Verdict` is the result of the bytes: the responses, whether the server hung up, and the
+complete requests that the application saw.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Verdict:
     """The outcome of some bytes."""
 
     statuses: tuple[int, ...]
-    """Of the final responses, in order."""
+    """The statuses of the final responses, in order."""
     closed: bool
     """Whether the server has ended the connection."""
     requests: tuple[Request, ...]
@@ -60,7 +60,7 @@ class Verdict:
 
 
 class Wire(asyncio.Transport):
-    """A transport that remembers what is written, to a client that takes everything at once."""
+    """A transport to a client that reads everything immediately; it remembers what is written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,14 +92,14 @@ class Wire(asyncio.Transport):
         return 0
 
     def pause_reading(self) -> None:
-        """The client goes on sending, as far as the test says so."""
+        """Continue reading from the client, if the test allows it."""
 
     def resume_reading(self) -> None:
         """See `pause_reading`."""
 
 
 class Stage:
-    """A service for one parser, on a loop of its own; to be closed."""
+    """A service for one parser, on a separate loop; it must be closed."""
 
     def __init__(self, parser: str, **settings: Any) -> None:
         self._runner = asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
@@ -121,15 +121,15 @@ class Stage:
         )
         self._seen: dict[Any, list[Request]] = {}
         self.calls = 0
-        """How often the application was called."""
+        """The number of calls of the application."""
 
     def close(self) -> None:
-        """End the loop; nothing may have reached its exception handler."""
+        """End the loop; its exception handler must not have been called."""
         self._runner.close()
         assert self.unhandled == []
 
     def play(self, plays: Iterable[Sequence[bytes]]) -> list[Verdict]:
-        """Send each sequence of pieces on a connection of its own, side by side."""
+        """Send each sequence of pieces on a separate connection, concurrently."""
         return self.run(self._play([list(pieces) for pieces in plays]))
 
     async def _play(self, plays: list[list[bytes]]) -> list[Verdict]:
@@ -173,7 +173,7 @@ class Stage:
         before, quiet = None, 0
         for _ in range(MOST_TURNS):
             now = (self.calls, sum(len(wire.output) + wire.ended for wire in wires))
-            busy = now != before or self.service.turns._due  # work that was put off shows later
+            busy = now != before or self.service.turns._due  # postponed work runs later
             quiet = 0 if busy else quiet + 1
             if quiet == 8:
                 return

@@ -27,7 +27,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def ask(path: str, target: str = "/whoami") -> dict[str, Any]:
-    """What the application answers on a new connection."""
+    """The application's response on a new connection."""
     connection = UnixConnection(path)
     try:
         connection.request("GET", target)

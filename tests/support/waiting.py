@@ -9,13 +9,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 DEADLINE = 15.0
-"""Seconds after which something that should have happened counts as missing."""
+"""Seconds to wait for a condition before the test fails."""
 
 POLL = 0.005
 
 
 def eventually(condition: Callable[[], T], what: str, timeout: float = DEADLINE) -> T:
-    """Wait until `condition` returns something true, and return it."""
+    """Wait until `condition` returns a true value, and return that."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""A real systemd, booted in namespaces: units can be run in it, and nothing of it lasts."""
+"""A real systemd, booted in namespaces, that can run units; its end leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ UNITS = Path("/run/systemd/system")
 
 
 class Unavailable(Exception):
-    """No machine can be booted here; the text says why."""
+    """A machine can't be booted here; the text says why."""
 
 
 class Machine:
-    """The machine; to be closed."""
+    """The machine; it must be closed."""
 
     def __init__(self, over: Path | None = None) -> None:
-        """`over` is a folder with files that are to be there instead of this machine's."""
+        """`over` is a folder with files that replace this machine's."""
         if os.geteuid() != 0:
             raise Unavailable("only root can boot a machine")
         for tool in ("/lib/systemd/systemd", "/usr/bin/systemctl", "/usr/bin/nsenter"):
@@ -119,7 +119,7 @@ class Machine:
     # -- the end ---------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Switch it off, and leave nothing behind."""
+        """Power it off, and remove everything."""
         self._process.kill()
         self._process.wait()
         eventually(lambda: _removed(self._group), "its processes are gone")
@@ -127,7 +127,7 @@ class Machine:
 
 
 def _new_cgroup(name: str) -> Path:
-    """A cgroup for the machine, in the unified hierarchy, wherever that is mounted."""
+    """A cgroup for the machine, in the unified hierarchy."""
     for mount in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")):
         if (mount / "cgroup.procs").exists():
             with contextlib.suppress(OSError):
@@ -137,7 +137,7 @@ def _new_cgroup(name: str) -> Path:
 
 
 def _removed(group: Path) -> bool:
-    """Whether a cgroup could be removed: nothing is left in it, or in those below it."""
+    """Whether a cgroup could be removed, because it and its children are empty."""
     try:
         for path in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
             path.rmdir()
@@ -148,7 +148,7 @@ def _removed(group: Path) -> bool:
 
 
 def deployed(name: str, values: Mapping[str, str]) -> str:
-    """A file of deploy/systemd, with what is other in a test; each value must be in it."""
+    """A file of deploy/systemd with values replaced for a test; each of them must be in it."""
     text = (CHECKOUT / "deploy/systemd" / name).read_text()
     for written, meant in values.items():
         assert written in text

@@ -61,13 +61,14 @@ class Service:
         self.drop_in("esg.service", lines)
 
     def commands(self, folder: str) -> dict[str, str]:
-        """The programs that a unit names, and how they are run here."""
+        """The programs that a unit names, and the commands that replace them here."""
         return {f"{folder}/esgctl": f"{self.python} -m esg.ctl"} | {
             f"{folder}/esg": f"{self.python} -m esg"
         }
 
     def drop_in(self, unit: str, lines: str = "") -> None:
-        """What a test needs: this code, and that the application may write its notes."""
+        """The settings for tests: this checkout's code, and permission to write the application's
+        notes."""
         self.machine.write(
             UNITS / f"{unit}.d/test.conf",
             f"[Service]\nReadWritePaths={APP}\nEnvironment=PYTHONDONTWRITEBYTECODE=1 "
@@ -127,7 +128,7 @@ def service() -> Iterator[Service]:
 
 
 NEWER = CHECKOUT / "build" / "systemd"
-"""Where `tests/systemd/fetch` may have put a newer systemd than this machine's."""
+"""The folder in which `tests/systemd/fetch` may have put a newer systemd."""
 
 
 @pytest.fixture
@@ -216,8 +217,8 @@ def test_a_reload_that_fails_late_fails_too(service: Service) -> None:
 
 @pytest.mark.parametrize("who", ["esgctl", "the arbiter"])
 def test_a_stop_during_a_reload_is_no_failure(service: Service, who: str) -> None:
-    """Whether the reload's process ends of SIGTERM, or hears first that the arbiter stops."""
-    lines = "SuccessExitStatus=\n"  # it isn't needed here, only before Python runs
+    """The reload's process may be ended by SIGTERM, or learn first that the arbiter is stopping."""
+    lines = "SuccessExitStatus=\n"  # only needed before Python runs, so not here
     if who == "the arbiter":
         command = f"{service.python} -m esg.ctl --control-socket /run/esg/control reload"
         lines += f"ExecReload=\nExecReload=/bin/sh -c 'trap : TERM; {command} || exit 1'\n"
@@ -245,7 +246,7 @@ def test_systemd_reloads_by_itself(newer_service: Service) -> None:
         assert service.show("StatusText").startswith("gen 2: 2 of 2 workers ready")
         assert {service.whoami()["version"] for _ in range(10)} == {"two"}
     service.deploy(application("three", at_startup="raise RuntimeError('no database')"))
-    service.machine.systemctl("reload", "esg.service")  # it can't be told that a reload failed
+    service.machine.systemctl("reload", "esg.service")  # systemd can't be told that a reload failed
     said = "gen 2: 2 of 2 workers ready; last reload failed: a worker could not boot"
     assert said in service.show("StatusText")
     assert service.whoami()["version"] == "two"
@@ -274,7 +275,7 @@ def test_nobody_is_refused_when_the_arbiter_crashes(service: Service) -> None:
     answers = []
 
     def answered() -> bool:
-        """Whoever connects meanwhile waits; only who was at a worker that is killed too fails."""
+        """Clients that connect meanwhile wait; only clients of killed workers fail."""
         try:
             answers.append(service.whoami()["pid"])
         except (ConnectionResetError, http.client.RemoteDisconnected):
@@ -346,7 +347,7 @@ def test_the_template_serves_what_its_file_says(service: Service) -> None:
     service.machine.systemctl("reload", unit)
     assert json.loads(ask())["generation"] == 2
     assert "ERROR" not in service.machine.journal(unit)
-    # After a crash the socket is there, and is what its file leads to: clients wait meanwhile.
+    # After a crash the socket and its file are still there, and clients wait meanwhile.
     pid, before = service.machine.main_pid(unit), service.machine.run("ls", "-i", "/run/esg-shop")
     service.machine.run("kill", "-KILL", str(pid))
     eventually(
@@ -374,7 +375,7 @@ EXECUTABLE = {"/srv/app/.venv/bin/esgctl": "/bin/true", "/srv/app/.venv/bin/esg"
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """The units, with a program that is there."""
+    """The units, with a program that exists."""
     (tmp_path / "esg.service").write_text(deployed("esg.service", EXECUTABLE))
     (tmp_path / "esg.socket").write_text(deployed("esg.socket", {}))
     template = deployed(
