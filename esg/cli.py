@@ -25,10 +25,10 @@ from esg.log.files import secure_standard_streams
 from esg.log.setup import check_logging
 from esg.net.binds import parse_bind
 from esg.net.unixsocket import access
-from esg.server.http1.parser import parser_class
+from esg.server.http1.parsers import parser_class
 from esg.server.loops import loop_factory
 from esg.server.prepare import prepare
-from esg.server.websocket.codec import library
+from esg.server.websocket.libraries import library
 from esg.settings import folders, report, secret_variables, sources
 from esg.settings.build import Raw
 from esg.settings.declaration import Setting

@@ -21,7 +21,7 @@ from esg.openfiles import explained
 from esg.scoreboard import NOT_ACCEPTING
 from esg.seldom import Seldom
 from esg.server.asgi.types import Endpoint
-from esg.server.http1.traced import connection_type
+from esg.server.http1.connection import Connection
 from esg.server.proxy.headers import trusted_proxies
 from esg.server.proxy.receiver import ProxyReceiver
 from esg.server.state import Service
@@ -107,7 +107,6 @@ class Acceptor:
         self._service = service
         self._listeners = list(listeners)
         self._loads = loads
-        self._connection_type = connection_type()
         self._balance = Balance()
         self._limit = service.config.limit_connections or sys.maxsize
         config = service.config
@@ -329,7 +328,7 @@ class Acceptor:
     def _begin_plain(
         self, client: Endpoint | None, server: Endpoint | None, scheme: str = "http"
     ) -> asyncio.Protocol:
-        return self._connection_type(self._service, client, server, scheme=scheme)
+        return Connection(self._service, client, server, scheme=scheme)
 
     def _begin_tls(
         self, client: Endpoint | None, server: Endpoint | None, scheme: str = "https"
@@ -338,7 +337,7 @@ class Acceptor:
         service = self._service
 
         def begin(tls: dict[str, Any]) -> asyncio.Protocol:
-            return self._connection_type(service, client, server, tls)
+            return Connection(service, client, server, tls)
 
         def fail(reason: str) -> None:
             service.change_load(-1)

@@ -10,27 +10,19 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from esg.errors import HTTPError
+from esg.log.records import TRACE
 from esg.scoreboard import NOT_ACCEPTING, Cell, Row
 from esg.seldom import Seldom
-from esg.server.accesslog.access_log import AccessLog, LoggedAccess, SocketRecord
-from esg.server.asgi.types import Application, Endpoint, Receive, Scope, Send
-from esg.server.http1.exchange import BODY, Exchange
-from esg.server.http1.observed import Observed
-from esg.server.http1.parser import parser_class
-from esg.server.http1.response import Heads
+from esg.server.accesslog.access_log import AccessLog, LoggedAccess
+from esg.server.accesslog.entries import Entry, SocketRecord
+from esg.server.asgi.types import Application, Endpoint, Headers, Receive, Scope, Send
+from esg.server.holdings import Holdings
 from esg.server.proxy.headers import trusted_proxies
 from esg.server.turns import Turns
-from esg.server.websocket.codec import library as websocket_library
-from esg.server.websocket.holdings import Holdings
 from esg.settings.schema import Config
-
-if TYPE_CHECKING:
-    from esg.server.http1.connection import Connection
-    from esg.server.websocket.handshake import Handshake
-    from esg.server.websocket.session import Session
 
 logger = logging.getLogger("esg")
 
@@ -47,6 +39,65 @@ EXPIRE_AGAIN = 60.0
 """Seconds until a connection is looked at again whose deadline could not be dealt with."""
 
 
+class Connection(Protocol):
+    """A connection as its worker sees it, whatever protocol it speaks."""
+
+    deadline: float
+    """When to call `expire`, by the event loop's clock."""
+
+    def expire(self, now: float) -> None:
+        """The deadline has passed: do what it was for."""
+
+    def close(self) -> None:
+        """End it, for the worker ends."""
+
+
+class Handshake(Protocol):
+    """A WebSocket that waits for the application's answer."""
+
+    deadline: float
+
+    def expire(self) -> None:
+        """The deadline has passed: refuse the WebSocket."""
+
+
+class Session(Connection, Protocol):
+    """A WebSocket."""
+
+    code: int
+    """How it was closed."""
+    sent: int
+    round_trip: float
+    record: SocketRecord | None
+
+    def close_with(self, code: int, reason: str) -> None:
+        """Send a close frame; the client has limited time to answer."""
+
+
+class Exchange(Entry, Protocol):
+    """A request that is being answered."""
+
+    started: float
+    held_head: list[bytes] | None
+    task: asyncio.Task[None]
+
+    def time_out(self) -> None:
+        """`--request-timeout` has passed."""
+
+    def flush_head(self) -> None:
+        """Send the response's head, if it is still held."""
+
+
+class Upgrades(Protocol):
+    """A protocol that requests can be upgraded to: see `asgi/upgrade.py`."""
+
+    def accepts(self, scope: Scope) -> bool:
+        """Whether a request that offers to upgrade is for this protocol."""
+
+    def begin(self, exchange: Any) -> Any:
+        """The `Upgrade` of a request that this accepts, an `UpgradableExchange`."""
+
+
 class Service:
     """One application being served on one event loop."""
 
@@ -55,7 +106,6 @@ class Service:
         "_refusals",
         "_row",
         "_stood_still",
-        "_warned_of_http10",
         "accepting",
         "access_log",
         "app",
@@ -66,7 +116,6 @@ class Service:
         "context",
         "draining",
         "due_at",
-        "exchange",
         "handshakes",
         "heads",
         "held",
@@ -75,6 +124,7 @@ class Service:
         "load",
         "loop",
         "now",
+        "observes",
         "on_due",
         "parser",
         "proxies",
@@ -87,8 +137,9 @@ class Service:
         "state",
         "statuses",
         "subject",
+        "trace",
         "turns",
-        "websockets",
+        "upgrades",
     )
 
     def __init__(
@@ -116,11 +167,17 @@ class Service:
         self.start = _task_starter(loop, config.reset_contextvars)
         self.subject = subject
         self.access_log = access_log
-        self.exchange = Observed if access_log is not None and access_log.observes else Exchange
-        """What a request on a connection is made."""
-        self.parser = parser_class(config.http)
-        self.websockets = websocket_library(config)
-        """What makes WebSockets of upgrades; None if nothing does."""
+        self.observes = access_log is not None and access_log.observes
+        """Whether the access log's format asks for an `Observation` of each request."""
+        self.trace = logger.isEnabledFor(TRACE)
+        """Whether connections and requests are logged as they begin and end."""
+        # What `protocols.enable` sets:
+        self.parser: Callable[[Any], Any]
+        """The parser of HTTP/1.1, called with the sink of one connection."""
+        self.heads: Any
+        """HTTP/1.1's `Heads`: how responses begin."""
+        self.upgrades: Upgrades | None = None
+        """What requests can be upgraded to."""
         self.sockets: set[Session] = set()
         """The WebSockets that are open, or on their way out."""
         self.handshakes: set[Handshake] = set()
@@ -130,14 +187,12 @@ class Service:
         """What WebSockets hold of their clients' messages."""
         self._full = Seldom()
         self._refusals = Seldom()
-        self._warned_of_http10 = False
         self._stood_still = False
         """Whether the last turn of the clock came late."""
         self.proxies = trusted_proxies(config) if config.proxy_headers else None
         """Whose word on a request's client is taken."""
         self.state: dict[str, Any] = {}
-        self.heads = Heads(config.server_header, config.date_header, config.header)
-        self.connections: set[Connection | Session] = set()
+        self.connections: set[Connection] = set()
         self.load = 0
         """Connections, with those that were accepted but have no transport yet."""
         self.running: set[Exchange] = set()
@@ -150,7 +205,7 @@ class Service:
         self.statuses = [0] * 10
         self.due_at = due_at
         self.on_due = on_due
-        self.attentive_from = _attentive_from(config, due_at)
+        self.attentive_from = 0 if self.trace else _attentive_from(config, due_at)
         """The number of the first request that `attend` is to look at."""
         self._row = row
         self.held: list[Exchange] = []
@@ -175,14 +230,14 @@ class Service:
         self.connections.discard(connection)
         self.change_load(-1)
 
-    def socket_opened(self, session: Session, handshake: Handshake) -> None:
-        """A connection has become a WebSocket."""
+    def socket_opened(self, session: Session, request: Entry, fields: Headers) -> None:
+        """A connection has become a WebSocket; `fields` are those of the application."""
         self.connections.add(session)
         self.sockets.add(session)
         self.statuses[1] += 1
         if self.access_log is not None:
-            session.record = SocketRecord(handshake.scope, handshake.target)
-            session.record.accepted(handshake.seconds, handshake.response_headers)
+            session.record = SocketRecord(request.scope, request.target)
+            session.record.accepted(request.seconds, fields)
             self.access_log.record_socket(session.record)
 
     def socket_lost(self, session: Session) -> None:
@@ -204,7 +259,7 @@ class Service:
         """Send the heads that no body has followed; one call a turn serves all of them."""
         held, self.held = self.held, []
         for exchange in held:
-            if exchange.state is BODY:
+            if exchange.held_head is not None:
                 exchange.flush_head()
 
     def log_error(self, event: str) -> None:
@@ -228,21 +283,20 @@ class Service:
             more = f" ({before} more closed before)" if before else ""
             logger.warning(text, self.subject, self.config.ws_max_buffered, more)
 
-    def warn_of_http10_upgrades(self) -> None:
-        """Log, once, what to do about a proxy that asks for WebSockets over HTTP/1.0."""
-        if not self._warned_of_http10:
-            self._warned_of_http10 = True
-            logger.warning(
-                "%s a WebSocket was requested over HTTP/1.0, which has no upgrades; it is served, "
-                "but if nginx is in front, set `proxy_http_version 1.1;` in its location",
-                self.subject,
-            )
+    def log_trace(self, client: Endpoint | None, event: str) -> None:
+        """Log what happens on a connection, at level TRACE."""
+        peer = f"{client[0]}:{client[1]}" if client and client[1] is not None else "a UNIX socket"
+        logger.log(TRACE, "%s %s: %s", self.subject, peer, event)
 
     def attend(self, exchange: Exchange) -> Application:
         """Look at a request that begins, where there is something to look for.
 
         Returns the application that is to answer it.
         """
+        if self.trace:
+            # Both as the client sent them, so neither may go into the log as it is.
+            method, target = exchange.scope["method"], exchange.target.decode("latin-1")
+            self.log_trace(exchange.scope["client"], f"request begun: {method} {target!a}")
         if self.requests == self.due_at:
             self.on_due()
         exchange.started = self.loop.time()
@@ -307,9 +361,7 @@ class Service:
                 except Exception as error:  # noqa: BLE001
                     self._failed_to_expire(None, error)
 
-    def _failed_to_expire(
-        self, what: Connection | Session | Handshake | None, error: Exception
-    ) -> None:
+    def _failed_to_expire(self, what: Connection | Handshake | None, error: Exception) -> None:
         """Log a fault of this server's, and look again later, not each second."""
         if what is not None:
             what.deadline = self.now + EXPIRE_AGAIN

@@ -24,7 +24,7 @@ from esg.log.setup import reopen_handlers, stay_enabled
 from esg.net.listeners import Listener
 from esg.payload import DUMP_SIGNAL, Assignment, GenerationPart, WorkerInfo, set_current_worker
 from esg.scoreboard import Cell, RowState
-from esg.server import leftovers
+from esg.server import leftovers, protocols
 from esg.server.acceptor import Acceptor
 from esg.server.accesslog.access_log import AccessLog, LoggedAccess, access_log
 from esg.server.asgi import debug_page
@@ -239,6 +239,7 @@ class Worker:
             due_at=_due_at(self._config),
             on_due=lambda: self._report_due("max-requests"),
         )
+        protocols.enable(service)
         if service.proxies is not None:
             service.proxies.on_untrusted = self._report_untrusted
         return service

@@ -26,6 +26,7 @@ from esg.log.records import worker_subject
 from esg.log.setup import LogSetup
 from esg.net.opening import open_listeners
 from esg.scoreboard import Row
+from esg.server import protocols
 from esg.server.acceptor import Acceptor
 from esg.server.accesslog.access_log import AccessLog, LoggedAccess, access_log
 from esg.server.prepare import prepare
@@ -144,6 +145,7 @@ class Server:
             due_at=config.max_requests,
             on_due=lambda: self.dues.append(self.service.requests),
         )
+        protocols.enable(self.service)
         (listener,) = open_listeners((address,), 128, "--bind")
         self.address = listener.sock.getsockname()[:2]
         self._acceptor = Acceptor(self.service, [listener], list)

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from esg.server.asgi.exchange import ClientDisconnected
 from esg.server.http1.connection import SILENCE
-from esg.server.http1.exchange import ClientDisconnected
 from esg.server.state import TICK
 
 from .apps import Gate, Probe, echo, hello, piece, read_body, respond, start

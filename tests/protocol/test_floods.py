@@ -12,7 +12,7 @@ import zlib
 
 import pytest
 
-from esg.server.http1.connection import FEED_BODY, FEED_FIRST, PIPELINE_LIMIT
+from esg.server.http1.reader import FEED_BODY, FEED_FIRST, PIPELINE_LIMIT
 from esg.server.tls_transport import MOST_RECORDS
 from esg.server.turns import PART, SHARE
 
@@ -112,7 +112,7 @@ async def test_tiny_pipelined_requests(serve):
     await until(lambda: server.service.running)
     (connection,) = server.service.connections
     most = PIPELINE_LIMIT + FEED_FIRST / len(data) + 1
-    assert await settled(lambda: len(connection._queue)) <= most
+    assert await settled(lambda: len(connection.queue)) <= most
     gate.open.set()
     for _ in range(1000):
         await client.response()

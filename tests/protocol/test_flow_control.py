@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from esg.server.http1.exchange import ClientDisconnected
+from esg.server.asgi.exchange import ClientDisconnected
 
 from .apps import Disconnected, Probe, piece, read_body, respond, start
 from .wire import chunked, get, post_chunked, request, settled, until

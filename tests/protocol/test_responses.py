@@ -418,7 +418,7 @@ async def test_pieces_are_not_held_back_by_the_kernel(serve):
     client = server.connect()
     assert (await client.request(get())).body == b"hello"
     (connection,) = server.service.connections
-    sock = connection._transport.get_extra_info("socket")
+    sock = connection.transport.get_extra_info("socket")
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 

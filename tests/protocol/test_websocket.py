@@ -10,7 +10,7 @@ import zlib
 
 import pytest
 
-from esg.server.http1.exchange import ClientDisconnected
+from esg.server.asgi.exchange import ClientDisconnected
 from esg.server.transports import unsent
 from esg.server.websocket.inbox import FRAME_OVERHEAD
 

@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from esg.scoreboard import Row
+from esg.server import protocols
 from esg.server.http1.connection import Connection
 from esg.server.state import Service
 from esg.settings.schema import Config
@@ -119,6 +120,7 @@ class Stage:
             due_at=0,
             on_due=lambda: None,
         )
+        protocols.enable(self.service)
         self._seen: dict[Any, list[Request]] = {}
         self.calls = 0
         """The number of calls of the application."""

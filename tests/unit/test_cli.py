@@ -13,7 +13,7 @@ from uvicorn.main import main as uvicorn_command
 
 import esg
 from esg import api, cli, usage
-from esg.server.http1 import parser
+from esg.server.http1 import parsers
 from esg.settings import build
 from esg.settings.kinds import choice
 from esg.settings.schema import NO_EFFECT, SETTINGS
@@ -461,7 +461,7 @@ def logging_as_it_was():
 def test_a_check_finds_what_would_stop_the_start(
     tmp_path, capsys, monkeypatch, arguments, code, told
 ):
-    monkeypatch.setattr(parser.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(parsers.importlib.util, "find_spec", lambda name: None)
     (tmp_path / "bad.json").write_text('{"version": 1, "handlers": {"h": {"class": "nope"}}}')
     (tmp_path / "nowhere.ini").write_text(HANDLERS % "missing/log")
     assert cli.main(["example:app", "--check-config", *arguments]) == code

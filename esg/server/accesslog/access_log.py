@@ -3,7 +3,7 @@
 Lines of one turn of the event loop go out in one write. That keeps the cost of a line below a
 logging call's by an order of magnitude, and a crash loses at most one turn's lines. What a line
 needs to know beyond the request and its status (how long, how many bytes, which fields) is only
-kept where the log `observes`: see `http1/observed.py`.
+kept where the log `observes`: see `Observation` in `asgi/exchange.py`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import unquote
 
 from esg.log import accessformat
 from esg.log.files import PIPE_ATOMIC, LogFile
 from esg.log.records import Subject, access_logger, as_json, rfc3339, wants_colors
 from esg.log.setup import LogSetup
+from esg.server.accesslog.entries import Entry, Refused, SocketRecord
 from esg.server.accesslog.lines import (
     Line,
     message,
@@ -41,78 +42,10 @@ from esg.server.accesslog.lines import (
 )
 from esg.server.asgi.types import Headers
 
-if TYPE_CHECKING:
-    from esg.server.http1.exchange import Exchange
-
 logger = logging.getLogger("esg")
 
 RETRY_PAUSE = 0.05
 """Seconds until writing is tried again if a file didn't take all lines."""
-
-
-class SocketRecord:
-    """A WebSocket in the access log, with an exchange's attributes; logged at its start and end.
-
-    When it is accepted, the status is 101. When it is closed, the method is WEBSOCKET and the
-    status is the close code.
-    """
-
-    __slots__ = (
-        "_began",
-        "event",
-        "response_headers",
-        "round_trip",
-        "scope",
-        "seconds",
-        "sent",
-        "status",
-        "target",
-    )
-
-    def __init__(self, scope: Mapping[str, Any], target: bytes) -> None:
-        """`scope` and `target` are those of the handshake's request."""
-        self.scope = scope
-        self.target = target
-        self._began = time.perf_counter()
-
-    def accepted(self, seconds: float, headers: Headers) -> None:
-        """Note that it was accepted, `seconds` after the request, with the application's fields."""
-        self.event = "accepted"
-        self.status = 101
-        self.seconds = seconds
-        self.sent = 0
-        self.response_headers = headers
-        self.round_trip = math.nan
-
-    def closed(self, code: int, sent: int, round_trip: float) -> None:
-        """Note that it was closed with `code`, after `sent` bytes of messages were sent.
-
-        `round_trip` is the round-trip time of the last ping in seconds, or NaN if there was none.
-        """
-        self.event = "closed"
-        self.scope = {**self.scope, "method": "WEBSOCKET"}
-        self.status = code
-        self.seconds = time.perf_counter() - self._began
-        self.sent = sent
-        self.round_trip = round_trip
-
-
-class Refused:
-    """A request that ESG answered itself because it can't be served; logged like an exchange.
-
-    If a request was cut off or can't be parsed, its unknown parts are logged as `-`, or empty.
-    """
-
-    __slots__ = ("response_headers", "scope", "seconds", "sent", "status", "target")
-
-    def __init__(self, scope: Mapping[str, Any], target: bytes, status: int, sent: int) -> None:
-        """`sent` is the size of the response's body, in bytes."""
-        self.scope = scope
-        self.target = target
-        self.status = status
-        self.sent = sent
-        self.seconds = 0.0
-        self.response_headers: Headers = []
 
 
 class AccessLog:
@@ -127,7 +60,7 @@ class AccessLog:
         socket_line: Line | None = None,
         refusal_line: Line | None = None,
     ) -> None:
-        """`observes`: lines are made of exchanges that are `Observed`.
+        """`observes`: lines are made of exchanges that have an `Observation`.
 
         `socket_line` makes the lines about WebSockets, of `SocketRecord`s, and `refusal_line` those
         of `Refused` requests; by default `line` does.
@@ -142,7 +75,7 @@ class AccessLog:
         self._failed = False
         self._retry: asyncio.TimerHandle | None = None
 
-    def record(self, exchange: Exchange) -> None:
+    def record(self, exchange: Entry) -> None:
         """Note a finished exchange; its line is written when the loop's turn ends."""
         self._note(self._line, exchange)
 
@@ -154,7 +87,7 @@ class AccessLog:
         """Add the line of a request that ESG answered itself."""
         self._note(self._refusal_line, refused)
 
-    def _note(self, line: Line, subject: Exchange | SocketRecord | Refused) -> None:
+    def _note(self, line: Line, subject: Entry) -> None:
         if not self._pending:
             self._loop.call_soon(self.flush)
         try:
@@ -192,7 +125,7 @@ class LoggedAccess:
         self.observes = observes
         self._line = line
 
-    def record(self, exchange: Exchange | SocketRecord | Refused) -> None:
+    def record(self, exchange: Entry) -> None:
         """Log a finished exchange."""
         if not access_logger.isEnabledFor(logging.INFO):
             return
@@ -316,7 +249,7 @@ def _clock() -> Callable[[Any], str]:
     """The local time as `[21/Nov/2026:09:52:58 +0000]`, formatted once a second."""
     made, text = -1, ""
 
-    def now(exchange: Exchange) -> str:
+    def now(exchange: Entry) -> str:
         nonlocal made, text
         second = int(time.time())
         if second != made:
@@ -326,12 +259,12 @@ def _clock() -> Callable[[Any], str]:
     return now
 
 
-def _host(exchange: Exchange) -> str:
+def _host(exchange: Entry) -> str:
     client = exchange.scope["client"]
     return str(client[0]) if client and client[0] else "-"
 
 
-def _user(exchange: Exchange) -> str:
+def _user(exchange: Entry) -> str:
     """The name in Basic credentials (RFC 7617), which nobody has checked here."""
     for name, value in exchange.scope["headers"]:
         if name == b"authorization" and value[:6].lower() == b"basic ":
@@ -345,28 +278,28 @@ def _user(exchange: Exchange) -> str:
     return "-"
 
 
-def _path(exchange: Exchange) -> str:
+def _path(exchange: Entry) -> str:
     """The path decoded, and shown in ASCII; taken from the target, which nobody can alter."""
     return shown(unquote(path_and_query(exchange.target)[0].decode("latin-1"))) or "-"
 
 
-def _query(exchange: Exchange) -> str:
+def _query(exchange: Entry) -> str:
     return printable(path_and_query(exchange.target)[1])
 
 
-def _protocol(exchange: Exchange) -> str:
+def _protocol(exchange: Entry) -> str:
     return f"HTTP/{exchange.scope['http_version']}" if exchange.target else "-"
 
 
 def _server(index: int) -> Callable[[Any], str]:
-    def part(exchange: Exchange) -> str:
+    def part(exchange: Entry) -> str:
         server = exchange.scope["server"]
         return str(server[index]) if server and server[index] is not None else "-"
 
     return part
 
 
-def _client_port(exchange: Exchange) -> str:
+def _client_port(exchange: Entry) -> str:
     client = exchange.scope["client"]
     return str(client[1]) if client and client[1] is not None else "-"
 

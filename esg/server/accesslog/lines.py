@@ -6,11 +6,9 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from esg.server.accesslog.access_log import Refused, SocketRecord
-    from esg.server.http1.exchange import Exchange
+from esg.server.accesslog.entries import Entry, SocketRecord
 
 _GREEN, _BRIGHT, _RED, _YELLOW, _BOLD, _RESET = (
     "\033[32m", "\033[91m", "\033[31m", "\033[33m", "\033[1m", "\033[0m"
@@ -40,7 +38,7 @@ def uvicorn_line(colors: bool, prefix: str | None = None) -> Line:
     prefix = _uvicorn_prefix(colors) if prefix is None else prefix
     quote, unquote = (f'"{_BOLD}', f'{_RESET}"') if colors else ('"', '"')
 
-    def line(exchange: Exchange) -> str:
+    def line(exchange: Entry) -> str:
         scope, status = exchange.scope, exchange.status
         client = scope["client"]
         peer = f"{client[0]}:{client[1]}" if client else ""
@@ -133,7 +131,7 @@ def socket_message(record: SocketRecord) -> str:
     return text if record.event == "accepted" else f"{text} {record.status} {record.seconds:.3f}s"
 
 
-def message(exchange: Exchange) -> str:
+def message(exchange: Entry) -> str:
     """A request and its status, without a level."""
     return f'{peer(exchange.scope)} - "{request_line(exchange)}" {exchange.status}'
 
@@ -187,7 +185,7 @@ def path_and_query(target: bytes) -> tuple[bytes, bytes]:
     return path, query
 
 
-def request_line(exchange: Exchange | Refused) -> str:
+def request_line(exchange: Entry) -> str:
     """The request line, safe to log; `-` if it isn't known."""
     if not exchange.target:
         return "-"

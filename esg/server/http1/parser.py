@@ -1,8 +1,7 @@
-"""What a parser is to a connection, and which one a worker uses."""
+"""What a parser is to a connection; `parsers.py` chooses one."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Protocol
 
@@ -107,17 +106,3 @@ class Held:
     ) -> bytes | memoryview:
         """See `Parser`."""
         raise error
-
-
-def parser_class(name: str) -> Callable[[Sink], Parser]:
-    """The parser that `--http` names; `auto` is httptools where it is installed.
-
-    Whether another one is installed has been checked when the settings were read (`prepare`).
-    """
-    if name == "h11" or (name == "auto" and importlib.util.find_spec("httptools") is None):
-        from esg.server.http1.h11_parser import H11Parser
-
-        return H11Parser
-    from esg.server.http1.httptools_parser import HttptoolsParser
-
-    return HttptoolsParser

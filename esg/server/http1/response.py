@@ -8,9 +8,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Sequence
-from http import HTTPStatus
 from typing import Any
 
+from esg.server.asgi.responses import (
+    REASONS,
+    Content,
+    InvalidHeader,
+    check_status,
+    plain_content,
+)
 from esg.server.memo import Memo
 
 CONTENT_LENGTH = 1
@@ -55,18 +61,7 @@ _memo: Memo[object, Line] = Memo(entries=512, longest=128)
 _lines = _memo.known
 """Header lines that were checked before: applications send the same few over and over."""
 
-REASONS = {status.value: status.phrase for status in HTTPStatus} | {
-    # as RFC 9110 has them: Python's depend on its version
-    413: "Content Too Large",
-    414: "URI Too Long",
-    416: "Range Not Satisfiable",
-    422: "Unprocessable Content",
-}
 SERVER_NAME = b"esg"
-
-
-class InvalidHeader(ValueError):
-    """The application gave a response field that can't be sent."""
 
 
 def check_fields(
@@ -217,15 +212,6 @@ def status_line(status: int, reason: bytes | None = None) -> bytes:
     return b"HTTP/1.1 %d %b\r\n" % (status, reason)
 
 
-Content = tuple[bytes, bytes]
-"""A media type and a body."""
-
-
-def plain_content(status: int) -> Content:
-    """The body of a response of the server's own, and its kind."""
-    return b"text/plain", REASONS.get(status, "Error").encode("ascii")
-
-
 def plain_response(
     status: int,
     heads: Heads,
@@ -248,11 +234,3 @@ def plain_response(
         b"connection: close\r\n",
         b"" if head_only else body,
     )
-
-
-def check_status(status: Any) -> int:
-    """The status code of `http.response.start`. Raises InvalidHeader if it is none."""
-    code = int(status)
-    if not 200 <= code <= 999:
-        raise InvalidHeader(f"{status!r} is no final status code")
-    return code

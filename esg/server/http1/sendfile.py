@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import stat
 import threading
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import BinaryIO, TypeVar
+from typing import Protocol, TypeVar
+
+from esg.server.outflow import Outflow
+from esg.server.state import Service
 
 T = TypeVar("T")
 
@@ -21,15 +23,6 @@ PIECE = 262144
 
 MOST_AT_ONCE = 1 << 24
 """Bytes asked of one sendfile(2): few enough that a thread is soon free for others."""
-
-
-def open_file(path: str) -> BinaryIO:
-    """Open a regular file. Raises OSError, and ValueError for what might block, as a FIFO does."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return os.fdopen(fd, "rb")
-    os.close(fd)
-    raise ValueError(f"http.response.pathsend sends regular files only, not {path!r}")
 
 
 class Copies:
@@ -85,6 +78,72 @@ class Copies:
         for descriptor in self.descriptors:
             os.close(descriptor)
         self.descriptors = []
+
+
+class FileWire(Protocol):
+    """What a file is sent on: the connection, as it is needed here."""
+
+    service: Service
+    transport: asyncio.Transport
+    outflow: Outflow
+
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """A method: send bytes, in order."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more can be sent."""
+
+    def await_sending(self) -> None:
+        """The client has its time to take what is sent behind the transport's back."""
+
+    def resume_writing(self) -> None:
+        """Go on as after a pause."""
+
+
+async def send_file(wire: FileWire, fd: int, offset: int, count: int) -> int:
+    """Send a part of a file; returns the number of bytes sent. Raises OSError.
+
+    Nothing else may be written meanwhile.
+    """
+    loop, transport = wire.service.loop, wire.transport
+
+    async def flushed() -> bool:
+        await wire.outflow.writable()
+        return not wire.over
+
+    if transport.get_extra_info("sslcontext") is not None:
+        with Copies(fd) as copies:
+            return await copy_part(
+                loop, lambda piece: wire.write(piece), copies, offset, count, flushed
+            )
+    transport.set_write_buffer_limits(0)  # so that what is writable has nothing unsent
+    try:
+        # Event loops don't let others wait for a transport's descriptor, but for a copy of it.
+        with Copies(fd, transport.get_extra_info("socket").fileno()) as copies:
+            await wire.outflow.writable()
+            out = copies.descriptors[1]
+            return await send_part(loop, copies, offset, count, lambda: _writable(wire, out))
+    finally:
+        if not wire.over:
+            transport.set_write_buffer_limits()
+            wire.resume_writing()
+
+
+async def _writable(wire: FileWire, fd: int) -> bool:
+    """Wait until `fd` can be written to, or until the connection is over: then it is False."""
+    if wire.over:
+        return False
+    loop, outflow = wire.service.loop, wire.outflow
+    wire.await_sending()
+    waiter = outflow.waiter()
+    loop.add_writer(fd, outflow.resume)
+    try:
+        await waiter
+    finally:
+        loop.remove_writer(fd)
+    return not wire.over
 
 
 async def send_part(

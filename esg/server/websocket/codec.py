@@ -1,4 +1,4 @@
-"""The interface of WebSocket libraries, and the choice of the one that a worker uses.
+"""The interface of WebSocket libraries; `libraries.py` chooses one.
 
 The server itself handles handshakes, control frames, and frames that are a complete, uncompressed
 message. Fragments and compressed messages go through a codec, which wraps a library.
@@ -6,10 +6,7 @@ message. Fragments and compressed messages go through a codec, which wraps a lib
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Protocol
-
-from esg.settings.schema import Config
 
 
 class Sink(Protocol):
@@ -56,22 +53,3 @@ class Library(Protocol):
 
     def codec(self, most_bytes: int, deflate: Deflate | None) -> Codec:
         """A codec that fails if a message has more than `most_bytes` bytes; 0 means no limit."""
-
-
-def library(config: Config) -> Library | None:
-    """The library that `--ws` selects; None if there are to be no WebSockets.
-
-    `prepare` has checked that the library named by `--ws` is installed.
-    """
-    name = config.ws
-    if name == "none":
-        return None
-    if name == "wsproto":
-        from esg.server.websocket.wsproto_codec import Wsproto
-
-        return Wsproto()
-    if name == "auto" and importlib.util.find_spec("websockets") is None:
-        return None
-    from esg.server.websocket.websockets_codec import Websockets
-
-    return Websockets()

@@ -1,4 +1,9 @@
-"""The opening handshake: an HTTP exchange that may end in a WebSocket (RFC 6455, section 4.2)."""
+"""The opening handshake: what becomes of a request for a WebSocket (RFC 6455, section 4.2).
+
+The request is an HTTP exchange like any other, which waits its turn and is counted, refused and
+logged as they are. A `Handshake` decides how it is answered, and makes the application's scope,
+`receive` and `send`.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +13,16 @@ import binascii
 import hashlib
 import logging
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from esg.server.asgi.exchange import DONE, GONE, START
+from esg.server.asgi.responses import REASONS, InvalidHeader
 from esg.server.asgi.types import Application, Headers, Message, Scope
-from esg.server.http1.exchange import DONE, GONE, START, ClientDisconnected
-from esg.server.http1.framing import VERSIONS, Framing
-from esg.server.http1.observed import Observed
-from esg.server.http1.response import REASONS, InvalidHeader, check_fields
+from esg.server.asgi.upgrade import UpgradableExchange
 from esg.server.stacks import task_stack
-from esg.server.state import TICK
-from esg.server.websocket.codec import Codec
-from esg.server.websocket.session import CLOSED, Session
-
-if TYPE_CHECKING:
-    from esg.server.http1.connection import Connection
+from esg.server.state import TICK, Service
+from esg.server.websocket.codec import Library
+from esg.server.websocket.session import CLOSED, Agreement, Session
 
 logger = logging.getLogger("esg")
 
@@ -44,55 +44,81 @@ _SERVERS_OWN = frozenset(
 )
 """Fields of the response that aren't the application's to give."""
 
-_LAST = {version: Framing(0, version=version, keep_alive=False) for version in VERSIONS}
-"""A connection on which a handshake was refused isn't used again: who knows what the client sent
-after it.
-"""
+
+class WebSockets:
+    """Makes WebSockets of the requests for them: what a worker upgrades to."""
+
+    __slots__ = ("_library", "_service", "_warned_of_http10")
+
+    def __init__(self, service: Service, library: Library) -> None:
+        self._service = service
+        self._library = library
+        self._warned_of_http10 = False
+
+    def accepts(self, scope: Scope) -> bool:
+        """Whether an HTTP request with an Upgrade wants a WebSocket.
+
+        RFC 9110 (section 7.8) has no upgrades of HTTP/1.0, but nginx sends them unless it is told
+        to speak HTTP/1.1, and understands the answer.
+        """
+        return scope["method"] == "GET" and b"websocket" in _tokens(scope["headers"], b"upgrade")
+
+    def begin(self, exchange: UpgradableExchange) -> Handshake:
+        """The handshake of a request that this accepts."""
+        if exchange.scope["http_version"] != "1.1":
+            self._warn_of_http10()
+        return Handshake(self._service, self._library, exchange)
+
+    def _warn_of_http10(self) -> None:
+        """Log, once, what to do about a proxy that asks for WebSockets over HTTP/1.0."""
+        if not self._warned_of_http10:
+            self._warned_of_http10 = True
+            logger.warning(
+                "%s a WebSocket was requested over HTTP/1.0, which has no upgrades; it is served, "
+                "but if nginx is in front, set `proxy_http_version 1.1;` in its location",
+                self._service.subject,
+            )
 
 
-def is_handshake(scope: Scope) -> bool:
-    """Whether an HTTP request with an Upgrade wants a WebSocket.
-
-    RFC 9110 (section 7.8) has no upgrades of HTTP/1.0, but nginx sends them unless it is told to
-    speak HTTP/1.1, and takes the answer for what it is.
-    """
-    if scope["method"] != "GET":
-        return False
-    return b"websocket" in _tokens(scope["headers"], b"upgrade")
-
-
-class Handshake(Observed):
+class Handshake:
     """A request for a WebSocket, until it is one or has been refused."""
 
-    __slots__ = ("_key", "deadline", "session", "socket_scope")
+    __slots__ = (
+        "_exchange",
+        "_key",
+        "_library",
+        "_service",
+        "deadline",
+        "opened",
+        "scope",
+        "session",
+    )
 
-    def __init__(
-        self, connection: Connection, scope: Scope, framing: Framing, target: bytes
-    ) -> None:
-        super().__init__(connection, scope, _LAST[framing.version], target)
-        service = connection.service
-        if not framing.http11:
-            service.warn_of_http10_upgrades()
-        self.socket_scope = _socket_scope(scope)
-        self.session = Session(service, self, self.socket_scope)
-        self.status = 0
-        self.deadline = math.inf
+    def __init__(self, service: Service, library: Library, exchange: UpgradableExchange) -> None:
+        self._service = service
+        self._library = library
+        self._exchange = exchange
         self._key = b""
+        self.scope = _socket_scope(exchange.scope)
+        """The WebSocket's scope, which differs from that of the request for it."""
+        self.session = Session(service, self, self.scope)
+        self.opened = False
+        """Whether this is a WebSocket by now."""
+        self.deadline = math.inf
 
     # -- the application's side --------------------------------------------------------
 
     async def run(self, app: Application) -> None:
         """Call the application, if there can be a WebSocket, and see that it comes to an end."""
-        service = self._connection.service
-        session = self.session
+        service, exchange, session = self._service, self._exchange, self.session
         try:
             if await self._refused(app):
                 return
             service.handshakes.add(self)
             self.deadline = service.now + service.config.ws_handshake_timeout + TICK
-            await app(self.socket_scope, session.receive, session.send)
+            await app(self.scope, session.receive, session.send)
         except asyncio.CancelledError as error:
-            self._end_badly(503 if service.draining else 500)
+            exchange.end_badly(503 if service.draining else 500)
             task = asyncio.current_task()
             if self.opened and task is not None and not task.cancelling():
                 session.failed(error)  # it is the application's own
@@ -102,30 +128,30 @@ class Handshake(Observed):
             if self.opened:
                 session.failed(error)
             else:
-                self._failed(error)
+                exchange.fail(error)
         else:
             if self.opened:
                 session.ended()
-            elif self.state is START and session.state is CLOSED:
-                self._part()
-            elif self.state is not DONE and self.state is not GONE:
-                self._unfinished()
+            elif exchange.state is START and session.state is CLOSED:
+                exchange.part()
+            elif exchange.state is not DONE and exchange.state is not GONE:
+                exchange.returned_early()
         finally:
             session.forget()
             service.handshakes.discard(self)
-            service.running.discard(self)
+            service.running.discard(exchange)
 
     @property
-    def _named(self) -> str:
+    def name(self) -> str:
+        """What the log calls this request."""
         return f"WebSocket {self.scope['path']!a}"
 
     async def _refused(self, app: Application) -> bool:
         """Answer a request that can't become a WebSocket, or not now; False if it can."""
-        headers = self.scope["headers"]
-        service = self._connection.service
+        headers = self._exchange.scope["headers"]
         version = _values(headers, b"sec-websocket-version")
         keys = _values(headers, b"sec-websocket-key")
-        if service.draining or app is not service.app:
+        if self._service.draining or app is not self._service.app:
             await self.deny(503, [(b"retry-after", b"1")])
         elif version != [b"13"]:
             fields = [(b"upgrade", b"websocket"), (b"sec-websocket-version", b"13")]
@@ -148,26 +174,36 @@ class Handshake(Observed):
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
 
-    def _close_head(self, lines: list[bytes], body_length: int) -> None:
-        if self.status == 426:  # its Upgrade is a connection option (RFC 9110, section 7.8)
-            lines.append(b"connection: upgrade\r\n")
-        super()._close_head(lines, body_length)
+    async def send(self, message: Message) -> None:
+        """Send a message of a response that refuses the WebSocket, as `http.response.*`."""
+        await self._exchange.send(message)
 
     # -- accepting -----------------------------------------------------------------------
 
-    @property
-    def opened(self) -> bool:
-        """Whether this is a WebSocket by now."""
-        return self.status == 101
+    def accept(self, message: Message) -> Agreement:
+        """Answer `websocket.accept`, after which the session has the transport.
 
-    def response(self, message: Message) -> tuple[bytes, Callable[[], Codec], bool]:
-        """The response to accept with; what makes the codec; whether messages are compressed.
-
-        Raises InvalidHeader for fields that can't be sent.
+        Raises InvalidHeader for fields that can't be sent, and ClientDisconnected if there can be
+        no WebSocket any more.
         """
-        service = self._connection.service
-        given_fields = [(name, value) for name, value in message.get("headers") or ()]
-        for name, _ in given_fields:
+        service, exchange = self._service, self._exchange
+        given = [(name, value) for name, value in message.get("headers") or ()]
+        fields, deflate = self._negotiate(given, message.get("subprotocol"))
+        if service.draining:
+            exchange.end_badly(503)
+        received = exchange.switch(fields, self.session)
+        self.opened = True
+        service.handshakes.discard(self)
+        service.socket_opened(self.session, exchange, given)
+        library, most = self._library, service.config.ws_max_size
+        return Agreement(lambda: library.codec(most, deflate), deflate is not None, received)
+
+    def _negotiate(self, given: Headers, subprotocol: str | None) -> tuple[Headers, Any]:
+        """The fields to accept with, and the compression that they agree to, or None.
+
+        Raises InvalidHeader for a field that isn't the application's to give.
+        """
+        for name, _ in given:
             if name.lower() in _SERVERS_OWN:
                 raise InvalidHeader(
                     f"{name!r} isn't for the headers of websocket.accept; "
@@ -176,90 +212,50 @@ class Handshake(Observed):
         fields = [
             (b"upgrade", b"websocket"),
             (b"sec-websocket-accept", _answer(self._key)),
-            *given_fields,
+            *given,
         ]
-        subprotocol = message.get("subprotocol")
         if subprotocol is not None and self._is_offered(subprotocol):
             fields.append((b"sec-websocket-protocol", subprotocol.encode("latin-1")))
-        deflate = None
-        library = service.websockets
-        assert library is not None
-        offers = b",".join(_values(self.scope["headers"], b"sec-websocket-extensions"))
-        if offers and service.config.ws_per_message_deflate:
-            agreed = library.agree(offers.decode("latin-1"))
+        headers = self._exchange.scope["headers"]
+        offers = b",".join(_values(headers, b"sec-websocket-extensions"))
+        if offers and self._service.config.ws_per_message_deflate:
+            agreed = self._library.agree(offers.decode("latin-1"))
             if agreed is not None:
                 fields.append((b"sec-websocket-extensions", agreed[0].encode("latin-1")))
-                deflate = agreed[1]
-        lines, given, _ = check_fields(fields)
-        lines[0] = service.heads.begin(101, given) + b"connection: Upgrade\r\n"
-        self.response_headers = given_fields
-        most = service.config.ws_max_size
-        return (
-            b"".join((*lines, b"\r\n")),
-            lambda: library.codec(most, deflate),
-            deflate is not None,
-        )
+                return fields, agreed[1]
+        return fields, None
 
     def _is_offered(self, subprotocol: str) -> bool:
         """Whether the client has offered this one; another fails its handshake (section 4.1)."""
-        offered = self.socket_scope["subprotocols"]
+        offered = self.scope["subprotocols"]
         if subprotocol in offered:
             return True
         logger.warning(
             "%s accepted a WebSocket without the subprotocol %s, since the client offered %s",
-            self._connection.service.subject,
+            self._service.subject,
             ascii(subprotocol),
             ascii(offered),
         )
         return False
 
-    def hand_over(self, session: Session) -> bytes:
-        """Give the connection to the session; returns what the client has sent already.
-
-        Raises ClientDisconnected if there can be no WebSocket any more.
-        """
-        connection, service = self._connection, self._connection.service
-        if service.draining:
-            self._end_badly(503)
-        elif connection.ends_soon or connection.refuses:
-            self._part()
-        if self.state is not START:
-            raise ClientDisconnected("the client has gone, or the worker is about to")
-        service.handshakes.discard(self)
-        self.state = DONE
-        self.status = 101
-        rest = connection.hand_over(session)
-        service.socket_opened(session, self)
-        return rest
-
-    def _part(self) -> None:
-        """Nobody is left to answer: end the connection without a word."""
-        self.disconnect()
-        self._connection.close()
-
     # -- the connection's side ---------------------------------------------------------
 
-    def wake(self) -> None:
-        """The client has gone or will before long, or it was refused by the server itself."""
-        super().wake()
-        leaves = self.state is START and self._connection.ends_soon
-        if not self.opened and (leaves or self.state is GONE or self.state is DONE):
-            self.session.disconnect()
-
-    def time_out(self) -> None:
-        """`--request-timeout` is for requests, not for what they have become."""
+    def on_client_left(self) -> None:
+        """The client has left, or will before long, or the server itself has answered."""
         if not self.opened:
-            super().time_out()
+            self.session.disconnect()
 
     def expire(self) -> None:
         """The application hasn't answered the handshake: log where it is, and refuse."""
         self.deadline = math.inf
-        if self.state is not START:
+        exchange = self._exchange
+        if exchange.state is not START:
             return
-        stack = task_stack(self.task)
-        self._log_error("WebSocket handshake not answered (--ws-handshake-timeout)", stack=stack)
-        self._end_badly(503)
-        self.task.cancel()
+        stack = task_stack(exchange.task)
+        what = "WebSocket handshake not answered (--ws-handshake-timeout)"
+        exchange.log_error(what, stack=stack)
+        exchange.end_badly(503)
+        exchange.task.cancel()
 
 
 def _socket_scope(scope: Scope) -> Scope:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from sys import getsizeof
 from typing import Protocol
 
+from esg.server.holdings import FREE
 from esg.server.state import Service
 from esg.server.turns import PART, SMALL
 from esg.server.websocket.codec import Codec
@@ -36,7 +37,6 @@ from esg.server.websocket.frames import (
     fragments,
     unmask,
 )
-from esg.server.websocket.holdings import FREE
 
 QUEUE_BYTES = 1 << 20
 """Bytes of messages that may wait for the application; a queue with more counts as full."""

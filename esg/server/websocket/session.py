@@ -21,13 +21,16 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Protocol
 
 from esg import forks
+from esg.server.accesslog.entries import SocketRecord
+from esg.server.asgi.exchange import ClientDisconnected, is_disconnect
 from esg.server.asgi.types import Message, Scope
-from esg.server.http1.exchange import ClientDisconnected, is_disconnect
+from esg.server.outflow import LINGER, Outflow
 from esg.server.state import TICK, Service
-from esg.server.transports import end_output, lines_writer, reset, unsent
+from esg.server.transports import end_output, lines_writer, reset
+from esg.server.websocket.codec import Codec
 from esg.server.websocket.frames import (
     ABNORMAL,
     BINARY,
@@ -51,10 +54,6 @@ from esg.server.websocket.frames import (
 )
 from esg.server.websocket.inbox import Inbox
 
-if TYPE_CHECKING:
-    from esg.server.accesslog.access_log import SocketRecord
-    from esg.server.websocket.handshake import Handshake
-
 logger = logging.getLogger("esg")
 
 CONNECTING = "websocket.accept, websocket.close or websocket.http.response.start"
@@ -66,29 +65,44 @@ CLOSED = ""
 CLOSE_LIMIT = 10.0
 """Seconds that a client has to answer a close frame."""
 
-LINGER = 2.0
-"""Seconds a closing connection waits for the client's end (RFC 6455, section 7.1.1)."""
+
+class Opening(Protocol):
+    """The handshake as its session sees it, until the WebSocket is open."""
+
+    def accept(self, message: Message) -> Agreement:
+        """Answer `websocket.accept`, after which the session has the transport."""
+
+    async def deny(self, status: int) -> None:
+        """Refuse the WebSocket with a short response."""
+
+    async def send(self, message: Message) -> None:
+        """Send a message of a response that refuses the WebSocket, as `http.response.*`."""
+
+
+class Agreement(NamedTuple):
+    """What client and server have agreed on, and what the client has sent behind its request."""
+
+    make_codec: Callable[[], Codec]
+    compresses: bool
+    received: bytes
 
 
 class Session(asyncio.Protocol):
     """One WebSocket."""
 
     __slots__ = (
-        "_end_limit",
-        "_handshake",
         "_heard",
         "_inbox",
+        "_opening",
+        "_outflow",
         "_owed_pong",
         "_ping_at",
         "_pinged_at",
         "_pong_by",
-        "_progress_at",
         "_scope",
         "_told_connect",
         "_transport",
-        "_unsent",
         "_waiters",
-        "_write_waiters",
         "code",
         "deadline",
         "is_closing",
@@ -100,7 +114,6 @@ class Session(asyncio.Protocol):
         "state",
         "write",
         "write_lines",
-        "write_paused",
     )
 
     _transport: asyncio.Transport
@@ -111,9 +124,9 @@ class Session(asyncio.Protocol):
     is_closing: Callable[[], bool]
     """Whether nothing that is written goes anywhere any more: the transport's own method."""
 
-    def __init__(self, service: Service, handshake: Handshake, scope: Scope) -> None:
+    def __init__(self, service: Service, opening: Opening, scope: Scope) -> None:
         self.service = service
-        self._handshake: Handshake | None = handshake
+        self._opening: Opening | None = opening
         self._scope = scope
         self.state = CONNECTING
         self.code = ABNORMAL
@@ -128,15 +141,10 @@ class Session(asyncio.Protocol):
         # writing
         self.sent = 0
         """Bytes of messages, as the application sent them."""
-        self.write_paused = False
-        self._write_waiters: list[asyncio.Future[None]] = []
-        self._unsent = 0
-        self._progress_at = 0.0
+        self._outflow = Outflow(service.loop)
         self._owed_pong: bytes | None = None
         """The content of a ping that came while the client took nothing."""
         # time
-        self._end_limit = 0.0
-        """Seconds that the client has for its end, when it has taken what was sent."""
         self.deadline = math.inf
         self._heard = False
         """Whether anything has come since the last ping."""
@@ -187,31 +195,31 @@ class Session(asyncio.Protocol):
         else:
             self.write_lines((frame_head(first, size), content))
         self.sent += size
-        if self.write_paused or self.is_closing():
+        if self._outflow.paused or self.is_closing():
             await self._writable()
 
     async def _send_other(self, message: Message) -> None:
         kind, state = message["type"], self.state
         if state is CLOSED:
             raise ClientDisconnected(f"the WebSocket is closed ({self.code})")
-        handshake = self._handshake
+        opening = self._opening
         if state is OPEN and kind == "websocket.close":
             code = message.get("code")
             code = NORMAL if code is None else check_close_code(code)
             self._inbox.clear()
             self.close_with(code, message.get("reason") or "")
-        elif handshake is not None and state is CONNECTING and kind == "websocket.accept":
-            self._accept(handshake, message)
-        elif handshake is not None and state is CONNECTING and kind == "websocket.close":
+        elif opening is not None and state is CONNECTING and kind == "websocket.accept":
+            self._accept(opening, message)
+        elif opening is not None and state is CONNECTING and kind == "websocket.close":
             self.state = CLOSED
-            await handshake.deny(403)
-        elif handshake is not None and kind == "websocket.http.response.start":
+            await opening.deny(403)
+        elif opening is not None and kind == "websocket.http.response.start":
             if state is not CONNECTING:
                 raise RuntimeError(f"expected {state}, got {kind!r}")
-            await handshake.send({**message, "type": "http.response.start"})
+            await opening.send({**message, "type": "http.response.start"})
             self.state = DENYING
-        elif handshake is not None and state is DENYING and kind == DENYING:
-            await handshake.send({**message, "type": "http.response.body"})
+        elif opening is not None and state is DENYING and kind == DENYING:
+            await opening.send({**message, "type": "http.response.body"})
             if not message.get("more_body", False):
                 self.state = CLOSED
         else:
@@ -253,22 +261,21 @@ class Session(asyncio.Protocol):
 
     # -- opening -------------------------------------------------------------------------
 
-    def _accept(self, handshake: Handshake, message: Message) -> None:
-        head, make_codec, compresses = handshake.response(message)
-        rest = handshake.hand_over(self)
+    def _accept(self, opening: Opening, message: Message) -> None:
+        make_codec, compresses, received = opening.accept(message)
         self._inbox.agree(make_codec, compresses)
-        self._handshake = None
+        self._opening = None
         self.state = OPEN
         config, now = self.service.config, self.service.loop.time()
         if config.ws_ping_interval:
             self.deadline = self._ping_at = now + config.ws_ping_interval
-        self.write(head)
-        if rest:
-            self.data_received(rest)
+        if received:
+            self.data_received(received)
 
     def take_transport(self, transport: asyncio.Transport, write_paused: bool) -> None:
         """Become the protocol of a transport that an HTTP connection had."""
         self._transport = transport
+        self._outflow.attach(transport)
         self.write, self.write_lines = transport.write, lines_writer(transport)
         self.is_closing = transport.is_closing
         transport.set_protocol(self)
@@ -294,38 +301,24 @@ class Session(asyncio.Protocol):
         self.deadline = math.inf
         self.state = CLOSED
         self.write = self.write_lines = _write_nothing
-        self.write_paused = False
-        self._wake_writers()
+        self._outflow.resume()
         self._wake()
         self.service.socket_lost(self)
 
     def pause_writing(self) -> None:
-        self.write_paused = True
-        self._unsent = unsent(self._transport)
-        self._progress_at = now = self.service.now
+        now = self.service.now
+        self._outflow.pause(now)
         self._look_at(now + self.service.config.timeout_send + TICK)
 
     def resume_writing(self) -> None:
-        self.write_paused = False
-        self._wake_writers()
+        self._outflow.resume()
         if self._owed_pong is not None:
             content, self._owed_pong = self._owed_pong, None
             self.write(pack(PONG_FRAME, content))
 
-    def _wake_writers(self) -> None:
-        waiters, self._write_waiters = self._write_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
     async def _writable(self) -> None:
         """Wait until the client has taken enough of what was sent."""
-        if self.is_closing():
-            await asyncio.sleep(0)
-        while self.write_paused and self.state is OPEN:
-            waiter = self.service.loop.create_future()
-            self._write_waiters.append(waiter)
-            await waiter
+        await self._outflow.writable()
         if self.state is not OPEN:
             raise ClientDisconnected(f"the WebSocket is closed ({self.code})")
 
@@ -344,7 +337,7 @@ class Session(asyncio.Protocol):
 
     def on_ping(self, content: bytes) -> None:
         """See `Owner`. A client that takes nothing is owed the newest pong alone (5.5.3)."""
-        if self.write_paused:
+        if self._outflow.paused:
             self._owed_pong = content
         else:
             self.write(pack(PONG_FRAME, content))
@@ -407,16 +400,14 @@ class Session(asyncio.Protocol):
         self._await_end(LINGER)
         end_output(self._transport)
 
-    def _await_end(self, limit: float) -> None:
-        """Tell the application; the client has `limit` seconds once all is sent."""
+    def _await_end(self, silence: float) -> None:
+        """Tell the application; the client has `silence` seconds once it has taken everything."""
         self._wake()
-        self._wake_writers()
         self._ping_at = self._pong_by = math.inf
         self._owed_pong = None
-        self._end_limit = limit
-        self._unsent = 0
-        self._progress_at = now = self.service.now
-        self.deadline = now + limit + TICK
+        now = self.service.now
+        self._outflow.linger(now, silence)
+        self.deadline = now + silence + TICK
 
     def close(self) -> None:
         """End it now, since the worker ends; what the client hasn't taken by now is lost."""
@@ -437,12 +428,14 @@ class Session(asyncio.Protocol):
             return
         config = self.service.config
         self.deadline = math.inf
-        if self.write_paused and not self._progresses(now, config.timeout_send):
-            reset(self._transport)
-            return
+        if self._outflow.paused:
+            if self._outflow.stalls(now, config.timeout_send):
+                reset(self._transport)
+                return
+            self._look_at(now + config.timeout_send)
         if self._pong_by < now:
             # Who isn't read, or still takes what was sent before the ping, isn't to blame.
-            if not (self._heard or self._inbox.paused or self.write_paused):
+            if not (self._heard or self._inbox.paused or self._outflow.paused):
                 self._die()
                 return
             self._heard = False
@@ -459,23 +452,10 @@ class Session(asyncio.Protocol):
 
     def _expire_closing(self, now: float) -> None:
         """Go on as long as the client takes what was sent; then it has its time to end."""
-        self._note_progress(now)
-        limit = self.service.config.timeout_send if self._unsent else self._end_limit
-        if now - self._progress_at < limit:
-            self.deadline = now + self._end_limit
+        if self._outflow.lingers(now, self.service.config.timeout_send, acknowledged=True):
+            self.deadline = now + self._outflow.next_look
         else:
             reset(self._transport)
-
-    def _progresses(self, now: float, limit: float) -> bool:
-        """Whether the client took something of what is to be sent to it, in time."""
-        self._note_progress(now)
-        self._look_at(now + limit)
-        return now - self._progress_at < limit
-
-    def _note_progress(self, now: float) -> None:
-        before, self._unsent = self._unsent, unsent(self._transport)
-        if self._unsent < before:
-            self._progress_at = now
 
     def _ping(self, now: float) -> None:
         config = self.service.config

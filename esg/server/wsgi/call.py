@@ -28,9 +28,9 @@ from typing import Any
 from esg import forks
 from esg.log.records import Subject
 from esg.seldom import Seldom
+from esg.server.asgi.exchange import CHECK, REASONED_START, ClientDisconnected
+from esg.server.asgi.responses import REASONS
 from esg.server.asgi.types import Headers, Message, Receive, Send
-from esg.server.http1.exchange import CHECK, REASONED_START, ClientDisconnected
-from esg.server.http1.response import REASONS
 from esg.server.wsgi.environ import Environ
 from esg.server.wsgi.errors import ErrorStream, log
 from esg.server.wsgi.input import Input

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from esg.server.asgi.exchange import ClientDisconnected
 from esg.server.asgi.types import Message
-from esg.server.http1.exchange import ClientDisconnected
 
 
 class Input:

@@ -18,7 +18,8 @@ from esg.log.files import LogFile, LogFiles
 from esg.log.records import arbiter_subject
 from esg.log.setup import LogSetup
 from esg.server.accesslog import access_log
-from esg.server.accesslog.access_log import PIPE_ATOMIC, AccessLog, Refused, SocketRecord
+from esg.server.accesslog.access_log import PIPE_ATOMIC, AccessLog
+from esg.server.accesslog.entries import Refused, SocketRecord
 from esg.server.accesslog.lines import (
     duration,
     printable,

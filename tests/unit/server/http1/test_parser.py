@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from esg.errors import BadRequest, ContentTooLarge
-from esg.server.http1 import parser
+from esg.server.http1 import parsers
 from esg.server.http1.h11_parser import H11Parser
 from esg.server.http1.httptools_parser import HttptoolsParser
 
@@ -18,17 +18,17 @@ from esg.server.http1.httptools_parser import HttptoolsParser
     [("auto", HttptoolsParser), ("httptools", HttptoolsParser), ("h11", H11Parser)],
 )
 def test_the_parser_by_name(name, expected):
-    assert parser.parser_class(name) is expected
+    assert parsers.parser_class(name) is expected
 
 
 @pytest.fixture
 def no_httptools(monkeypatch):
-    monkeypatch.setattr(parser.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(parsers.importlib.util, "find_spec", lambda name: None)
 
 
 @pytest.mark.parametrize("name", ["auto", "h11"])
 def test_h11_where_httptools_is_missing(no_httptools, name):
-    assert parser.parser_class(name) is H11Parser
+    assert parsers.parser_class(name) is H11Parser
 
 
 def test_the_server_runs_without_httptools():
@@ -46,7 +46,7 @@ import importlib.util
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *more: None if name == "httptools" else found(name, *more)
 import esg.cli, esg.server.worker, esg.server.http1.connection
-from esg.server.http1.parser import parser_class
+from esg.server.http1.parsers import parser_class
 print(parser_class("auto").__name__)
 """
     done = subprocess.run(
@@ -99,7 +99,7 @@ class Sink:
 
 @pytest.fixture(params=["httptools", "h11"])
 def make(request):
-    return parser.parser_class(request.param)
+    return parsers.parser_class(request.param)
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])

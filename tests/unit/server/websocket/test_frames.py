@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esg.server.websocket import frames
-from esg.server.websocket.codec import library
+from esg.server.websocket.libraries import library
 from esg.settings.schema import Config
 
 

@@ -12,9 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from esg.server.holdings import FREE, Holdings
 from esg.server.turns import SMALL, Turns
-from esg.server.websocket.codec import library
-from esg.server.websocket.holdings import FREE, Holdings
 from esg.server.websocket.inbox import (
     COMPRESSED,
     FREE_FRAGMENTS,
@@ -22,6 +21,7 @@ from esg.server.websocket.inbox import (
     MOST_FRAMES,
     Inbox,
 )
+from esg.server.websocket.libraries import library
 from esg.settings.schema import Config
 
 MASK = b"\0\0\0\0"

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esg.log.records import TRACE, worker_subject
+from esg.server.asgi.exchange import ClientDisconnected
 from esg.server.asgi.types import http_scope, http_template
-from esg.server.http1.exchange import ClientDisconnected
 from esg.server.wsgi.call import FILE_BLOCK, FileWrapper
 from esg.server.wsgi.environ import request_environ
 from esg.server.wsgi.errors import MOST_HELD, ErrorStream, _level_of

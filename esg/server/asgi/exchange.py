@@ -1,0 +1,553 @@
+"""The ASGI state machine of one request, whatever protocol its client speaks.
+
+Everything that affects the state of a response is in this file:
+
+    state      | http.response.start | http.response.body, more to come | ... the last
+    -----------+---------------------+----------------------------------+-----------
+    START      | BODY                | error                            | error
+    BODY       | error               | BODY                             | DONE or TRAILERS
+    DONE       | error               | error                            | error
+    GONE       | ignored             | ClientDisconnected, an OSError   | ignored
+
+The extensions: `http.response.early_hint` changes no state; `http.response.pathsend` and
+`http.response.zerocopysend` are a piece of the body that passes through FILE; the last of
+`http.response.trailers` ends TRAILERS, and with it the response. From DONE and GONE on, `receive`
+gives `http.disconnect`; every state becomes GONE when the client leaves. See the ASGI HTTP
+specification: up to version 2.3 servers ignore what is sent to a client that has gone; since 2.4
+`send` raises an OSError. Only a stream needs the error, since nothing else would end it; for a
+response that ends anyway it would be one more exception in the application's error reports.
+
+What the bytes of a response look like is decided by the protocol, in a class derived from
+`Exchange` (`http1/exchange.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import time
+from typing import Any, Protocol
+
+from esg import forks
+from esg.server.asgi import debug_page
+from esg.server.asgi.files import file_part, open_file
+from esg.server.asgi.responses import Content, plain_content
+from esg.server.asgi.types import (
+    PATH_SEND,
+    ZERO_COPY_SEND,
+    Application,
+    Headers,
+    Message,
+    Scope,
+)
+from esg.server.outflow import Outflow
+from esg.server.stacks import task_stack
+from esg.server.state import Service
+
+logger = logging.getLogger("esg")
+
+START = "http.response.start"
+BODY = "http.response.body"
+FILE = "nothing while a file is being sent"
+TRAILERS = "http.response.trailers, after the body"
+DONE = ""
+GONE = "no message: the client has disconnected"
+"""The states of a response. START and BODY are the type of the message expected in them; in the
+other states no message is an ordinary one.
+"""
+
+CHECK = "esg.http.check"
+"""A message of ESG's own: it sends nothing, and raises ClientDisconnected if the client is gone."""
+
+REASONED_START = "esg.http.response.start"
+"""As `http.response.start`, with a `reason`: the phrase of the status line, as checked bytes. WSGI
+applications give one; ASGI has none.
+"""
+
+UNKNOWN_LENGTH = -1
+"""The length of a body whose size nobody knows before its end."""
+
+TURNS_TO_CANCEL = 5
+"""Turns of the event loop that a `send` to nobody takes before it raises.
+
+A framework that listens for `http.disconnect` cancels its stream meanwhile, and expects that more
+than an error.
+"""
+
+MOST_PIECES = 256
+"""Pieces of a request's body that are kept as they came. Beyond it they are joined, since a piece
+of one byte takes more than 40.
+"""
+
+
+class ClientDisconnected(OSError):
+    """The client has gone away, so nothing can be sent to it."""
+
+
+class Framing(Protocol):
+    """What the head of a request says about its body and its response."""
+
+    @property
+    def length(self) -> int:
+        """Bytes of the request's body, or UNKNOWN_LENGTH."""
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the client waits for a 100 (Continue) before it sends the body."""
+
+    @property
+    def head_only(self) -> bool:
+        """Whether the response has no body, because the method is HEAD."""
+
+
+class Source(Protocol):
+    """Where the bodies of requests come from."""
+
+    buffered: int
+    """Bytes of bodies that wait for applications."""
+
+    def body_taken(self, size: int) -> None:
+        """An application took that many of them, or never will."""
+
+
+class Carrier(Protocol):
+    """What an exchange needs of its connection, or of its stream of one."""
+
+    service: Service
+    outflow: Outflow
+    client_left: bool
+    """Whether the client seems to have left, though the connection doesn't say so."""
+
+    @property
+    def reader(self) -> Source:
+        """Where the request's body comes from."""
+
+    @property
+    def is_closing(self) -> Any:
+        """A method: whether nothing that is written goes anywhere any more."""
+
+    def send_continue(self) -> None:
+        """Tell a client that waits for it to send its body."""
+
+    def answer_error(self, status: int, head_only: bool, content: Content) -> None:
+        """Answer with a response of the server's own, and close."""
+
+    def exchange_done(self, exchange: Any) -> None:
+        """The response is complete."""
+
+    def cut(self) -> None:
+        """End a response in its middle, so that the client can't take it for whole."""
+
+
+class Observation:
+    """What access log formats ask about a request beyond its status and size."""
+
+    __slots__ = ("began", "response_headers")
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        """When the request's header section was complete."""
+        self.response_headers: Headers = []
+        """The fields that the application gave, which aren't all that were sent."""
+
+
+class Exchange:
+    """One request and its response: what the application receives, sends, and gets wrong."""
+
+    __slots__ = (
+        "_awaits_continue",
+        "_body_delivered",
+        "_body_pieces",
+        "_connection",
+        "_disconnect_delivered",
+        "_receivers",
+        "body_complete",
+        "body_received",
+        "framing",
+        "held_head",
+        "observation",
+        "scope",
+        "sent",
+        "started",
+        "state",
+        "status",
+        "target",
+        "task",
+    )
+
+    _connection: Carrier
+    framing: Framing
+
+    def __init__(self, connection: Carrier, scope: Scope, framing: Framing, target: bytes) -> None:
+        self._connection = connection
+        self.scope = scope
+        self.framing = framing
+        self.target = target
+        self.task: asyncio.Task[None]
+        self.started: float
+        """When the application was called, where there is a limit to its time."""
+        self.observation: Observation | None = None
+        """Where the access log's format asks for more than every exchange knows."""
+        # the request's body
+        self.body_complete = framing.length == 0
+        self.body_received = 0
+        self._body_pieces: list[bytes] | None = None
+        self._body_delivered = False
+        """Whether `receive` has given the application the end of the body."""
+        self._disconnect_delivered = False
+        """Whether the application was told that a client has left that is still connected."""
+        self._awaits_continue = framing.expects_continue
+        self._receivers: tuple[asyncio.Future[None], ...] = ()
+        """Calls of `receive` that wait for something to give."""
+        # the response
+        self.state = START
+        self.held_head: list[bytes] | None = None
+        """The head, until the first piece of the body lets it go out."""
+        self.status: int
+        self.sent: int
+        """Bytes of response body, without what frames them. No value until there is a status."""
+
+    # -- what a protocol does ------------------------------------------------------------
+
+    def _start(self, message: Message) -> None:
+        """Take the head in; it is held for the body's first piece, so that both go out together."""
+        raise NotImplementedError
+
+    def flush_head(self) -> None:
+        """Send a head that is still held, since no body came with it in the same turn."""
+        raise NotImplementedError
+
+    def _send_body(self, body: bytes, more: bool) -> None:
+        """Send a piece of the body, behind a head that is held."""
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        """The body is complete, and so is the response, but for trailers."""
+        raise NotImplementedError
+
+    def _give_reason(self, reason: bytes) -> None:
+        """Replace the reason phrase of the head that is held, where there is such a thing."""
+
+    def _send_early_hint(self, message: Message) -> None:
+        """A 103 (Early Hints, RFC 8297), if the final head isn't out."""
+        raise NotImplementedError
+
+    def _send_trailers(self, message: Message) -> None:
+        """Trailer fields, which go out with the last of them."""
+        raise NotImplementedError
+
+    async def _send_file(self, fd: int, offset: int, count: int, more: bool) -> None:
+        """A part of a file as a piece of the body."""
+        raise NotImplementedError
+
+    # -- the application's side --------------------------------------------------------
+
+    async def run(self, app: Application) -> None:
+        """Call the application, and see that the exchange ends whatever it does."""
+        service = self._connection.service
+        try:
+            await app(self.scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            self.end_badly()  # nothing more can come of this exchange
+            raise
+        except BaseException as error:  # noqa: BLE001 - applications may raise anything
+            self.fail(error)
+        else:
+            if self.state is not DONE and self.state is not GONE:
+                self.returned_early()
+        finally:
+            service.running.discard(self)
+
+    async def receive(self) -> Message:
+        """The ASGI `receive` of this request."""
+        while True:
+            if self.state is DONE or self.state is GONE:
+                return {"type": "http.disconnect"}
+            if self._body_pieces:
+                return self._request_message(self._take_body())
+            told = self._body_delivered or self._disconnect_delivered
+            if self.body_complete and not told:
+                return self._request_message(b"")
+            if self._connection.client_left:
+                self._disconnect_delivered = True
+                return {"type": "http.disconnect"}
+            if self._awaits_continue and not self.body_complete:
+                self._awaits_continue = False
+                if not self.head_sent:
+                    self._connection.send_continue()
+            receiver = self._connection.service.loop.create_future()
+            self._receivers = (*self._receivers, receiver)
+            await receiver
+
+    async def send(self, message: Message) -> None:
+        """The ASGI `send` of this request.
+
+        Raises ClientDisconnected for a piece of a stream once the client is gone.
+        """
+        state = self.state
+        if message["type"] != state:
+            await self._extend(message)
+            return
+        if state is START:
+            self._start(message)
+            return
+        body = message.get("body", b"")
+        if type(body) is not bytes:
+            body = _as_bytes(body)
+        more = "more_body" in message and message["more_body"]
+        self._send_body(body, more)
+        if not more:
+            self._finish()
+        else:
+            connection = self._connection
+            if connection.outflow.paused or connection.is_closing():
+                await connection.outflow.writable()
+
+    async def _extend(self, message: Message) -> None:
+        """What is neither the head nor a piece of the body, where one of them was expected."""
+        kind, state = message["type"], self.state
+        if state is GONE:
+            await _send_to_nobody(message)
+            return
+        if kind == CHECK:
+            if self._connection.client_left:
+                self._disconnect_delivered = True
+                raise ClientDisconnected("the client has disconnected")
+            return
+        if kind == REASONED_START and state is START:
+            await self.send({**message, "type": START})
+            self._give_reason(message["reason"])
+        elif kind == "http.response.early_hint" and state in (START, BODY):
+            self._send_early_hint(message)
+        elif kind == "http.response.trailers" and state is TRAILERS:
+            self._send_trailers(message)
+        elif kind in (PATH_SEND, ZERO_COPY_SEND) and state is BODY:
+            if not self._connection.service.config.sendfile:
+                raise RuntimeError(f"{kind!r} is not among the scope's extensions (--sendfile)")
+            await (self._send_path if kind == PATH_SEND else self._send_zero_copy)(message)
+        else:
+            expected = repr(state) if state else "nothing more"
+            raise RuntimeError(f"expected {expected}, got {kind!r}")
+
+    async def _send_path(self, message: Message) -> None:
+        """A whole file as the body, or as its last piece. Raises OSError if it can't be opened."""
+        loop = self._connection.service.loop
+        self.state = FILE
+        try:
+            file = await loop.run_in_executor(None, open_file, message["path"])
+        finally:
+            if self.state is FILE:
+                self.state = BODY
+        with file:
+            await self._send_file(file.fileno(), 0, os.fstat(file.fileno()).st_size, more=False)
+
+    async def _send_zero_copy(self, message: Message) -> None:
+        """A part of an open file as a piece of the body. Raises ValueError if it is no file."""
+        fd, offset, count = file_part(message["file"], message.get("offset"), message.get("count"))
+        await self._send_file(fd, offset, count, message.get("more_body", False))
+
+    def _settle(self) -> None:
+        """The exchange is over: what was not read of the request never will be."""
+        self._take_body()
+        self.wake()
+
+    # -- what may go wrong -------------------------------------------------------------
+
+    def fail(self, error: BaseException) -> None:
+        """The application has raised an exception."""
+        if (self.state is GONE or self._disconnect_delivered) and is_disconnect(error):
+            logger.debug("the client left before its response", exc_info=error)
+            self._leave()
+            return
+        forks.end_if_forked_child(self._connection.service.loop, error)
+        self.log_error("exception in the application", error)
+        self.end_badly(error=error)
+
+    def returned_early(self) -> None:
+        """The application has returned before its response was complete."""
+        if self._disconnect_delivered:
+            logger.debug("the application ended when it heard that the client had gone")
+            self._leave()
+            return
+        if self._connection.service.cancels:
+            self.end_badly()  # it caught its cancellation
+            return
+        what = "without a response" if self.state is START else "before its response was complete"
+        self.log_error(f"the application returned {what}")
+        self.end_badly()
+
+    def _leave(self) -> None:
+        """Neither side goes on: end the connection without another byte."""
+        if self.state is DONE or self.state is GONE:
+            return
+        if self.head_sent:
+            self.record()
+        self.disconnect()
+        self._connection.cut()
+
+    def time_out(self) -> None:
+        """The request has taken too long: log where it is, answer 503, and cancel it."""
+        self.started = math.inf
+        if self.state is DONE:
+            return  # the response is out, and what the application does now is its own time
+        self.log_error("request timed out (--request-timeout)", stack=task_stack(self.task))
+        self.end_badly(503)
+        self.task.cancel()
+
+    def end_badly(self, status: int = 500, error: BaseException | None = None) -> None:
+        """Answer `status` if no byte of a response is out; otherwise cut the response off.
+
+        When the worker cancels its requests, the status is 503. `error` is what `--debug` shows.
+        """
+        if self.state is DONE or self.state is GONE:
+            return
+        service = self._connection.service
+        if service.cancels:
+            status, error = 503, None
+        head_sent = self.head_sent
+        self.state = DONE
+        self.held_head = None
+        if head_sent:
+            self._connection.cut()
+        elif error is not None and service.config.debug:
+            self.answer(status, debug_page.content(error, self.scope["headers"]))
+        else:
+            self.answer(status)
+        self.record()
+        self.wake()
+
+    def answer(self, status: int, content: Content | None = None) -> None:
+        """Answer in the application's place, and close."""
+        content = content or plain_content(status)
+        self.status = status
+        self.sent = 0 if self.framing.head_only else len(content[1])
+        self._connection.answer_error(status, self.framing.head_only, content)
+
+    def record(self) -> None:
+        """Count this exchange, which is over, and log it."""
+        service = self._connection.service
+        service.statuses[self.status // 100] += 1
+        if service.access_log is not None:
+            service.access_log.record(self)
+
+    def log_error(self, what: str, error: BaseException | None = None, stack: str = "") -> None:
+        """Log something that went wrong with this request."""
+        logger.error(
+            "%s %s: %s%s",
+            self._connection.service.subject,
+            what,
+            self.name,
+            f"\n{stack}" if stack else "",
+            exc_info=error,
+        )
+
+    @property
+    def name(self) -> str:
+        """What the log calls this request."""
+        return f"{self.scope['method']} {self.scope['path']!a}"
+
+    # -- for the access log ------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the request's header section was complete; only if it is observed."""
+        assert self.observation is not None
+        return time.perf_counter() - self.observation.began
+
+    @property
+    def response_headers(self) -> Headers:
+        """The fields that the application gave; only if the exchange is observed."""
+        assert self.observation is not None
+        return self.observation.response_headers
+
+    # -- the connection's side ---------------------------------------------------------
+
+    def body_came(self, piece: bytes) -> None:
+        """A piece of the request's body; dropped if nobody will ask for it."""
+        self.body_received += len(piece)
+        if self.state is not DONE and self.state is not GONE:
+            if self._body_pieces is None:
+                self._body_pieces = [piece]
+            else:
+                self._body_pieces.append(piece)
+                if len(self._body_pieces) > MOST_PIECES:
+                    self._body_pieces = [b"".join(self._body_pieces)]
+            self._connection.reader.buffered += len(piece)
+            self.wake()
+
+    def body_ended(self) -> None:
+        """The request's body is complete."""
+        self.body_complete = True
+        if self._receivers:
+            self.wake()
+
+    def disconnect(self) -> None:
+        """The client is gone: wake whatever waits for it."""
+        self.state = GONE
+        self._settle()
+
+    def wake(self) -> None:
+        """Let `receive` look again at what there is."""
+        receivers, self._receivers = self._receivers, ()
+        for receiver in receivers:
+            if not receiver.done():
+                receiver.set_result(None)
+
+    def _take_body(self) -> bytes:
+        pieces, self._body_pieces = self._body_pieces or [], None
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._connection.reader.body_taken(len(body))
+        return body
+
+    def _request_message(self, body: bytes) -> Message:
+        self._body_delivered = self.body_complete
+        return {"type": "http.request", "body": body, "more_body": not self.body_complete}
+
+    @property
+    def head_sent(self) -> bool:
+        """Whether the response has begun on the wire; holds as long as the client is there."""
+        return self.held_head is None and self.state is not START
+
+    @property
+    def unread(self) -> int:
+        """Bytes of request body that are still to come; UNKNOWN_LENGTH if nobody knows."""
+        if self.body_complete:
+            return 0
+        length = self.framing.length
+        return UNKNOWN_LENGTH if length == UNKNOWN_LENGTH else length - self.body_received
+
+    @property
+    def expects_unread(self) -> bool:
+        """Whether the client still waits for a 100 (Continue) that was never sent."""
+        return self._awaits_continue and not self.body_complete
+
+
+async def _send_to_nobody(message: Message) -> None:
+    """Raise ClientDisconnected if more is to follow; see the module's docstring."""
+    for _ in range(TURNS_TO_CANCEL):
+        await asyncio.sleep(0)
+    if message.get("more_body", False) or message["type"] == CHECK:
+        raise ClientDisconnected("the client has disconnected")
+
+
+def _as_bytes(body: object) -> bytes:
+    """A body that is not `bytes` itself. Raises TypeError if it isn't like them either."""
+    if not isinstance(body, bytes | bytearray | memoryview):
+        raise TypeError(f"the body is bytes, not {type(body).__name__}")
+    return bytes(body)
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """Whether an error says only that the client has gone, perhaps inside a group.
+
+    Starlette turns ClientDisconnected, and an `http.disconnect` it didn't wait for, into an
+    exception of its own.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_disconnect(inner) for inner in error.exceptions)
+    causes = (error, error.__cause__, error.__context__)
+    if any(isinstance(cause, ClientDisconnected) for cause in causes):
+        return True
+    return type(error).__name__ == "ClientDisconnect"

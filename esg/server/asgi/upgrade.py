@@ -1,0 +1,60 @@
+"""How a request becomes another protocol, without HTTP and that protocol knowing each other.
+
+If there is a protocol to upgrade to, the worker's state has a hook for it, `Service.upgrades`. A
+connection asks the hook about each request that offers to upgrade, and makes the request an
+`UpgradableExchange`, whose `Upgrade` answers it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from esg.server.asgi.exchange import Exchange
+from esg.server.asgi.types import Application, Headers
+
+
+class Successor(Protocol):
+    """What takes a connection over from HTTP."""
+
+    write: Callable[[bytes], None]
+
+    def take_transport(self, transport: asyncio.Transport, write_paused: bool) -> None:
+        """Become the transport's protocol. `write_paused`: the client reads too slowly by now."""
+
+
+class UpgradableExchange(Exchange):
+    """A request that offers to upgrade; a protocol derives its own class from this."""
+
+    __slots__ = ()
+
+    def switch(self, fields: Headers, successor: Successor) -> bytes:
+        """Accept with these fields, and give the connection away.
+
+        Returns what the client has sent behind its request. Raises InvalidHeader for fields that
+        can't be sent, and ClientDisconnected if there is nobody to switch for any more.
+        """
+        raise NotImplementedError
+
+    def part(self) -> None:
+        """Nobody is left to answer: end the connection without a word."""
+        raise NotImplementedError
+
+
+class Upgrade(Protocol):
+    """What becomes of one request that offers to upgrade."""
+
+    @property
+    def name(self) -> str:
+        """What the log calls the request."""
+
+    @property
+    def opened(self) -> bool:
+        """Whether the connection has been given away."""
+
+    def run(self, app: Application) -> Coroutine[Any, Any, None]:
+        """Call the application, and see that the exchange ends whatever it does."""
+
+    def on_client_left(self) -> None:
+        """The client has left, or will before long, or the server itself has answered."""

@@ -1,0 +1,90 @@
+"""A request that offers to upgrade, on an HTTP/1.1 connection (RFC 9110, section 7.8)."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from esg.server.asgi.exchange import DONE, GONE, START, ClientDisconnected, Observation
+from esg.server.asgi.types import Application, Headers
+from esg.server.asgi.upgrade import Successor, UpgradableExchange, Upgrade
+from esg.server.http1.exchange import Exchange, Wire
+from esg.server.http1.framing import VERSIONS, Framing
+from esg.server.http1.response import Heads, check_fields
+from esg.server.state import Upgrades
+
+_LAST = {version: Framing(0, version=version, keep_alive=False) for version in VERSIONS}
+"""A connection on which an upgrade was refused isn't used again: who knows what the client sent
+after it.
+"""
+
+
+class UpgradableWire(Wire, Protocol):
+    """What an exchange needs of a connection that it may give away."""
+
+    @property
+    def refuses(self) -> bool:
+        """Whether what came behind the request being answered can't be served."""
+
+    def hand_over(self, successor: Successor) -> bytes:
+        """Give the transport away; returns what the client has sent behind the request."""
+
+    def close(self) -> None:
+        """Send what is left to send, then wait a little for the client to close."""
+
+
+class UpgradeExchange(Exchange, UpgradableExchange):
+    """A request that offers to upgrade, until it has been refused or is another protocol."""
+
+    __slots__ = ("upgrade",)
+
+    _connection: UpgradableWire
+
+    def __init__(self, connection: UpgradableWire, offer: Exchange, upgrades: Upgrades) -> None:
+        """`offer` is the exchange that the request was before its Upgrade was looked at."""
+        super().__init__(connection, offer.scope, _LAST[offer.framing.version], offer.target)
+        self.observation = offer.observation or Observation()
+        self.status = 0
+        self.upgrade: Upgrade = upgrades.begin(self)
+
+    def run(self, app: Application) -> Coroutine[Any, Any, None]:
+        return self.upgrade.run(app)
+
+    @property
+    def name(self) -> str:
+        return self.upgrade.name
+
+    def _close_head(self, lines: list[bytes], body_length: int) -> None:
+        if self.status == 426:  # its Upgrade is a connection option (RFC 9110, section 7.8)
+            lines.append(b"connection: upgrade\r\n")
+        super()._close_head(lines, body_length)
+
+    def switch(self, fields: Headers, successor: Successor) -> bytes:
+        connection = self._connection
+        lines, flags, _ = check_fields(fields)
+        heads: Heads = connection.service.heads
+        lines[0] = heads.begin(101, flags) + b"connection: Upgrade\r\n"
+        if self.state is START and (connection.ends_soon or connection.refuses):
+            self.part()
+        if self.state is not START:
+            raise ClientDisconnected("the client has gone, or the worker is about to")
+        self.state = DONE
+        self.status = 101
+        received = connection.hand_over(successor)
+        successor.write(b"".join((*lines, b"\r\n")))
+        return received
+
+    def part(self) -> None:
+        self.disconnect()
+        self._connection.close()
+
+    def wake(self) -> None:
+        super().wake()
+        leaves = self.state is START and self._connection.ends_soon
+        if leaves or self.state is GONE or self.state is DONE:
+            self.upgrade.on_client_left()
+
+    def time_out(self) -> None:
+        """`--request-timeout` is for requests, not for what they have become."""
+        if not self.upgrade.opened:
+            super().time_out()

@@ -1,0 +1,146 @@
+"""What is sent to one client: whether it takes it, and how long it may take to.
+
+An `Outflow` belongs to one direction of a connection. It holds the calls of `send` that wait for
+the client, measures whether the client makes progress, and knows how long the client has for its
+own end once the server has said its last word. It has no timer: its owner asks when it is time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+from esg.server.transports import reset, unsent
+
+LINGER = 2.0
+"""Seconds a closing connection waits for the client's end (RFC 9112, section 9.6; RFC 6455, section
+7.1.1).
+"""
+
+
+class Outflow:
+    """One client's intake. Times are the event loop's, in seconds."""
+
+    __slots__ = (
+        "_loop",
+        "_progress_at",
+        "_said_all",
+        "_silence",
+        "_talk_until",
+        "_transport",
+        "_unsent",
+        "_waiters",
+        "heard",
+        "paused",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.paused = False
+        """Whether so much waits to be sent that nothing should be added."""
+        self._waiters: list[asyncio.Future[None]] = []
+        self._unsent = 0
+        """Bytes that the client hadn't acknowledged when that was last looked at."""
+        self._progress_at = 0.0
+        """When there were last fewer of them."""
+        self.heard = False
+        """Whether the client has sent something since that was last looked at."""
+        self._said_all = False
+        self._silence = LINGER
+        self._talk_until = -math.inf
+
+    def attach(self, transport: asyncio.Transport) -> None:
+        """Use this transport, whose protocol passes on `pause_writing` and `resume_writing`."""
+        self._transport = transport
+
+    # -- waiting for the client ----------------------------------------------------------
+
+    def pause(self, now: float) -> None:
+        """Enough waits to be sent; from now on the client's progress counts."""
+        self.paused = True
+        self._unsent = unsent(self._transport)
+        self._progress_at = now
+
+    def resume(self) -> None:
+        """There is room again, or the connection is lost: no `send` has to wait."""
+        self.paused = False
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def waiter(self) -> asyncio.Future[None]:
+        """A future that `resume` completes."""
+        waiter = self._loop.create_future()
+        self._waiters.append(waiter)
+        return waiter
+
+    async def writable(self) -> None:
+        """Wait until the client has taken enough of what was sent.
+
+        If the connection breaks, this takes at least one turn of the loop, so that the loop
+        notices.
+        """
+        if self._transport.is_closing():
+            await asyncio.sleep(0)
+        while self.paused and not self._said_all:
+            await self.waiter()
+
+    # -- progress ------------------------------------------------------------------------
+
+    def begin(self, now: float) -> None:
+        """Measure progress from now on, whatever was unsent before."""
+        self._unsent = 0
+        self._progress_at = now
+
+    def stalls(self, now: float, limit: float) -> bool:
+        """Whether the client has taken nothing for `limit` seconds."""
+        before, self._unsent = self._unsent, unsent(self._transport)
+        if self._unsent < before:
+            self._progress_at = now
+        return now - self._progress_at >= limit
+
+    # -- the end of a connection ---------------------------------------------------------
+
+    def linger(self, now: float, silence: float, talk_until: float = -math.inf) -> None:
+        """The server has said its last word, so no `send` waits; wait for the client's.
+
+        Once the client has taken everything, it may be silent for `silence` seconds. Until
+        `talk_until` what it still sends gives it that time again.
+        """
+        self._said_all = True
+        self._wake()
+        self.begin(now)
+        self.heard = False
+        self._silence = silence
+        self._talk_until = talk_until
+
+    def lingers(self, now: float, limit: float, *, acknowledged: bool) -> bool:
+        """Whether to wait longer for the client's end: `limit` seconds if it takes too little.
+
+        `acknowledged`: until the client's kernel has taken everything; otherwise until ours has,
+        because our kernel goes on without us.
+        """
+        heard, self.heard = self.heard, False
+        if heard and now < self._talk_until:
+            self._progress_at = now
+        self.stalls(now, 0)
+        waits = self._unsent if acknowledged else self._transport.get_write_buffer_size()
+        return now - self._progress_at < (limit if waits else self._silence)
+
+    @property
+    def next_look(self) -> float:
+        """Seconds until a connection that lingers should be looked at again."""
+        return min(self._silence, LINGER)
+
+    def end(self) -> None:
+        """End the connection. What the client hasn't taken is dropped: the kernel would go on."""
+        if self._transport.get_write_buffer_size():
+            reset(self._transport)
+        else:
+            self._transport.abort()
