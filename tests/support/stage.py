@@ -93,7 +93,7 @@ class Wire(asyncio.Transport):
         return 0
 
     def pause_reading(self) -> None:
-        """Continue reading from the client, if the test allows it."""
+        """Do nothing: the test decides what the client sends."""
 
     def resume_reading(self) -> None:
         """See `pause_reading`."""

@@ -1,4 +1,4 @@
-"""ESG from Python: keywords to settings, and where `run` can't be called."""
+"""ESG from Python: keywords for settings, and places where `run` can't be called."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Instance:
 
 
 class Spy:
-    """Stands in for the arbiter."""
+    """Replaces the arbiter."""
 
     made: Spy | None = None
     code = 0

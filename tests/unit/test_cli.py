@@ -20,7 +20,7 @@ from esg.settings.schema import NO_EFFECT, SETTINGS
 
 
 class Spy:
-    """Stands in for the arbiter: remembers its Config and returns an exit code."""
+    """Replaces the arbiter: remembers its Config and returns an exit code."""
 
     made: Spy | None = None
 
@@ -119,14 +119,14 @@ def test_options_may_come_before_the_application():
 
 @pytest.fixture
 def everything_built(monkeypatch):
-    """As if no option were pending, and `--interface wsgi` there."""
+    """As if no option were pending, and `--interface wsgi` were available."""
     built = {
         name: dataclasses.replace(declared, pending=False) for name, declared in SETTINGS.items()
     }
     kind = choice("auto", "asgi3", "asgi2", "wsgi")
     built["interface"] = dataclasses.replace(built["interface"], kind=kind)
     monkeypatch.setattr(build, "SETTINGS", built)
-    for name in ("prepare", "enter_folder"):  # the files and folders aren't there
+    for name in ("prepare", "enter_folder"):  # the files and folders don't exist
         monkeypatch.setattr(api, name, lambda made: made)
     monkeypatch.setattr(api, "check", lambda made: None)
 
@@ -356,7 +356,7 @@ def test_settings_that_cannot_be_used_are_not_printed(capsys):
 
 @pytest.fixture
 def modules(monkeypatch, tmp_path):
-    """Modules of the test that a check imports are forgotten again."""
+    """Forget the test's modules that a check has imported."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     before = set(sys.modules)
     yield

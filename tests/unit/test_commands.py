@@ -1,4 +1,4 @@
-"""What `esgctl` and the arbiter say to each other: any bytes are understood, or are one error."""
+"""The messages of `esgctl` and the arbiter: any bytes are understood, or raise one error."""
 
 from __future__ import annotations
 

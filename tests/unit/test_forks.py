@@ -1,4 +1,4 @@
-"""What a forked child must not have of its parent's server."""
+"""The parts of the parent's server that a forked child must not have."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 
 def in_child(work):
-    """The exit status of a child that runs `work` and ends with what that returns, or 99."""
+    """The exit status of a child that runs `work`: its result, or 99 after an exception."""
     pid = os.fork()
     if pid == 0:
         status = 99
@@ -33,7 +33,7 @@ def in_child(work):
 
 @pytest.fixture
 def release():
-    """Registers functions that children call; they are forgotten at the end of the test."""
+    """Registers functions for children to call, and removes them at the end of the test."""
     keep = []
     yield lambda function: keep.append(forks.release_in_children(function))
     for forget in keep:
@@ -92,7 +92,7 @@ def test_a_child_has_default_actions_but_for_the_applications_own_handlers(
         finally:
             signal.signal(signal.SIGUSR2, before)
             for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-                loop.remove_signal_handler(signum)  # uvloop leaves them when it is closed
+                loop.remove_signal_handler(signum)  # uvloop doesn't remove them when it is closed
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         codes = runner.run(main())
@@ -141,7 +141,7 @@ def test_a_child_that_comes_back_to_the_loop_ends_before_any_other_callback(new_
         loop = asyncio.get_running_loop()
         release = forks.release_in_children(lambda: forks.abandon(loop, threading.get_ident()))
         loop.call_soon(lambda: os.write(1, f"callback in {os.getpid()}".encode()))
-        pid = os.fork()  # the child goes on with this coroutine
+        pid = os.fork()  # the child continues this coroutine
         release()
         await asyncio.sleep(0)
         if pid == 0:

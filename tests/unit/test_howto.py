@@ -31,7 +31,7 @@ def lines(name: str) -> list[str]:
 
 @pytest.fixture
 def settings_of(monkeypatch, tmp_path):
-    """What the program makes of a line."""
+    """The settings that ESG derives from a line."""
     for declared in SETTINGS.values():
         for variable in declared.variables:
             monkeypatch.delenv(variable, raising=False)
@@ -66,7 +66,7 @@ def test_what_is_shown_is_taken(settings_of, name):
 
 
 def seconds(name: str, pattern: str) -> float:
-    """The seconds behind some words of a file, of which there must be one."""
+    """The seconds after some words of a file, which must occur exactly once."""
     (found,) = re.findall(rf"^ *{pattern} (\d+)s;?$", (CHECKOUT / name).read_text(), re.MULTILINE)
     return float(found)
 

@@ -1,4 +1,4 @@
-"""A process that has lost its arbiter ends, whatever it is doing."""
+"""A process that has lost its arbiter ends, even if it is busy."""
 
 from __future__ import annotations
 

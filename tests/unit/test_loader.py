@@ -1,4 +1,4 @@
-"""From "module:attribute" to an application, or to a reason why not."""
+"""Loads an application from "module:attribute", or says why it can't."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ASGI = "async def app(scope, receive, send): pass\n"
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """Writes a module under a name that no other test has; gives the name."""
+    """Writes a module with a unique name; returns the name."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     before = set(sys.modules)
 
@@ -127,7 +127,7 @@ def test_no_such_module_in_a_package(module, tmp_path):
 
 
 def test_a_module_whose_own_import_fails(module):
-    """Which must not be taken for a missing application module."""
+    """This must not be mistaken for a missing application module."""
     error = failure(module, module("import no_such_dependency\n"))
     assert "no_such_dependency" in str(error)
     assert "import no_such_dependency" in error.detail

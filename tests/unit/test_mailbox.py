@@ -77,7 +77,7 @@ def test_a_message_is_decoded_as_it_was_encoded(message):
     "char", ["x", "\n", '"', "\u00e9", "\u65e5", "\U0001f40d", "\0", "\udc80"], ids=ascii
 )
 def test_the_longest_texts_arrive(ends, char):
-    """A traceback in any script, that is; it must neither be lost nor arrive in part."""
+    """For example a traceback in any script; it must arrive, and arrive whole."""
     ours, theirs = ends
     sending = threading.Thread(
         target=theirs.send, args=(BootFailed(char * 10**6 + "why", char * 10**6 + "end", 3),)
@@ -92,7 +92,7 @@ def test_the_longest_texts_arrive(ends, char):
 
 
 def received(end):
-    """The one message that comes, and whether the other side is still there."""
+    """The only message that arrives, and whether the other side is still open."""
     while True:
         assert select.select([end], [], [], 10)[0], "a message within its time"
         messages, alive = end.receive()
@@ -180,7 +180,7 @@ def raw(end, data):
 
 
 def test_a_worker_can_send_no_descriptor(ends):
-    """Closing one could make the arbiter wait: TCP, SO_LINGER, unsent data."""
+    """Closing a descriptor could make the arbiter wait: TCP, SO_LINGER, unsent data."""
     _, theirs = ends
     for family in (b"x", b""):
         with pytest.raises(BrokenPipeError):
@@ -192,7 +192,7 @@ def test_a_worker_can_send_no_descriptor(ends):
 def test_a_worker_can_not_connect_its_socket_again(ends):
     ours, theirs = ends
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind("")  # to an abstract name that the kernel chooses
+        listener.bind("")  # binds to an abstract name that the kernel chooses
         listener.listen()
         with pytest.raises(OSError, match="already connected"):
             theirs._sock.connect(listener.getsockname())
@@ -203,7 +203,7 @@ def test_a_worker_can_not_connect_its_socket_again(ends):
 
 
 def test_a_worker_learns_of_the_arbiters_end_by_a_hang_up_alone(ends):
-    """As the lifeline polls: it must not take the one-way socket for a dead arbiter."""
+    """Like the lifeline, which must not mistake the one-way socket for a dead arbiter."""
     ours, theirs = ends
     poll = select.poll()
     poll.register(theirs, 0)

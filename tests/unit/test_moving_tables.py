@@ -1,4 +1,4 @@
-"""The tables of docs/howto/from-*.md: every option of each program, and what ESG makes of it."""
+"""The tables of docs/howto/from-*.md: every option of each program, and its equivalent in ESG."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OURS = {flag: p for p in command.params for flag in (*p.opts, *p.secondary_opts)
 
 @dataclasses.dataclass(frozen=True)
 class Theirs:
-    """An option of another program: what a row may call it, and its default."""
+    """An option of another program: its names in a row, and its default."""
 
     names: tuple[str, ...]
     default: Any = None
@@ -41,25 +41,26 @@ class Theirs:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of a table: their names, what ESG has for them (or nothing), and what differs."""
+    """A row of a table: the other program's names, ESG's equivalent if there is one, the
+    difference."""
 
     names: tuple[str, ...]
     ours: str
     told: str
     gone: bool
-    """Whether the newest release has it no longer; the row says since when."""
+    """Whether the newest release doesn't have it any more; the row says since when."""
 
     def __str__(self) -> str:
         return self.names[0]
 
     @property
     def flag(self) -> str:
-        """The one flag of ESG's that the row names, or nothing."""
+        """The single flag of ESG that the row names, if there is one."""
         return self.ours if self.ours.startswith("-") else ""
 
 
 def gunicorns() -> Iterator[Theirs]:
-    """Its settings, by their flags, and by their names where no flag says these."""
+    """Its settings, by their flags, and by their names if these differ from the flags."""
     for known in KNOWN_SETTINGS:
         flags = tuple(known.cli or ())
         spelt = known.name in [flag.lstrip("-").replace("-", "_") for flag in flags]
@@ -89,11 +90,11 @@ HYPERCORN_CALLS = {
     "pid": "pid_path",
     "reload": "use_reloader",
 }
-"""Its attributes for options that are called otherwise."""
+"""Its attributes for options with another name."""
 
 
 class ParserSeenError(Exception):
-    """Carries hypercorn's parser out of its main function."""
+    """Gets hypercorn's parser out of its main function."""
 
 
 def hypercorns() -> Iterator[Theirs]:
@@ -201,22 +202,22 @@ def test_what_is_the_same_is_taken_under_their_names(peer: str, row: Row) -> Non
 
 
 EFFECTIVE = {
-    ("gunicorn", "--bind"): "",  # --host and --port say it
+    ("gunicorn", "--bind"): "",  # --host and --port set it
     ("hypercorn", "--bind"): "",
     ("hypercorn", "--cert-reqs"): "none",
     ("gunicorn", "--chdir"): "",  # this folder
-    ("gunicorn", "--user"): "",  # who runs it
+    ("gunicorn", "--user"): "",  # the current user
     ("gunicorn", "--group"): "",
     ("gunicorn", "--cert-reqs"): "none",
     ("uvicorn", "--ssl-cert-reqs"): "none",
-    ("uvicorn", "--ssl-version"): "1.2",  # what Python's default context speaks
+    ("uvicorn", "--ssl-version"): "1.2",  # the versions of Python's default context
     ("uvicorn", "--workers"): "1",
     ("uvicorn", "--log-level"): "info",
-    ("uvicorn", "--h11-max-incomplete-event-size"): "16384",  # h11's own
+    ("uvicorn", "--h11-max-incomplete-event-size"): "16384",  # the default of h11
     ("granian", "--log-config"): "",
     ("gunicorn", "--log-file"): "-",
 }
-"""Defaults that are called otherwise, or are made where they are used."""
+"""Defaults that have another name, or are computed where they are used."""
 
 
 def default_of(peer: str, theirs: Theirs) -> str:
@@ -227,7 +228,7 @@ def default_of(peer: str, theirs: Theirs) -> str:
 
 
 def plain(value: Any) -> str:
-    """A default as text; what stands for nothing is empty."""
+    """A default as text; "" if it means nothing."""
     if value in (None, False, 0, (), [], "", "off"):
         return ""
     if isinstance(value, bool):
@@ -243,7 +244,7 @@ def plain(value: Any) -> str:
 def test_a_default_that_differs_is_said(peer: str, row: Row) -> None:
     declared = SETTINGS.get(str(OURS[row.flag].name))
     if declared is None or declared.pending or not set(row.names) & set(declared.flags):
-        return  # no setting, or one that isn't there, or has another name, which is told
+        return  # not a setting, or missing, or renamed with a hint
     ours = "" if declared.default == 0 else plain(declared.default)
     for theirs in options_of(peer, row):
         if default_of(peer, theirs) != ours:

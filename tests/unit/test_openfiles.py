@@ -1,4 +1,4 @@
-"""What is said about too many open files."""
+"""The message about too many open files."""
 
 from __future__ import annotations
 

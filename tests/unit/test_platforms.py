@@ -1,4 +1,4 @@
-"""Where ESG can't run it says so, in one line."""
+"""If ESG can't run on a system, it says so in one line."""
 
 from __future__ import annotations
 

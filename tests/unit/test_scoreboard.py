@@ -1,4 +1,4 @@
-"""Shared memory in which each worker says how it is."""
+"""Shared memory in which each worker reports its state."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_worker_writes_what_the_arbiter_reads():
 def test_a_worker_sees_a_row_that_was_made_after_its_fork():
     board = Scoreboard(2)
     row = board.new_row(1)
-    board.hand_over(row)  # as its process does
+    board.hand_over(row)  # like the worker's process
     later = Scoreboard(2)
     fd = later.reading_fd(2)
     assert fd is None
@@ -242,7 +242,7 @@ def test_what_is_no_row_is_refused_and_closed(tmp_path):
 
 
 def test_a_worker_can_write_to_its_own_row_alone():
-    """Not by any way that native code has: another descriptor, mprotect(2), mremap(2)."""
+    """Native code can't do it either: by another descriptor, mprotect(2) or mremap(2)."""
     board = Scoreboard(3)
     rows = {number: board.new_row(number) for number in (1, 2, 3)}
     rows[1][Cell.PID] = rows[3][Cell.PID] = 1
@@ -256,12 +256,12 @@ def test_a_worker_can_write_to_its_own_row_alone():
 
 
 def written_by_descriptor(own):
-    """Which ways there are to write to a row by a descriptor that this process has."""
+    """The ways to write to a row by one of this process's descriptors."""
     ways = []
     for fd in map(int, os.listdir("/proc/self/fd")):
         try:
             name = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:  # the one of listdir()
+        except FileNotFoundError:  # the descriptor of listdir()
             continue
         if "esg-row" not in name:
             continue

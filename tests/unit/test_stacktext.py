@@ -1,4 +1,4 @@
-"""The stacks that a worker writes: read, put in order, cut."""
+"""Reads, sorts and shortens the stacks that a worker writes."""
 
 from __future__ import annotations
 

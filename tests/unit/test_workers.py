@@ -1,4 +1,4 @@
-"""What ESG's worker classes for gunicorn make of gunicorn's settings."""
+"""How ESG's worker classes for gunicorn translate gunicorn's settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None: ...
 
 
 def made(worker: type[workers.ESGWorker] = workers.ESGWorker, **given: Any) -> Config:
-    """The settings of a worker of a gunicorn that was given these."""
+    """The settings of a worker under a gunicorn with these settings."""
     settings = config.Config()
     for name, value in given.items():
         settings.set(name, value)

@@ -1,4 +1,4 @@
-"""Log files: opening, writing, reopening, and what goes wrong with that."""
+"""Log files: opening, writing, reopening, and errors."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_a_closed_standard_stream_is_no_trap_for_the_next_file(closed, tmp_path)
 
 
 class Blocked:
-    """A standard stream that nobody reads for the moment, as a process gets it: it would wait."""
+    """A full standard stream in its usual, blocking mode."""
 
     def __init__(self, kind):
         if kind == "terminal":
@@ -224,7 +224,7 @@ class Blocked:
         os.set_blocking(self.reader, False)
 
     def read(self):
-        """All that is to be read now."""
+        """All data that can be read now."""
         pieces = []
         while True:
             try:
@@ -268,7 +268,7 @@ def blocked(request, monkeypatch):
 
 
 def test_a_stream_that_nobody_reads_makes_nobody_wait(blocked):
-    """Lines are kept, then lost and counted; those that arrive are whole and in order."""
+    """Lines are kept, then lost and counted; lines that arrive are whole and in order."""
     file = LogFile(blocked.writer)
     complaints, reports = complaints_of(file), []
     file.report = reports.append
@@ -297,9 +297,9 @@ def test_a_stream_that_nobody_reads_makes_nobody_wait(blocked):
 
 @pytest.mark.parametrize("blocked", [kind for kind in KINDS if kind != "terminal"], indirect=True)
 def test_a_long_record_of_several_processes_is_not_torn(blocked):
-    """In a pipe that has room it is one write; in one that is full it waits for room.
+    """In a pipe with room it is one write; in a full pipe it waits for room.
 
-    A terminal that was stopped takes any part of a line, and doesn't tell for how much it has room.
+    A stopped terminal accepts any part of a line, and doesn't report how much room it has.
     """
     file, other = LogFile(blocked.writer), LogFile(blocked.writer)
     record = b"first line\n" + b"".join(b"  %03d %s\n" % (n, b"y" * 90) for n in range(200))
@@ -404,7 +404,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def secret(tmp_path):
-    """A file that only root may write to, and that nobody may have root write to."""
+    """A file that only root may write to, and that users must not make root write to."""
     folder = tmp_path / "etc"
     folder.mkdir(mode=0o755)
     file = folder / "crontab"
@@ -415,7 +415,7 @@ def secret(tmp_path):
 
 @pytest.fixture
 def theirs(tmp_path):
-    """A folder of the user that workers run as."""
+    """A folder that belongs to the workers' user."""
     folder = tmp_path / "theirs"
     folder.mkdir(mode=0o755)
     os.chown(folder, NOBODY, NOBODY)
@@ -499,7 +499,7 @@ def test_links_in_a_circle_come_to_an_end(tmp_path):
 
 @as_root
 def test_a_link_to_a_standard_stream_is_followed(tmp_path):
-    """As images for containers have it: `ln -s /dev/stdout /var/log/access.log`."""
+    """As in container images: `ln -s /dev/stdout /var/log/access.log`."""
     reader, writer = os.pipe()
     saved = os.dup(1)
     os.dup2(writer, 1)

@@ -41,15 +41,15 @@ from tests.support.log import records
 
 @pytest.fixture
 def configured():
-    """Leaves ESG's loggers, and what Python does for those without handlers, as they were."""
+    """Restores ESG's loggers, and Python's logging of records without handlers."""
     names = ("esg", "esg.access", "py.warnings", "uvicorn.error", *PEERS_LOGGERS)
     mine = [logging.getLogger(name) for name in names]
     for log in mine:
-        log.disabled = False  # as other tests' dictConfig may have left it
+        log.disabled = False  # the dictConfig of another test may have changed it
     before = [(log, log.handlers[:], log.propagate, log.level, log.parent) for log in mine]
     for name in PEERS_LOGGERS:
         log = logging.getLogger(name)
-        log.handlers[:], log.propagate = [], True  # or pytest adds a handler of its own
+        log.handlers[:], log.propagate = [], True  # otherwise pytest adds its own handler
     last_resort = logging.lastResort
     yield logger
     for log, handlers, propagate, level, parent in before:
@@ -61,7 +61,7 @@ def configured():
 
 @pytest.fixture
 def bare_root():
-    """Gives the root logger, without the handlers that tests are run with."""
+    """The root logger, without pytest's handlers."""
     root = logging.getLogger()
     before = root.handlers[:]
 
@@ -161,7 +161,7 @@ def test_an_address_in_another_line_does_not_stand_out():
 
 
 def setup(**settings):
-    """The set-up that these settings ask for, with nothing open but the standard streams."""
+    """The set-up for these settings, with only the standard streams open."""
     config = Config(app="example:app", **settings, origins=dict.fromkeys(settings, "test"))
     return LogSetup.open(config, LogFiles())
 
@@ -336,7 +336,7 @@ def test_python_warnings_are_json_in_a_log_that_is(configured, capfd, bare_root)
 
 @pytest.fixture
 def warn(bare_root):
-    """Has Python print or log a warning that would forge a record, and leaves it as it was."""
+    """Makes Python warn with a text that would forge a record, and restores Python's state."""
 
     def warn_now():
         bare_root()
@@ -344,7 +344,7 @@ def warn(bare_root):
             warnings.simplefilter("always")
             with captured_warnings():
                 setup().apply(SUBJECT)
-                logging.config.dictConfig({"version": 1})  # disables every logger there is
+                logging.config.dictConfig({"version": 1})  # disables every existing logger
                 stay_enabled()
                 warnings.warn(FORGERY, UserWarning, stacklevel=1)
 
@@ -403,7 +403,7 @@ def test_a_message_that_cannot_be_formatted_is_reported_and_not_raised(configure
 
 
 def dictionary(*names, stream="ext://sys.stderr", fmt="%(name)s|%(message)s", **more):
-    """A configuration of these loggers, each with a handler of its own format."""
+    """A configuration of these loggers; each has a handler with its own format."""
     return {
         "version": 1,
         "formatters": {"f": {"format": fmt} | more},
@@ -603,7 +603,7 @@ def test_the_example_in_the_documentation_can_be_applied(log_config, tmp_path):
 def test_uvicorns_own_dictionary(configured, capfd, colors):
     before = copy.deepcopy(LOGGING_CONFIG)
     made = setup(log_config=LogDefinition(LOGGING_CONFIG), use_colors=colors)
-    for _ in range(2):  # as an arbiter and its worker do
+    for _ in range(2):  # like an arbiter and its worker
         made.apply(SUBJECT)
     logger.info("hello")
     access_logger.info('%s - "%s %s HTTP/%s" %d', "192.0.2.1:9", "GET", "/", "1.1", 200)
@@ -673,7 +673,7 @@ class Formatter(logging.Formatter):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package of the application with a formatter, which isn't on the path."""
+    """A package of the application with a formatter; it isn't on the path."""
     (tmp_path / "shoplog").mkdir()
     (tmp_path / "shoplog" / "__init__.py").write_text("")
     (tmp_path / "shoplog" / "log.py").write_text(SHOUTING)

@@ -9,7 +9,7 @@ from esg.net.opening import open_listeners
 
 @pytest.fixture
 def listen():
-    """Opens listeners, and closes them in the end."""
+    """Opens listeners, and closes them at the end."""
     opened = []
 
     def start(*binds, backlog=16):

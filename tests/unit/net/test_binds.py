@@ -1,4 +1,4 @@
-"""Where to listen, as it is written."""
+"""The text of a bind."""
 
 from __future__ import annotations
 

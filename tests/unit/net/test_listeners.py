@@ -103,7 +103,7 @@ def break_by_waiting(sock):
 
 
 def broken(listener, how):
-    """Have somebody else who has the socket break it."""
+    """Let another process that has the socket break it."""
     other = listener.sock.dup()
     how(other)
     return other

@@ -1,4 +1,4 @@
-"""Which sockets are opened, kept or taken for the addresses in the settings."""
+"""Which sockets are opened, kept or adopted for the addresses in the settings."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_bad_address_among_good_ones(listen):
 
 
 def resolving(monkeypatch, *hosts):
-    """Have every name resolve to these addresses."""
+    """Make every name resolve to these addresses."""
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in hosts]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
 

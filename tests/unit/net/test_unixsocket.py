@@ -16,7 +16,7 @@ from esg.net.unixsocket import Access, SocketFile
 
 
 class Watched(socket.socket):
-    """One that does something between bind(2) and listen(2)."""
+    """A socket that does something between bind(2) and listen(2)."""
 
     def __init__(self, meanwhile):
         super().__init__(socket.AF_UNIX)
@@ -60,7 +60,7 @@ def test_a_link_in_its_place_directs_nothing_elsewhere(path, tmp_path):
 
 
 def test_two_starts_do_not_take_each_others_socket(path):
-    """The second one comes when the first has its file, and nobody listens on that yet."""
+    """The second one starts when the first has made its file but doesn't listen on it yet."""
     outcome = []
 
     def second():
@@ -74,7 +74,7 @@ def test_two_starts_do_not_take_each_others_socket(path):
 
     def begin_second():
         thread.start()
-        thread.join(0.1)  # it must not get on; if it does, it is over by now
+        thread.join(0.1)  # it must wait; if it didn't, it would have ended by now
         outcome.append("the first listens")
 
     with Watched(begin_second) as sock:

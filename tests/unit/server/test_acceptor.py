@@ -1,4 +1,4 @@
-"""What a worker does with several listeners, in simulated time."""
+"""A worker with several listeners, in simulated time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from esg.settings.schema import Config
 
 
 class Loop:
-    """In place of an event loop: readable listeners are told once in each millisecond."""
+    """Replaces the event loop: reports readable listeners once in each millisecond."""
 
     def __init__(self):
         self.now = 0.0
@@ -43,14 +43,14 @@ class Loop:
             for timer in [timer for timer in self.timers if timer.at <= self.now]:
                 self.timers.remove(timer)
                 timer.run()
-            # As a poll does: what was readable is told, even if a callback stopped watching it.
+            # Like a poll: readable files are reported, even if a callback stopped watching them.
             for callback, args in list(self.readers.values()):
                 callback(*args)
             after()
 
 
 class Listener:
-    """One that is readable all the time; `error` is what accepting fails with."""
+    """A listener that is always readable; `error` is the error of each accept."""
 
     def __init__(self, number):
         self.number = number
@@ -81,7 +81,7 @@ class Listener:
 
 
 class Service:
-    """What an acceptor needs of a service."""
+    """The parts of a service that an acceptor needs."""
 
     def __init__(self, load, **settings):
         self.config = prepare(Config(app="test:app", **settings))
@@ -97,7 +97,7 @@ class Service:
 
 @pytest.fixture
 def world(monkeypatch):
-    """Makes an acceptor with listeners, and workers with these loads beside it."""
+    """Makes an acceptor with listeners, and other workers with these loads."""
 
     def take(self, sock, peer):
         self._service.change_load(+1)
@@ -120,7 +120,7 @@ def taken(listeners):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_several_listeners_have_the_credit_of_one(world, count):
-    """A worker that is ahead takes one connection after a pause, then two, then four."""
+    """A worker that is ahead accepts one connection after a pause, then two, then four."""
     service, listeners, _ = world(count, 20, 5)
     before = []
     while len(before) < 7:
@@ -168,7 +168,7 @@ def test_a_listener_that_fails_leaves_the_others_alone(world):
 
 
 def test_a_listener_that_failed_does_not_come_back_early(world):
-    """A pause of all, which ends while one has a longer pause of its own."""
+    """A pause for all listeners that ends while one listener has a longer pause."""
     service, (bad, good), _ = world(2, 0, 0)
     bad.error = errno.EMFILE
     service.loop.run(0.001)
@@ -190,7 +190,7 @@ def test_a_stop_in_a_pause_ends_it(world):
 
 
 class Queued(Listener):
-    """One that has some connections in its queue."""
+    """A listener that has some connections in its queue."""
 
     left = 5
 
@@ -203,7 +203,7 @@ class Queued(Listener):
 
 @pytest.mark.parametrize(("empties_all", "left"), [(False, 5), (True, 0)])
 def test_queues_that_others_may_have(world, monkeypatch, empties_all, left):
-    """Without anybody who is known to go on, a worker takes them before it leaves."""
+    """If no other worker is known to stay, a worker accepts them before it leaves."""
     monkeypatch.setattr("esg.server.acceptor.DRAIN_TIME", 0)
     _, _, acceptor = world(0, 0, 0)
     acceptor._listeners = [Queued(1), Queued(2)]
@@ -215,7 +215,7 @@ def test_queues_that_others_may_have(world, monkeypatch, empties_all, left):
 
 
 def count_accepts(listener):
-    """Have a listener note each call, also those that fail."""
+    """Make a listener note each call, also failed ones."""
     calls = []
     accept = listener.accept
     listener.accept = lambda: (calls.append(1), accept())[1]
@@ -231,7 +231,7 @@ def test_a_tcp_socket_that_was_shut_down_is_an_error_and_no_busy_loop(world):
     (error,) = service.errors
     assert error.startswith("can't accept on http://127.0.0.1:0: ")
     assert "shut it down" in error
-    listener.error = None  # the arbiter has mended it
+    listener.error = None  # the arbiter has repaired it
     service.loop.run(2 * SHUT_PAUSE, lambda: service.change_load(-service.load))
     assert listener.accepted > 100
 

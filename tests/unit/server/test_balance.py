@@ -1,4 +1,4 @@
-"""Which worker takes the next connection: the policy alone, in simulated time."""
+"""Which worker accepts the next connection: only the policy, in simulated time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from esg.server.acceptor import MARGIN, PAUSE, Balance, Seldom, endpoint
 class World:
     """Workers that share a socket; `first` always wakes before the others.
 
-    A shared socket wakes workers in no fair order, so it is assumed to be as unfair as can be.
+    A shared socket doesn't wake workers in a fair order, so the least fair order is simulated.
     """
 
     def __init__(self, workers, first=0, blocked=(), seed=1):
@@ -28,7 +28,7 @@ class World:
         self.longest_wait = 0.0
 
     def connect(self):
-        """One client connects, and is taken in the end."""
+        """One client connects, and is accepted at the end."""
         begin = self.now
         while not self._taken():
             pass
@@ -78,7 +78,7 @@ def test_a_worker_alone_takes_everything():
 @pytest.mark.parametrize("workers", [2, 4, 8])
 @pytest.mark.parametrize("gap", [0.0, PAUSE / 40, PAUSE / 2, PAUSE * 1.05, PAUSE * 5])
 def test_connections_spread_evenly(workers, gap):
-    """Be they a burst or a trickle in which every pause is over before the next one comes."""
+    """In a burst, or slowly, so that every pause is over before the next connection."""
     world = World(workers)
     for _ in range(workers * 50):
         world.connect()

@@ -1,4 +1,4 @@
-"""`esg.Server`: serving on a loop that belongs to somebody else."""
+"""`esg.Server`: serving on another program's event loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOOPS = ["asyncio", "uvloop"]
 
 @pytest.fixture(autouse=True)
 def log():
-    """What is logged; the logger is left as it was."""
+    """The log; the logger is restored at the end."""
     logger = logging.getLogger("esg")
     before = logger.level, logger.propagate, logger.handlers[:]
     yield
@@ -89,7 +89,7 @@ async def until(condition):
 
 @contextlib.contextmanager
 def in_thread(server, sock=None):
-    """The server in a thread of its own, as test suites have it."""
+    """The server in a separate thread, as in test suites."""
     failures = []
 
     def target():
@@ -171,7 +171,7 @@ def test_it_listens_where_its_config_says(capfd):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """What is waited for is logged much earlier and more often than usual."""
+    """Reports of what the server is waiting for come much earlier and more often than usual."""
     monkeypatch.setattr(waits, "FIRST_WAIT", 0.02)
     monkeypatch.setattr(waits, "INTERVAL", 0.02)
 
@@ -520,7 +520,7 @@ def test_whichever_server_ends_first_the_handlers_are_those_from_before(first):
 
 
 def in_child(work):
-    """The exit status of a forked child that runs `work` and ends with what that returns."""
+    """The exit status of a forked child that runs `work`: the result of `work`."""
     pid = os.fork()
     if pid == 0:
         status = 99
@@ -532,7 +532,7 @@ def in_child(work):
 
 
 def sockets_at(port):
-    """How many of this process's TCP sockets are bound to a port."""
+    """The number of this process's TCP sockets that are bound to a port."""
     found = 0
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(fd))) as sock:

@@ -1,4 +1,4 @@
-"""Which loop a worker runs."""
+"""Which event loop a worker runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from esg.server.loops import loop_factory, loop_in_place_of
 
 @pytest.fixture
 def patched(monkeypatch) -> None:
-    """The main thread looks as gevent's monkey.patch_all() leaves it: it is another one."""
+    """The main thread as after gevent's monkey.patch_all(): another object."""
     monkeypatch.setattr(threading.main_thread(), "_ident", 1)
 
 

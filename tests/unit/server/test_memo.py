@@ -1,4 +1,4 @@
-"""Caches that strangers fill: bounded in entries and in bytes, and all of them are."""
+"""All caches that clients can fill are bounded in entries and in bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from esg.server.proxy.headers import TrustedProxies, apply
 from esg.server.wsgi.environ import request_environ
 
 MOST_BYTES = 4 << 20
-"""What one cache may take, with the objects that Python makes for an entry."""
+"""The most bytes of one cache, including Python's objects for its entries."""
 
 
 def test_what_is_kept_is_found():
@@ -46,7 +46,7 @@ def test_all_is_forgotten_when_it_is_full():
 
 
 def size_of(thing):
-    """Bytes that a thing takes with what it is made of, each object counted once for each use."""
+    """The bytes of an object with its parts; a shared object counts for each use."""
     if isinstance(thing, dict):
         inner = [part for item in thing.items() for part in item]
     elif isinstance(thing, list | tuple):
@@ -65,7 +65,7 @@ def memos():
 
 
 def texts(count):
-    """Short and long ones, no two alike."""
+    """Short and long ones, all different."""
     random.seed(1)
     for number in range(count):
         yield b"%d-" % number + b"z" * random.choice((0, 5, 50, 100, 250, 1000, 20_000, 60_000))
@@ -73,7 +73,7 @@ def texts(count):
 
 
 class Head:
-    """What a parser says of a request."""
+    """A parser's result for a request."""
 
     def persists(self):
         return True

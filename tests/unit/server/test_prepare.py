@@ -1,4 +1,4 @@
-"""What is made of the settings before there is a worker: packages that they need are there."""
+"""Checks before any worker starts: the packages that the settings need are installed."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from esg.server.stacks import task_stack, where_task_waits
 
 
 class Deadlocked(asyncio.Task):
-    """A task that seems to wait for itself, as one does that waits for a task that waits for it."""
+    """A task that seems to wait for itself, like a task in a cycle of waiting tasks."""
 
     _fut_waiter = property(lambda self: self)
 

@@ -29,7 +29,7 @@ class Exchange:
 
 
 class Service:
-    """One whose clock was set at NOW, with these requests."""
+    """A service whose clock was set at NOW, with these requests."""
 
     now = NOW
 
@@ -40,7 +40,7 @@ class Service:
 
 
 class Mail:
-    """Keeps what is sent."""
+    """Keeps the sent messages."""
 
     def __init__(self):
         self.sent = []

@@ -1,4 +1,4 @@
-"""The TLS settings: what can't work is one clear line, and what a scope says of a connection."""
+"""The TLS settings: errors are one clear line; and the scope of a TLS connection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def config(**values):
 
 
 def refusal(**values):
-    """The one line that these settings are refused with."""
+    """The one-line error for these settings."""
     with pytest.raises(ConfigError) as caught:
         server_context(config(**values))
     assert caught.value.exit_code == 2
@@ -302,7 +302,7 @@ def test_a_distinguished_name(subject, name):
 
 
 class Session:
-    """An SSLObject whose client has shown a certificate."""
+    """An SSLObject whose client has presented a certificate."""
 
     def getpeercert(self, binary_form):
         return b"own"

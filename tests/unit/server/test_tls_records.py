@@ -1,4 +1,4 @@
-"""Counting the records of a stream that comes in pieces of any size."""
+"""Counts the TLS records of a stream that arrives in pieces of any size."""
 
 from __future__ import annotations
 

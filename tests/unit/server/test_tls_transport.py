@@ -1,4 +1,4 @@
-"""TLS on a transport of the test's: what a client can make the server do with records."""
+"""TLS on the test's transport: the work that a client's records can cause."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.openssl import OpenSSL
 
 
 class Below:
-    """The transport of a socket. It reads, or is told not to."""
+    """The transport of a socket, which can be paused."""
 
     def __init__(self):
         self.written = b""
@@ -44,7 +44,7 @@ class Below:
 
 
 class Above:
-    """The protocol that TLS is for."""
+    """The protocol above TLS."""
 
     def __init__(self):
         self.pieces = []
@@ -111,7 +111,7 @@ class Desk:
             callback()
 
     def tiny(self, count):
-        """Records of a byte each."""
+        """Records of one byte each."""
         return b"".join(self.client.data(b"x") for _ in range(count))
 
 
@@ -230,7 +230,7 @@ def test_a_flood_of_key_updates_ends_the_connection(desk, answer, together):
 
 
 def test_key_updates_before_a_record_with_data_count(desk):
-    """All in one small read, which ends with a record that OpenSSL gives the data of."""
+    """All in one small read, whose last record has data for the application."""
     sent = 0
     while not desk.below.closed:
         updates = b"".join(desk.client.key_update() for _ in range(20))
@@ -254,7 +254,7 @@ def test_who_takes_no_answers_is_not_read(desk):
     desk.transport.pause_writing()
     desk.transport.data_received(desk.client.data(b"x"))
     assert desk.below.reading
-    for _ in range(2):  # OpenSSL answers when it reads or writes the next time
+    for _ in range(2):  # OpenSSL answers at its next read or write
         desk.transport.data_received(desk.client.key_update())
     assert not desk.below.reading
     desk.transport.resume_writing()

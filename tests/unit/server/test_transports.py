@@ -12,7 +12,7 @@ from esg.server.transports import lines_writer
 
 
 class Peer(asyncio.Protocol):
-    """Notes whether it is asked to write no more."""
+    """Notes whether it is asked to pause writing."""
 
     paused = False
 
@@ -37,7 +37,7 @@ def test_pieces_are_sent_in_order_and_who_is_slow_is_waited_for(name):
             transport, protocol = await loop.create_connection(Peer, sock=ours)
             lines_writer(transport)(pieces)
             assert protocol.paused
-            transport.close()  # what was written is sent all the same
+            transport.close()  # data that was written is still sent
             received = b""
             while data := await loop.sock_recv(theirs, 1 << 20):
                 received += data

@@ -1,4 +1,4 @@
-"""Work that is put off to later turns of the event loop, with a loop and a clock of the test's."""
+"""Work that is postponed to later turns of the event loop, with the test's loop and clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from esg.server.turns import SHARE, WORTH_COUNTING, Turns
 
 
 class Loop:
-    """Turns when the test says so; its clock moves with the work that is done."""
+    """A loop that the test turns; its clock advances with the work."""
 
     def __init__(self):
         self.due = []
@@ -61,7 +61,7 @@ def test_a_turn_has_time_for_its_share_of_it(loop):
 
 
 def test_connections_take_turns(loop):
-    """One that always has more to do stands behind all others that had to wait."""
+    """A task that always has more work waits behind all others that had to wait."""
     done = []
 
     def go_on(name):

@@ -1,4 +1,4 @@
-"""What names from gunicorn mean here."""
+"""The meaning of names from gunicorn."""
 
 from __future__ import annotations
 

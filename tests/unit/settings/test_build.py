@@ -1,4 +1,4 @@
-"""Settings: what a value may be, what may go together, what a reload may change."""
+"""Settings: valid values, valid combinations, and the changes that a reload may make."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from esg.settings.schema import SETTINGS, Config, nearest, setting_named
 
 
 def made(**values):
-    """A Config as the command line would give it."""
+    """A Config as from the command line."""
     given = {"app": "example:app"} | values
     return build({name: Raw(value, f"--{name}") for name, value in given.items()})
 
@@ -510,7 +510,7 @@ def test_websockets_can_be_declined():
 
 @pytest.fixture
 def everything_built(monkeypatch):
-    """With all that `--wsgi` and `--worker-class` stand for."""
+    """With all settings that `--wsgi` and `--worker-class` imply."""
     kind = choice("auto", "asgi3", "asgi2", "wsgi")
     built = {
         "interface": dataclasses.replace(SETTINGS["interface"], kind=kind),

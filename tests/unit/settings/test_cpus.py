@@ -1,4 +1,4 @@
-"""How many CPUs may be used: affinity, and the quotas of both versions of cgroups."""
+"""The number of usable CPUs: affinity, and the quotas of both versions of cgroups."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from esg.settings.build import Raw, build
 
 @pytest.fixture(autouse=True)
 def same_folder_and_path(monkeypatch, tmp_path):
-    """Whatever a test does, it ends where it began."""
+    """Each test ends in the folder in which it began."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PWD", raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -115,7 +115,7 @@ def test_a_worker_whose_release_was_deleted_uses_the_current_release(current, tm
     (tmp_path / "1/code").mkdir()
     (tmp_path / "2/code").mkdir()
     entered = folders.enter(config(tmp_path, chdir="current", app_dir="code"))
-    entered = dataclasses.replace(entered, app_dir=str(tmp_path / "1/code"))  # as `prepare` does
+    entered = dataclasses.replace(entered, app_dir=str(tmp_path / "1/code"))  # like `prepare`
     sys.path.insert(0, str(tmp_path / "1"))
     switch(current)
     (tmp_path / "1/code").rmdir()

@@ -1,4 +1,4 @@
-"""Settings as text: what `--print-config` prints, and the reference."""
+"""Settings as text: the output of `--print-config`, and the reference page."""
 
 from __future__ import annotations
 

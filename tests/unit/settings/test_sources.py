@@ -1,4 +1,4 @@
-"""Where settings come from, and which source wins."""
+"""The sources of settings, and their precedence."""
 
 from __future__ import annotations
 
@@ -626,7 +626,7 @@ def test_a_reload_with_an_empty_env_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"/vars is empty, .*restart to do without it"):
         check_reload(before, with_env_file(tmp_path, ""))
     other = loaded(tmp_path, {}, {"env_file": Raw("", "--env-file")})
-    check_reload(before, other)  # it is the option that has gone
+    check_reload(before, other)  # the option was removed
 
 
 def test_a_file_that_is_half_written_does_not_move_the_service(tmp_path):

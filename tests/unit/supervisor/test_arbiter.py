@@ -1,4 +1,4 @@
-"""Parts of the arbiter that take no process."""
+"""Parts of the arbiter that need no process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def handle_and_worker():
 
 
 def rows(mail) -> list[int]:
-    """Numbers of the rows that have come."""
+    """The numbers of the rows that have arrived."""
     messages, _ = mail.receive(FromArbiter)
     news = [message for message in messages if isinstance(message, NewRow)]
     for fd in [fd for message in news for fd in message.fds]:

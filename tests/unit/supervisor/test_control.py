@@ -1,4 +1,4 @@
-"""The arbiter's end of the control socket, where the process has no room for a client."""
+"""The arbiter's end of the control socket, when the process has no descriptor for a client."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from esg.supervisor.control import Control
 
 @pytest.fixture
 def path():
-    """A short one, as that of a UNIX socket must be."""
+    """A short path, because the path of a UNIX socket must be short."""
     path = f"/tmp/esg-control-{os.getpid()}"
     yield path
     assert not os.path.exists(path)
@@ -50,7 +50,7 @@ def connected(path):
 
 @contextlib.contextmanager
 def no_descriptors():
-    """While there is none to be had."""
+    """While no descriptor is available."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
     taken = []
@@ -66,7 +66,7 @@ def no_descriptors():
 
 
 def turn(selector):
-    """One turn of the loop; gives how much there was to do."""
+    """One turn of the loop; returns the number of events."""
     ready = selector.select(0)
     for key, _ in ready:
         key.data()
@@ -85,7 +85,7 @@ def test_without_descriptors_a_client_waits_and_the_loop_does_not_spin(
             control.turn(begun - 0.001)
             assert turn(selector) == 0
             control.turn(begun)
-            assert turn(selector) == 1  # and there is still none
+            assert turn(selector) == 1  # there is still no descriptor
             assert turn(selector) == 0
             assert control.next_deadline() >= begun
         client.sendall(b'{"command": "reload"}\n')
@@ -106,7 +106,7 @@ def test_a_client_that_goes_makes_room_at_once(control, selector, path):
             first.close()
             assert turn(selector) == 1  # it has gone
             assert control.next_deadline() is None
-            assert turn(selector) == 1  # the other is taken in its place
+            assert turn(selector) == 1  # the other one is accepted in its place
             assert control.next_deadline() is None
 
 
@@ -129,7 +129,7 @@ def test_a_client_that_only_ends_what_it_sends_hears_the_answer(
         for _ in range(4):
             turn(selector)
         assert [command for command, _, _ in commands] == ["reload"]
-        assert turn(selector) == 0  # the end that it sent is not read again and again
+        assert turn(selector) == 0  # its end of stream isn't read again and again
         control.answer(1, Answer(True, "reloaded"))
         assert decode_answer(client.recv(1000)) == Answer(True, "reloaded")
         assert client.recv(1000) == b""

@@ -1,4 +1,4 @@
-"""Generations by number: what is opened for each, and what is closed when it is retired."""
+"""Generations by number: each opens its sockets and log files, and closes them when it retires."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def config(tmp_path, *binds, log="log", **values):
 
 
 def open_files():
-    """Where this process's descriptors lead to."""
+    """The files behind this process's descriptors."""
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         try:
             found.add(os.readlink(f"/proc/self/fd/{fd}"))
-        except FileNotFoundError:  # the folder's own descriptor
+        except FileNotFoundError:  # the descriptor of the folder itself
             continue
     return found
 

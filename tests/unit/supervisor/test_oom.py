@@ -1,4 +1,4 @@
-"""Kills for want of memory, as cgroups of both versions count them."""
+"""Kills by the out-of-memory killer, as both versions of cgroups count them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXTS = {
 
 @pytest.fixture(params=LAYOUTS.values(), ids=LAYOUTS)
 def cgroup(tmp_path, request):
-    """Sets the count, and gives the file that has it."""
+    """Sets the count, and returns the file that contains it."""
     groups, name = request.param
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text(groups + "\n")

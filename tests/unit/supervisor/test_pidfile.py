@@ -1,4 +1,4 @@
-"""The pid file: whole, locked, and nobody else's."""
+"""The pid file: complete, locked, and never another process's."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_child_that_lets_go_does_not_let_go_for_us(path):
 
 
 def locks_of_readers(path):
-    """The locks that a user can have who may only read the file."""
+    """The locks that a user can get with read permission only."""
     whole = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
     yield lambda fd: fcntl.flock(fd, fcntl.LOCK_EX)
     yield lambda fd: fcntl.lockf(fd, fcntl.LOCK_SH)
@@ -132,7 +132,7 @@ def test_a_lock_of_somebody_who_may_only_read_is_no_obstacle(path, number):
         list(locks_of_readers(path))[number](reader.fileno())
         held = acquire(path)
         with open(path) as again:
-            if number != 0:  # the lock that says that it runs can't be shared
+            if number != 0:  # the lock that shows a running process can't be shared
                 with pytest.raises(BlockingIOError):
                     fcntl.lockf(again.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
         with pytest.raises(PidFileError, match="is running with"):

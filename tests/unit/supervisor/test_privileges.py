@@ -1,4 +1,4 @@
-"""Who workers are to be."""
+"""The users and groups of workers."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_nobody_of_that_name(name):
 @pytest.mark.parametrize("number", [2**32 - 1, 2**32, 99999999999, "9" * 5000])
 @pytest.mark.parametrize("name", ["user", "group"])
 def test_numbers_that_no_one_can_have(name, number):
-    """2**32 - 1 is -1 to setresuid(2), which then changes nothing."""
+    """For setresuid(2), 2**32 - 1 is -1, which means "don't change it"."""
     with pytest.raises(ConfigError, match=f"--{name}: this machine has no {name} '{number}'"):
         made(**{name: str(number)})
     owner = f"{number}:0" if name == "user" else f"0:{number}"
@@ -93,7 +93,7 @@ def test_the_highest_number_that_one_can_have():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The system calls, which succeed, and change nothing."""
+    """Replaces the system calls: they succeed, and change nothing."""
     called = []
     for name in ("setgroups", "setresgid", "setresuid", "umask"):
         monkeypatch.setattr(os, name, lambda *values, name=name: called.append((name, *values)))

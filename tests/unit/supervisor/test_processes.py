@@ -1,4 +1,4 @@
-"""A worker as the arbiter holds it: its mail, its signals, the file of its stacks."""
+"""A worker's handle in the arbiter: mail, signals, the file of its stacks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def handle_and_worker() -> Iterator[tuple[WorkerHandle, Mailbox]]:
 
 
 def fill(handle: WorkerHandle) -> None:
-    """Post until there is no room, in a mailbox that nobody reads."""
+    """Post into a mailbox that isn't read, until there is no room."""
     while handle.mailbox.send(ReloadFailed("full", "x" * 4000)):
         continue
 
 
 def received(mailbox: Mailbox) -> list[FromArbiter]:
-    """What has come, without what `fill` has posted."""
+    """The messages that have arrived, without those of `fill`."""
     messages, _ = mailbox.receive(FromArbiter)
     return [message for message in messages if getattr(message, "reason", "") != "full"]
 

@@ -1,4 +1,4 @@
-"""What the log says about a worker in boot and a stuck one, going by its mail and its stacks."""
+"""Log lines about booting and stuck workers, from their mail and their stacks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def line(progress: Progress, stacks: str = WAITING, now: float = 107.0) -> str:
 
 
 def in_startup(*places: str) -> Progress:
-    """Of a worker whose startup began at 102."""
+    """The report of a worker whose startup began at 102."""
     progress = Progress()
     for number, place in enumerate(places):
         progress.take(InStartup(place), 102.0 + number)
@@ -79,7 +79,7 @@ def test_a_place_that_a_worker_makes_up_is_cut() -> None:
 
 
 def requests(message: HeldRequests | None, in_flight: int = 2, since_beat: float = 31.0) -> str:
-    """Of a worker that is killed at 130, and said this at 101.5."""
+    """The lines about a worker that is killed at 130 and sent this at 101.5."""
     progress = Progress()
     if message is not None:
         progress.take(message, 101.5)

@@ -1,4 +1,4 @@
-"""What a generation listens on, and what becomes of what it doesn't."""
+"""The sockets that a generation listens on, and the end of those that it doesn't."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from esg.supervisor.sockets import Sockets
 
 
 class Notes:
-    """In place of the notifier: notes what would be said."""
+    """Replaces the notifier: notes the messages."""
 
     def __init__(self):
         self.said = []
@@ -37,7 +37,7 @@ class Notes:
 
 @dataclasses.dataclass
 class Worker:
-    """In place of a handle."""
+    """Replaces a handle."""
 
     listeners: Sequence[Any]
     accepts: bool = True
@@ -84,7 +84,7 @@ def config(*binds, **values):
 
 
 def handed(name, *, sock=None):
-    """As the service manager would give it: a descriptor that is nobody's object."""
+    """A descriptor without a socket object, as the service manager passes it."""
     sock = sock or socket.create_server(("127.0.0.1", 0))
     return Handed(sock.detach(), name)
 
@@ -166,7 +166,7 @@ def test_a_worker_that_drains_is_named_if_it_has_the_address(sockets, workers):
     first = config("127.0.0.1:0", "127.0.0.2:0")
     listeners = sockets.open(1, first)
     address = f"127.0.0.2:{port_of(listeners[1])}"
-    copy = listeners[1].sock.dup()  # as a worker has
+    copy = listeners[1].sock.dup()  # like a worker's copy
     workers.append(Worker(listeners, accepts=False))
     less = config("127.0.0.1:0")
     sockets.open(2, less)
@@ -243,7 +243,7 @@ def test_what_no_bind_takes_is_closed_and_named(sockets):
 
 
 def test_a_socket_that_is_closed_cannot_be_had_back(sockets):
-    """Its number is another's by now."""
+    """Its number belongs to another file by now."""
     item = handed("web")
     sockets.begin(1, config("127.0.0.1:0"), [item])
     for bind in (f"fd://{item.fd}", "fd://web"):
@@ -300,7 +300,7 @@ def test_names_in_the_store_tell_binds_apart():
 
 
 def test_a_stored_socket_is_taken_back_once(sockets, notifier):
-    """Though the store has it twice."""
+    """Even though the store has it twice."""
     sock = socket.create_server(("127.0.0.1", 0))
     port, twin = sock.getsockname()[1], sock.dup()
     items = [stored(one, Address("127.0.0.1", 0)) for one in (sock, twin)]

@@ -1,4 +1,4 @@
-"""The file of a worker's stacks, whatever the worker does to it."""
+"""The file of a worker's stacks, even if the worker tampers with it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_worker_cannot_cut_the_file_short(stacks: StackFile) -> None:
 def test_a_file_that_shrank_is_read_all_the_same(
     stacks: StackFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing may rely on the seal: a size is only what the worker left it at."""
+    """Nothing may rely on the seal: the worker may have changed the file's size."""
     os.write(stacks.workers_fd, b"x" * 1000)
     stacks.skip()
     os.pwrite(stacks.workers_fd, b"now", 0)
@@ -74,7 +74,7 @@ def test_where_memory_files_are_denied_stacks_go_to_standard_error(
     stacks.skip()
     assert stacks.read() == ""
     stacks.close()
-    os.fstat(2)  # it is still open
+    os.fstat(2)  # the file is still open
 
 
 def test_no_descriptor_is_no_denial(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What the service manager is told, and what it hands over."""
+"""Messages to the service manager, and sockets that it hands over."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_no_interval_of_a_watchdog(manager, text):
     ("given", "capacity"), [({"FDSTORE": "16"}, 16), ({}, None), ({"FDSTORE": "many"}, None)]
 )
 def test_how_much_is_stored(given, capacity):
-    """systemd.exec(5), $FDSTORE: since version 254, and only where something is stored."""
+    """systemd.exec(5), $FDSTORE: since version 254, and only if the unit may store descriptors."""
     environ = {"NOTIFY_SOCKET": "/run/systemd/notify", **given}
     assert Notifier.from_environment(environ, 7).capacity == capacity
     assert environ == {}

@@ -66,7 +66,7 @@ def pipe():
 
 
 def written(pipe, *records, colors=False):
-    """The lines that are written for these records."""
+    """The lines for these records."""
 
     async def run():
         log = uvicorns_log(pipe.write_fd, colors)
@@ -208,7 +208,7 @@ def terminal():
 
 
 def chosen(fd, **settings):
-    """The log that these settings make, its access log going to `fd`."""
+    """The log of these settings, with the access log on `fd`."""
     setup = LogSetup(Config(**settings), LogFiles(), LogFile(fd), LogFile(fd), None)
 
     async def choose():
@@ -326,7 +326,7 @@ def test_a_log_that_cannot_be_written_is_complained_of_once():
 
 
 def test_a_full_pipe_neither_blocks_nor_ends_the_server(pipe, capfd):
-    """What there was no room for is written when there is, without further requests."""
+    """Lines without room are written as soon as there is room, without further requests."""
 
     async def run():
         log = uvicorns_log(pipe.write_fd)

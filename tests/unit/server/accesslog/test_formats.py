@@ -1,4 +1,4 @@
-"""What the atoms of a format stand for, held against gunicorn's own lines; and JSON lines."""
+"""The values of a format's atoms, compared with gunicorn's lines; and JSON lines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HEADERS = [
 
 
 def exchange(**changes):
-    """A finished exchange, as far as a line needs one."""
+    """The parts of a finished exchange that a line needs."""
     scope = {
         "client": ("192.0.2.1", 4711),
         "server": ("127.0.0.1", 8000),
@@ -215,7 +215,7 @@ def test_what_a_request_has_not_is_left_out():
 
 @given(CHAOS, CHAOS)
 def test_whatever_a_client_sends_is_one_line_of_json(target, value):
-    assume(target.find(b"://") < 1)  # else it is an absolute target, which has a test of its own
+    assume(target.find(b"://") < 1)  # otherwise it is an absolute target, which has its own test
     fields = fields_of(exchange(target=target, headers=[(b"x-request-id", value)]))
     assert fields["request_id"] == value.decode("latin-1")
     assert fields["path"] == target.partition(b"?")[0].decode("latin-1")
@@ -224,7 +224,7 @@ def test_whatever_a_client_sends_is_one_line_of_json(target, value):
 # -- parsers that people use -------------------------------------------------------------
 
 QUOTED = r'"((?:\\.|[^"\\])*)"'
-"""A quoted string as grok's QS, Apache's own escaping and many more have it: \\" doesn't end it."""
+"""A quoted string of grok's QS, Apache and many others: \\" doesn't end it."""
 
 COMBINED = re.compile(
     rf"(\S+) (\S+) (\S+) \[([^\]]+)\] {QUOTED} (\d{{3}}) (\d+|-) {QUOTED} {QUOTED}"
@@ -244,7 +244,7 @@ def by_shlex(line):
 
 
 def by_csv(line):
-    """As spreadsheets, databases and log shippers read it: without an escape character, too."""
+    """Spreadsheets, databases and log shippers may read it without an escape character."""
     ((host, dash, user, day, zone, *rest),) = csv.reader([line], delimiter=" ", doublequote=False)
     return (host, dash, user, f"{day} {zone}".strip("[]"), *rest)
 

@@ -1,4 +1,4 @@
-"""The ASGI lifespan protocol, as applications speak it, refuse it and break it."""
+"""The ASGI lifespan protocol, with applications that support, refuse or break it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUBJECT = worker_subject(3, 2, 4711)
 
 @pytest.fixture
 def log(caplog, monkeypatch):
-    """The log's records, of which each is to name its worker."""
+    """The log's records; each must name its worker."""
     monkeypatch.setattr(logging.getLogger("esg"), "propagate", True)
     caplog.set_level(logging.DEBUG, "esg")
     yield caplog
@@ -30,7 +30,7 @@ def levels(log):
 
 
 def run(app, mode="auto", limit=5.0):
-    """Start and shut down an application; gives its lifespan."""
+    """Start and shut down an application; returns its lifespan."""
 
     async def both():
         lifespan = Lifespan(app, mode, SUBJECT)
@@ -56,7 +56,7 @@ def started(app, mode="auto"):
 
 
 class App:
-    """Speaks the protocol and remembers what it heard."""
+    """Supports the protocol and remembers the received messages."""
 
     def __init__(self):
         self.scope = None
@@ -263,7 +263,7 @@ def test_a_start_that_is_said_to_have_failed(mode, message, told, detail):
 
 
 def test_a_start_that_failed_and_raised_too():
-    """As Starlette does."""
+    """Like Starlette."""
 
     async def app(scope, receive, send):
         await receive()

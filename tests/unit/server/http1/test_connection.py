@@ -1,4 +1,4 @@
-"""What a connection owes a client that reads slowly, whatever else the client sends meanwhile."""
+"""A client that reads slowly has its time, even if it sends other data meanwhile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENDS = {
         True,
     ),
 }
-"""What may come behind whole requests: bytes, and whether the client closes its side then."""
+"""What may follow whole requests: bytes, and whether the client closes its side after them."""
 
 SEND, RESUME = "send", "resume"
 
@@ -56,7 +56,7 @@ class SlowWire(Wire):
 
 @dataclasses.dataclass
 class Play:
-    """What a client does: pieces of bytes, with moments between them at which it reads again."""
+    """A client's actions: pieces of bytes, and moments at which it reads again."""
 
     steps: list[tuple[str, bytes]]
     stops: set[int]
@@ -91,7 +91,7 @@ async def act(stage: Stage, play: Play) -> None:
     connection = stage.connect(wire)
 
     def check_deadline():
-        """A slow reader has the time for sending, whatever it is that comes meanwhile."""
+        """A slow reader has all of `--timeout-send`, even if data arrives meanwhile."""
         if wire.paused and not wire.ended:
             assert connection.deadline > stage.service.now + TIMEOUTS["timeout_send"] / 2
 
@@ -114,7 +114,7 @@ async def act(stage: Stage, play: Play) -> None:
     connection.connection_lost(None)
     await stage.settled([wire])
     refused = (400,) if "error" in play.end else ()
-    # A request of which half has come is answered if its client hasn't said that there is no more.
+    # A request that is half received is answered, unless its client has closed its side.
     assert statuses == (200,) * play.whole + refused
     assert wire.ended is (play.end not in ("nothing", "half a head", "half a body"))
 

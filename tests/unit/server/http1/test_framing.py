@@ -1,4 +1,4 @@
-"""What a header section says about its message: policy that no parser can soften."""
+"""The policy for the framing in a header section, which is the same for every parser."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOST = (b"host", b"example.org")
 
 
 class Parser:
-    """What a parser knows of a request; like llhttp it may have its own idea of persistence."""
+    """A parser's result for a request; like llhttp, it may disagree about persistence."""
 
     def __init__(self, version):
         self.http_version = lambda: version

@@ -1,4 +1,4 @@
-"""Which parser a worker uses, and what every parser tells its sink."""
+"""Which parser a worker uses, and the calls that every parser makes to its sink."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_h11_where_httptools_is_missing(no_httptools, name):
 
 
 def test_the_server_runs_without_httptools():
-    """Nothing imports it that isn't asked to."""
+    """It is only imported if the settings ask for it."""
     code = """
 import sys
 
@@ -65,7 +65,7 @@ OFFER = b"GET /a HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocke
 
 
 class Sink:
-    """Notes what it is told; `refusal` is raised by `on_headers_complete`."""
+    """Notes its calls; `on_headers_complete` raises `refusal`."""
 
     def __init__(self, refusal=None):
         self.told = []
@@ -143,7 +143,7 @@ def test_what_the_head_says(make, version, persists):
     class Asking(Sink):
         def on_headers_complete(self):
             self.told = [own.method(), own.http_version(), own.upgrades()]
-            if version != "2.0":  # what llhttp says of it is of no interest
+            if version != "2.0":  # llhttp's opinion of it doesn't matter
                 assert own.persists() is persists
 
     sink = Asking()
@@ -153,7 +153,7 @@ def test_what_the_head_says(make, version, persists):
 
 
 def test_parsing_stops_behind_the_head_of_an_upgrade(make):
-    """What follows belongs to whoever takes the offer up."""
+    """The bytes after it belong to the protocol that was offered."""
     sink = Sink()
     own = make(sink)
     data = OFFER + b"\x81\x00\x00"
@@ -211,7 +211,7 @@ def test_what_the_sink_raises_comes_back(make):
 
 
 def test_a_target_is_told_before_its_line_is_complete(make):
-    """So that its length can be bounded."""
+    """So that its length can be limited."""
     sink = Sink()
     own = make(sink)
     for piece in (b"GET /a", b"bc", b"d HTTP/1.1\r\nHost: a\r\n", b"\r\n"):

@@ -1,4 +1,4 @@
-"""The bytes of a response's head, and that nothing an application gives can add a line."""
+"""The bytes of a response's head; an application's values can't add a line."""
 
 from __future__ import annotations
 

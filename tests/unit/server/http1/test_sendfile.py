@@ -45,7 +45,7 @@ def test_a_thread_that_begins_after_the_end_does_nothing(file):
 
 
 def test_a_thread_that_runs_at_the_end_keeps_its_descriptors(file):
-    """Their numbers could be those of other connections before it gets to using them."""
+    """Other connections could get the same numbers before the thread uses them."""
     begun, go_on, seen = threading.Event(), threading.Event(), []
 
     def use(fd):

@@ -1,4 +1,4 @@
-"""Who a request's client is, going by what trusted proxies say."""
+"""A request's client, according to trusted proxies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROXIES = trusting("10.0.0.0/8", "192.168.1.1", "2001:db8::/32", "_edge")
 
 
 def said(*fields, proxies=PROXIES):
-    """What a header section says; fields are written as on the wire."""
+    """The result of a header section; fields are written as on the wire."""
     headers = [tuple(part.strip() for part in field.encode().split(b":", 1)) for field in fields]
     return read([(name.lower(), value) for name, value in headers], proxies)
 
@@ -82,16 +82,16 @@ def test_a_mistyped_address_is_refused(entry):
         ("2001:db9::7", ("2001:db9::7", 0)),
         ("::ffff:203.0.113.7", ("203.0.113.7", 0)),
         (" 203.0.113.7\t", ("203.0.113.7", 0)),
-        # the rightmost that isn't trusted, whatever a client wrote to its left
+        # the rightmost untrusted address; a client may have written those to its left
         ("6.6.6.6, 203.0.113.7", ("203.0.113.7", 0)),
         ("6.6.6.6, 203.0.113.7, 10.0.0.2", ("203.0.113.7", 0)),
         ("6.6.6.6,203.0.113.7,192.168.1.1,10.0.0.2", ("203.0.113.7", 0)),
         ("203.0.113.7, [2001:db8::1]:80", ("203.0.113.7", 0)),
-        # empty elements are none (RFC 9110, section 5.6.1)
+        # empty elements don't count (RFC 9110, section 5.6.1)
         (",203.0.113.7, , 10.0.0.2,", ("203.0.113.7", 0)),
         # all are trusted: the leftmost
         ("10.0.0.3, 10.0.0.2", ("10.0.0.3", 0)),
-        # what can't be read ends the walk
+        # an unreadable element ends the search
         ("203.0.113.7, junk", None),
         ("203.0.113.7, unknown", None),
         ("203.0.113.7, junk, 10.0.0.2", ("10.0.0.2", 0)),
@@ -198,7 +198,7 @@ def test_x_forwarded_port(value, port):
         # client - https -> 10.0.0.2 - http -> 10.0.0.1 - http -> us
         ("203.0.113.7, 10.0.0.2", "https, http", "https"),
         ("203.0.113.7, 10.0.0.2", "https", "https"),
-        # what a client wrote is left alone
+        # a client's elements aren't used
         ("6.6.6.6, 203.0.113.7, 10.0.0.2", "http, https, http", "https"),
         ("203.0.113.7", "http, https", "https"),
         ("junk", "http, https", "https"),
@@ -276,7 +276,7 @@ def test_several_forwarded_fields_are_joined_in_order():
     ],
 )
 def test_x_forwarded_fields_hold_against_forwarded(field, expected):
-    """Most proxies pass on what a client wrote into Forwarded."""
+    """Most proxies pass on a client's own Forwarded field."""
     assert said("Forwarded: for=6.6.6.6;proto=https;host=evil.example", field) == expected
 
 
@@ -307,7 +307,7 @@ def test_nothing_raises_and_what_comes_out_is_well_formed(headers, proxies):
     "piece", ['"', "\\", ",", ";", "a=", 'a="', '\\"', "for=a;", " ", "=", '",']
 )
 def test_a_large_field_takes_time_in_proportion(piece):
-    """Compared with a loop over its characters: what goes back over them takes far longer."""
+    """Compared with a loop over its characters; backtracking would take far longer."""
     text = piece * (65536 // len(piece))
     for start in ("", 'a="'):
         spent = cpu_time(lambda start=start: said(f"Forwarded: {start}{text}"))
@@ -315,7 +315,7 @@ def test_a_large_field_takes_time_in_proportion(piece):
 
 
 def cpu_time(call):
-    """The least that a thread spends on it, in seconds."""
+    """The shortest CPU time of several runs, in seconds."""
 
     def spent():
         begin = time.thread_time()
@@ -363,7 +363,7 @@ def test_what_is_not_said_stays():
 
 
 def from_peer(host, *names):
-    """The scope of a request that has these fields."""
+    """The scope of a request with these fields."""
     client = None if host is None else (host, 5)
     fields = [(name, b"203.0.113.7") for name in names]
     return {"headers": fields, "client": client, "server": None, "scheme": "http"}

@@ -1,4 +1,4 @@
-"""The PROXY protocol's header: what is one, what isn't, and when that is known."""
+"""The PROXY protocol's header: valid and invalid ones, and when that is known."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from esg.server.proxy.protocol import (
     parse,
 )
 
-# What a load balancer of AWS sent: a checksum, a TLV of its own, padding.
+# From a load balancer of AWS: a checksum, a vendor's TLV, padding.
 FROM_AWS = bytes.fromhex(
     "0d0a0d0a000d0a515549540a 21110054 ac1f0771ac1f0a1f c8f20050"
     "030004e8d6892d ea00170176706365 2d30386432626631356661633530303163 39 040024"
@@ -103,7 +103,8 @@ def test_the_checksum_finds_a_flipped_bit(bit):
         parsed = parse(bytes(data))
     except BadProxyHeader:
         return
-    # It can't where the flip makes the checksum no checksum, the header longer, or nameless.
+    # It can't if the flip turns the checksum into another TLV, or changes the header's length or
+    # type.
     assert parsed is None or not parsed.names or data[28] != 3
 
 
@@ -198,7 +199,7 @@ def test_hostile_bytes_are_a_header_or_refused(data):
 
 @given(hostile, st.integers(0, 300))
 def test_what_was_refused_stays_so_and_what_was_taken_too(data, end):
-    """Whatever came of a beginning comes of the whole."""
+    """The result of a beginning is also the result of the whole."""
 
     def outcome(piece):
         try:

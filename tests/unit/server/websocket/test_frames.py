@@ -1,4 +1,4 @@
-"""Frames as bytes, and which library reads them."""
+"""Frames as bytes, and the choice of the library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of what a client sends over a WebSocket is handled in one turn of the event loop."""
+"""How many of a WebSocket client's bytes are handled in one turn of the event loop."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def frame(first, content=b""):
 
 
 class Owner:
-    """Notes what it is told."""
+    """Notes its calls."""
 
     def __init__(self):
         self.pings = self.pongs = self.beginnings = 0
@@ -80,7 +80,7 @@ class Counted:
 
 
 class Desk:
-    """An inbox, and a loop that turns when the test says so."""
+    """An inbox, and a loop that the test turns."""
 
     def __init__(self, ws="websockets", **settings):
         self.due = []
@@ -374,7 +374,7 @@ def test_when_a_message_began(room, begin, end):
 
 
 def compressing(ws="websockets", **settings):
-    """A desk on which compression was agreed on, and a client's compressor."""
+    """A desk with compression, and a client's compressor."""
     desk = Desk(ws, **settings)
     of = library(desk.service.config)
     _, deflate = of.agree("permessage-deflate")
@@ -450,13 +450,13 @@ TEXTS = {
     "four bytes": "\U0001f600" * (1 << 20),
     "wide": "a" * (4 << 20) + "\U0001f600",
 }
-"""A `str` holds its characters in as many bytes as its widest one needs; UTF-8 doesn't."""
+"""In a `str`, each character takes as many bytes as the widest one; in UTF-8 it doesn't."""
 
 
 @pytest.mark.parametrize("ws", ["websockets", "wsproto"])
 @pytest.mark.parametrize("kind", [*TEXTS, "binary"])
 def test_an_unfinished_message_holds_what_is_counted(kind, ws):
-    """Measured, since a library may keep a copy of its own."""
+    """Measured, because a library may keep its own copy."""
     desk, compressor = compressing(ws, ws_max_size=0, ws_max_buffered=1 << 30)
     content = TEXTS.get(kind, "b" * (4 << 20)).encode()
     frame_ = compressed(compressor, content, 0x42 if kind == "binary" else 0x41)
@@ -477,7 +477,7 @@ def test_a_message_that_waits_holds_what_is_counted(kind, ws):
 
 
 def traced(desk, data):
-    """Bytes that a desk holds of this after it has dealt with it."""
+    """The bytes that a desk still holds after it has handled this."""
     tracemalloc.start()
     try:
         desk.inbox.feed(data)

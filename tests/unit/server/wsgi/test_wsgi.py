@@ -100,7 +100,7 @@ def test_root_path_is_script_name(root_path, target, names):
 
 
 def test_a_root_path_that_the_target_has_encoded():
-    """As a proxy's `root_path` may be when a middleware has set it."""
+    """A middleware may set such a `root_path`."""
     scope = http_scope(http_template(None, None, ""), "GET", b"/a%20b/c", [], {})
     made = request_environ(scope | {"root_path": "/a b"})
     assert (made["SCRIPT_NAME"], made["PATH_INFO"]) == ("/a b", "/c")
@@ -177,7 +177,7 @@ def test_a_client_whose_port_is_not_known():
 
 
 def body(*pieces, cut=False):
-    """An Input that receives these pieces; counts how many were asked for."""
+    """An Input that receives these pieces, and a count of the received ones."""
     messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
     if cut:
         messages.append({"type": "http.disconnect"})
@@ -346,7 +346,7 @@ def test_the_level_that_a_text_begins_with(caplog, lines, text, level):
 
 
 def test_no_text_takes_long_to_find_a_level_in():
-    """A client's text must not hold the interpreter: compare it with a usual one."""
+    """A client's text must not block the interpreter: compare it with an ordinary text."""
 
     def quickest(text):
         return min(timeit.repeat(lambda: _level_of(text), number=1, repeat=5))
@@ -357,7 +357,7 @@ def test_no_text_takes_long_to_find_a_level_in():
 
 
 def test_a_record_of_logging_is_one_record(caplog, lines):
-    """With its traceback, as Flask's default handler writes it."""
+    """With its traceback, in the form of Flask's default handler."""
     handler = logging.StreamHandler(ErrorStream(None))
     handler.setFormatter(
         logging.Formatter("[%(asctime)s] %(levelname)s in %(module)s: %(message)s")

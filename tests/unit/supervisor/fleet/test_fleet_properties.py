@@ -1,6 +1,6 @@
 """The invariants of the fleet, over random histories in simulated time.
 
-`World` plays everything outside the fleet: it starts, loses and kills workers as the actions say,
+`World` simulates everything outside the fleet: it starts, loses and kills workers by the actions,
 lets time pass, and lets workers boot, fail, hang, fall due and die at random. After every event
 the invariants are checked.
 """
@@ -40,7 +40,7 @@ ESCALATION_TIME = sum(pause for _, pause in ESCALATION[:3])
 
 @dataclass
 class Process:
-    """A worker as the world has it, with what the fleet told it."""
+    """A worker in the world, with the orders that it got from the fleet."""
 
     number: int
     generation: int
@@ -55,7 +55,7 @@ class Process:
 
 
 class World:
-    """Performs actions on simulated processes and hands events to the fleet."""
+    """Performs actions on simulated processes, and passes events to the fleet."""
 
     def __init__(self, terms: Terms, capacity: int = 64) -> None:
         self.now = 100.0
@@ -80,7 +80,7 @@ class World:
         self.may_dip = False
 
     def tell(self, event: on.Event) -> list[do.Action]:
-        """Hand over an event and perform what comes back."""
+        """Pass an event to the fleet and perform the actions that it returns."""
         ready_before = self.ready_count()
         actions = self.fleet.handle(event, self.now)
         for action in actions:
@@ -145,7 +145,7 @@ class World:
                 self.exits.append(code)
 
     def check_reloaded_line(self) -> None:
-        """The line is logged as of the generation that was adopted last: the one that serves."""
+        """The line names the generation that was adopted last, the one that serves."""
         serving = {p.generation for p in self.processes.values() if p.leaving_since is None}
         if serving != {self.adopted}:
             self.violations.append(f"reloaded gen={self.adopted}, while {serving} serve")
@@ -163,7 +163,7 @@ class World:
         return self.tell(on.ReloadRequested(self.generations, terms, job))
 
     def ask_for_reload(self, terms: Terms) -> int:
-        """A reload whose outcome somebody waits for; returns the number of the job."""
+        """A reload that a client waits for; returns the number of the job."""
         self.jobs += 1
         self.reload(terms, self.jobs)
         return self.jobs
@@ -189,7 +189,7 @@ class World:
             self.exit(process)
 
     def pass_time(self, seconds: float) -> None:
-        """Let time go by, waking the fleet whenever it wants to be woken."""
+        """Let time pass, and wake the fleet at each of its deadlines."""
         end = self.now + seconds
         while not self.exits:
             deadline = self.fleet.next_deadline()
@@ -274,7 +274,7 @@ class FleetHistories(RuleBasedStateMachine):
     @alive
     @rule(data=st.data())
     def repeats_ready(self, data: st.DataObject) -> None:
-        """It says so again and again from now on, also while it drains."""
+        """It repeats this from now on, also while it drains."""
         repeating = [
             p for p in self.world.processes.values() if p.ready or p.leaving_since is not None
         ]
@@ -306,7 +306,7 @@ class FleetHistories(RuleBasedStateMachine):
     @alive
     @rule()
     def logs_are_rotated(self) -> None:
-        """Every worker there is gets the new files, whatever its state."""
+        """Every worker gets the new files, in any state."""
         actions = self.world.tell(on.ReopenRequested())
         (reopen,) = [action for action in actions if isinstance(action, do.ReopenLogs)]
         assert set(reopen.numbers) >= set(self.world.processes)
@@ -406,7 +406,7 @@ class FleetHistories(RuleBasedStateMachine):
 
     @invariant()
     def one_step_at_a_time(self) -> None:
-        """Replacements in boot, beyond what is missing, are no more than the surge allows."""
+        """No more replacements boot beyond the missing workers than the surge allows."""
         active = [p for p in self.world.processes.values() if p.leaving_since is None]
         ready = sum(p.ready for p in active)
         assert len(active) - ready <= max(0, self.world.fleet.target - ready) + self.surge
@@ -470,7 +470,7 @@ class FleetHistories(RuleBasedStateMachine):
             assert len(self.world.exits) == 1
 
     def teardown(self) -> None:
-        """Whatever happened: left alone with workers that boot, the fleet gets whole again, and
+        """After any history, the fleet becomes complete again if workers can boot, and
         after a shutdown every history ends in Exit."""
         if not hasattr(self, "world"):
             return
@@ -518,7 +518,7 @@ FleetHistories.TestCase.settings = settings(
 
 
 class TestFleetHistories(FleetHistories.TestCase):  # type: ignore[name-defined,misc]
-    """Histories that differ in every run; a thousand in a minute, with ESG_TEST_HISTORIES=1000."""
+    """Random histories, different in every run; ESG_TEST_HISTORIES=1000 takes a minute."""
 
 
 # -- single stories, each an invariant or a trap of its own ----------------------------------------
@@ -647,7 +647,7 @@ def test_a_canary_that_served_by_the_time_it_is_discarded_may_finish_its_request
     (canary,) = (p for p in world.processes.values() if p.generation == 2)
     world.reload(terms_of(2, 1))
     assert canary.told == ["Discard"]
-    world.tell(on.WorkerReady(canary.number))  # it was on its way
+    world.tell(on.WorkerReady(canary.number))  # its message was on the way
     world.pass_time(max(GRACE, QUIT_GRACE) + EXIT_MARGIN - 1)
     assert canary.told == ["Discard"]
     world.pass_time(2)
@@ -688,7 +688,7 @@ def test_a_canary_does_not_wait_for_workers_of_a_failed_roll() -> None:
     fresh = next(p for p in world.processes.values() if p.generation == 2 and p.ready)
     booting = [p for p in world.processes.values() if p.generation == 2 and not p.ready]
     world.exit(fresh)
-    assert [p.told for p in booting] == [["Discard"]]  # and it is still there
+    assert [p.told for p in booting] == [["Discard"]]  # it still exists
     boot_all(world)
     world.reload(terms_of(4, 1))
     assert 3 in generations(world)
@@ -765,7 +765,7 @@ def test_a_reload_that_is_overtaken_before_it_begins_is_never_prepared() -> None
 
 
 def test_a_generation_is_retired_before_its_last_worker_is_drained() -> None:
-    """That worker is told which sockets nobody else has."""
+    """That worker is told which sockets only it has."""
     world = serving(1)
     world.reload(terms_of(1, 1))
     world.processes[2].ready = True
@@ -857,7 +857,7 @@ def test_a_worker_only_goes_where_the_table_says(state: WorkerState) -> None:
 
 
 def test_a_reload_only_goes_where_the_table_says() -> None:
-    """Each stage has the ways out that the table names, and no others."""
+    """Each stage can be followed by the stages in the table, and by no others."""
 
     def at(stage: Stage) -> Reload:
         reload = Reload()
@@ -966,7 +966,7 @@ def test_a_stable_minute_forgives_earlier_crashes() -> None:
 def test_new_code_that_boots_does_not_wait_for_what_failed_before_it() -> None:
     world = serving(3)
     world.exit(world.processes[1])
-    for _ in range(60):  # the code is broken by now: whatever boots fails
+    for _ in range(60):  # the code is broken by now, so every boot fails
         for process in [p for p in world.processes.values() if not p.ready]:
             process.leaving_since = world.now
             world.tell(on.WorkerBootFailed(process.number, "broken", "Traceback", 4))
@@ -994,9 +994,9 @@ def test_a_stuck_worker_is_dumped_then_aborted_then_killed() -> None:
 def looks(
     timeout: float, begun: float, stuck_at: float, until: float, workers: int = 3
 ) -> tuple[list[float], float | None]:
-    """The times at which a fleet looks at its workers, and when it condemns the first of them.
+    """The times at which a fleet checks its workers, and when it declares the first one stuck.
 
-    Its loop stands still from `stuck_at` on; each beats once a second, the first from `begun` on.
+    Its loop stands still from `stuck_at`. Each worker beats once a second, the first from `begun`.
     """
     fleet = Fleet(dataclasses.replace(terms_of(workers, 1), timeout=timeout), 0.0)
     fleet.handle(on.Started(), 0.0)
@@ -1041,14 +1041,14 @@ def test_a_machine_that_stood_still_for_a_moment_condemns_nobody() -> None:
     world.tell(on.Started())
     boot_all(world)
     world.pass_time(5)
-    for age in (2.0, 0.1, 2.0, 0.1):  # everybody slept, and then has beaten again
+    for age in (2.0, 0.1, 2.0, 0.1):  # all processes slept, and then the workers beat again
         world.now = max(world.now, world.fleet.next_deadline() or 0.0) + age
         world.tell(on.BeatsRead(dict.fromkeys(world.processes, age)))
     assert all(p.told == [] for p in world.processes.values())
 
 
 def test_a_beat_in_the_future_is_no_sign_of_life() -> None:
-    """The scoreboard says that such a beat is infinitely old."""
+    """The scoreboard reports this beat as infinitely old."""
     world = serving(2)
     for _ in range(4):
         world.now = max(world.now, world.fleet.next_deadline() or 0.0)
@@ -1058,7 +1058,7 @@ def test_a_beat_in_the_future_is_no_sign_of_life() -> None:
 
 
 def test_a_worker_late_once_is_left_alone() -> None:
-    """As everybody is when a machine wakes that was suspended for a shorter time than a gap."""
+    """All workers are late when a machine wakes that was suspended for a short time."""
     world = serving(1)
     for age in (BEAT_LIMIT * 3, 0.5, BEAT_LIMIT * 3, 0.5):
         world.now += CHECK_INTERVAL
@@ -1067,7 +1067,7 @@ def test_a_worker_late_once_is_left_alone() -> None:
 
 
 def unlimited() -> World:
-    """One ready worker, whose event loop may stand still for ever."""
+    """One ready worker; its event loop may stand still forever."""
     world = World(dataclasses.replace(terms_of(1, 1), timeout=0))
     world.tell(on.Started())
     boot_all(world)
@@ -1171,7 +1171,7 @@ def test_a_quick_shutdown_does_not_wait_for_load_balancers() -> None:
 
 
 def states(world: World) -> list[str]:
-    """The states that were told, without those that say the same of another number of workers."""
+    """The reported states, without repetitions that differ only in the number of workers."""
     told = world.told
     return [
         after.state
@@ -1247,7 +1247,7 @@ def test_who_waits_for_a_reload_hears_why_it_failed() -> None:
     actions = world.tell(on.WorkerBootFailed(2, "no module", "Traceback", 4))
     text = "reload failed, gen=1 goes on serving: gen=2: a worker could not boot"
     assert actions[-1] == do.Answer(job, False, text, "Traceback")
-    assert isinstance(actions[-2], do.Tell)  # so that the status is there when it comes
+    assert isinstance(actions[-2], do.Tell)  # so that the status is known when the answer arrives
 
 
 def test_who_asked_for_a_reload_that_is_overtaken_hears_of_the_one_in_its_place() -> None:

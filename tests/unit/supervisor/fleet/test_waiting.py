@@ -1,4 +1,4 @@
-"""What is said while a boot or a stop takes long, and when."""
+"""The reports about a long boot or stop, and their times."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from esg.waits import Load
 
 
 def run(waiting, begin, end, *, booting=(), stopping=(), quick=False):
-    """Every report from `begin` to `end`, with its time; looks are only made when they are due."""
+    """Every report from `begin` to `end`, with its time; `look` is only called when it is due."""
     found, now = [], begin
     while now <= end:
         found += [

@@ -1,4 +1,4 @@
-"""Which changes of files count, and what is done about Python's cache of them."""
+"""Which changes of files count, and which bytecode is deleted."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_patterns_mean_what_they_mean_to_uvicorn(folder, include, exclude):
             reload_excludes=list(exclude),
         )
     )
-    theirs.includes.sort(key=lambda pattern: "*" in pattern)  # it was a set: of any order
+    theirs.includes.sort(key=lambda pattern: "*" in pattern)  # it was a set, which has no order
     assert selected(folder, reload_include=include, reload_exclude=exclude) == {
         name for name in NAMES if theirs(folder / name)
     }
@@ -158,11 +158,11 @@ def test_files_of_settings_are_looked_at_whether_or_not_they_are_there(folder):
 
 
 class Enough(Exception):
-    """Ends a watch, which would go on for ever."""
+    """Ends a watch, which would run forever."""
 
 
 class Post:
-    """Takes the watcher's messages, and does one thing at each of them while there is one to do."""
+    """Receives the watcher's messages, and takes the next step after each of them."""
 
     def __init__(self, *steps):
         self.steps = list(steps)
@@ -176,7 +176,7 @@ class Post:
 
 
 def told(*steps, since=None, **settings):
-    """What a watcher tells that starts now, up to the message after the last step."""
+    """The messages of a watcher that starts now, up to the one after the last step."""
     pytest.importorskip("watchfiles")
     post = Post(*steps)
     with pytest.raises(Enough):
@@ -209,7 +209,7 @@ def test_a_file_of_settings_that_is_saved_before_is_told_of(folder, tmp_path_fac
 
 
 def test_what_was_there_before_is_not_told_of(folder):
-    os.utime(folder / "app.py", (2e9, 2e9))  # unpacked from an archive of somebody ahead of time
+    os.utime(folder / "app.py", (2e9, 2e9))  # unpacked from an archive with times in the future
     save = (folder / "pkg" / "app.py").write_text
     assert told(lambda: save("new")) == [("Watching", str(folder)), ("Changed", "pkg/app.py")]
 
