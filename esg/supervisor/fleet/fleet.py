@@ -21,7 +21,7 @@ from esg.supervisor.fleet.events import Event
 from esg.supervisor.fleet.heartbeats import Heartbeats
 from esg.supervisor.fleet.members import QUIT_GRACE, Member, Members, WorkerState
 from esg.supervisor.fleet.reload import Reload, Stage
-from esg.supervisor.fleet.terms import Generation, Terms
+from esg.supervisor.fleet.terms import GenerationTerms, Terms
 from esg.supervisor.fleet.waiting import Booting, Waiting
 
 OVERTAKEN_WAIT = 1.0
@@ -46,7 +46,7 @@ class Fleet:
 
     def __init__(self, terms: Terms, now: float, *, capacity: int = 1024) -> None:
         """`terms` are those of generation 1; `capacity` is the largest number of workers."""
-        self.current = Generation(1, terms)
+        self.current = GenerationTerms(1, terms)
         self.target = terms.workers
         self.members = Members()
         self.reload = Reload()
@@ -259,7 +259,7 @@ class Fleet:
         if self.reload.roll is not None or not self._served:
             self._log("info", "reload queued until the running one is over")
         self._trouble = ""
-        self.reload.ask(Generation(event.generation, event.terms), event.job)
+        self.reload.ask(GenerationTerms(event.generation, event.terms), event.job)
         self._prepare_next()
         self._tell_reload()
 
@@ -301,7 +301,7 @@ class Fleet:
         self._adopt(new)
         self._backoff = Backoff()  # earlier failures were those of other code
 
-    def _adopt(self, generation: Generation) -> None:
+    def _adopt(self, generation: GenerationTerms) -> None:
         """Make this generation the current one, which log lines name."""
         self.current = generation
         self._out.append(do.Adopt(generation.number))
@@ -313,7 +313,7 @@ class Fleet:
         self.target = roll.previous_target
         self._fail_reload(failed, reason, detail)
 
-    def _fail_reload(self, failed: Generation, reason: str, detail: str) -> None:
+    def _fail_reload(self, failed: GenerationTerms, reason: str, detail: str) -> None:
         jobs = self.reload.fail(failed)
         self._trouble = f"last reload failed: {reason}"
         text = f"reload failed, gen={self.current.number} goes on serving: gen={failed.number}: "
@@ -472,7 +472,7 @@ class Fleet:
             for _ in range(min(self.target - len(self._staying()), self._room())):
                 self._spawn(self.current, now)
 
-    def _spawn(self, generation: Generation, now: float) -> None:
+    def _spawn(self, generation: GenerationTerms, now: float) -> None:
         number = self.members.free_number()
         deadline = now + generation.terms.timeout_boot
         self.members[number] = Member(number, generation, deadline, since=now)

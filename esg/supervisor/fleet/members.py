@@ -12,7 +12,7 @@ from enum import Enum
 
 from esg.supervisor.fleet import actions as do
 from esg.supervisor.fleet.actions import Action
-from esg.supervisor.fleet.terms import Generation
+from esg.supervisor.fleet.terms import GenerationTerms
 
 
 class WorkerState(Enum):
@@ -53,7 +53,7 @@ class Member:
     """A worker as the fleet sees it. Times are monotonic seconds."""
 
     number: int
-    generation: Generation
+    generation: GenerationTerms
     deadline: float | None
     since: float
     """The time at which it was forked."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from esg.supervisor.fleet.terms import Generation
+from esg.supervisor.fleet.terms import GenerationTerms
 
 
 class Stage(Enum):
@@ -35,7 +35,7 @@ NEXT_STAGES: Mapping[Stage, frozenset[Stage]] = {
 class Request:
     """A reload that was asked for, until its canary is forked."""
 
-    generation: Generation
+    generation: GenerationTerms
     jobs: tuple[int, ...] = ()
     """The commands to answer at its end."""
 
@@ -44,7 +44,7 @@ class Request:
 class Roll:
     """What a rolling reload replaces, and goes back to if it fails."""
 
-    previous: Generation
+    previous: GenerationTerms
     previous_target: int
 
 
@@ -58,7 +58,7 @@ class Reload:
 
     def __init__(self) -> None:
         self.stage = Stage.IDLE
-        self.candidate: Generation | None = None
+        self.candidate: GenerationTerms | None = None
         """The generation whose canary is booting."""
         self.roll: Roll | None = None
         self.queued: Request | None = None
@@ -81,16 +81,16 @@ class Reload:
             found.add(self.roll.previous.number)
         return found
 
-    def is_candidate(self, generation: Generation) -> bool:
+    def is_candidate(self, generation: GenerationTerms) -> bool:
         """Whether this is the generation whose canary is booting."""
         return self.candidate is not None and self.candidate.number == generation.number
 
-    def ask(self, generation: Generation, job: int | None) -> None:
+    def ask(self, generation: GenerationTerms, job: int | None) -> None:
         """Queue a request. It replaces the one that is queued, and takes over its jobs."""
         jobs = self.queued.jobs if self.queued is not None else ()
         self.queued = Request(generation, jobs if job is None else (*jobs, job))
 
-    def prepare_next(self) -> Generation | None:
+    def prepare_next(self) -> GenerationTerms | None:
         """Begin to prepare the queued request, unless a roll or a preparation has to end first."""
         if self.queued is None or self.preparing is not None or self.roll is not None:
             return None
@@ -125,7 +125,7 @@ class Reload:
         request = self._take(number)
         return None if request is None else request.jobs
 
-    def promote(self, current: Generation, target: int) -> Generation:
+    def promote(self, current: GenerationTerms, target: int) -> GenerationTerms:
         """Note that the canary is ready. Returns the generation that replaces the current one."""
         assert self.candidate is not None
         self._enter(Stage.ROLLING)
@@ -134,7 +134,7 @@ class Reload:
         self.roll = Roll(current, target)
         return promoted
 
-    def fail(self, generation: Generation) -> tuple[int, ...]:
+    def fail(self, generation: GenerationTerms) -> tuple[int, ...]:
         """Note that the running reload, to this generation, has failed. Returns its jobs."""
         self.settled = generation.number
         return self.finish()

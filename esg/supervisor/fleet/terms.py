@@ -31,7 +31,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class GenerationTerms:
     """What the fleet knows about a generation. `esg.supervisor.generations` has the rest."""
 
     number: int

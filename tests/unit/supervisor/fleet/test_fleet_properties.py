@@ -30,7 +30,7 @@ from esg.supervisor.fleet.members import (
     WorkerState,
 )
 from esg.supervisor.fleet.reload import NEXT_STAGES, Reload, Stage
-from esg.supervisor.fleet.terms import Generation, Terms
+from esg.supervisor.fleet.terms import GenerationTerms, Terms
 
 GRACE = 10.0
 BOOT_LIMIT = 8.0
@@ -820,15 +820,15 @@ def test_a_reload_that_cannot_be_prepared_leaves_the_canary_before_it_alone() ->
 def test_a_preparation_that_ends_in_a_roll_waits_for_the_end_of_it() -> None:
     reload = Reload()
     for number, job in ((2, 1), (3, 2)):
-        reload.ask(Generation(number, terms_of(1, 1)), job)
+        reload.ask(GenerationTerms(number, terms_of(1, 1)), job)
         reload.prepare_next()
         if number == 2:
             assert reload.prepared(2)
-    reload.promote(Generation(1, terms_of(1, 1)), 1)
+    reload.promote(GenerationTerms(1, terms_of(1, 1)), 1)
     assert not reload.prepared(3)
-    reload.ask(Generation(4, terms_of(1, 1)), 3)
+    reload.ask(GenerationTerms(4, terms_of(1, 1)), 3)
     assert reload.finish() == (1,)
-    assert reload.prepare_next() == Generation(4, terms_of(1, 1))
+    assert reload.prepare_next() == GenerationTerms(4, terms_of(1, 1))
     assert reload.give_up() == (2, 3)
 
 
@@ -862,12 +862,12 @@ def test_a_reload_only_goes_where_the_table_says() -> None:
     def at(stage: Stage) -> Reload:
         reload = Reload()
         for number in (2, 3):
-            reload.ask(Generation(number, terms_of(1, 1)), None)
+            reload.ask(GenerationTerms(number, terms_of(1, 1)), None)
             reload.prepare_next()
             if number == 2 and stage is not Stage.IDLE:
                 reload.prepared(2)
         if stage is Stage.ROLLING:
-            reload.promote(Generation(1, terms_of(1, 1)), 1)
+            reload.promote(GenerationTerms(1, terms_of(1, 1)), 1)
         assert reload.stage is stage
         return reload
 
@@ -875,7 +875,7 @@ def test_a_reload_only_goes_where_the_table_says() -> None:
         Stage.CANARY: lambda reload: reload.prepared(
             (reload.preparing or reload.queued).generation.number
         ),
-        Stage.ROLLING: lambda reload: reload.promote(Generation(1, terms_of(1, 1)), 1),
+        Stage.ROLLING: lambda reload: reload.promote(GenerationTerms(1, terms_of(1, 1)), 1),
         Stage.IDLE: lambda reload: reload.finish(),
     }
     for stage, (target, step) in itertools.product(Stage, steps.items()):
