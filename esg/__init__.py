@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 from esg.version import __version__
 
 if TYPE_CHECKING:
-    from esg.api import Config, run
+    from esg.api import run
+    from esg.keywords import Config
     from esg.payload import WorkerInfo, current_worker
     from esg.server.embedded import Server
 
 __all__ = ["Config", "Server", "WorkerInfo", "__version__", "current_worker", "run"]
 
 _HOMES = {
-    "Config": "esg.api",
+    "Config": "esg.keywords",
     "Server": "esg.server.embedded",
     "WorkerInfo": "esg.payload",
     "current_worker": "esg.payload",

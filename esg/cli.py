@@ -91,7 +91,7 @@ def _check(config: Config) -> int:
     access(config)
     identity(config)
     check(config)
-    config = prepare(config)
+    config = prepare(config).config
     loop_factory(config.loop)  # imports what the setting names, as the next calls do
     parser_class(config.http)
     library(config)

@@ -21,15 +21,17 @@ DEFAULT_ATTRIBUTES = ("application", "app")
 _OWN_FRAMES = (os.path.dirname(os.path.abspath(__file__)) + os.sep, "<frozen importlib")
 
 
-def load_application(config: Config) -> Any:
+def load_application(config: Config, given: Any = None) -> Any:
     """Import the application that `config.app` names, and call it if it is a factory.
+
+    `given` is the application or the factory itself, if a Python program gave it as an object.
 
     The variables of `--env-file` are put into the environment first. Raises AppImportError, and
     what `interface_of` raises for it; if the application's own code failed, `detail` is its
     traceback.
     """
     os.environ.update(config.variables)
-    found = config.target if config.target is not None else _found(config)
+    found = given if config.app_is_object else _found(config)
     if config.factory:
         found = _made(found, config.app)
     interface_of(found, config)

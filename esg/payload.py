@@ -10,10 +10,19 @@ from esg.log.setup import LogSetup
 from esg.mailbox import Mailbox
 from esg.net.listeners import Listener
 from esg.scoreboard import Row
+from esg.settings.objects import NO_OBJECTS, Objects
 from esg.settings.schema import Config
 
 DUMP_SIGNAL = signal.SIGURG
 """Has a worker write its stacks. By default it is ignored, so it can't come too early."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """What one reading of the settings gave: data, and the objects that belong to it."""
+
+    config: Config
+    objects: Objects = NO_OBJECTS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,6 +33,7 @@ class GenerationPart:
     config: Config
     listeners: Sequence[Listener]
     logs: LogSetup
+    objects: Objects = NO_OBJECTS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import datetime
 import faulthandler
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gunicorn.arbiter import Arbiter
-from gunicorn.config import Config as Settings
+from gunicorn.config import Config as GunicornConfig
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker as Base
 
@@ -31,7 +32,14 @@ from esg.log.files import LogFiles
 from esg.log.records import Subject, logger
 from esg.log.setup import LogSetup
 from esg.net.listeners import Listener
-from esg.payload import Assignment, GenerationPart, WorkerInfo, WorkerPart, set_current_worker
+from esg.payload import (
+    Assignment,
+    GenerationPart,
+    Settings,
+    WorkerInfo,
+    WorkerPart,
+    set_current_worker,
+)
 from esg.scoreboard import Row
 from esg.server.accesslog.access_log import AccessLog, LoggedAccess
 from esg.server.accesslog.lines import path_and_query, printable, shown
@@ -41,6 +49,7 @@ from esg.server.prepare import prepare
 from esg.server.tls import described
 from esg.server.worker import Worker
 from esg.settings.build import Raw, build
+from esg.settings.objects import Objects
 from esg.settings.schema import Config, setting_named
 
 SAME: Mapping[str, str] = {
@@ -114,17 +123,13 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
             return
         try:
             platforms.check()
-            config = prepare(self._settings())
-            context = config.ssl_context
-            if context is not None:
-                made = self.cfg.ssl_context(self.cfg, lambda: context)
-                context = described(made, getattr(made, "certificate", None))
-            config = Config(**(vars(config) | {"ssl_context": context}))
+            settings = self._prepared()
+            config = settings.config
             app = adapt(self.wsgi, config)
             # The runner isn't closed: `finish` does the same, with a time limit and heartbeats.
             factory = loop_in_place_of(loop_factory(config.loop), config.loop, "worker")
             runner = asyncio.Runner(loop_factory=factory)
-            serving = _Serving(self, config, app)
+            serving = _Serving(self, settings, app)
             runner.run(serving.serve())
             runner.run(serving.finish())
         except ESGError as error:
@@ -140,6 +145,17 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
 
     # -- settings ----------------------------------------------------------------------
 
+    def _prepared(self) -> Settings:
+        """The settings, with the SSL context that gunicorn's hook makes. Raises ConfigError."""
+        settings = prepare(self._settings(), Objects(app=self.wsgi))
+        context = settings.objects.ssl_context
+        if context is None:
+            return settings
+        made = self.cfg.ssl_context(self.cfg, lambda: context)
+        context = described(made, getattr(made, "certificate", None))
+        objects = dataclasses.replace(settings.objects, ssl_context=context)
+        return dataclasses.replace(settings, objects=objects)
+
     def _settings(self) -> Config:
         """The Config made from gunicorn's settings and `CONFIG_KWARGS`. Raises ConfigError."""
         raw = dict(self._mapped())
@@ -149,7 +165,7 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
             if declared.name not in raw or value != declared.default:
                 raw[declared.name] = Raw(value, f"{where}: {name}")
         self._warn()
-        return build(raw, target=self.wsgi)
+        return build(raw, objects=Objects(app=self.wsgi))
 
     def _mapped(self) -> Iterator[tuple[str, Raw]]:
         cfg = self.cfg
@@ -187,7 +203,7 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
 
     def _is_given(self, name: str) -> bool:
         """Whether a setting of gunicorn differs from its default."""
-        default = Settings().settings.get(name)
+        default = GunicornConfig().settings.get(name)
         return default is not None and self.cfg.settings[name].get() != default.get()
 
     def _logs_access(self) -> bool:
@@ -289,7 +305,7 @@ def _as_list(value: Any) -> Any:
 class _Serving(Worker):
     """ESG's worker under gunicorn. It also has the arbiter's end of the mailbox."""
 
-    def __init__(self, owner: ESGWorker, config: Config, app: Any) -> None:
+    def __init__(self, owner: ESGWorker, settings: Settings, app: Any) -> None:
         self._owner = owner
         self._ours, theirs = mailbox.pair()
         self._beating: asyncio.TimerHandle | None = None
@@ -298,9 +314,10 @@ class _Serving(Worker):
             WorkerPart(number=1, mailbox=theirs, row=Row.alone(), stack_fd=-1),
             GenerationPart(
                 number=1,
-                config=config,
+                config=settings.config,
                 listeners=[Listener(_own(sock.sock)) for sock in owner.sockets],
-                logs=LogSetup.open(_quiet(config), LogFiles()),
+                logs=LogSetup.open(_quiet(settings.config), LogFiles()),
+                objects=settings.objects,
             ),
         )
         super().__init__(assignment, app, Subject(1, 1, pid, text=f"worker pid={pid}"))
@@ -395,7 +412,7 @@ def _own(sock: Any) -> Any:
 
 def _quiet(config: Config) -> Config:
     """The same Config without an access log: gunicorn's log is written to instead."""
-    return Config(**(vars(config) | {"access_log": False}))
+    return dataclasses.replace(config, access_log=False)
 
 
 class _GunicornAccess(LoggedAccess):

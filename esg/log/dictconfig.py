@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from esg.errors import ConfigError
-from esg.settings.kinds import copied
 
 Definition = dict[str, Any] | str
 """The content of a file: the dictionary in it, or its text if it is in .ini form."""
@@ -175,7 +174,7 @@ def _home(module: object) -> str:
 
 
 def _apply_dictionary(definition: dict[str, Any], colors: bool | None) -> set[str]:
-    definition = copied(definition)
+    definition = _copied(definition)
     found = definition.get("formatters")
     formatters = list(found.values()) if isinstance(found, dict) else []
     if colors is not None:
@@ -187,6 +186,16 @@ def _apply_dictionary(definition: dict[str, Any], colors: bool | None) -> set[st
                 formatter[key] = _available(formatter[key])
     logging.config.dictConfig(definition)
     return set(definition.get("loggers", ()))
+
+
+def _copied(value: Any) -> Any:
+    """A copy of nested dictionaries and lists; all other objects in them are shared.
+
+    `copy.deepcopy` would fail for open files and other objects that can't be copied.
+    """
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def _of_uvicorn(formatters: list[dict[str, Any]]) -> list[dict[str, Any]]:

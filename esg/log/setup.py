@@ -26,6 +26,7 @@ from esg.log.records import (
     wants_colors,
 )
 from esg.settings.kinds import LogDefinition
+from esg.settings.objects import NO_OBJECTS, Objects, put_back
 from esg.settings.schema import Config
 
 PEERS_LOGGERS = ("uvicorn", "gunicorn.error", "hypercorn.error")
@@ -46,7 +47,7 @@ class LogSetup:
     """The parsed `--log-config`; None without one, or if the application configures logging."""
 
     @classmethod
-    def open(cls, config: Config, files: LogFiles) -> LogSetup:
+    def open(cls, config: Config, files: LogFiles, objects: Objects = NO_OBJECTS) -> LogSetup:
         """Open the files that the settings name. Raises LogFileError or ConfigError."""
         error = files.open(config.error_logfile, 2, config.origin("error_logfile"))
         path = config.access_logfile if config.access_log else "-"
@@ -54,9 +55,9 @@ class LogSetup:
         error.complain, error.report = complain_on_stderr, _report_in_log
         if access is not error:
             access.complain = access.report = _complain_in_log
-        definition = None
+        definition: dictconfig.Definition | None = None
         if isinstance(config.log_config, LogDefinition):
-            definition = config.log_config.content
+            definition = put_back(config.log_config.content, objects.log_config)
         elif config.log_config:
             definition = dictconfig.read(config.log_config, config.origin("log_config"))
         return cls(config, files, error, access, definition)

@@ -25,7 +25,7 @@ from esg.server.http1.connection import Connection
 from esg.server.proxy.headers import trusted_proxies
 from esg.server.proxy.receiver import ProxyReceiver
 from esg.server.state import Service
-from esg.server.tls import server_context
+from esg.server.tls import ServerContext, server_context
 from esg.server.tls_transport import TLSTransport
 
 logger = logging.getLogger("esg")
@@ -101,9 +101,16 @@ class Acceptor:
     """Accepts the connections of one worker, from every listener."""
 
     def __init__(
-        self, service: Service, listeners: Sequence[Listener], loads: Callable[[], list[int]]
+        self,
+        service: Service,
+        listeners: Sequence[Listener],
+        loads: Callable[[], list[int]],
+        ssl_context: ServerContext | None = None,
     ) -> None:
-        """`loads` gives the number of connections of every worker that accepts."""
+        """`loads` returns the number of connections of every worker that accepts.
+
+        `ssl_context` is the one that `prepare` made; if it's missing, the TLS settings decide.
+        """
         self._service = service
         self._listeners = list(listeners)
         self._loads = loads
@@ -112,8 +119,8 @@ class Acceptor:
         config = service.config
         self._proxies = trusted_proxies(config) if config.proxy_protocol else None
         """The peers that have to begin with a PROXY protocol header; None if there are none."""
-        # The context is missing if `prepare` wasn't called. TLS mustn't turn into plain text then.
-        self._context = config.ssl_context or server_context(config)
+        # Without `prepare` there is no context. TLS mustn't turn into plain text then.
+        self._context = ssl_context or server_context(config)
         self._begin = self._begin_plain if self._context is None else self._begin_tls
         self._failures = Seldom()
         self._refusals = Seldom()

@@ -21,6 +21,7 @@ from types import FrameType
 from esg import forks, mailbox, waits
 from esg.errors import ConfigError
 from esg.introduction import introduction
+from esg.keywords import Config
 from esg.loader import load_application
 from esg.log.files import LogFiles
 from esg.log.records import Subject, logger, worker_subject
@@ -36,7 +37,7 @@ from esg.server.prepare import check_packages, prepare
 from esg.server.reminder import Reminder
 from esg.server.worker import Worker
 from esg.settings.declaration import PROCESSES
-from esg.settings.schema import SETTINGS, Config
+from esg.settings.schema import SETTINGS
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -119,8 +120,8 @@ class Server:
             signal.raise_signal(signum)
 
     async def _serve(self, sockets: Sequence[socket.socket] | None, setup: LogSetup) -> None:
-        app = adapt(load_application(self.config), self.config)
-        config = prepare(self.config)
+        app = adapt(load_application(self.config, self.config.objects.app), self.config)
+        settings = prepare(self.config, self.config.objects)
         self._loop = asyncio.get_running_loop()
         self._final = sockets is None
         self._log_fd = setup.error.fd
@@ -129,7 +130,13 @@ class Server:
         self._mailbox, workers_end = mailbox.pair()
         assignment = Assignment(
             WorkerPart(number=1, mailbox=workers_end, row=Row.alone(), stack_fd=-1),
-            GenerationPart(number=1, config=config, listeners=listeners, logs=setup),
+            GenerationPart(
+                number=1,
+                config=settings.config,
+                listeners=listeners,
+                logs=setup,
+                objects=settings.objects,
+            ),
         )
         self._worker = Worker(assignment, app, subject=self._subject)
         self._loop.add_reader(self._mailbox.fileno(), self._on_mail)
@@ -325,7 +332,7 @@ def _logging(config: Config, subject: Subject) -> Iterator[LogSetup]:
 
     Raises LogFileError or ConfigError.
     """
-    setup = LogSetup.open(config, LogFiles())
+    setup = LogSetup.open(config, LogFiles(), config.objects)
     if not _in_force:
         _before[:] = [SavedLogging()]
     entry = setup, subject

@@ -1,17 +1,21 @@
-"""What the server makes of its settings before there is a worker: in the arbiter, each generation.
+"""What the arbiter checks and makes for each generation before it has a worker.
 
-So what can't work stops the start or the reload, and needs no privileges when workers boot.
+So settings that can't work stop the start or the reload, and a worker needs no privileges to read
+the key of a certificate.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 from collections.abc import Mapping
 
 from esg.errors import ConfigError
+from esg.payload import Settings
 from esg.server.proxy.headers import trusted_proxies
 from esg.server.tls import server_context
+from esg.settings.objects import NO_OBJECTS, Objects
 from esg.settings.schema import Config
 
 PACKAGES: Mapping[tuple[str, str], tuple[str, str]] = {
@@ -21,11 +25,11 @@ PACKAGES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("ws", "websockets-sansio"): ("websockets", "--ws none"),
     ("ws", "wsproto"): ("wsproto", "--ws none"),
 }
-"""What values of settings need: a package, called the same on PyPI, or what does without it."""
+"""For values of settings: the package that they need, and the option that does without it."""
 
 
 def check_packages(config: Config) -> None:
-    """Raise ConfigError if a setting names what isn't installed."""
+    """Raise ConfigError if a setting needs a package that isn't installed."""
     for (name, value), (package, instead) in PACKAGES.items():
         if getattr(config, name) == value and importlib.util.find_spec(package) is None:
             raise ConfigError(
@@ -34,11 +38,11 @@ def check_packages(config: Config) -> None:
             )
 
 
-def prepare(config: Config) -> Config:
-    """The same settings with what they refer to: certificates are read. Raises ConfigError.
+def prepare(config: Config, objects: Objects = NO_OBJECTS) -> Settings:
+    """Check the settings, and make from them what every worker needs. Raises ConfigError.
 
-    A link for `--app-dir` is followed now, so that a generation keeps its release: a worker that
-    takes another's place later would find the next one there.
+    The SSL context is made, and a symbolic link for `--app-dir` is followed. So a generation stays
+    in its release: a replacement for one of its workers doesn't load the code of the next release.
     """
     check_packages(config)
     trusted_proxies(config)
@@ -48,5 +52,8 @@ def prepare(config: Config) -> Config:
             "refused; list them in --forwarded-allow-ips"
         )
     folder = os.path.realpath(config.app_dir) if config.app_dir else ""
-    found = {"ssl_context": server_context(config), "app_dir": folder}
-    return Config(**(vars(config) | found))
+    context = server_context(config, objects.ssl_context_factory)
+    return Settings(
+        Config(**(vars(config) | {"app_dir": folder})),
+        dataclasses.replace(objects, ssl_context=context),
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
+from collections.abc import Callable
 from typing import Any, cast
 
 from esg.errors import ConfigError
@@ -61,14 +62,16 @@ class ServerContext(ssl.SSLContext):
     """The number of each cipher suite on the wire."""
 
 
-def server_context(config: Config) -> ServerContext | None:
+def server_context(
+    config: Config, factory: Callable[..., Any] | None = None
+) -> ServerContext | None:
     """The context that the TLS settings describe, or None if they turn TLS off.
 
-    It is the one that `ssl_context_factory` makes, if there is such a function. Raises ConfigError
-    for whatever would keep it from serving TLS as told.
+    If the settings say that a function makes the context, `factory` is that function. Raises
+    ConfigError for whatever would keep ESG from serving TLS with these settings.
     """
-    if config.ssl_context_factory is not None:
-        return _made(config)
+    if config.has_ssl_context_factory:
+        return _made(config, factory)
     _check_together(config)
     return _usual_context(config) if config.ssl_certfile else None
 
@@ -83,7 +86,7 @@ def described(context: ssl.SSLContext, certificate: str | None) -> ServerContext
     return context
 
 
-def _made(config: Config) -> ServerContext:
+def _made(config: Config, factory: Any) -> ServerContext:
     """What `ssl_context_factory` makes; called as uvicorn calls it."""
     where = "argument ssl_context_factory"
 
@@ -97,7 +100,7 @@ def _made(config: Config) -> ServerContext:
         return _usual_context(config)
 
     try:
-        context = config.ssl_context_factory(config, usual)
+        context = factory(config, usual)
     except ConfigError:
         raise
     except Exception as error:

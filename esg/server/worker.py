@@ -101,7 +101,7 @@ def load(generation: GenerationPart) -> Loaded:
     """
     config = generation.config
     factory = loop_factory(config.loop)  # before the application may patch what it looks at
-    app = adapt(_load(config), config)
+    app = adapt(_load(config, generation.objects.app), config)
     stay_enabled()
     return Loaded(app, factory)
 
@@ -126,11 +126,11 @@ def _subject(assignment: Assignment) -> Subject:
     return worker_subject(number, generation, os.getpid())
 
 
-def _load(config: Config) -> Any:
+def _load(config: Config, given: Any) -> Any:
     """The application. A child that its modules fork, and that comes back here, ends."""
     pid, error = os.getpid(), None
     try:
-        return load_application(config)
+        return load_application(config, given)
     except ESGError as failed:
         error = failed.__context__ or failed
         raise
@@ -195,7 +195,8 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._service = self._make_service(loop)
-        self._acceptor = Acceptor(self._service, self._listeners, self._row.loads)
+        context = self._assignment.generation.objects.ssl_context
+        self._acceptor = Acceptor(self._service, self._listeners, self._row.loads, context)
         loop.add_reader(self._mailbox.fileno(), self._on_mail)
         keep = self._release_in_children(own_process)
         if own_process:

@@ -15,6 +15,7 @@ from esg.errors import ConfigError
 from esg.settings import aliases
 from esg.settings.declaration import Setting
 from esg.settings.kinds import CALL, LOG_LEVELS, SPOKEN, BadItemError, check_type, without_interface
+from esg.settings.objects import NO_OBJECTS, Objects
 from esg.settings.schema import SETTINGS, WHERE, Config
 
 ASK_FOR_ACCESS_LOG = {"access_log", "access_logfile"}
@@ -41,21 +42,24 @@ def build(
     files: tuple[str, ...] = (),
     gaps: Mapping[str, str] | None = None,
     start: str = "",
-    target: Any = None,
-    ssl_context_factory: Any = None,
+    objects: Objects = NO_OBJECTS,
 ) -> Config:
     """Check every value and make a Config from them; missing settings have their defaults.
 
-    `start` is the absolute path that `chdir` is relative to. The other arguments are attributes of
-    the Config. Raises ConfigError for the first value that can't be used.
+    `start` is the absolute path that `chdir` is relative to, `objects` are given next to the
+    settings. The other arguments are attributes of the Config. Raises ConfigError for the first
+    value that can't be used.
     """
-    values = {name: _checked(SETTINGS[name], given) for name, given in _to_check(raw, target)}
-    if target is not None:
-        values["app"] = raw["app"].value
+    app_is_object = objects.app is not None
+    # The name of an object is only a label.
+    to_check = {n: given for n, given in raw.items() if not (app_is_object and n == "app")}
+    values = {name: _checked(SETTINGS[name], given) for name, given in to_check.items()}
     origins = {name: given.origin for name, given in raw.items()}
-    for name, given in list(_implied(values, origins, target)):
+    for name, given in list(_implied(values, origins)):
         values[name] = _checked(SETTINGS[name], given)
         origins[name] = given.origin
+    if app_is_object:
+        values["app"] = raw["app"].value
     config = Config(
         **values,
         origins=origins,
@@ -64,21 +68,14 @@ def build(
         files=files,
         gaps=gaps or {},
         folder=os.path.join(start, values["chdir"]) if values.get("chdir") else start,
-        target=target,
-        ssl_context_factory=ssl_context_factory,
+        app_is_object=app_is_object,
+        has_ssl_context_factory=objects.ssl_context_factory is not None,
     )
     _check_together(config)
     return config
 
 
-def _to_check(raw: Mapping[str, Raw], target: Any) -> Iterator[tuple[str, Raw]]:
-    """All values except `app` if the application is an object: the name is only a label then."""
-    return ((name, given) for name, given in raw.items() if target is None or name != "app")
-
-
-def _implied(
-    values: Mapping[str, Any], origins: Mapping[str, str], target: Any
-) -> Iterator[tuple[str, Raw]]:
+def _implied(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[tuple[str, Raw]]:
     """Settings that other settings imply.
 
     An explicit value wins, or is an error if it conflicts.
@@ -90,7 +87,7 @@ def _implied(
                 "say different things; use one"
             )
         yield "interface", Raw("wsgi", origins["wsgi"])
-    if target is None and "app" in values:
+    if "app" in values:
         yield from _implied_by_name(values, origins)
     for name, value in aliases.WORKER_CLASSES.get(values.get("worker_class", ""), {}).items():
         if name not in values:

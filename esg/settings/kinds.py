@@ -20,6 +20,7 @@ from typing import Any
 
 from esg.log import accessformat
 from esg.settings import aliases, cpus
+from esg.settings.objects import take_out
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -398,25 +399,16 @@ class LogDefinition:
     """The content of a `--log-config` file, given as a value in place of a file's name.
 
     `content` is the dictionary for `logging.config.dictConfig`, the text of a file for
-    `logging.config.fileConfig`, or None to leave logging to the application.
+    `logging.config.fileConfig`, or None to leave logging to the application. In a dictionary,
+    StandIns take the place of objects.
     """
 
     content: dict[str, Any] | str | None
 
 
-def copied(value: Any) -> Any:
-    """A copy of nested dictionaries and lists; all other objects in them are shared.
-
-    `copy.deepcopy` would fail for open files and other objects that can't be copied.
-    """
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    return [copied(item) for item in value] if isinstance(value, list) else value
-
-
 def _parse_log_config(raw: object) -> str | LogDefinition:
     if isinstance(raw, dict):
-        return LogDefinition(copied(raw))
+        return LogDefinition(take_out(raw, []))
     if isinstance(raw, configparser.RawConfigParser):
         text = io.StringIO()
         raw.write(text)

@@ -58,15 +58,16 @@ class Config(
     SocketSettings,
     ApplicationSettings,
 ):
-    """Every setting of one generation. Times are in seconds, sizes in bytes."""
+    """Every setting of one generation. Times are in seconds, sizes in bytes.
 
-    ssl_context: Any = dataclasses.field(default=None, compare=False, repr=False)
-    """The context that `esg.server.prepare` makes from the TLS settings; None for plain HTTP."""
+    A Config is data: it can be pickled, and two are equal if all settings and variables in them
+    are, wherever they were read. The objects that belong to a generation are in
+    `esg.settings.objects.Objects`.
+    """
+
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     """The source of each setting that was given, for messages to the operator."""
-    variables: Mapping[str, str] = dataclasses.field(
-        default_factory=dict, compare=False, repr=False
-    )
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
     """Environment variables that `env_file` adds to the workers' environment."""
     strays: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
     """Warnings about variables that look like settings but aren't; one line for each source."""
@@ -80,11 +81,11 @@ class Config(
     """Where `folder` led when this generation began; "" until then."""
     app_link: str = dataclasses.field(default="", compare=False, repr=False)
     """`app_dir` by the path that the operator gave; absolute, "" until the generation begins."""
-    target: Any = dataclasses.field(default=None, compare=False, repr=False)
-    """The application itself, or its factory, if it was given as an object."""
-    ssl_context_factory: Any = dataclasses.field(default=None, compare=False, repr=False)
-    """A function that makes the SSL context; it can only be given in Python. Its arguments are this
-    Config, and a function that makes the context that the TLS settings describe."""
+    app_is_object: bool = dataclasses.field(default=False, repr=False)
+    """Whether the application or its factory was given as an object; `app` is only its label then.
+    The object is in `esg.settings.objects.Objects`."""
+    has_ssl_context_factory: bool = dataclasses.field(default=False, repr=False)
+    """Whether a function given in Python makes the SSL context. It is in Objects, too."""
 
     @property
     def title(self) -> str:
@@ -94,7 +95,7 @@ class Config(
     @property
     def scheme(self) -> str:
         """The scheme of the listeners' URLs."""
-        return "https" if self.ssl_certfile or self.ssl_context_factory else "http"
+        return "https" if self.ssl_certfile or self.has_ssl_context_factory else "http"
 
     @property
     def ways(self) -> tuple[str, ...]:

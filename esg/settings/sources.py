@@ -13,12 +13,12 @@ import importlib.util
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from esg.errors import ConfigError
 from esg.settings import aliases, secret_variables
 from esg.settings.aliases import PLURALS
 from esg.settings.build import Raw, build
+from esg.settings.objects import NO_OBJECTS, Objects
 from esg.settings.schema import NAMES, SETTINGS, WHERE, Config, setting_named
 
 DEFAULT_FILE = "esg.toml"
@@ -44,16 +44,14 @@ def load(
     *,
     file: str | None = None,
     folder: Path,
-    target: Any = None,
-    ssl_context_factory: Any = None,
+    objects: Objects = NO_OBJECTS,
 ) -> Config:
     """Read every source and make a Config from their settings.
 
     `file` is the settings file named on the command line. Without it, `esg.toml` and then
     `[tool.esg]` of `pyproject.toml` are looked for in `folder`, the absolute path, as the operator
     sees it, of the folder where ESG was started. The paths of these files, of `--env-file` and of
-    `--chdir` are relative to it. `target` is the application if it was given as an object;
-    `ssl_context_factory` is the Config's attribute. Raises ConfigError.
+    `--chdir` are relative to it. `objects` are given next to the settings. Raises ConfigError.
     """
     raw, gaps = _read_files(file, folder)
     has_file = bool(raw) or file is not None
@@ -85,8 +83,7 @@ def load(
         files=paths,
         gaps=gaps,
         start=str(folder),
-        target=target,
-        ssl_context_factory=ssl_context_factory,
+        objects=objects,
     )
     return _reloading(config) if config.debug and "reload" not in raw else config
 
@@ -94,7 +91,7 @@ def load(
 def _reloading(config: Config) -> Config:
     """Turn `--reload` on if it is possible; for `--debug` without an explicit `--reload`."""
     origin = config.origin("debug")
-    if config.target is not None:
+    if config.app_is_object:
         return config  # an object's code can't be loaded again
     if importlib.util.find_spec("watchfiles") is None:
         stray = (

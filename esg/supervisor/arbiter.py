@@ -27,7 +27,7 @@ from esg.log.files import LogFiles
 from esg.log.records import Subject, arbiter_subject, log_event, worker_subject
 from esg.log.setup import reopen_handlers
 from esg.openfiles import explained
-from esg.payload import DUMP_SIGNAL, Assignment, GenerationPart, Payload, WorkerPart
+from esg.payload import DUMP_SIGNAL, Assignment, GenerationPart, Payload, Settings, WorkerPart
 from esg.scoreboard import Cell
 from esg.seldom import Seldom
 from esg.settings import folders
@@ -66,17 +66,20 @@ _T = TypeVar("_T")
 class Arbiter:
     """The master process: sockets, children, signals."""
 
-    def __init__(self, config: Config, payload: Payload, read_config: Callable[[], Config]) -> None:
-        """`payload` is what workers run; `read_config` reads the settings again for a reload.
+    def __init__(
+        self, settings: Settings, payload: Payload, read_settings: Callable[[], Settings]
+    ) -> None:
+        """`payload` is what workers run; `read_settings` reads the settings again for a reload.
 
         Raises ListenError if a service manager's sockets aren't there.
         """
+        config = settings.config
         # It takes its variables, and opens nothing: see below.
         self._notifier = Notifier.from_environment(os.environ, os.getpid())
         # Before anything is opened, which could be taken for one of them.
         self._handed = handed_over(os.environ, os.getpid(), needed=not config.says_where)
         self._payload = payload
-        self._read_config = read_config
+        self._read_settings_again = read_settings
         self._no_lifespan = 0
         """The newest generation of which the log says that its application has no lifespan."""
         self._start = config.real_folder
@@ -101,16 +104,11 @@ class Arbiter:
         """Whether something raised in this turn of the loop."""
         self._failures: dict[tuple[type[Exception], str, int], Seldom] = {}
         self._log_files = LogFiles()
-        self._generations = Generations(config, self._sockets, self._log_files)
+        self._generations = Generations(settings, self._sockets, self._log_files)
         self._reloader = Reloader(
             self._selector, self._log, lambda: self._dispatch(on.ReloadAsked())
         )
         self._control = Control(self._selector, self._on_command)
-
-    @property
-    def _config(self) -> Config:
-        """The configuration of the generation that serves."""
-        return self._generations.current.config
 
     # -- the loop ----------------------------------------------------------------------
 
@@ -121,23 +119,23 @@ class Arbiter:
         """
         self._generations.open_log().apply(self._subject())
         self._signals.install()
-        privileges.identity(self._config)
-        if self._config.pid:
-            self._pid_file = PidFile.acquire(self._config.pid, self._config.origin("pid"))
+        config = self._generations.current.config
+        privileges.identity(config)
+        if config.pid:
+            self._pid_file = PidFile.acquire(config.pid, config.origin("pid"))
         try:
-            if self._config.control_socket:
-                origin = self._config.origin("control_socket")
-                self._control.open(self._config.control_socket, origin)
-            return self._serve()
+            if config.control_socket:
+                self._control.open(config.control_socket, config.origin("control_socket"))
+            return self._serve(config)
         finally:
             self._close()
 
-    def _serve(self) -> int:
+    def _serve(self, config: Config) -> int:
         self._listen()
-        self._log_notices(self._config)
+        self._log_notices(config)
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self._dispatch(on.Started())
-        self._reloader.follow(self._config)
+        self._reloader.follow(config)
         self._serving = True
         while self._exit_code is None:
             for key, _ in self._selector.select(self._time_to_wait()):
@@ -336,17 +334,18 @@ class Arbiter:
 
     def _warn_of_peer(self, handle: WorkerHandle, message: mailbox.UntrustedPeer) -> None:
         """Warn once while the same peers are trusted. A worker that drains may be out of date."""
-        if handle.generation == self._generations.current.number:
-            about = f"peers other than {self._config.forwarded_allow_ips}"
+        current = self._generations.current
+        if handle.generation == current.number:
+            about = f"peers other than {current.config.forwarded_allow_ips}"
             self._warn_once(message.line, about)
 
     def _introduce(self, message: mailbox.Serves) -> None:
         """Log what is served, as soon as the first worker knows all of it."""
         if not self._introduced:
             self._introduced = True
-            setup = self._generations.current.logs
-            on_terminal = setup is not None and os.isatty(setup.error.fd)
-            text = introduction(self._config, message, on_terminal=on_terminal)
+            current = self._generations.current
+            on_terminal = current.logs is not None and os.isatty(current.logs.error.fd)
+            text = introduction(current.config, message, on_terminal=on_terminal)
             self._log(logging.INFO, text)
 
     def _event_of(self, number: int, message: _ForFleet) -> on.Event:
@@ -397,7 +396,13 @@ class Arbiter:
             raise
         assignment = Assignment(
             WorkerPart(action.number, workers_end, row, handle.stack_fd),
-            GenerationPart(action.generation, generation.config, handle.listeners, generation.logs),
+            GenerationPart(
+                action.generation,
+                generation.config,
+                handle.listeners,
+                generation.logs,
+                generation.objects,
+            ),
         )
         try:
             handle.pid = fork(lambda: self._run_worker(assignment, handle))
@@ -579,18 +584,18 @@ class Arbiter:
         self._reloader.code_is_read()
         try:
             with folders.kept():  # reading them goes to where the new generation is to be
-                config = self._read_config()
-                check_reload(self._config, config)
-                privileges.identity(config)
+                settings = self._read_settings_again()
+                check_reload(self._generations.current.config, settings.config)
+                privileges.identity(settings.config)
         except Exception as error:  # noqa: BLE001 - whatever it is, what serves goes on serving
             return on.ReloadRefused(_reason(error), action.job)
-        if config.target is not None:
+        if settings.config.app_is_object:
             self._log(
                 logging.WARNING,
                 "the application was given as an object, so its code stays as it is; "
                 "give MODULE:ATTRIBUTE to load new code at a reload",
             )
-        generation = self._generations.add(config)
+        generation = self._generations.add(settings)
         return on.ReloadRequested(generation.number, generation.terms, action.job)
 
     def _prepare(self, action: do.Prepare) -> on.Event:

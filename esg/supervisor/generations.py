@@ -13,7 +13,9 @@ from esg.log.files import LogFiles
 from esg.log.records import Subject
 from esg.log.setup import LogSetup
 from esg.net.listeners import Handed, Listener
+from esg.payload import Settings
 from esg.settings import folders
+from esg.settings.objects import Objects
 from esg.settings.schema import Config
 from esg.supervisor.fleet.terms import Terms
 from esg.supervisor.sockets import Sockets
@@ -26,6 +28,7 @@ class Generation:
     number: int
     config: Config
     terms: Terms
+    objects: Objects
     logs: LogSetup | None = None
     """How it logs, with its files open; None until it is prepared."""
     listeners: Sequence[Listener] = ()
@@ -35,32 +38,34 @@ class Generation:
 class Generations:
     """The generations that there may yet be new workers of."""
 
-    def __init__(self, config: Config, sockets: Sockets, files: LogFiles) -> None:
-        """`config` is that of generation 1, which is the current one."""
+    def __init__(self, settings: Settings, sockets: Sockets, files: LogFiles) -> None:
+        """`settings` are those of generation 1, which is the current one."""
         self._sockets = sockets
         self._files = files
         self._by_number: dict[int, Generation] = {}
         self._newest_prepared = 0
-        self.current = self.add(config)
+        self.current = self.add(settings)
         """The generation that serves: the arbiter logs and watches files as it says."""
 
     def __getitem__(self, number: int) -> Generation:
         return self._by_number[number]
 
-    def add(self, config: Config) -> Generation:
-        """A generation with this configuration. Nothing is opened for it yet.
+    def add(self, settings: Settings) -> Generation:
+        """A generation with these settings. Nothing is opened for it yet.
 
-        Numbers grow. One that was retired without having been prepared may be used again, because
-        no worker and no line in the log has it.
+        Numbers grow. If a generation was retired without having been prepared, its number may be
+        used again, because no worker and no line in the log has it. A number may also be skipped:
+        while a reload is queued, a newer one can't have its number.
         """
         number = max(self._newest_prepared, *self._by_number, 0) + 1
-        generation = Generation(number, config, Terms.of(config))
+        config = settings.config
+        generation = Generation(number, config, Terms.of(config), settings.objects)
         self._by_number[number] = generation
         return generation
 
     def open_log(self) -> LogSetup:
         """Open the log files of the first generation. Raises LogFileError or ConfigError."""
-        self.current.logs = LogSetup.open(self.current.config, self._files)
+        self.current.logs = self._open_log(self.current)
         return self.current.logs
 
     def listen(self, handed: Sequence[Handed]) -> list[str]:
@@ -80,11 +85,14 @@ class Generations:
         generation = self[number]
         with folders.kept():  # relative paths are those of its generation
             folders.follow(generation.config)
-            generation.logs = LogSetup.open(generation.config, self._files)
+            generation.logs = self._open_log(generation)
             if self.current.logs is not None:
                 generation.logs.check(subject, self.current.logs)
             generation.listeners = self._sockets.open(number, generation.config)
         self._newest_prepared = max(self._newest_prepared, number)
+
+    def _open_log(self, generation: Generation) -> LogSetup:
+        return LogSetup.open(generation.config, self._files, generation.objects)
 
     def adopt(self, number: int) -> Generation:
         """Make a generation the current one; returns the one that was."""

@@ -128,6 +128,7 @@ class Server:
         address: str,
         access_log: AccessLog | LoggedAccess | None,
         client_context: ssl.SSLContext | None,
+        ssl_context: Any,
     ) -> None:
         self._client_context = client_context
         self._loop = loop
@@ -148,7 +149,7 @@ class Server:
         protocols.enable(self.service)
         (listener,) = open_listeners((address,), 128, "--bind")
         self.address = listener.sock.getsockname()[:2]
-        self._acceptor = Acceptor(self.service, [listener], list)
+        self._acceptor = Acceptor(self.service, [listener], list, ssl_context)
         self._acceptor.start()
 
     def connect(self, piece: int | None = None, receive_buffer: int = 0) -> Client:
@@ -283,8 +284,10 @@ def serve(
     ) -> Server:
         tls_settings, client_context = tls or ({}, None)
         config = Config(app="test:app", **(parser_settings | tls_settings | settings))
+        ssl_context = None
         if prepared:
-            config = prepare(config)
+            settings = prepare(config)
+            config, ssl_context = settings.config, settings.objects.ssl_context
         records = None if log_fd is None else access_log(setup_of(config, log_fd), loop, SUBJECT)
         server = Server(
             loop,
@@ -294,6 +297,7 @@ def serve(
             address=address,
             access_log=records,
             client_context=client_context,
+            ssl_context=ssl_context,
         )
         servers.append(server)
         return server

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import io
 import logging
 import pathlib
+import pickle
 import re
 import signal
 import ssl
@@ -17,9 +19,10 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
 import esg
-from esg import api
+from esg import api, keywords
 from esg.errors import ConfigError, ListenError
 from esg.settings import kinds, schema
+from esg.settings.objects import put_back
 from esg.settings.schema import SETTINGS
 from esg.supervisor.signals import HANDLED
 
@@ -39,8 +42,9 @@ class Spy:
     made: Spy | None = None
     code = 0
 
-    def __init__(self, config, payload, read_config):
-        self.config, self.read_config = config, read_config
+    def __init__(self, settings, payload, read_settings):
+        self.config, self.objects = settings.config, settings.objects
+        self.read_settings = read_settings
         Spy.made = self
 
     def run(self):
@@ -70,8 +74,10 @@ def run(*arguments, **settings):
 
 
 def test_the_application_may_be_a_name_or_an_object():
-    assert (run("example:app").app, run("example:app").target) == ("example:app", None)
-    assert run(application).target is application
+    assert (run("example:app").app, Spy.made.objects.app) == ("example:app", None)
+    assert not Spy.made.config.app_is_object
+    assert run(application).app_is_object
+    assert Spy.made.objects.app is application
 
 
 @pytest.mark.parametrize(
@@ -202,13 +208,15 @@ KEYWORDS = {
 
 @pytest.mark.parametrize("keyword", KEYWORDS)
 def test_every_keyword_of_uvicorns_is_taken_or_refused(keyword):
-    if keyword in api.REFUSED:
+    if keyword in keywords.REFUSED:
         with pytest.raises(ConfigError, match=f"argument {keyword}: "):
             esg.Config(application, **{keyword: print})
         return
     value, name, meant = TAKEN[keyword]
     pathlib.Path("vars").touch()
-    assert getattr(esg.Config(application, **{keyword: value}), name) == meant
+    made = esg.Config(application, **{keyword: value})
+    where = made.objects if keyword == keywords.FACTORY else made
+    assert getattr(where, name) == meant
 
 
 def test_all_of_uvicorns_defaults_at_once():
@@ -249,9 +257,24 @@ def test_logging_is_left_to_the_application():
 
 def test_a_factory_of_contexts_survives_a_reload():
     esg.run("example:app", ssl_context_factory=own_context)
-    assert Spy.made.config.ssl_context_factory is own_context
-    assert Spy.made.config.ssl_context is not None
-    assert Spy.made.read_config().ssl_context is not Spy.made.config.ssl_context
+    assert Spy.made.objects.ssl_context_factory is own_context
+    assert Spy.made.config.scheme == "https"
+    first, again = Spy.made.objects, Spy.made.read_settings().objects
+    assert first.ssl_context is not None
+    assert again.ssl_context is not None
+    assert again.ssl_context is not first.ssl_context
+
+
+def test_objects_in_a_dictionary_for_logging_are_kept_apart():
+    stream = io.StringIO()
+    definition = {"version": 1, "handlers": {"h": {"class": "logging.StreamHandler"}}}
+    definition["handlers"]["h"]["stream"] = stream
+    for made, objects in (
+        (run("example:app", log_config=definition), Spy.made.objects),
+        ((config := esg.Config("example:app", log_config=definition)), config.objects),
+    ):
+        assert pickle.loads(pickle.dumps(made.log_config)) == made.log_config
+        assert put_back(made.log_config.content, objects.log_config) == definition
 
 
 def own_context(config, usual):
@@ -277,8 +300,8 @@ def test_a_file_may_be_named(tmp_path):
 def test_a_reload_reads_the_sources_again_and_keeps_the_object(tmp_path):
     run(application)
     (tmp_path / "esg.toml").write_text("workers = 2")
-    again = Spy.made.read_config()
-    assert (again.workers, again.target) == (2, application)
+    again = Spy.made.read_settings()
+    assert (again.config.workers, again.objects.app) == (2, application)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +387,7 @@ def test_a_config_takes_keywords_alone(tmp_path, monkeypatch):
 def test_a_config_is_what_the_rest_of_esg_takes():
     made = esg.Config(application, port=1)
     assert isinstance(made, schema.Config)
-    assert made.target is application
+    assert made.objects.app is application
 
 
 def test_a_config_reads_its_env_file(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from uvicorn.main import main as uvicorn_command
 
 import esg
 from esg import api, cli, usage
+from esg.payload import Settings
 from esg.server.http1 import parsers
 from esg.settings import build
 from esg.settings.kinds import choice
@@ -24,8 +25,8 @@ class Spy:
 
     made: Spy | None = None
 
-    def __init__(self, config, payload, read_config):
-        self.config, self.read_config = config, read_config
+    def __init__(self, settings, payload, read_settings):
+        self.config, self.read_settings = settings.config, read_settings
         Spy.made = self
 
     def run(self):
@@ -126,8 +127,9 @@ def everything_built(monkeypatch):
     kind = choice("auto", "asgi3", "asgi2", "wsgi")
     built["interface"] = dataclasses.replace(built["interface"], kind=kind)
     monkeypatch.setattr(build, "SETTINGS", built)
-    for name in ("prepare", "enter_folder"):  # the files and folders don't exist
-        monkeypatch.setattr(api, name, lambda made: made)
+    # The files and folders don't exist.
+    monkeypatch.setattr(api, "prepare", Settings)
+    monkeypatch.setattr(api, "enter_folder", lambda made: made)
     monkeypatch.setattr(api, "check", lambda made: None)
 
 
@@ -511,7 +513,7 @@ def test_a_reload_finds_the_file_wherever_the_server_went(tmp_path):
     config_of("-c", "other.toml", "--chdir", "sub")
     assert os.getcwd() == str(tmp_path / "sub")
     (tmp_path / "other.toml").write_text("workers = 3")
-    assert Spy.made.read_config().workers == 3
+    assert Spy.made.read_settings().config.workers == 3
 
 
 def test_a_reload_reads_every_source_again(tmp_path, monkeypatch):
@@ -519,7 +521,7 @@ def test_a_reload_reads_every_source_again(tmp_path, monkeypatch):
     config_of("--timeout", "9")
     (tmp_path / "esg.toml").write_text("workers = 2")
     monkeypatch.setenv("ESG_NAME", "again")
-    config = Spy.made.read_config()
+    config = Spy.made.read_settings().config
     assert (config.workers, config.name, config.timeout) == (2, "again", 9.0)
 
 

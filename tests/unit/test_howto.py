@@ -43,8 +43,8 @@ def settings_of(monkeypatch, tmp_path):
     made: list[Config] = []
 
     class Spy:
-        def __init__(self, config, payload, read_config):
-            made.append(config)
+        def __init__(self, settings, payload, read_settings):
+            made.append(settings.config)
 
         def run(self):
             return 0

@@ -53,7 +53,7 @@ def check(config: Config) -> None:
     if not config.reload:
         return
     origin = config.origin("reload")
-    if config.target is not None:
+    if config.app_is_object:
         raise ConfigError(
             f"{origin}: the application was given as an object, so its code can't be loaded again; "
             "give MODULE:ATTRIBUTE"

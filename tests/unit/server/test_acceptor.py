@@ -84,7 +84,7 @@ class Service:
     """The parts of a service that an acceptor needs."""
 
     def __init__(self, load, **settings):
-        self.config = prepare(Config(app="test:app", **settings))
+        self.config = prepare(Config(app="test:app", **settings)).config
         self.loop = Loop()
         self.load = load
         self.accepting = False

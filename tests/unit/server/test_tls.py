@@ -13,6 +13,7 @@ from esg.server.prepare import prepare
 from esg.server.tls import client_chain, distinguished_name, server_context
 from esg.settings.build import Raw, build
 from esg.settings.kinds import CERT_REQS, TLS_VERSION
+from esg.settings.objects import Objects
 from esg.settings.schema import Config
 from tests.support.certificates import Authority, encrypted
 
@@ -46,7 +47,10 @@ def refusal(**values):
 
 
 def made_by(factory, **values):
-    return dataclasses.replace(config(**values), ssl_context_factory=factory)
+    """Settings with this factory, and the factory among the objects."""
+    return dataclasses.replace(config(**values), has_ssl_context_factory=True), Objects(
+        ssl_context_factory=factory
+    )
 
 
 def test_a_factory_changes_the_usual_context(pair):
@@ -59,8 +63,8 @@ def test_a_factory_changes_the_usual_context(pair):
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         return context
 
-    made = made_by(factory, ssl_certfile=certfile, ssl_keyfile=keyfile)
-    context = server_context(made)
+    made, _ = made_by(factory, ssl_certfile=certfile, ssl_keyfile=keyfile)
+    context = server_context(made, factory)
     assert seen == [certfile]
     assert context.minimum_version == ssl.TLSVersion.TLSv1_3
     assert context.certificate in Path(certfile).read_text()
@@ -68,9 +72,9 @@ def test_a_factory_changes_the_usual_context(pair):
 
 def test_a_factory_makes_a_context_of_its_own(pair):
     own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made = made_by(lambda *_: own)
+    made, objects = made_by(lambda *_: own)
     assert made.scheme == "https"
-    context = server_context(made)
+    context = server_context(made, objects.ssl_context_factory)
     assert context is own
     assert context.certificate is None
     assert 0x1302 in context.cipher_numbers.values()
@@ -84,8 +88,8 @@ def test_a_factory_is_asked_again_at_each_reload(pair):
         return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
     made = made_by(factory)
-    prepare(made)
-    prepare(made)
+    prepare(*made)
+    prepare(*made)
     assert len(calls) == 2
 
 
@@ -101,7 +105,7 @@ def test_a_factory_is_asked_again_at_each_reload(pair):
 )
 def test_what_a_factory_must_not_do(factory, told):
     with pytest.raises(ConfigError, match=f"^argument ssl_context_factory: .*{told}"):
-        server_context(made_by(factory))
+        prepare(*made_by(factory))
 
 
 # -- the settings ------------------------------------------------------------------------
@@ -123,8 +127,8 @@ def test_what_a_context_is(pair):
     assert context.options & ssl.OP_NO_RENEGOTIATION
     assert context.certificate in Path(certfile).read_text()
     assert context.cipher_numbers["TLS_AES_256_GCM_SHA384"] == 0x1302
-    assert prepare(made).ssl_context.certificate == context.certificate
-    assert prepare(made) == made
+    assert prepare(made).objects.ssl_context.certificate == context.certificate
+    assert prepare(made).config == made
 
 
 def test_key_and_certificate_in_one_file(pair, tmp_path):

@@ -8,7 +8,9 @@ import datetime
 import io
 import logging
 import math
+import pickle
 import re
+import sys
 
 import pytest
 from hypothesis import given
@@ -34,6 +36,7 @@ from esg.settings.kinds import (
     size,
     whole_number,
 )
+from esg.settings.objects import Objects, StandIn
 from esg.settings.schema import SETTINGS, Config, nearest, setting_named
 
 
@@ -281,7 +284,7 @@ def test_a_file_name_is_told_the_module_name(app, better):
 
 def test_the_name_of_an_object_is_only_a_label():
     label = "my module.<locals>:1 2"
-    assert build({"app": Raw(label, "argument app")}, target=object()).app == label
+    assert build({"app": Raw(label, "argument app")}, objects=Objects(app=object())).app == label
 
 
 def test_a_call_makes_the_name_that_of_a_factory():
@@ -291,7 +294,7 @@ def test_a_call_makes_the_name_that_of_a_factory():
 
 
 def test_the_name_of_an_object_that_looks_like_a_call_is_only_a_label():
-    config = build({"app": Raw("example:make()", "argument app")}, target=object())
+    config = build({"app": Raw("example:make()", "argument app")}, objects=Objects(app=object()))
     assert (config.app, config.factory) == ("example:make()", False)
 
 
@@ -409,16 +412,15 @@ def test_an_unknown_name_gets_a_hint(name, hint):
 def test_every_field_of_a_config_but_what_is_made_of_them_is_declared():
     names = {field.name for field in dataclasses.fields(Config)}
     assert names - set(SETTINGS) == {
+        "app_is_object",
         "app_link",
         "files",
         "folder",
         "gaps",
+        "has_ssl_context_factory",
         "origins",
         "real_folder",
-        "ssl_context",
-        "ssl_context_factory",
         "strays",
-        "target",
         "variables",
     }
 
@@ -435,6 +437,66 @@ def test_documented_defaults():
     assert (config.limit_request_line, config.limit_request_fields) == (8190, 100)
     assert (config.limit_request_header_size, config.limit_request_body) == (65536, 0)
     assert (config.timeout_request_header, config.timeout_request_body) == (10, 60)
+
+
+def another(declared):
+    """A value of this setting that isn't its default."""
+    special = {
+        "log_config": LogDefinition({"version": 1, "handlers": {"h": {"args": ("a", [1.5])}}}),
+        "app": "shop:app",
+    }
+    if declared.name in special:
+        return special[declared.name]
+    match declared.default:
+        case bool():
+            return not declared.default
+        case int() | float():
+            return declared.default + 1
+        case tuple():
+            return (*declared.default, "one more")
+        case str() | None:
+            return f"{declared.name} of the operator"
+    raise AssertionError(declared)
+
+
+def with_everything_set():
+    values = {name: another(declared) for name, declared in SETTINGS.items()}
+    others = {
+        "origins": {"app": "APP"},
+        "variables": {"COLOR": "red"},
+        "strays": ("a stray",),
+        "files": ("/srv/esg.toml",),
+        "gaps": {"/srv/esg.toml": ""},
+        "folder": "/srv/current",
+        "real_folder": "/srv/1",
+        "app_link": "/srv/current/app",
+        "app_is_object": True,
+        "has_ssl_context_factory": True,
+    }
+    return Config(**values, **others)
+
+
+def test_a_config_with_everything_set_survives_pickling():
+    config, default = with_everything_set(), Config(app="")
+    assert [name for name, value in vars(config).items() if value == getattr(default, name)] == []
+    again = pickle.loads(pickle.dumps(config))
+    assert again == config
+    assert vars(again) == vars(config)
+
+
+def test_configs_that_differ_in_any_setting_are_not_equal():
+    config = Config(app="example:app")
+    for name, declared in SETTINGS.items():
+        assert dataclasses.replace(config, **{name: another(declared)}) != config, name
+
+
+def test_a_config_holds_no_object_that_was_given_in_python():
+    objects = Objects(app=object(), ssl_context_factory=lambda: None)
+    definition = {"version": 1, "handlers": {"h": {"stream": sys.stderr}}}
+    given = {"app": Raw("a label", "app"), "log_config": Raw(definition, "log_config")}
+    config = build(given, objects=objects)
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert (config.app_is_object, config.has_ssl_context_factory) == (True, True)
 
 
 def test_a_config_cannot_be_changed():
@@ -731,7 +793,8 @@ def test_a_log_configuration_given_in_python():
     parser.read_string("[loggers]\nkeys=root")
     given = {"version": 1, "handlers": {"h": {"stream": io.StringIO(), "args": ["a"]}}}
     config = made(log_config=given).log_config
-    assert config == LogDefinition(given)
+    stand_in = {"h": {"stream": StandIn(0, "_io:StringIO"), "args": ["a"]}}
+    assert config == LogDefinition({"version": 1, "handlers": stand_in})
     assert config.content["handlers"]["h"] is not given["handlers"]["h"]
     assert made(log_config=parser).log_config == LogDefinition("[loggers]\nkeys = root\n\n")
     assert made(log_config=io.StringIO("[x]")).log_config == LogDefinition("[x]")
@@ -769,7 +832,7 @@ def test_a_log_configuration_leaves_nothing_to_say_beside_it(name):
 def test_an_interface_in_front_of_the_application(app, name, interface, factory):
     config = made(app=app)
     assert (config.app, config.interface, config.factory) == (name, interface, factory)
-    assert build({"app": Raw(app, "argument app")}, target=object()).app == app
+    assert build({"app": Raw(app, "argument app")}, objects=Objects(app=object())).app == app
 
 
 @pytest.mark.parametrize(

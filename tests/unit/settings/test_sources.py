@@ -10,6 +10,7 @@ from esg.errors import ConfigError
 from esg.settings import report, sources
 from esg.settings.build import Raw, build, check_reload
 from esg.settings.kinds import WORKERS, LogDefinition
+from esg.settings.objects import Objects
 from esg.settings.schema import SETTINGS
 from esg.settings.sources import from_environment, from_file, load, strays_in
 
@@ -62,7 +63,7 @@ def test_debug_without_the_library_says_so_and_serves(tmp_path, monkeypatch):
 def test_debug_leaves_an_object_as_it_is(tmp_path, monkeypatch):
     installed(monkeypatch, True)
     given = APP | {"debug": Raw(True, "argument debug")}
-    config = load(given, {}, folder=tmp_path, target=object())
+    config = load(given, {}, folder=tmp_path, objects=Objects(app=object()))
     assert (config.reload, config.strays) == (False, ())
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 
 import pytest
 
+from esg import keywords
 from esg.errors import ESGError
 from esg.log.files import LogFiles
 from esg.log.records import arbiter_subject
+from esg.payload import Settings
 from esg.settings.build import Raw, build
 from esg.supervisor.fleet.terms import Terms
 from esg.supervisor.generations import Generations
@@ -20,11 +23,11 @@ from esg.supervisor.systemd import Notifier
 SUBJECT = arbiter_subject(1, 4711)
 
 
-def config(tmp_path, *binds, log="log", **values):
+def settings(tmp_path, *binds, log="log", **values):
     raw = {name: Raw(value, f"--{name}") for name, value in values.items()}
     raw["error_logfile"] = Raw(str(tmp_path / log), "--error-logfile")
     raw["bind"] = Raw(list(binds), "--bind")
-    return build({"app": Raw("example:app", "APP")} | raw)
+    return Settings(build({"app": Raw("example:app", "APP")} | raw))
 
 
 def open_files():
@@ -42,7 +45,7 @@ def open_files():
 def generations(tmp_path):
     """A table whose first generation is open."""
     sockets, files = Sockets(Notifier(), lambda line: None, lambda: ()), LogFiles()
-    generations = Generations(config(tmp_path, f"unix:{tmp_path}/1"), sockets, files)
+    generations = Generations(settings(tmp_path, f"unix:{tmp_path}/1"), sockets, files)
     generations.open_log()
     generations.listen([])
     yield generations
@@ -51,7 +54,7 @@ def generations(tmp_path):
 
 
 def test_a_new_generation_opens_nothing_until_it_is_prepared(generations, tmp_path):
-    new = generations.add(config(tmp_path, f"unix:{tmp_path}/2", log="log2"))
+    new = generations.add(settings(tmp_path, f"unix:{tmp_path}/2", log="log2"))
     assert new.number == 2
     assert not (tmp_path / "2").exists()
     assert not (tmp_path / "log2").exists()
@@ -62,7 +65,7 @@ def test_a_new_generation_opens_nothing_until_it_is_prepared(generations, tmp_pa
 
 
 def test_what_only_a_retired_generation_has_is_closed(generations, tmp_path):
-    generations.add(config(tmp_path, f"unix:{tmp_path}/2", log="log2"))
+    generations.add(settings(tmp_path, f"unix:{tmp_path}/2", log="log2"))
     generations.prepare(2, SUBJECT)
     assert generations.adopt(2).number == 1
     generations.retire(1)
@@ -76,7 +79,7 @@ def test_what_only_a_retired_generation_has_is_closed(generations, tmp_path):
 
 def test_a_generation_that_cannot_be_prepared_leaves_nothing(generations, tmp_path):
     before = open_files()
-    generations.add(config(tmp_path, f"unix:{tmp_path}/none/2", log="log2"))
+    generations.add(settings(tmp_path, f"unix:{tmp_path}/none/2", log="log2"))
     with pytest.raises(ESGError, match="none"):
         generations.prepare(2, SUBJECT)
     generations.retire(2)
@@ -85,26 +88,39 @@ def test_a_generation_that_cannot_be_prepared_leaves_nothing(generations, tmp_pa
 
 def test_the_number_of_a_generation_that_never_began_is_used_again(generations, tmp_path):
     for _ in range(2):
-        assert generations.add(config(tmp_path, f"unix:{tmp_path}/1")).number == 2
+        assert generations.add(settings(tmp_path, f"unix:{tmp_path}/1")).number == 2
         generations.retire(2)
 
 
+def test_the_number_of_a_generation_that_may_yet_begin_is_skipped(generations, tmp_path):
+    generations.add(settings(tmp_path, f"unix:{tmp_path}/1"))
+    assert generations.add(settings(tmp_path, f"unix:{tmp_path}/1")).number == 3
+
+
+def test_the_objects_of_a_generation_log(generations, tmp_path):
+    stream = io.StringIO()
+    definition = {"version": 1, "handlers": {"h": {"stream": stream}}}
+    raw, objects = keywords.read("example:app", {"log_config": definition})
+    new = generations.add(Settings(build(raw), objects))
+    assert generations._open_log(new).definition == definition
+
+
 def test_the_number_of_a_generation_that_had_workers_is_not_used_again(generations, tmp_path):
-    generations.add(config(tmp_path, f"unix:{tmp_path}/1"))
+    generations.add(settings(tmp_path, f"unix:{tmp_path}/1"))
     generations.prepare(2, SUBJECT)
     generations.retire(2)
-    assert generations.add(config(tmp_path, f"unix:{tmp_path}/1")).number == 3
+    assert generations.add(settings(tmp_path, f"unix:{tmp_path}/1")).number == 3
 
 
 def test_terms_are_the_settings_of_the_same_names(tmp_path):
-    settings = config(tmp_path, "127.0.0.1:0", workers="3", graceful_timeout="7.5")
-    terms = Terms.of(settings)
+    config = settings(tmp_path, "127.0.0.1:0", workers="3", graceful_timeout="7.5").config
+    terms = Terms.of(config)
     assert terms.workers == 3
     assert terms.graceful_timeout == 7.5
     for field in dataclasses.fields(Terms):
-        assert getattr(terms, field.name) == getattr(settings, field.name)
+        assert getattr(terms, field.name) == getattr(config, field.name)
 
 
 def test_terms_can_be_written_down_and_read_again(tmp_path):
-    terms = Terms.of(config(tmp_path, "127.0.0.1:0", drain_delay="0.1"))
+    terms = Terms.of(settings(tmp_path, "127.0.0.1:0", drain_delay="0.1").config)
     assert Terms(**json.loads(json.dumps(dataclasses.asdict(terms)))) == terms

@@ -344,7 +344,7 @@ def test_a_folder_that_is_not_there_is_named(folder):
 
 def test_an_application_that_is_an_object_cannot_be_reloaded():
     with pytest.raises(ConfigError, match=r"given as an object.*MODULE:ATTRIBUTE"):
-        check(made(target=object()))
+        check(made(app_is_object=True))
 
 
 def test_nothing_is_checked_where_nothing_is_watched():
