@@ -1,9 +1,9 @@
-"""The access log: a line a request, made once and written in batches.
+"""The access log: makes one line for each request, and writes the lines in batches.
 
-Lines of one turn of the event loop go out in one write. That keeps the cost of a line below a
-logging call's by an order of magnitude, and a crash loses at most one turn's lines. What a line
-needs to know beyond the request and its status (how long, how many bytes, which fields) is only
-kept where the log `observes`: see `Observation` in `asgi/exchange.py`.
+The lines of one turn of the event loop are written together. That makes a line ten times cheaper
+than a logging call, and a crash loses at most the lines of one turn. The duration, the number of
+bytes and the response's fields are only recorded if the log `observes`: see `Observation` in
+`asgi/exchange.py`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from esg.server.asgi.types import Headers
 logger = logging.getLogger("esg")
 
 RETRY_PAUSE = 0.05
-"""Seconds until writing is tried again if a file didn't take all lines."""
+"""Seconds until the next try to write lines that a file had no room for."""
 
 
 class AccessLog:
@@ -60,10 +60,10 @@ class AccessLog:
         socket_line: Line | None = None,
         refusal_line: Line | None = None,
     ) -> None:
-        """`observes`: lines are made of exchanges that have an `Observation`.
+        """`observes`: lines need exchanges that have an `Observation`.
 
-        `socket_line` makes the lines about WebSockets, of `SocketRecord`s, and `refusal_line` those
-        of `Refused` requests; by default `line` does.
+        `socket_line` makes the lines for WebSockets (`SocketRecord`), and `refusal_line` the lines
+        for `Refused` requests; by default, `line` makes them.
         """
         self.observes = observes
         self._refusal_line = refusal_line or line
@@ -106,7 +106,7 @@ class AccessLog:
             self._retry = self._loop.call_later(RETRY_PAUSE, self._write_rest)
 
     def _write_rest(self) -> None:
-        """Write the lines that the file didn't take before."""
+        """Write the lines that the file had no room for."""
         self._retry = None
         self._file.flush()
         if self._file.waits:
@@ -114,14 +114,14 @@ class AccessLog:
 
 
 _REQUEST = '%s - "%s %s HTTP/%s" %d'
-"""The message of a request. Its arguments are those that formatters written for uvicorn expect."""
+"""The message of a request; its arguments are those that formatters for uvicorn expect."""
 
 
 class LoggedAccess:
     """Logs finished exchanges to the logger `esg.access`, as uvicorn does to `uvicorn.access`."""
 
     def __init__(self, line: Line | None = None, observes: bool = False) -> None:
-        """`line` makes the message; without it, the record has the arguments of uvicorn's."""
+        """`line` makes the message; without it, the record has the same arguments as uvicorn's."""
         self.observes = observes
         self._line = line
 
@@ -265,7 +265,7 @@ def _host(exchange: Entry) -> str:
 
 
 def _user(exchange: Entry) -> str:
-    """The name in Basic credentials (RFC 7617), which nobody has checked here."""
+    """The name in Basic credentials (RFC 7617); ESG doesn't check the password."""
     for name, value in exchange.scope["headers"]:
         if name == b"authorization" and value[:6].lower() == b"basic ":
             try:
@@ -279,7 +279,10 @@ def _user(exchange: Entry) -> str:
 
 
 def _path(exchange: Entry) -> str:
-    """The path decoded, and shown in ASCII; taken from the target, which nobody can alter."""
+    """The decoded path, in ASCII.
+
+    It comes from the target, since applications may alter the scope.
+    """
     return shown(unquote(path_and_query(exchange.target)[0].decode("latin-1"))) or "-"
 
 
@@ -351,7 +354,7 @@ def json_line(subject: Subject, message: Line) -> Line:
 
 
 def socket_json_line(subject: Subject, message: Line) -> Line:
-    """The same for WebSockets, with an `event`, and at the end a `code` instead of a status."""
+    """The same for WebSockets, with an `event`; a closed one has a `code` instead of a status."""
     fields_of = _json_fields(subject, message)
 
     def line(record: SocketRecord) -> str:

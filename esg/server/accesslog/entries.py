@@ -1,4 +1,4 @@
-"""What the lines of the access log are about: finished exchanges, and what is logged like them."""
+"""The entries of the access log: finished exchanges, WebSockets and refused requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from esg.server.asgi.types import Headers
 
 
 class Entry(Protocol):
-    """What a line is made of: a finished exchange, a WebSocket, or a request that was refused."""
+    """An entry, from which a line is made."""
 
     status: int
     target: bytes
@@ -23,11 +23,11 @@ class Entry(Protocol):
 
     @property
     def sent(self) -> int:
-        """Bytes of response body."""
+        """The size of the response's body, in bytes."""
 
     @property
     def seconds(self) -> float:
-        """How long it took. An exchange knows it only if the log `observes`."""
+        """The duration. An exchange knows it only if the log `observes`."""
 
     @property
     def response_headers(self) -> Headers:
