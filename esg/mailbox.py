@@ -374,11 +374,12 @@ class Mailbox:
             if not isinstance(message, expected):
                 raise MessageError(f"{type(message).__name__}, which isn't sent to this side")
         except MessageError as error:
-            self._refuse(str(error))
+            self.refuse(str(error))
             return None
         return message
 
-    def _refuse(self, what: str) -> None:
+    def refuse(self, what: str) -> None:
+        """Log that something was ignored: the first time as an error; later times are counted."""
         more = self._refusals.now(time.monotonic())
         if more is not None:
             count = f" ({more} more before it)" if more else ""
@@ -441,7 +442,7 @@ class ArbitersEnd(Mailbox):
             for line in filter(None, self._lines(data)):
                 looked_at += 1
                 if looked_at > MOST_AT_ONCE:
-                    self._refuse(f"more than {MOST_AT_ONCE} messages at once")
+                    self.refuse(f"more than {MOST_AT_ONCE} messages at once")
                 elif (message := self._decoded(line, expected)) is not None:
                     messages.append(message)
         return messages, True
@@ -460,7 +461,7 @@ class ArbitersEnd(Mailbox):
             self._skips = False
         if self._skips or len(begun) > MESSAGE_LIMIT:
             if not self._skips:
-                self._refuse(f"a message of more than {MESSAGE_LIMIT} bytes")
+                self.refuse(f"a message of more than {MESSAGE_LIMIT} bytes")
             self._skips, begun = True, b""
         self._begun = begun
         return lines

@@ -6,7 +6,6 @@ application.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import os
@@ -15,25 +14,26 @@ import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar
 
 from setproctitle import setproctitle
 
-from esg import commands, mailbox, scoreboard, stacktext, waits
+from esg import commands, mailbox, waits
 from esg.errors import ESGError
 from esg.introduction import introduction
 from esg.log.files import LogFiles
 from esg.log.records import Subject, arbiter_subject, log_event, worker_subject
 from esg.log.setup import reopen_handlers
 from esg.openfiles import explained
-from esg.payload import DUMP_SIGNAL, Assignment, GenerationPart, Payload, Settings, WorkerPart
-from esg.scoreboard import Cell
+from esg.payload import DUMP_SIGNAL, Payload, Settings
 from esg.seldom import Seldom
 from esg.settings import folders
 from esg.settings.build import check_reload
 from esg.settings.schema import Config
 from esg.supervisor import privileges, signals
+from esg.supervisor.child import Child, WorkerHandle
+from esg.supervisor.children import Children, Duties
 from esg.supervisor.control import Control
 from esg.supervisor.fleet import actions as do
 from esg.supervisor.fleet import events as on
@@ -42,20 +42,16 @@ from esg.supervisor.fleet.terms import Terms
 from esg.supervisor.generations import Generations
 from esg.supervisor.oom import OOMKills
 from esg.supervisor.pidfile import PidFile
-from esg.supervisor.processes import WorkerHandle, fork, reap
 from esg.supervisor.sockets import Sockets
 from esg.supervisor.systemd import Notifier, handed_over
 from esg.supervisor.watcher.reloader import Reloader
+from esg.supervisor.workers import LAST_LINES, Workers
 
 _ForFleet = mailbox.Ready | mailbox.BootFailed | mailbox.Due | mailbox.Draining
 """Mail of workers that the fleet decides on."""
 
 LOG_PAUSE = 0.25
 """Seconds until the arbiter tries again to write lines that a log had no room for."""
-
-LAST_LINES = 0.5
-"""Seconds that an ending process waits for a log that nobody reads."""
-
 
 FAILURE_PAUSE = 0.1
 """Seconds between two turns of the loop when something raised in the first."""
@@ -78,23 +74,22 @@ class Arbiter:
         self._notifier = Notifier.from_environment(os.environ, os.getpid())
         # Before anything is opened, which could be taken for one of them.
         self._handed = handed_over(os.environ, os.getpid(), needed=not config.says_where)
-        self._payload = payload
         self._read_settings_again = read_settings
         self._no_lifespan = 0
         """The newest generation of which the log says that its application has no lifespan."""
-        self._start = config.real_folder
         self._oom_kills = OOMKills()
-        self._fleet = Fleet(Terms.of(config), time.monotonic(), capacity=scoreboard.CAPACITY)
-        self._board = scoreboard.Scoreboard()
-        self._handles: dict[int, WorkerHandle] = {}
+        self._fleet = Fleet(Terms.of(config), time.monotonic(), capacity=Workers.capacity)
+        self._selector = selectors.DefaultSelector()
+        self._children = Children(self._selector, self._attempt, self._let_go)
+        duties = Duties(mailbox.FromWorker, self._on_mail, self._on_exit)
+        self._workers = Workers(self._children, payload, config.real_folder, duties)
         self._sockets = Sockets(
             self._notifier,
             functools.partial(self._log, logging.INFO),
-            self._handles.values,
+            functools.partial(self._children.of, WorkerHandle),
             functools.partial(self._log, logging.ERROR),
         )
         self._pid_file: PidFile | None = None
-        self._selector = selectors.DefaultSelector()
         self._signals = signals.SignalQueue()
         self._exit_code: int | None = None
         self._warned: set[str] = set()
@@ -106,7 +101,7 @@ class Arbiter:
         self._log_files = LogFiles()
         self._generations = Generations(settings, self._sockets, self._log_files)
         self._reloader = Reloader(
-            self._selector, self._log, lambda: self._dispatch(on.ReloadAsked())
+            self._children, self._log, lambda: self._dispatch(on.ReloadAsked())
         )
         self._control = Control(self._selector, self._on_command)
 
@@ -155,10 +150,8 @@ class Arbiter:
     def _look_around(self) -> None:
         """Check the workers and the listeners, about once a second."""
         self._attempt(self._oom_kills.look, time.monotonic())
-        self._dispatch(self._beats())
-        for handle in self._handles.values():
-            handle.deliver()
-            self._show_rows(handle)
+        self._dispatch(on.BeatsRead(self._workers.beats()))
+        self._workers.look_after()
         self._sockets.look_after()
 
     def _attempt(self, function: Callable[..., _T], *arguments: object) -> _T | None:
@@ -266,7 +259,7 @@ class Arbiter:
             self._log(logging.INFO, f"received {signum.name}")
             self._dispatch(on.ReloadAsked())
         elif signum == signals.CHILD:
-            self._on_children()
+            self._children.reap()
         elif signum in signals.UNAVAILABLE:
             self._log(logging.WARNING, f"{signum.name} does nothing in this version")
 
@@ -274,39 +267,18 @@ class Arbiter:
         self._log(logging.INFO, f"received {command} from {peer}")
         self._dispatch(on.ReloadAsked(job))
 
-    def _on_children(self) -> None:
-        for pid, status in reap():
-            for handle in [h for h in self._handles.values() if h.pid == pid]:
-                handle.reaped = True
-                self._on_exit(handle, status)
-            self._attempt(self._reloader.reaped, pid, status)
-
-    def _on_exit(self, handle: WorkerHandle, status: int) -> None:
-        self._attempt(self._on_mail, handle)  # its last words, if it left any
+    def _on_exit(self, handle: WorkerHandle, status: int | None) -> None:
         detail = self._attempt(handle.last_stack) or ""
-        self._attempt(self._forget_mailbox, handle)
-        self._attempt(self._board.remove, handle.number)
         self._attempt(handle.close)
+        self._attempt(self._workers.remove, handle.number)
         oom_file = None
         if handle.is_killed(status):
             oom_file = self._attempt(self._oom_kills.take, time.monotonic())
         reason = handle.describe(status, oom_file)
-        event = on.WorkerExited(handle.number, reason, status == 0, detail)
-        self._dispatch(event)
-        if self._handles[handle.number] is handle:
-            del self._handles[handle.number]
+        self._dispatch(on.WorkerExited(handle.number, reason, status == 0, detail))
         self._attempt(self._sockets.release)
 
-    def _forget_mailbox(self, handle: WorkerHandle) -> None:
-        """Expect no more mail from a worker."""
-        if handle.mailbox in self._watched():
-            self._selector.unregister(handle.mailbox)
-
-    def _watched(self) -> set[object]:
-        return {key.fileobj for key in self._selector.get_map().values()}
-
-    def _on_mail(self, handle: WorkerHandle) -> None:
-        messages, alive = handle.mailbox.receive(mailbox.FromWorker)
+    def _on_mail(self, handle: WorkerHandle, messages: Sequence[mailbox.FromWorker]) -> None:
         for message in messages:
             if isinstance(message, mailbox.NoLifespan):
                 self._log_lifespan(handle, message)
@@ -319,16 +291,24 @@ class Arbiter:
             else:
                 if isinstance(message, mailbox.Ready):
                     handle.serves = True
-                    self._show_rows(handle)
+                    self._workers.show_rows(handle)
                 self._dispatch(self._event_of(handle.number, message))
-        if not alive:
-            self._forget_mailbox(handle)
+
+    def _let_go(self, child: Child) -> None:
+        """In a new process: close what is the arbiter's, but not what this child was given."""
+        self._control.let_go()
+        self._selector.close()
+        self._signals.close()
+        self._sockets.let_go(child.listeners if isinstance(child, WorkerHandle) else ())
+        if self._pid_file is not None:
+            self._pid_file.close()
+        self._workers.let_go(child)
 
     def _log_lifespan(self, handle: WorkerHandle, message: mailbox.NoLifespan) -> None:
         """Log that the application has no lifespan, for the first worker of a generation."""
         if handle.generation > self._no_lifespan:
             self._no_lifespan = handle.generation
-            subject = worker_subject(handle.number, handle.generation, handle.pid)
+            subject = worker_subject(handle.number, handle.generation, handle.pid or 0)
             level = logging.INFO if message.usual else logging.WARNING
             log_event(level, subject, message.line)
 
@@ -361,14 +341,12 @@ class Arbiter:
             case mailbox.Draining():
                 return on.WorkerRetiring(number, message.reason)
 
-    def _beats(self) -> on.BeatsRead:
-        return on.BeatsRead({number: self._board.age(number) for number in self._handles})
-
     # -- what to do --------------------------------------------------------------------
 
     def _spawn(self, action: do.Spawn) -> on.Event | None:
         try:
-            handle = self._fork_worker(action)
+            self._sockets.look_after()
+            handle = self._workers.spawn(action.number, self._generations[action.generation])
         except OSError as error:
             return on.SpawnFailed(action.number, explained(error))
         except ESGError as error:
@@ -376,100 +354,13 @@ class Arbiter:
         except Exception as error:  # noqa: BLE001 - the fleet must hear of it, whatever it is
             self._report(error)
             return on.SpawnFailed(action.number, f"unexpected error: {error!r}")
-        self._handles[action.number] = handle
-        self._selector.register(handle.mailbox, selectors.EVENT_READ, lambda: self._on_mail(handle))
+        self._warn_once(handle.stacks.problem)
         return None
 
-    def _fork_worker(self, action: do.Spawn) -> WorkerHandle:
-        """Fork a worker. Raises OSError, with nothing left open, if there is no room for one."""
-        generation = self._generations[action.generation]
-        assert generation.logs is not None, "it was prepared"
-        self._sockets.look_after()
-        handle, workers_end = WorkerHandle.open(action.number, action.generation)
-        handle.listeners = generation.listeners
-        self._warn_once(handle.stacks.problem)
-        try:
-            row = self._board.new_row(action.number)
-        except OSError:
-            handle.close()
-            workers_end.close()
-            raise
-        assignment = Assignment(
-            WorkerPart(action.number, workers_end, row, handle.stack_fd),
-            GenerationPart(
-                action.generation,
-                generation.config,
-                handle.listeners,
-                generation.logs,
-                generation.objects,
-            ),
-        )
-        try:
-            handle.pid = fork(lambda: self._run_worker(assignment, handle))
-        except OSError:
-            handle.close()
-            self._board.remove(action.number)
-            raise
-        finally:
-            workers_end.close()
-        self._show_row(action.number)
-        return handle
-
-    def _show_row(self, number: int) -> None:
-        """Give the workers that were forked before this one a descriptor to read its row."""
-        for handle in self._handles.values():
-            handle.unseen.add(number)
-            self._show_rows(handle)
-
-    def _show_rows(self, handle: WorkerHandle) -> None:
-        """Send a serving worker the rows that it hasn't seen.
-
-        A booting worker reads no mail, and the kernel counts descriptors in unread mail
-        against RLIMIT_NOFILE (unix(7), ETOOMANYREFS): 64 workers at once would be too many.
-        """
-        if not handle.serves:
-            return
-        for number in sorted(handle.unseen):
-            fd = self._board.reading_fd(number)
-            if fd is not None and not handle.mailbox.offer(mailbox.NewRow(number, [fd])):
-                return
-            handle.unseen.discard(number)
-
-    def _run_worker(self, assignment: Assignment, own: WorkerHandle) -> int:
-        """In the child: let go of what is the arbiter's, then run the payload."""
-        own.mailbox.close()
-        for handle in self._handles.values():
-            handle.close()
-        self._reloader.let_go()
-        self._control.let_go()
-        self._selector.close()
-        self._signals.close()
-        self._sockets.let_go(assignment.generation.listeners)
-        if self._pid_file is not None:
-            self._pid_file.close()
-        self._board.hand_over(assignment.worker.row)
-        number, generation = assignment.worker.number, assignment.generation
-        setproctitle(f"esg: worker {number} gen {generation.number} [{generation.config.title}]")
-        subject = worker_subject(number, generation.number, os.getpid())
-        config, warnings = folders.enter_again(generation.config, self._start)
-        generation = dataclasses.replace(generation, config=config)
-        generation.logs.keep_only()
-        generation.logs.apply(subject)
-        for warning in warnings:
-            log_event(logging.WARNING, subject, warning)
-        try:
-            privileges.identity(config).assume()
-        except ESGError as error:
-            failure = mailbox.BootFailed(str(error), "", error.exit_code)
-            assignment.worker.mailbox.send(failure)
-            return error.exit_code
-        try:
-            return self._payload(dataclasses.replace(assignment, generation=generation))
-        finally:
-            generation.logs.files.flush(LAST_LINES)
-
     def _drain(self, action: do.Drain) -> None:
-        handle = self._handles[action.number]
+        handle = self._workers.get(action.number)
+        if handle is None:
+            return  # its end is about to be dealt with
         handle.draining = True
         # A reload that drops a bind leaves its queue to the last worker that has it.
         self._sockets.release()
@@ -478,7 +369,7 @@ class Arbiter:
 
     def _discard(self, action: do.Discard) -> None:
         """In boot a worker ends on the signal; one that serves leaves that to the mail."""
-        handle = self._handles.get(action.number)
+        handle = self._workers.get(action.number)
         if handle is not None:  # else it couldn't be forked, which the fleet is yet to hear
             handle.draining = True
             handle.post(mailbox.Drain("discarded", action.grace, action.final))
@@ -486,71 +377,60 @@ class Arbiter:
 
     def _quit(self, action: do.Quit) -> None:
         if not self._signal(action.number, signal.SIGQUIT):
-            self._handles[action.number].post(mailbox.Drain("SIGQUIT", 0.0, final=False))
+            self._workers.tell([action.number], mailbox.Drain("SIGQUIT", 0.0, final=False))
 
     def _dump_stack(self, action: do.DumpStack) -> None:
         self._signal(action.number, DUMP_SIGNAL)
 
     def _ask_where(self, action: do.AskWhere) -> None:
-        handle = self._handles.get(action.number)
+        handle = self._workers.get(action.number)
         if handle is not None:
             handle.ask_for_stack()
 
     def _report_boot(self, action: do.ReportBoot) -> None:
-        handle = self._handles.get(action.number)
+        handle = self._workers.get(action.number)
         if handle is not None:
             config, now = self._generations[handle.generation].config, time.monotonic()
             line = handle.progress.of_boot(config, action.seconds, handle.stack(), now)
             self._log_action(do.Log("info", line, action.number))
 
     def _report_stop(self, action: do.ReportStop) -> None:
-        loads = []
-        for number in action.numbers:
-            requests, websockets, connections = (
-                self._board.value(number, cell)
-                for cell in (Cell.IN_FLIGHT, Cell.WEBSOCKETS, Cell.CONNECTIONS)
-            )
-            requests = max(0, requests - websockets)  # a WebSocket is a call in flight, too
-            loads.append(waits.Load(number, requests, websockets, connections))
+        loads = list(map(self._workers.load, action.numbers))
         setup = self._generations.current.logs
         on_terminal = setup is not None and os.isatty(setup.error.fd)
         hint = "Ctrl-C again" if on_terminal else "SIGQUIT"
         self._log(logging.INFO, waits.stopping(loads, "" if action.quick else hint))
 
     def _signal(self, number: int, signum: int) -> bool:
-        """Send a worker a signal; False if the kernel doesn't permit that, which is logged once."""
-        handle = self._handles.get(number)
+        """Send a worker a signal; False if that isn't possible.
+
+        If the kernel doesn't permit it, that is logged once.
+        """
+        handle = self._workers.get(number)
         if handle is None:
             return True  # it couldn't be forked, which the fleet is yet to hear
         try:
-            handle.signal(signum)
+            return handle.signal(signum)
         except PermissionError as error:
             if not handle.is_beyond_reach:
                 handle.is_beyond_reach = True
                 event = f"can't be sent {signal.Signals(signum).name}: {error.strerror}; "
                 self._log_action(do.Log("error", event + privileges.WHAT_SIGNALS_NEED, number))
             return False
-        return True
 
     def _abort(self, action: do.Abort) -> None:
-        handle = self._handles.get(action.number)
+        handle = self._workers.get(action.number)
         if handle is None:
             return
-        nowhere = "(it could not be written)" if handle.stacks.exists else "(on standard error)"
-        stack = stacktext.of_stuck_worker(handle.stack()) or nowhere
-        in_flight = self._board.value(action.number, Cell.IN_FLIGHT)
-        since_beat = self._board.age(action.number)
-        requests = handle.progress.of_requests(in_flight, since_beat, time.monotonic())
-        detail = "\n".join(filter(None, [requests, stack]))
+        detail = self._workers.stuck_in(handle)
         self._log_action(do.Log("error", "stacks of its threads:", action.number, detail))
         self._signal(action.number, signal.SIGABRT)
 
     def _kill(self, action: do.Kill) -> None:
         if not self._signal(action.number, signal.SIGKILL):
             # A worker ends when its mailbox is closed, as it does when it has lost its arbiter.
-            handle = self._handles[action.number]
-            self._forget_mailbox(handle)
-            handle.mailbox.close()
+            for handle in filter(None, [self._workers.get(action.number)]):
+                self._children.dismiss(handle)
 
     def _close_listeners(self, action: do.CloseListeners) -> None:
         self._sockets.close()
@@ -561,22 +441,19 @@ class Arbiter:
         for error in errors:
             self._log(logging.ERROR, error)
         news = mailbox.NewLogFiles([file.path for file in files], [file.fd for file in files])
-        for handle in [self._handles[n] for n in action.numbers if n in self._handles]:
-            handle.post(news)
+        self._workers.tell(action.numbers, news)
         self._log(logging.INFO, "log files reopened")
 
     def _show_failure(self, action: do.ShowFailure) -> None:
-        message = mailbox.ReloadFailed(action.reason, action.detail)
-        for handle in [self._handles[n] for n in action.numbers if n in self._handles]:
-            handle.post(message)
+        self._workers.tell(action.numbers, mailbox.ReloadFailed(action.reason, action.detail))
 
     def _log_action(self, action: do.Log) -> None:
         level = logging.getLevelNamesMapping()[action.level.upper()]
-        handle = self._handles.get(action.number or 0)
+        handle = self._workers.get(action.number or 0)
         if handle is None:
             subject = self._subject()
         else:
-            subject = worker_subject(handle.number, handle.generation, handle.pid)
+            subject = worker_subject(handle.number, handle.generation, handle.pid or 0)
         log_event(level, subject, action.event, action.detail)
 
     def _read_settings(self, action: do.ReadSettings) -> on.Event:

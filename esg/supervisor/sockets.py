@@ -20,8 +20,8 @@ from esg.net.opening import open_listeners
 from esg.net.unixsocket import access
 from esg.seldom import Seldom
 from esg.settings.schema import Config
+from esg.supervisor.child import WorkerHandle
 from esg.supervisor.fdstore import Store, is_stored
-from esg.supervisor.processes import WorkerHandle
 from esg.supervisor.systemd import Notifier
 
 

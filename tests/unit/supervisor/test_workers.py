@@ -1,4 +1,8 @@
+<<<<<<< HEAD:tests/unit/supervisor/test_arbiter.py
 """Parts of the arbiter that need no process."""
+=======
+"""The workers as the arbiter holds them: their rows."""
+>>>>>>> c4b0ec9 (Workers and the watcher of --reload are children in one table, and a child of any kind lets go of everything that is the arbiter's):tests/unit/supervisor/test_workers.py
 
 from __future__ import annotations
 
@@ -8,9 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from esg.mailbox import FromArbiter, NewRow, ReloadFailed
-from esg.scoreboard import Scoreboard
-from esg.supervisor.arbiter import Arbiter
-from esg.supervisor.processes import WorkerHandle
+from esg.supervisor.child import WorkerHandle
+from esg.supervisor.workers import Workers
 
 
 @pytest.fixture
@@ -33,21 +36,21 @@ def rows(mail) -> list[int]:
 
 def test_a_worker_is_sent_the_rows_of_newer_ones_once_it_serves(handle_and_worker):
     handle, worker = handle_and_worker
-    board = Scoreboard()
-    arbiter = SimpleNamespace(_board=board, _handles={1: handle})
-    arbiter._show_rows = lambda handle: Arbiter._show_rows(arbiter, handle)
+    workers = Workers(SimpleNamespace(of=lambda kind: [handle]), None, "", None)
+    board = workers._board
     for number in (2, 3):
         board.new_row(number)
-        Arbiter._show_row(arbiter, number)
+        handle.unseen.add(number)
+    workers.look_after()
     assert rows(worker) == []
     handle.serves = True
     while handle.mailbox.send(ReloadFailed("full", "x" * 4000)):
         continue
-    arbiter._show_rows(handle)
-    board.remove(3)
+    workers.look_after()
+    workers.remove(3)
     rows(worker)
-    arbiter._show_rows(handle)
+    workers.look_after()
     assert rows(worker) == [2]
-    arbiter._show_rows(handle)
+    workers.look_after()
     assert rows(worker) == []
     board.remove(2)

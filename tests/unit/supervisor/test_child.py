@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from esg.mailbox import Drain, FromArbiter, Mailbox, NewLogFiles, ReloadFailed
-from esg.supervisor.processes import WorkerHandle
+from esg.supervisor.child import WorkerHandle
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_drain_that_finds_a_full_mailbox_is_delivered_later(handle_and_worker)
 def test_the_grace_of_a_drain_that_is_owed_runs(handle_and_worker, monkeypatch) -> None:
     handle, worker = handle_and_worker
     now = [100.0]
-    monkeypatch.setattr("esg.supervisor.processes.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("esg.supervisor.child.time.monotonic", lambda: now[0])
     fill(handle)
     handle.post(Drain("reload", 30.0, final=False))
     now[0] += 12.0

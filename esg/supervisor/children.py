@@ -1,0 +1,205 @@
+"""The children of the arbiter, of every kind, in one table: by number and by pid.
+
+A child is started here, its mail is read here, and its end is noticed here. What its mail and its
+end mean is decided by the code that had it started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import selectors
+import signal
+from collections.abc import Callable, Sequence
+from types import UnionType
+from typing import Any, Generic, TypeVar
+
+from esg.mailbox import Hello, Mailbox
+from esg.supervisor import processes
+from esg.supervisor.child import Child
+
+MOST_EARLY_ENDS = 64
+"""How many ends are kept of processes that may be children whose pids aren't known yet."""
+
+_Kind = TypeVar("_Kind", bound=Child)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Duties(Generic[_Kind]):
+    """What to do with the mail of a child and with its end."""
+
+    mail: UnionType
+    """The kinds of messages that it may send."""
+    on_mail: Callable[[_Kind, Sequence[Any]], None]
+    """Called with messages of these kinds."""
+    on_end: Callable[[_Kind, int | None], None]
+    """Called with the wait status once it has been reaped; None if its pid was never known."""
+
+
+class Children:
+    """The table of children.
+
+    A pid is learnt from the fork, or from the child's `Hello` if another child forked it. If the
+    end of a process is noticed before its `Hello` is read, it is kept until then.
+    """
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        attempt: Callable[..., object],
+        let_go: Callable[[Child], None],
+    ) -> None:
+        """`attempt` calls a function with its arguments, and logs what that raises.
+
+        `let_go` is called in each new process: it closes everything of the arbiter's that the child
+        it is given hasn't been assigned.
+        """
+        self._selector = selector
+        self._attempt = attempt
+        self._let_go = let_go
+        self._by_number: dict[tuple[type[Child], int], Child] = {}
+        self._by_pid: dict[int, Child] = {}
+        self._duties: dict[Child, Duties[Any]] = {}
+        """Of the children whose mail is expected."""
+        self._early_ends: dict[int, int] = {}
+        """Wait statuses, by pid, of processes that may be children that haven't said `Hello`."""
+
+    def of(self, kind: type[_Kind]) -> list[_Kind]:
+        """The children of one kind, up to those whose end is being dealt with."""
+        return [child for child in self._by_number.values() if isinstance(child, kind)]
+
+    def get(self, kind: type[_Kind], number: int) -> _Kind | None:
+        """The child of this kind and number, if there is one."""
+        child = self._by_number.get((kind, number))
+        return child if isinstance(child, kind) else None
+
+    # -- the beginning -----------------------------------------------------------------
+
+    def start(
+        self, child: _Kind, theirs: Mailbox, main: Callable[[], int], duties: Duties[_Kind]
+    ) -> None:
+        """Run `main` in a new process, which ends with what it returns.
+
+        `theirs` is the child's end of its mailbox. Raises OSError, with both ends of the mailbox
+        closed, if the kernel has no room for a process.
+        """
+        try:
+            pid = processes.fork(lambda: self._run(child, main))
+        except OSError:
+            child.close()
+            raise
+        finally:
+            theirs.close()
+        self.add(child, duties)
+        self._early_ends.pop(pid, None)  # of an earlier process that had the same pid
+        self._know(child, pid)
+
+    def add(self, child: _Kind, duties: Duties[_Kind]) -> None:
+        """Take a child into the table, and expect its mail. Its pid may be unknown."""
+        self._by_number[type(child), child.number] = child
+        self._duties[child] = duties
+        self._selector.register(child.mailbox, selectors.EVENT_READ, lambda: self._read_mail(child))
+
+    def _run(self, own: Child, main: Callable[[], int]) -> int:
+        """In the child: let go of what is the arbiter's, then run."""
+        own.mailbox.close()
+        for child in self._by_number.values():
+            child.close()
+        self._let_go(own)
+        return main()
+
+    def _know(self, child: Child, pid: int) -> None:
+        child.pid = pid
+        self._by_pid[pid] = child
+        if not self._any_unknown():
+            self._early_ends.clear()
+
+    def _any_unknown(self) -> bool:
+        return any(child.pid is None for child in self._by_number.values())
+
+    def _on_hello(self, child: Child, pid: int) -> int | None:
+        """Learn a child's pid, if the pid can be its own: it may be hostile.
+
+        Returns its wait status if its end was noticed earlier.
+        """
+        if child.pid is not None or pid <= 1 or pid in self._by_pid:
+            child.mailbox.refuse(f"Hello with a pid that isn't its own: {pid}")
+            return None
+        status = self._early_ends.pop(pid, None)
+        if status is None and not processes.is_own_child(pid):
+            child.mailbox.refuse(f"Hello with a pid that is no child's: {pid}")
+            return None
+        self._know(child, pid)
+        return status
+
+    # -- mail --------------------------------------------------------------------------
+
+    def _read_mail(self, child: Child) -> None:
+        """Read what a child has sent, and have it dealt with."""
+        duties = self._duties.get(child)
+        if duties is None:
+            return  # its end was noticed earlier in this turn of the loop
+        messages, alive = child.mailbox.receive(duties.mail | Hello)
+        if not alive:
+            self._expect_no_mail(child)
+        status = None
+        for message in messages:
+            if isinstance(message, Hello):
+                status = self._on_hello(child, message.pid)
+        rest = [message for message in messages if not isinstance(message, Hello)]
+        if rest:
+            duties.on_mail(child, rest)
+        if status is not None or not (alive or child.pid or child.reaped):
+            self._on_end(child, status)
+
+    def _is_heard(self, child: Child) -> bool:
+        return child.mailbox in [key.fileobj for key in self._selector.get_map().values()]
+
+    def _expect_no_mail(self, child: Child) -> None:
+        if self._is_heard(child):
+            self._selector.unregister(child.mailbox)
+
+    def dismiss(self, child: Child) -> None:
+        """Close its mailbox, which ends a child that can't be sent a signal.
+
+        It is reaped later. If its pid isn't known it never can be, and this counts as its end.
+        """
+        self._expect_no_mail(child)
+        child.mailbox.close()
+        if child.pid is None:
+            self._on_end(child, None)
+
+    # -- the end -----------------------------------------------------------------------
+
+    def reap(self) -> None:
+        """Deal with the ends of all processes that have ended."""
+        for pid, status in processes.reap():
+            child = self._by_pid.get(pid)
+            if child is not None:
+                self._on_end(child, status)
+            elif self._any_unknown() and len(self._early_ends) < MOST_EARLY_ENDS:
+                self._early_ends[pid] = status
+
+    def _on_end(self, child: Child, status: int | None) -> None:
+        child.reaped = True
+        if child.pid is not None:
+            self._by_pid.pop(child.pid, None)
+        if self._is_heard(child):
+            self._attempt(self._read_mail, child)  # its last words
+        self._attempt(self._expect_no_mail, child)
+        self._attempt(self._duties.pop(child).on_end, child, status)
+        self._attempt(child.close)
+        number = type(child), child.number
+        if self._by_number.get(number) is child:  # not one that was started meanwhile
+            del self._by_number[number]
+
+    def end(self, kind: type[Child]) -> None:
+        """Kill the children of a kind that have nothing to finish, and wait for their ends."""
+        for child in self.of(kind):
+            self.dismiss(child)
+            if child.pid is not None:
+                child.signal(signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(child.pid, 0)
+                self._on_end(child, None)
