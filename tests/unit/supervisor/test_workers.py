@@ -1,8 +1,4 @@
-<<<<<<< HEAD:tests/unit/supervisor/test_arbiter.py
-"""Parts of the arbiter that need no process."""
-=======
 """The workers as the arbiter holds them: their rows."""
->>>>>>> c4b0ec9 (Workers and the watcher of --reload are children in one table, and a child of any kind lets go of everything that is the arbiter's):tests/unit/supervisor/test_workers.py
 
 from __future__ import annotations
 
