@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,6 +63,8 @@ def read(app: Any, settings: Mapping[str, Any]) -> tuple[dict[str, Raw], Objects
             )
         if value is None:
             value = NONE_MEANS.get(declared.name)
+        elif declared.name == "log_level" and value is not False and value == logging.NOTSET:
+            continue  # in uvicorn, the level that is configured elsewhere then applies
         if declared.name == "log_config" and isinstance(value, dict):
             value = take_out(value, log_objects)
         if value is not None:

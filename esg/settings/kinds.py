@@ -377,19 +377,25 @@ LOG_LEVELS: Mapping[str, int] = {
     "debug": 10,
     "trace": 5,
 }
-"""The levels with the logging module's numbers; trace is uvicorn's."""
+"""The levels with the logging module's numbers, from the highest; trace is uvicorn's."""
 
 
 def _parse_log_level(raw: object) -> str:
-    names = {str(number): name for name, number in LOG_LEVELS.items()}
-    names |= {name: name for name in LOG_LEVELS} | {"warn": "warning", "fatal": "critical"}
+    """The name of a level; a number between two levels is the higher one.
+
+    Each record has one of these levels. So the number 25, which hides all records below it, has the
+    same effect as 30.
+    """
+    names = {name: name for name in LOG_LEVELS} | {"warn": "warning", "fatal": "critical"}
     word = "" if isinstance(raw, bool) else str(raw).strip().lower()
+    if word.isascii() and word.isdigit() and 0 < int(word) <= max(LOG_LEVELS.values()):
+        return [name for name, number in LOG_LEVELS.items() if number >= int(word)][-1]
     if word not in names:
         hint = difflib.get_close_matches(word, LOG_LEVELS, 1)
         meant = f" (did you mean {hint[0]!r}?)" if hint else ""
-        numbers = ", ".join(str(number) for number in LOG_LEVELS.values())
+        numbers = ", ".join(f"{number} {name}" for name, number in LOG_LEVELS.items())
         raise ValueError(
-            f"expected one of {', '.join(LOG_LEVELS)}, or their numbers {numbers}{meant}"
+            f"expected one of {', '.join(LOG_LEVELS)}, or a number from 1 to 50 ({numbers}){meant}"
         )
     return names[word]
 

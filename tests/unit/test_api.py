@@ -265,6 +265,15 @@ def test_a_factory_of_contexts_survives_a_reload():
     assert again.ssl_context is not first.ssl_context
 
 
+def test_the_log_level_0_is_the_level_that_is_configured_elsewhere(tmp_path):
+    assert run("example:app", log_level=0).log_level == "info"
+    assert "log_level" not in Spy.made.config.origins
+    (tmp_path / "esg.toml").write_text("log-level = 'error'")
+    assert run("example:app", log_level=0).log_level == "error"
+    with pytest.raises(ConfigError, match="a number from 1 to 50"):
+        esg.Config("example:app", log_level=False)
+
+
 def test_objects_in_a_dictionary_for_logging_are_kept_apart():
     stream = io.StringIO()
     definition = {"version": 1, "handlers": {"h": {"class": "logging.StreamHandler"}}}
