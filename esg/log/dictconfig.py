@@ -111,13 +111,55 @@ def apply(
                 named = _apply_dictionary(definition, colors)
     except Exception as error:  # noqa: BLE001 - the file names code, which may raise anything
         cause = f": {_line(error.__cause__)}" if error.__cause__ else ""
-        raise ConfigError(f"{where}: can't configure logging: {_line(error)}{cause}") from None
+        reason = misfit(definition) or f"{_line(error)}{cause}"
+        raise ConfigError(f"{where}: can't configure logging: {reason}") from None
     log, access = logging.getLogger("esg"), logging.getLogger("esg.access")
     log.disabled = access.disabled = False  # dictConfig disables loggers that the file doesn't name
     if named & _THEIRS and "esg" not in named:
         log.parent = logging.getLogger("uvicorn.error")
         if "esg.access" not in named:
             access.parent = logging.getLogger("uvicorn.access")
+
+
+def misfit(definition: Definition) -> str:
+    """What is wrong with the structure of a dictionary, and where; "" if nothing is.
+
+    Only for a dictionary that `logging.config` refuses, because its own errors are about attributes
+    of Python types.
+    """
+    if isinstance(definition, str):
+        return ""
+    for section in ("formatters", "filters", "handlers", "loggers"):
+        entries = definition.get(section, {})
+        if not isinstance(entries, dict):
+            return f"{section}: expected a dictionary, not {entries!r}"
+        for name, entry in entries.items():
+            if reason := _misfit_of_entry(entry, section):
+                return f"{section}.{name}{reason}"
+            if section == "handlers" and not (
+                {"class", "()"} & entry.keys() or definition.get("incremental")
+            ):
+                return f"{section}.{name}: expected a key 'class' or '()'"
+    reason = _misfit_of_entry(definition.get("root", {}), "loggers")
+    return f"root{reason}" if reason else ""
+
+
+def _misfit_of_entry(entry: object, section: str) -> str:
+    """What is wrong with an entry of a section, beginning with a dot or a colon; or ""."""
+    if not isinstance(entry, dict):
+        return f": expected a dictionary, not {entry!r}"
+    for key in ("class", "()"):
+        value = entry.get(key, "")
+        if not (isinstance(value, str) or callable(value)):
+            return f".{key}: expected the name of a class or function, not {value!r}"
+    if section == "formatters" and not isinstance(entry.get("format") or "", str):
+        return f".format: expected a string, not {entry['format']!r}"
+    if section in ("handlers", "loggers"):
+        for key in ("handlers", "filters"):
+            value = entry.get(key) or []
+            if not isinstance(value, list | tuple):
+                return f".{key}: expected a list, not {value!r}"
+    return ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -622,6 +622,35 @@ def test_objects_in_a_dictionary_are_taken_as_they_are(configured):
     assert stream.getvalue() == "esg|hello\n"
 
 
+HANDLER = {"class": "logging.StreamHandler"}
+
+
+@pytest.mark.parametrize(
+    ("malformed", "told"),
+    [
+        ({"formatters": {"a": "x"}}, "formatters.a: expected a dictionary, not 'x'"),
+        ({"formatters": ["x"]}, "formatters: expected a dictionary, not ['x']"),
+        ({"formatters": {"a": {"()": 5}}}, "formatters.a.(): expected the name of a class or "),
+        ({"formatters": {"a": {"format": 5}}}, "formatters.a.format: expected a string, not 5"),
+        ({"filters": {"f": "x"}}, "filters.f: expected a dictionary, not 'x'"),
+        ({"handlers": {"h": None}}, "handlers.h: expected a dictionary, not None"),
+        ({"handlers": {"h": {}}}, "handlers.h: expected a key 'class' or '()'"),
+        ({"handlers": {"h": HANDLER | {"filters": "f"}}}, "handlers.h.filters: expected a list"),
+        ({"loggers": None}, "loggers: expected a dictionary, not None"),
+        ({"loggers": {"esg": None}}, "loggers.esg: expected a dictionary, not None"),
+        ({"loggers": {"esg": {"handlers": 5}}}, "loggers.esg.handlers: expected a list, not 5"),
+        ({"root": "INFO"}, "root: expected a dictionary, not 'INFO'"),
+        ({"root": {"handlers": "main"}}, "root.handlers: expected a list, not 'main'"),
+        ({"root": {"level": "LOUD"}}, "Unable to configure root logger: Unknown level: 'LOUD'"),
+    ],
+)
+def test_what_is_wrong_with_a_dictionary_and_where(configured, malformed, told):
+    made = setup(log_config=LogDefinition({"version": 1} | malformed))
+    with pytest.raises(ConfigError) as caught:
+        made.apply(SUBJECT)
+    assert f"can't configure logging: {told}" in str(caught.value)
+
+
 def test_the_text_of_an_ini_file(configured, capfd):
     setup(log_config=LogDefinition(INI)).apply(SUBJECT)
     logger.warning("hello")
