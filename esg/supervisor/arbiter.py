@@ -291,6 +291,7 @@ class Arbiter:
             else:
                 if isinstance(message, mailbox.Ready):
                     handle.serves = True
+                    handle.progress.boot_is_over()
                     self._workers.show_rows(handle)
                 self._dispatch(self._event_of(handle.number, message))
 

@@ -27,6 +27,7 @@ class Progress:
     def __init__(self) -> None:
         self._startup_began: float | None = None
         self._startup_place = ""
+        self._boots = True
         self._held: tuple[mailbox.HeldRequests, float] | None = None
 
     def take(self, message: mailbox.InStartup | mailbox.HeldRequests, now: float) -> None:
@@ -37,6 +38,10 @@ class Progress:
         if self._startup_began is None:
             self._startup_began = now
         self._startup_place = message.place[-stacktext.LONGEST_PLACE :]
+
+    def boot_is_over(self) -> None:
+        """It is ready."""
+        self._boots = False
 
     def of_boot(self, config: Config, since_fork: float, stacks: str, now: float) -> str:
         """What the boot is waiting for, in words.
@@ -57,10 +62,14 @@ class Progress:
     def of_requests(self, in_flight: int, since_beat: float, now: float) -> str:
         """The requests that a stuck worker held, the oldest first, in lines for the log.
 
-        `in_flight` is how many it had at its last heartbeat, `since_beat` seconds ago. Empty if the
-        event loop still runs, or ran nothing.
+        `in_flight` is how many it had at its last heartbeat, `since_beat` seconds ago. Of a worker
+        that doesn't get ready, it is where its startup waits. Empty if its stacks say everything.
         """
-        if since_beat < STANDSTILL:
+        stands_still = since_beat >= STANDSTILL
+        if self._boots:
+            place = "" if stands_still else self._startup_place
+            return f"its lifespan startup waited at {place}" if place else ""
+        if not stands_still:
             return ""
         if self._held is None or now - self._held[1] > since_beat:  # of an earlier standstill
             return _unknown(in_flight)

@@ -245,6 +245,16 @@ def test_a_start_up_that_hangs_ends_with_3_and_the_stack(tmp_path: Path) -> None
     assert finished.code == 3
 
 
+def test_a_lifespan_startup_that_waits_for_ever_ends_with_3_and_the_place(tmp_path: Path) -> None:
+    source = application(at_startup="await asyncio.sleep(60)")
+    (tmp_path / "example.py").write_text(source)
+    finished = run_to_its_end(tmp_path, "example:app", "--timeout-boot", "3", "--port", "0")
+    assert "can't boot: not ready after 3 s (--timeout-boot)" in finished.log
+    line = source.splitlines().index("    await asyncio.sleep(60)") + 1
+    assert f"  its lifespan startup waited at example.py:{line}\n" in finished.log
+    assert finished.code == 3
+
+
 def test_a_worker_that_dies_while_booting_ends_with_3(tmp_path: Path) -> None:
     (tmp_path / "example.py").write_text("import os\nos._exit(9)\n")
     finished = run_to_its_end(tmp_path, "example:app", "--workers", "4", "--port", "0")

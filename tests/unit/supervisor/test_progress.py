@@ -81,6 +81,7 @@ def test_a_place_that_a_worker_makes_up_is_cut() -> None:
 def requests(message: HeldRequests | None, in_flight: int = 2, since_beat: float = 31.0) -> str:
     """The lines about a worker that is killed at 130 and sent this at 101.5."""
     progress = Progress()
+    progress.boot_is_over()
     if message is not None:
         progress.take(message, 101.5)
     return progress.of_requests(in_flight, since_beat, 130.0)
@@ -109,6 +110,14 @@ def test_a_worker_that_could_not_say_anything_has_a_count() -> None:
     assert requests(None) == f"it held 2 requests {told}, and can't say which"
     assert requests(None, 1) == f"it held 1 request {told}, and can't say which"
     assert requests(None, 0) == f"it held no request {told}"
+
+
+def test_a_worker_in_boot_says_where_its_startup_waits() -> None:
+    waiting = in_startup("", "shop/db.py:12")
+    assert waiting.of_requests(0, 0.5, 130.0) == "its lifespan startup waited at shop/db.py:12"
+    assert waiting.of_requests(0, 5.0, 130.0) == ""  # the stack has it, and this may be outdated
+    assert in_startup("").of_requests(0, 0.5, 130.0) == ""
+    assert Progress().of_requests(0, 0.0, 130.0) == ""
 
 
 def test_what_it_said_in_an_earlier_standstill_does_not_count() -> None:
