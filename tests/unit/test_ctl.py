@@ -1,18 +1,24 @@
-"""`esgctl` that is told to end while it waits."""
+"""`esgctl`: how it waits for its answer, and its exit codes when it gets none."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
+from esg import ctl
 from esg.commands import Answer, encode_answer
 from tests.support.runner import environment
-from tests.support.waiting import DEADLINE
+from tests.support.waiting import DEADLINE, eventually
+
+COMMAND = [sys.executable, "-m", "esg.ctl", "--control-socket", "control", "reload"]
 
 
 @contextlib.contextmanager
@@ -22,9 +28,8 @@ def asking(tmp_path, **extra):
         listening.bind(str(tmp_path / "control"))
         listening.listen()
         listening.settimeout(DEADLINE)
-        command = [sys.executable, "-m", "esg.ctl", "--control-socket", "control", "reload"]
         process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment(**extra), stderr=subprocess.PIPE, text=True
+            COMMAND, cwd=tmp_path, env=environment(**extra), stderr=subprocess.PIPE, text=True
         )
         connection, _ = listening.accept()
         with connection:
@@ -58,6 +63,72 @@ def test_a_term_that_was_sent_before_it_could_be_handled(tmp_path, extra, code):
     )  # fmt: skip
     assert finished.returncode == code
     assert finished.stderr == "esgctl: ended by SIGTERM before there was an answer\n"
+
+
+def test_term_ends_it_while_the_queue_of_the_arbiter_is_full(tmp_path):
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listening.bind(str(tmp_path / "control"))
+        listening.listen(0)
+        while True:  # fill the queue
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            try:
+                client.connect(str(tmp_path / "control"))
+            except BlockingIOError:
+                break
+        process = subprocess.Popen(
+            COMMAND, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+        )
+        status = Path(f"/proc/{process.pid}/status")
+        eventually(lambda: handles(status, signal.SIGTERM), "the handler is installed")
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 143
+    assert errors == "esgctl: ended by SIGTERM before there was an answer\n"
+
+
+def handles(status: Path, signum: int) -> bool:
+    """Whether a process has a handler for this signal (proc(5), SigCgt)."""
+    (mask,) = re.findall(r"^SigCgt:\s*(\w+)$", status.read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (signum - 1) & 1)
+
+
+def test_a_term_between_a_look_and_a_wait_is_not_lost():
+    """A socket tells of the signal as soon as it arrives; its handler may be called too late."""
+    with ctl._termination() as terminated:
+        assert not ctl._is_readable(terminated)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+        with pytest.raises(ctl.Terminated):
+            ctl._wait(terminated, DEADLINE)
+
+
+@pytest.mark.parametrize("extra", [{"MAINPID": "1"}, {}])
+def test_an_arbiter_that_cannot_be_reached_is_a_failure_for_systemd_too(tmp_path, extra):
+    finished = subprocess.run(
+        COMMAND, cwd=tmp_path, env=environment(**extra), capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 1
+    assert "can't reach an arbiter at 'control': No such file or directory" in finished.stderr
+
+
+@pytest.mark.parametrize("extra", [{"MAINPID": "1"}, {}])
+def test_an_arbiter_that_ended_is_a_failure_for_systemd_too(tmp_path, extra):
+    with asking(tmp_path, **extra) as (process, connection):
+        connection.close()
+        _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 1
+    assert "the arbiter at 'control' ended before reload did" in errors
+
+
+def test_an_answer_may_come_in_pieces(tmp_path):
+    with asking(tmp_path) as (process, connection):
+        answer = encode_answer(Answer(False, "given up" * 100_000, "", False))
+        connection.sendall(answer[:10])
+        connection.sendall(answer[10:])
+        _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 1
+    assert errors.count("given up") == 100_000
 
 
 @pytest.mark.parametrize(
