@@ -86,7 +86,7 @@ class Children:
         """
         try:
             pid = processes.fork(lambda: self._run(child, main))
-        except OSError:
+        except BaseException:
             child.close()
             raise
         finally:

@@ -62,7 +62,7 @@ class Workers:
         handle.listeners = generation.listeners
         try:
             handle.row = self._board.new_row(number)
-        except OSError:
+        except BaseException:
             handle.close()
             theirs.close()
             raise
@@ -72,7 +72,7 @@ class Workers:
         )
         try:
             self._children.start(handle, theirs, lambda: self._run(assignment), self._duties)
-        except OSError:
+        except BaseException:
             self._board.remove(number)
             raise
         for other in self:
