@@ -26,17 +26,17 @@ class Load:
 
 
 def importing(seconds: float, place: str) -> str:
-    """What a worker does that imports its application, up to this place."""
+    """A worker is still importing its application, and has come to this place."""
     return f"has been importing for {seconds:.0f} s: {place}"
 
 
 def starting(seconds: float) -> str:
-    """What a worker does of which it isn't known how far its boot has come."""
+    """A worker is still booting, and nobody knows how far it has come."""
     return f"has been starting for {seconds:.0f} s"
 
 
 def in_startup(app: str, seconds: float, place: str) -> str:
-    """What a worker does whose application starts up; `place` is empty if it isn't known."""
+    """A worker's application is still starting up; `place` is empty if it isn't known."""
     where = f": {place}" if place else ""
     return f"has been in the lifespan startup of {app} for {max(1.0, seconds):.0f} s{where}"
 
@@ -63,7 +63,7 @@ def stopping(loads: Sequence[Load], hint: str) -> str:
 
 
 def stopping_alone(load: Load, hint: str) -> str:
-    """The same for a server that is one process without workers.
+    """What the stop of a server without workers waits for; `hint` is as for `stopping`.
 
     `waiting for 1 request; Ctrl-C again to cut it`
     """

@@ -1,9 +1,8 @@
 """Tells the arbiter which requests a worker holds while its event loop stands still.
 
-A thread does that, since the event loop can't. It only reads, without a lock, what the event loop
-leaves alone while it stands still. It needs the interpreter for that: it can't run if the event
-loop is in C code that doesn't release the interpreter's lock. The arbiter then hears nothing, and
-says so in the log.
+The event loop can't do that, so a thread does. It takes no lock, because nothing changes what it
+reads while the event loop stands still. If the event loop is in C code that keeps the interpreter's
+lock, the thread can't run. Then the arbiter is told nothing, and says so in the log.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
 STANDSTILL = 1.5
 """Seconds since the last heartbeat after which the event loop counts as standing still.
 
-It is shorter than the shortest `--timeout` allows. Nothing happens to the worker at this time.
+No `--timeout` condemns a worker this early. The report has no other consequence than its line in
+the log.
 """
 
 PAUSE = 3.0
@@ -38,7 +38,7 @@ LONGEST_PATH = 100
 
 
 class Standstill:
-    """Looks at the heartbeats of a worker from another thread than its event loop's."""
+    """Watches the heartbeats of a worker from a thread that isn't the event loop's."""
 
     def __init__(self, service: Service, row: Row, mail: mailbox.Mailbox) -> None:
         self._service = service

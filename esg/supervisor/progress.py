@@ -1,4 +1,4 @@
-"""What a worker has said about where it stands. It is only shown in the log. Pure."""
+"""What a worker has said about its boot and its requests, for the log alone. Pure."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from esg.log.records import visible
 from esg.settings.schema import Config
 
 MOST_SHOWN = 6
-"""Requests that the log names; a worker names no more."""
+"""Requests that the log names. A worker that runs ESG's own code names no more than five."""
 
 LONGEST_REQUEST = 160
 """Characters of a request that the log shows."""
 
 LONGEST_AGE = 1e9
-"""Seconds that a request can be old; a worker may say anything."""
+"""The largest age of a request that is shown, in seconds. A worker may claim any."""
 
 STANDSTILL = 2.0
-"""Seconds since the last heartbeat after which the requests of a worker matter."""
+"""Seconds without a heartbeat after which the event loop counts as standing still."""
 
 
 class Progress:
-    """Of one worker: how far its boot has come, and the requests that it held when it got stuck."""
+    """How far the boot of one worker has come, and which requests it held when it got stuck."""
 
     def __init__(self) -> None:
         self._startup_began: float | None = None
@@ -40,7 +40,7 @@ class Progress:
         self._startup_place = message.place[-stacktext.LONGEST_PLACE :]
 
     def boot_is_over(self) -> None:
-        """It is ready."""
+        """The worker is ready."""
         self._boots = False
 
     def of_boot(self, config: Config, since_fork: float, stacks: str, now: float) -> str:
@@ -59,11 +59,12 @@ class Progress:
             )
         return waits.starting(since_fork)
 
-    def of_requests(self, in_flight: int, since_beat: float, now: float) -> str:
-        """The requests that a stuck worker held, the oldest first, in lines for the log.
+    def of_stuck(self, in_flight: int, since_beat: float, now: float) -> str:
+        """What the log says about a stuck worker before its stacks; empty if they say everything.
 
-        `in_flight` is how many it had at its last heartbeat, `since_beat` seconds ago. Of a worker
-        that doesn't get ready, it is where its startup waits. Empty if its stacks say everything.
+        These are the requests that it held, the oldest first, or where its startup waits if it
+        isn't ready yet. At its last heartbeat, `since_beat` seconds ago, it had `in_flight`
+        requests.
         """
         stands_still = since_beat >= STANDSTILL
         if self._boots:
@@ -89,7 +90,7 @@ class Progress:
 def _line(request: str, age: float, *, blocks: bool) -> str:
     text = f"  {visible(request[:LONGEST_REQUEST])}"
     if math.isfinite(age):
-        text += f", for {min(age, LONGEST_AGE):.0f} s"
+        text += f", for {min(max(age, 0.0), LONGEST_AGE):.0f} s"
     return f"{text} (blocks the event loop)" if blocks else text
 
 

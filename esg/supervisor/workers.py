@@ -162,7 +162,7 @@ class Workers:
         """What a stuck worker held, and the stacks that it was asked for, in lines for the log."""
         number, now = handle.number, time.monotonic()
         in_flight = self._board.value(number, Cell.IN_FLIGHT)
-        requests = handle.progress.of_requests(in_flight, self.age(number), now)
+        requests = handle.progress.of_stuck(in_flight, self.age(number), now)
         nowhere = "(it could not be written)" if handle.stacks.exists else "(on standard error)"
         stacks = stacktext.of_stuck_worker(handle.stack()) or nowhere
         return "\n".join(filter(None, [requests, stacks]))

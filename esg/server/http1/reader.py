@@ -167,8 +167,8 @@ class Reader:
             sendfile=service.config.sendfile,
         )
         self._make_scope = http_scope if tls is None else tls_scope
-        matter = service.proxies is not None and service.proxies.matter_from(client and client[0])
-        self._deciding = DECIDING_FROM_PROXY if matter else DECIDING
+        concerned = service.proxies is not None and service.proxies.concerns(client and client[0])
+        self._deciding = DECIDING_FROM_PROXY if concerned else DECIDING
         # the request whose header section is being read
         self._target = b""
         self._headers: Headers = []

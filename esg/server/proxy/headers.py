@@ -125,8 +125,8 @@ class TrustedProxies:
             return True
         return any(_mapped(address) in network for network in self._networks)
 
-    def matter_from(self, host: str | None) -> bool:
-        """Whether requests of the peer with this address are to be passed to `heed`."""
+    def concerns(self, host: str | None) -> bool:
+        """Whether `heed` has to see the requests of the peer with this address."""
         return self.on_untrusted is not None or self.trusts(host)
 
     def trusts_name(self, identifier: str) -> bool:
@@ -177,7 +177,7 @@ def trusted_proxies(config: Config) -> TrustedProxies:
 
 
 def heed(scope: Scope, proxies: TrustedProxies) -> None:
-    """Apply what the fields of a request say if its peer is trusted; else report it, only once.
+    """Apply the fields of a request if its peer is trusted; otherwise report the peer, once.
 
     The scope has at least one of `FIELDS` in its headers. Never raises.
     """

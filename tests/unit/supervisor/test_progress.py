@@ -84,7 +84,7 @@ def requests(message: HeldRequests | None, in_flight: int = 2, since_beat: float
     progress.boot_is_over()
     if message is not None:
         progress.take(message, 101.5)
-    return progress.of_requests(in_flight, since_beat, 130.0)
+    return progress.of_stuck(in_flight, since_beat, 130.0)
 
 
 def test_requests_are_listed_with_their_age_at_the_end() -> None:
@@ -114,10 +114,10 @@ def test_a_worker_that_could_not_say_anything_has_a_count() -> None:
 
 def test_a_worker_in_boot_says_where_its_startup_waits() -> None:
     waiting = in_startup("", "shop/db.py:12")
-    assert waiting.of_requests(0, 0.5, 130.0) == "its lifespan startup waited at shop/db.py:12"
-    assert waiting.of_requests(0, 5.0, 130.0) == ""  # the stack has it, and this may be outdated
-    assert in_startup("").of_requests(0, 0.5, 130.0) == ""
-    assert Progress().of_requests(0, 0.0, 130.0) == ""
+    assert waiting.of_stuck(0, 0.5, 130.0) == "its lifespan startup waited at shop/db.py:12"
+    assert waiting.of_stuck(0, 5.0, 130.0) == ""  # the stack has it, and this may be outdated
+    assert in_startup("").of_stuck(0, 0.5, 130.0) == ""
+    assert Progress().of_stuck(0, 0.0, 130.0) == ""
 
 
 def test_what_it_said_in_an_earlier_standstill_does_not_count() -> None:
@@ -131,7 +131,7 @@ def test_a_worker_that_beats_is_not_stuck() -> None:
 
 def test_what_a_worker_makes_up_stays_short_and_forges_no_line() -> None:
     names = ["GET /\nworker=1 ready\x1b[31m" + "x" * 10_000] * 1000
-    text = requests(HeldRequests(names, [1e308, math.inf] * 500, 10**30, 7))
+    text = requests(HeldRequests(names, [1e308, -1e308] * 500, 10**30, 7))
     assert len(text.splitlines()) <= MOST_SHOWN + 2
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) < 300

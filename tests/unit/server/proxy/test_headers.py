@@ -373,13 +373,13 @@ def from_peer(host, *names):
 def test_the_first_field_of_a_peer_that_is_not_trusted_is_reported(host):
     proxies, reports = trusting("10.0.0.1"), []
     proxies.on_untrusted = lambda *report: reports.append(report)
-    assert proxies.matter_from(host)
+    assert proxies.concerns(host)
     for _ in range(2):
         scope = from_peer(host, b"accept", b"x-forwarded-proto", b"x-forwarded-for")
         heed(scope, proxies)
         assert scope["client"] == (host and (host, 5))
     assert reports == [(host, b"x-forwarded-proto")]
-    assert not proxies.matter_from(host)
+    assert not proxies.concerns(host)
 
 
 def test_a_trusted_peer_is_believed_and_not_reported():
@@ -389,7 +389,7 @@ def test_a_trusted_peer_is_believed_and_not_reported():
     heed(scope, proxies)
     assert scope["client"] == ("203.0.113.7", 0)
     assert reports == []
-    assert proxies.matter_from("10.0.0.1")
+    assert proxies.concerns("10.0.0.1")
 
 
 @pytest.mark.parametrize("trusted", [[], ["127.0.0.1", "::1"]])
