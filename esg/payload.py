@@ -33,7 +33,7 @@ class GenerationPart:
     config: Config
     listeners: Sequence[Listener]
     logs: LogSetup
-    objects: Objects = NO_OBJECTS
+    objects: Objects
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -68,7 +68,13 @@ class Workers:
             raise
         assignment = Assignment(
             WorkerPart(number, theirs, handle.row, handle.stack_fd),
-            GenerationPart(generation.number, generation.config, handle.listeners, generation.logs),
+            GenerationPart(
+                generation.number,
+                generation.config,
+                handle.listeners,
+                generation.logs,
+                generation.objects,
+            ),
         )
         try:
             self._children.start(handle, theirs, lambda: self._run(assignment), self._duties)
