@@ -485,8 +485,13 @@ class Worker:
             noun = "request" if len(tasks) == 1 else "requests"
             logger.warning("%s cancels %d %s: %s", self._subject, len(tasks), noun, why)
         self._service.cancels = True
-        for task in tasks:
-            task.cancel()
+        deadlocked = [task for task in tasks if not _cancel(task)]
+        if deadlocked:
+            logger.error(
+                "%s can't cancel %d of them: their tasks wait for each other in a circle",
+                self._subject,
+                len(deadlocked),
+            )
         if tasks:
             await asyncio.wait(tasks, timeout=CANCEL_LIMIT)
         for connection in list(self._service.connections):
@@ -499,7 +504,7 @@ class Worker:
         self._wound_down = self._loop.time() + 2 * CANCEL_LIMIT
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
-            task.cancel()
+            _cancel(task)
         if rest:
             await asyncio.wait(rest, timeout=CANCEL_LIMIT)
         generators = asyncio.ensure_future(self._loop.shutdown_asyncgens())
@@ -536,6 +541,19 @@ def _due_at(config: Config) -> int:
     if not config.max_requests:
         return 0
     return config.max_requests + random.randint(0, config.max_requests_jitter)
+
+
+def _cancel(task: asyncio.Task[Any]) -> bool:
+    """Cancel a task; False if that can't be done.
+
+    A task passes its cancellation on to the task that it waits for, so asyncio follows a circle of
+    tasks until the stack is full.
+    """
+    try:
+        task.cancel()
+    except RecursionError:
+        return False
+    return True
 
 
 def _folder() -> str:

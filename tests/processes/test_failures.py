@@ -508,6 +508,43 @@ def test_a_request_that_swallows_its_cancellation_holds_no_worker_for_ever(start
     assert is_lost(connection)
 
 
+DEADLOCKED = """
+import asyncio
+
+tasks = {}
+
+async def wait_for(other):
+    await tasks[other]
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        open("shutdown", "x").close()
+        await send({"type": "lifespan.shutdown.complete"})
+    elif scope["path"] == "/circle":
+        tasks.update((name, asyncio.create_task(wait_for(name[::-1]))) for name in ("ab", "ba"))
+        open("circle", "x").close()
+        await tasks["ab"]
+    else:
+        await asyncio.sleep(600)
+"""
+
+
+def test_tasks_that_wait_for_each_other_hold_up_no_stop(start: Start) -> None:
+    esg = start("--graceful-timeout", "1", source=DEADLOCKED)
+    esg.claim("can't cancel 1 of them: their tasks wait for each other in a circle$")
+    lost, told = esg.begin("/circle"), esg.begin("/other")
+    eventually((esg.folder / "circle").exists, "the tasks wait for each other")
+    esg.signal(signal.SIGTERM)
+    assert told.getresponse().status == 503
+    told.close()
+    assert is_lost(lost)
+    assert esg.wait() == 0
+    assert (esg.folder / "shutdown").exists()
+
+
 def test_a_worker_that_waits_for_threads_is_not_taken_for_stuck(start: Start) -> None:
     esg = start("--timeout", "1", "--graceful-timeout", "60")
     connection = esg.in_flight("/thread/4")
