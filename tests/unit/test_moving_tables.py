@@ -175,7 +175,7 @@ def test_a_row_tells_what_becomes_of_an_option(peer: str, row: Row) -> None:
         accepted = [name for name in row.names if name in OURS and f"`{name}`" not in row.told]
         assert accepted == [], "the row says that there is none"
         return
-    assert re.match("the same|differs: |taken ", row.told)
+    assert re.match("the same|differs: |accepted and ignored", row.told)
     if row.flag:
         assert row.flag in OURS
         pending = getattr(SETTINGS.get(str(OURS[row.flag].name)), "pending", False)
@@ -184,7 +184,7 @@ def test_a_row_tells_what_becomes_of_an_option(peer: str, row: Row) -> None:
 
 @pytest.mark.parametrize(
     ("peer", "row"),
-    [each for each in each_row() if re.match("the same|taken", each.values[1].told)],
+    [each for each in each_row() if re.match("the same|accepted and ignored", each.values[1].told)],
 )
 def test_what_is_the_same_is_taken_under_their_names(peer: str, row: Row) -> None:
     if not row.flag:
@@ -239,7 +239,8 @@ def plain(value: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("peer", "row"), [each for each in each_row() if each.values[1].flag and "taken" not in each.id]
+    ("peer", "row"),
+    [each for each in each_row() if each.values[1].flag and "ignored" not in each.id],
 )
 def test_a_default_that_differs_is_said(peer: str, row: Row) -> None:
     declared = SETTINGS.get(str(OURS[row.flag].name))
