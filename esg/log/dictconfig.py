@@ -148,9 +148,11 @@ def _misfit_of_entry(entry: object, section: str) -> str:
     """What is wrong with an entry of a section, beginning with a dot or a colon; or ""."""
     if not isinstance(entry, dict):
         return f": expected a dictionary, not {entry!r}"
-    for key in ("class", "()"):
-        value = entry.get(key, "")
-        if not (isinstance(value, str) or callable(value)):
+    # Python 3.12 and newer also accept a class itself as the class of a handler.
+    takes_class = section == "handlers" and sys.version_info >= (3, 12)
+    for key, takes_object in (("class", takes_class), ("()", True)):
+        value = entry.get(key) or ""
+        if not isinstance(value, str) and not (takes_object and callable(value)):
             return f".{key}: expected the name of a class or function, not {value!r}"
     if section == "formatters" and not isinstance(entry.get("format") or "", str):
         return f".format: expected a string, not {entry['format']!r}"

@@ -631,6 +631,7 @@ HANDLER = {"class": "logging.StreamHandler"}
         ({"formatters": {"a": "x"}}, "formatters.a: expected a dictionary, not 'x'"),
         ({"formatters": ["x"]}, "formatters: expected a dictionary, not ['x']"),
         ({"formatters": {"a": {"()": 5}}}, "formatters.a.(): expected the name of a class or "),
+        ({"formatters": {"a": {"class": logging.Formatter}}}, "formatters.a.class: expected the "),
         ({"formatters": {"a": {"format": 5}}}, "formatters.a.format: expected a string, not 5"),
         ({"filters": {"f": "x"}}, "filters.f: expected a dictionary, not 'x'"),
         ({"handlers": {"h": None}}, "handlers.h: expected a dictionary, not None"),
