@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from esg import mailbox
 from esg.scoreboard import Cell, Row
 from esg.server.accesslog.lines import path_and_query, printable
+from esg.server.asgi.upgrade import UpgradableExchange
 
 if TYPE_CHECKING:
     from esg.server.state import Service
@@ -110,8 +111,10 @@ def _running_on(loop: asyncio.AbstractEventLoop, exchanges: list[Any]) -> Any:
 
 
 def _name(exchange: Any) -> str:
-    """Method and path. Not the query, which may hold secrets."""
+    """Method or protocol, and path. The query may hold secrets, so it isn't part of the name."""
     path = printable(path_and_query(exchange.target)[0][: LONGEST_PATH + 1])
     if len(path) > LONGEST_PATH:
         path = path[:LONGEST_PATH] + "..."
+    if isinstance(exchange, UpgradableExchange):
+        return f"WebSocket {path}"
     return f"{str(exchange.scope.get('method'))[:20]} {path}"

@@ -11,6 +11,7 @@ import pytest
 
 from esg.mailbox import PIPE_ATOMIC, encode
 from esg.scoreboard import Cell, Row
+from esg.server.asgi.upgrade import UpgradableExchange
 from esg.server.standstill import LONGEST_PATH, MOST_NAMED, Standstill, held_requests
 
 NOW = 1000.0
@@ -106,6 +107,14 @@ def test_the_loops_current_task_tells_which_request_it_runs():
 )
 def test_a_request_is_named_by_its_path_in_printable_characters(target, name):
     assert held(Exchange(target)).requests == [name]
+
+
+class UpgradedExchange(Exchange, UpgradableExchange):
+    """A WebSocket."""
+
+
+def test_a_websocket_is_named_as_one():
+    assert held(UpgradedExchange(b"/chat?token=secret")).requests == ["WebSocket /chat"]
 
 
 def test_what_an_application_puts_into_its_scope_does_no_harm():
