@@ -203,6 +203,16 @@ def test_a_reload_that_cannot_work_fails(service: Service) -> None:
     assert service.whoami()["version"] == "two"
 
 
+def test_a_reload_that_reaches_no_arbiter_fails_and_the_service_goes_on(service: Service) -> None:
+    service.start()
+    service.machine.run("rm", "/run/esg/control")
+    said = service.machine.try_run("systemctl", "reload", "esg.service")
+    assert "Job for esg.service failed" in said
+    assert "can't reach an arbiter at '/run/esg/control'" in service.machine.journal("esg.service")
+    assert (service.show("ActiveState"), service.show("Result")) == ("active", "success")
+    assert service.whoami()["version"] == "one"
+
+
 def test_a_reload_that_fails_late_fails_too(service: Service) -> None:
     service.start("--lifespan", "on")
     service.deploy(application("two", at_startup="raise RuntimeError('no database')"))

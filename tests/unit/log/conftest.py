@@ -7,9 +7,7 @@ import logging.config
 
 import pytest
 
-from esg.log.records import (
-    logger,
-)
+from esg.log.records import logger
 from esg.log.setup import PEERS_LOGGERS
 
 
