@@ -39,13 +39,13 @@ from esg.supervisor.watcher.watch import check
 from esg.usage import Command, can_be_negated, sentence
 
 WIDTH = 80
-"""Columns that `--help` takes at most."""
+"""The most columns of `--help`."""
 
 
 def run() -> None:
-    """Run `esg` as this process's command; ends with its exit code."""
+    """Run `esg` as this process's command, and exit with its exit code."""
     code = main()
-    # Python puts the default actions of signals back at its end, and they would end it otherwise.
+    # At its end, Python restores the default actions of signals, which would end the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     sys.exit(code)
 
@@ -84,7 +84,10 @@ def _serve(*, print_config: bool, check_config: bool, **values: Any) -> int:
 
 
 def _check(config: Config) -> int:
-    """Try all that can be tried without serving. Raises ESGError; returns the exit code."""
+    """Check everything that can be checked without serving.
+
+    Raises ESGError; returns the exit code.
+    """
     config = api.enter_folder(config)
     for bind in config.binds:
         parse_bind(bind, config.binds_origin)
@@ -92,7 +95,7 @@ def _check(config: Config) -> int:
     identity(config)
     check(config)
     config = prepare(config).config
-    loop_factory(config.loop)  # imports what the setting names, as the next calls do
+    loop_factory(config.loop)  # this and the next two calls import the packages of the settings
     parser_class(config.http)
     library(config)
     check_logging(config)
@@ -107,7 +110,7 @@ def _check(config: Config) -> int:
 
 
 def _config_reader(context: click.Context, values: dict[str, Any]) -> Callable[[], Config]:
-    """A function that reads every source, now and again at each reload."""
+    """A function that reads every source of settings, for the startup and each reload."""
     file, folder = values.pop("config"), Path(folders.current())
     given = {
         name: Raw(value, _origin(SETTINGS[name]))
@@ -197,7 +200,7 @@ command = Command(
         "max_content_width": WIDTH,
     },
     help="Serve the ASGI or WSGI application APP (MODULE:ATTRIBUTE) with any number of worker "
-    "processes. These are the common options; --help-all shows all of them.",
+    "processes.",
 )
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the commands print about their own use: `--help`, `--help-all`, and click's errors."""
+"""The help texts of the commands (`--help`, `--help-all`), and click's errors in one sentence."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ COMMON = frozenset(
         *("config", "print_config", "check_config", "version", "help_all"),
     )
 )
-"""The options that `--help` shows; `--help-all` shows the others, too."""
+"""The options that `--help` shows. `--help-all` shows all options."""
+
+ONLY_COMMON = "These are the common options; --help-all shows all of them."
 
 OTHER = "Other"
 IGNORED = "Ignored (accepted so that command lines of other servers run)"
 PENDING = "Not in this version"
-"""Groups of options that no setting's declaration names."""
+"""Groups of options in the help that aren't groups of settings."""
 
 EPILOG = """\
 A DURATION is a number of seconds, or has a unit: 500ms, 30s, 5m, 1h, 1d.
@@ -53,7 +55,7 @@ _NO_BREAK_HYPHEN = "\N{NON-BREAKING HYPHEN}"
 
 
 class Formatter(click.HelpFormatter):
-    """Breaks lines at spaces only: a hyphen is most often in the name of an option."""
+    """Breaks lines only at spaces, because most hyphens are in names of options."""
 
     def write_dl(self, rows: Iterable[tuple[str, str]], *args: Any, **kwargs: Any) -> None:
         kept = [(term, text.replace("-", _NO_BREAK_HYPHEN)) for term, text in rows]
@@ -64,7 +66,7 @@ class Formatter(click.HelpFormatter):
 
 
 class Context(click.Context):
-    """Of the command: how its help is formatted."""
+    """The context of the command, which formats its help."""
 
     formatter_class = Formatter
 
@@ -75,6 +77,9 @@ class Command(click.Command):
     context_class = Context
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(ONLY_COMMON)
         self._format_options(ctx, formatter, every=False)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -118,7 +123,7 @@ def _group(declared: Setting) -> str:
 
 
 def _row(declared: Setting, *, every: bool) -> tuple[str, str]:
-    """An option as the help lists it: its names, and what it does."""
+    """The two columns of an option in the help: its names, and its description."""
     if declared.name == "app":
         return "APP", declared.help
     names = list(declared.flags)
@@ -137,12 +142,12 @@ def _row(declared: Setting, *, every: bool) -> tuple[str, str]:
 
 
 def can_be_negated(declared: Setting) -> bool:
-    """Whether the option is a switch that `--no-` turns off."""
+    """Whether the option is a switch that can be turned off with `--no-`."""
     return declared.kind.is_flag and not declared.option.startswith("--no-")
 
 
 def sentence(error: click.ClickException, command: str) -> str:
-    """What click complains of, as one sentence that ends with where to find the right usage."""
+    """The text of a click error, as one sentence that refers to `--help`."""
     if isinstance(error, click.NoSuchOption):
         text = f"there is no option {error.option_name}" + _meant(error.possibilities)
     elif isinstance(error, click.BadOptionUsage):

@@ -54,7 +54,7 @@ class HTTPSettings:
         5.0,
         seconds(),
         HTTP,
-        "Close a connection on which no request came for this long.",
+        "Close a connection if no request arrives on it for this long.",
         flags=("--timeout-keep-alive", "--keep-alive"),
     )
     proxy_headers: bool = setting(
@@ -234,7 +234,7 @@ class TLSSettings:
         "",
         TEXT,
         TLS,
-        "Authorities to check clients' certificates against, in PEM.",
+        "Certificates of the authorities that sign clients' certificates, in PEM.",
         flags=("--ca-certs", "--ssl-ca-certs"),
     )
     ssl_ciphers: str = setting(
