@@ -41,7 +41,7 @@ class Generations:
     def __init__(self, settings: Settings, sockets: Sockets, files: LogFiles) -> None:
         """`settings` are those of generation 1, which is the current one."""
         self._sockets = sockets
-        self._files = files
+        self.files = files
         self._by_number: dict[int, Generation] = {}
         self._newest_prepared = 0
         self.current = self.add(settings)
@@ -92,7 +92,7 @@ class Generations:
         self._newest_prepared = max(self._newest_prepared, number)
 
     def _open_log(self, generation: Generation) -> LogSetup:
-        return LogSetup.open(generation.config, self._files, generation.objects)
+        return LogSetup.open(generation.config, self.files, generation.objects)
 
     def adopt(self, number: int) -> Generation:
         """Make a generation the current one; returns the one that was."""
@@ -104,4 +104,4 @@ class Generations:
         del self._by_number[number]
         self._sockets.retire(number)
         setups = [g.logs for g in self._by_number.values() if g.logs is not None]
-        self._files.keep(file for setup in setups for file in (setup.access, setup.error))
+        self.files.keep(file for setup in setups for file in (setup.access, setup.error))

@@ -21,6 +21,7 @@ from esg.supervisor import privileges
 from esg.supervisor.child import Child, WorkerHandle
 from esg.supervisor.children import Children, Duties
 from esg.supervisor.generations import Generation
+from esg.supervisor.oom import OOMKills
 from esg.waits import Load
 
 LAST_LINES = 0.5
@@ -45,6 +46,7 @@ class Workers:
         self._folder = folder
         self._duties = duties
         self._board = Scoreboard()
+        self._oom_kills = OOMKills()
 
     def __iter__(self) -> Iterator[WorkerHandle]:
         return iter(self._children.of(WorkerHandle))
@@ -117,6 +119,16 @@ class Workers:
 
     # -- the end -----------------------------------------------------------------------
 
+    def end(self, handle: WorkerHandle, status: int | None) -> tuple[str, str]:
+        """Let go of a worker that has ended; returns why in words, and its stack if it left one."""
+        try:
+            detail = handle.last_stack()
+        finally:
+            handle.close()
+            self.remove(handle.number)
+        oom_file = self._oom_kills.take(time.monotonic()) if handle.is_killed(status) else None
+        return handle.describe(status, oom_file), detail
+
     def remove(self, number: int) -> None:
         """Empty the row of a worker that is gone, or have the others forget it."""
         if not self._board.remove(number):
@@ -125,10 +137,11 @@ class Workers:
     # -- rows and mail -----------------------------------------------------------------
 
     def look_after(self) -> None:
-        """Send what is owed to workers that have read some of their mail."""
+        """Send what is owed to workers that have read some of their mail, once a second."""
         for handle in self:
             handle.deliver()
             self.show_rows(handle)
+        self._oom_kills.look(time.monotonic())
 
     def show_rows(self, handle: WorkerHandle) -> None:
         """Send a serving worker the rows that it hasn't seen.

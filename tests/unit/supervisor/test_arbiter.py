@@ -29,10 +29,12 @@ from esg.payload import DUMP_SIGNAL, Settings
 from esg.settings.build import Raw, build
 from esg.supervisor import arbiter as module
 from esg.supervisor import processes, signals
-from esg.supervisor.arbiter import FAILURE_PAUSE, Arbiter
+from esg.supervisor.arbiter import Arbiter
 from esg.supervisor.child import WorkerHandle
 from esg.supervisor.fleet import actions as do
 from esg.supervisor.fleet import events as on
+from esg.supervisor.net import FAILURE_PAUSE
+from esg.supervisor.orders import Orders
 
 FIRST_PID = 1_000_001
 """Above the largest pid that Linux gives by default, so that a slip signals nobody."""
@@ -260,7 +262,7 @@ def test_it_serves_and_stops(world):
     def life(world):
         yield from world.serve()
         assert "serving workers=2" in world.log
-        assert world.arbiter._serving
+        assert world.arbiter._net._spread
         world.signal(signal.SIGTERM)
         yield
         for worker in world.workers.values():
@@ -496,9 +498,9 @@ def test_a_stuck_worker_is_asked_where_it_is_and_ended(world):
 def test_what_the_kernel_forbids_is_said_once_and_done_by_mail(world):
     worker = world.workers[1]
     world.kill_error = PermissionError(errno.EPERM, "Operation not permitted")
-    world.arbiter._quit(do.Quit(1))
+    world.arbiter._perform(do.Quit(1))
     assert [drain.reason for drain in drains(worker)] == ["SIGQUIT"]
-    world.arbiter._kill(do.Kill(1))
+    world.arbiter._perform(do.Kill(1))
     assert world.log.count("can't be sent") == 1
     assert "CAP_KILL" in world.log
     assert worker.handle.mailbox._sock.fileno() == -1
@@ -581,7 +583,8 @@ ACTIONS = [
 
 
 def test_every_action_is_in_the_table():
-    assert set(Arbiter._PERFORM) == set(get_args(do.Action))
+    assert set(Arbiter._PERFORM) | set(Orders.PERFORM) == set(get_args(do.Action))
+    assert not set(Arbiter._PERFORM) & set(Orders.PERFORM)
 
 
 @pytest.mark.parametrize("action", ACTIONS, ids=lambda action: type(action).__name__)
@@ -590,8 +593,7 @@ def test_an_action_for_a_worker_that_is_gone_does_no_harm(world, action):
 
     def life(world):
         yield from world.serve()
-        perform = world.arbiter._PERFORM[type(action)]
-        assert perform(world.arbiter, action) is None
+        assert world.arbiter._perform(action) is None
         assert world.killed == []
         yield from world.stop()
 
