@@ -332,10 +332,6 @@ class Fleet:
         ready = sum(member.ready for member in self.members.staying(self.current.number))
         return self.reload.stage is Stage.ROLLING and ready >= self.target
 
-    def _report_rolled(self, jobs: tuple[int, ...]) -> None:
-        self._log("info", f"reloaded workers={self.target}")
-        self._answer(jobs, True, f"reloaded gen={self.current.number} workers={self.target}")
-
     def _retire(self) -> None:
         """Retire the generations that get no more workers."""
         unneeded = self._unretired - self.reload.needed() - {self.current.number}
@@ -398,7 +394,8 @@ class Fleet:
         self._retire()
         self._drain_surplus(now)
         if rolled:
-            self._report_rolled(jobs)
+            self._log("info", f"reloaded workers={self.target}")
+            self._answer(jobs, True, f"reloaded gen={self.current.number} workers={self.target}")
         self._spawn_canary(now)
         self._spawn_missing(now)
         self._note_complete()
