@@ -303,12 +303,12 @@ def request_over(path: str, target: str) -> bytes:
 
 FAULTY = """
 import runpy, sys
-from esg.supervisor import arbiter, control
+from esg.supervisor import control, orders
 from esg.supervisor.fleet import actions
 def fails(*arguments):
     raise RuntimeError("a fault")
 if sys.argv[-1] == "action":
-    arbiter.Arbiter._PERFORM[actions.ReopenLogs] = fails
+    orders.Orders.PERFORM[actions.ReopenLogs] = fails
 else:
     control.Control.turn = fails
 sys.argv[:] = ["esg", *sys.argv[3:-1]]
