@@ -25,7 +25,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what an application that is merely served doesn't need when it is asked for."""
+    """Import a name when it is used, because applications that are only served don't need it."""
     if name not in _HOMES:
         raise AttributeError(f"module 'esg' has no attribute {name!r}")
     import_module("esg.platforms").check()

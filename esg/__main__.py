@@ -6,14 +6,14 @@ import sys
 from types import FrameType
 
 CHECKS = {"--check-config", "--print-config"}
-"""Options with which an exit code of 0 says that something was found to be good."""
+"""Options with which exit code 0 means that a check has passed."""
 
 
 def main() -> None:
-    """Run the command, if this operating system can; ends with its exit code."""
+    """Run the command if the operating system is supported, and exit with its exit code."""
     if not CHECKS.intersection(sys.argv):
         _end_on_request()
-    from esg import platforms  # from here on it takes its time
+    from esg import platforms  # the imports from here on take some time
     from esg.errors import ESGError
 
     try:
@@ -26,10 +26,10 @@ def main() -> None:
 
 
 def _end_on_request() -> None:
-    """Have TERM and INT end this process in good order until the arbiter's handlers are in.
+    """Make TERM and INT end this process in an orderly way until the arbiter's handlers are set.
 
-    Without one TERM would be lost on PID 1 (kill(2)), and an error of other processes. The first
-    handler stays until the other takes its place, so that no signal falls between.
+    Without a handler, TERM would be lost on PID 1 (kill(2)), and an error in other processes. The
+    first handler stays until the other one replaces it, so that no signal is lost in between.
     """
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)
@@ -38,7 +38,7 @@ def _end_on_request() -> None:
 
 
 def _end(signum: int, frame: FrameType | None) -> None:
-    os._exit(0)  # nothing is open that would have to be closed
+    os._exit(0)  # nothing has to be closed
 
 
 if __name__ == "__main__":

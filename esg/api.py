@@ -28,9 +28,9 @@ from esg.supervisor.watcher.watch import check
 
 
 def serve(read_config: Callable[[], Config], objects: Objects = NO_OBJECTS) -> int:
-    """Read the settings and be the arbiter until told to stop; returns the exit code.
+    """Read the settings and run the arbiter until it is told to stop; returns the exit code.
 
-    `read_config` is called again at each reload; `objects` are those that a Python program gave.
+    `read_config` is called again at each reload; `objects` come from a Python program.
     Raises ConfigError, ListenError.
     """
 
@@ -61,7 +61,7 @@ def run(app: Any, *, config: str | None = None, **settings: Any) -> None:
     """Serve `app` with an arbiter and its workers until told to stop, as the `esg` command does.
 
     `app` is `MODULE:ATTRIBUTE` or the application itself; workers get the object by forking, and a
-    reload goes on with the same one. `settings` are named as in docs/settings.md, or as the
+    reload keeps the same object. `settings` have the names in docs/settings.md, or those of the
     options and keywords of uvicorn and gunicorn. None is the same as leaving a setting out, except
     for a few that give it another meaning (docs/api.md). They override the environment, which
     overrides the file: `config`, or else `esg.toml` or `pyproject.toml` in the current folder.
@@ -92,7 +92,7 @@ def run(app: Any, *, config: str | None = None, **settings: Any) -> None:
         os.environ.update(hidden)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for signum, handler in before.items():
-            if handler is not None:  # one that wasn't set from Python can't be set again
+            if handler is not None:  # a handler that wasn't set from Python can't be set again
                 signal.signal(signum, handler)
     if code:
         raise SystemExit(code)

@@ -1,4 +1,4 @@
-"""The line at startup that says what serves what, and how to stop it."""
+"""The line at startup that says what is served, with what, and how to stop it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _application(config: Config) -> str:
 
 
 def _files(config: Config) -> str:
-    """The files that gave settings or variables, as seen from the folder that ESG runs in."""
+    """The files with settings or variables, relative to the folder that ESG runs in."""
     used = [path for path in config.files if config.gaps.get(path) == ""]
     return f"settings from {' and '.join(map(_shown, used))}" if used else "no settings file"
 

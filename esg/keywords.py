@@ -21,15 +21,15 @@ FACTORY = "ssl_context_factory"
 
 
 class Config(schema.Config):
-    """Settings for `esg.Server`, checked: the application, and what was given by keyword.
+    """Checked settings for `esg.Server`: the application, and the keywords.
 
     Files and environment variables aren't read. Raises ConfigError.
     """
 
-    __slots__ = ("objects",)  # so that `vars` has the settings alone
+    __slots__ = ("objects",)  # so that `vars` has only the settings
 
     objects: Objects
-    """What was given as an object."""
+    """The settings that were given as objects."""
 
     def __init__(self, app: Any, **settings: Any) -> None:
         raw, objects = read(app, settings)
@@ -64,7 +64,7 @@ def read(app: Any, settings: Mapping[str, Any]) -> tuple[dict[str, Raw], Objects
         if value is None:
             value = NONE_MEANS.get(declared.name)
         elif declared.name == "log_level" and value is not False and value == logging.NOTSET:
-            continue  # in uvicorn, the level that is configured elsewhere then applies
+            continue  # in uvicorn, None means the level that is configured elsewhere
         if declared.name == "log_config" and isinstance(value, dict):
             value = take_out(value, log_objects)
         if value is not None:
@@ -77,7 +77,7 @@ def read(app: Any, settings: Mapping[str, Any]) -> tuple[dict[str, Raw], Objects
 
 
 def _ssl_context_factory(settings: Mapping[str, Any]) -> Any:
-    """The function given as that keyword, or None. Raises ConfigError if it isn't callable."""
+    """The function that the keyword gives, or None. Raises ConfigError if it isn't callable."""
     factory = settings.get(FACTORY)
     if factory is not None and not callable(factory):
         raise ConfigError(
@@ -98,7 +98,7 @@ NONE_MEANS: Mapping[str, object] = {
     "ws_ping_interval": 0,
     "ws_ping_timeout": 0,
 }
-"""The values that None stands for in uvicorn, for keywords where it isn't the default."""
+"""The values that None means in uvicorn, for keywords for which None isn't the default."""
 
 
 def _text_of(value: Any) -> Any:
@@ -109,5 +109,5 @@ def _text_of(value: Any) -> Any:
 
 
 def _label(app: Any) -> str:
-    """What process titles and the log call an application that was given as an object."""
+    """The name, in process titles and the log, of an application that was given as an object."""
     return name_of(app).replace("<locals>.", "").replace("<lambda>", "app")

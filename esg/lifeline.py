@@ -28,7 +28,7 @@ LAST_WORDS = 0.5
 
 
 LOOK_INTERVAL = 1.0
-"""Seconds between two calls of what `look_regularly` was given."""
+"""Seconds between two calls of the function given to `look_regularly`."""
 
 
 def _unpatched(module: types.ModuleType, name: str) -> Any:
@@ -110,10 +110,10 @@ def watch(mailbox: int, subject: str, limit: Callable[[], float]) -> None:
 
 
 def look_regularly(look: Callable[[], None] | None) -> None:
-    """Have the thread of `watch` call `look` once a second, whatever the event loop is doing.
+    """Make the thread of `watch` call `look` once a second, even if the event loop is blocked.
 
-    `look` must neither block nor log, because whatever blocks the event loop may hold a lock of the
-    log. If it raises, that is ignored. None ends the calls.
+    `look` must neither block nor log, because the code that blocks the event loop may hold a lock
+    of the log. Exceptions are ignored. None ends the calls.
     """
     global _look
     _look = look

@@ -1,4 +1,4 @@
-"""Turns "module:attribute" into an application, and says which interface it speaks, or why not."""
+"""Loads the application from "module:attribute", and finds out which interface it has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from esg.errors import AppImportError, BootError
 from esg.settings.schema import Config, nearest
 
 DEFAULT_ATTRIBUTES = ("application", "app")
-"""Looked for in a module that was given without an attribute; the first as gunicorn does."""
+"""Names to look for in a module without an attribute; gunicorn uses the first one."""
 
 _OWN_FRAMES = (os.path.dirname(os.path.abspath(__file__)) + os.sep, "<frozen importlib")
 
@@ -98,9 +98,9 @@ def _made(factory: Any, name: str) -> Any:
 def interface_of(app: Any, config: Config) -> str:
     """Which interface to call `app` with: `asgi3`, `asgi2` or `wsgi`.
 
-    An interface that the operator has named is believed, unless such a call can't work. Raises
-    AppImportError if it can't, or if what `app` speaks can't be told from how it wants to be
-    called; BootError if `--lifespan on` asks a WSGI application for one.
+    An interface that the operator has named is used unless a call in that form can't work. Raises
+    AppImportError if it can't, or if the interface can't be found out from the signature;
+    BootError if `--lifespan on` is set for a WSGI application.
     """
     if not callable(app):
         raise AppImportError(
@@ -123,7 +123,7 @@ def interface_of(app: Any, config: Config) -> str:
 
 
 ARGUMENTS = {"asgi3": 3, "asgi2": 1, "wsgi": 2}
-"""How many arguments an application is called with first: scope, receive, send; scope; or
+"""The number of arguments of an application's first call: scope, receive, send; scope; or
 environ, start_response (ASGI specification, "Applications" and "Legacy Applications"; PEP 3333)."""
 
 CALLS = {
@@ -134,23 +134,24 @@ CALLS = {
 
 
 def detect(app: Callable[..., Any]) -> str:
-    """The interface that a callable speaks, judged by how it wants to be called; "" if unclear."""
+    """The interface of a callable, from its signature; "" if unclear."""
     if inspect.isclass(app):
         return _class_interface(app)
     if _is_async(app):
         return "asgi3" if _takes(app, 3) else ""
     taken = {count for count in (1, 2, 3) if _takes(app, count)}
     if len(taken) == 3:
-        return ""  # *args, or a callable that hides what it takes
+        return ""  # *args, or a callable without a known signature
     if 2 in taken:
         return "asgi2" if 1 in taken and _first_parameter(app) == "scope" else "wsgi"
     if 1 in taken:
         return "asgi2"
-    return "asgi3" if 3 in taken else ""  # a plain function that passes on another's coroutine
+    # A plain function of three arguments returns another function's coroutine.
+    return "asgi3" if 3 in taken else ""
 
 
 def _class_interface(app: type) -> str:
-    """A class is called to make an instance, so that is what is looked at."""
+    """A class is called to make an instance, so its constructor is examined."""
     if hasattr(app, "__await__"):
         return "asgi3"
     if _takes(app, 1) and not _takes(app, 0) and _has_async_call(app):
@@ -159,7 +160,7 @@ def _class_interface(app: type) -> str:
 
 
 def _could_be(app: Any, interface: str) -> bool:
-    """Whether a call as of this interface can work, as far as can be seen from here."""
+    """Whether a call in the form of this interface may work, judging by the signature."""
     if _is_async(app) and interface != "asgi3":
         return False
     return _takes(app, ARGUMENTS[interface])
@@ -182,7 +183,7 @@ def _has_async_call(app: Any) -> bool:
 
 
 def _takes(app: Any, count: int) -> bool:
-    """Whether `app` can be called with so many positional arguments; yes where nobody knows."""
+    """Whether `app` can be called with this many positional arguments; True if it isn't known."""
     try:
         signature = inspect.signature(app)
     except (TypeError, ValueError):
@@ -199,7 +200,7 @@ def _first_parameter(app: Any) -> str:
 
 
 def _misfit(app: Any) -> str:
-    """What a callable is that no interface fits, and what might help."""
+    """The error for a callable that fits no interface, with advice."""
     what = _described(app)
     if not inspect.isclass(app) and _takes(app, 0) and not _takes(app, 1):
         if _is_async(app):

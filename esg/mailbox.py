@@ -29,7 +29,7 @@ from esg.seldom import Seldom
 logger = logging.getLogger("esg")
 
 MESSAGE_LIMIT = 96 * 1024
-"""Largest encoded message, in bytes; below the kernel's default send buffer (net.core.wmem)."""
+"""The largest encoded message, in bytes; below the kernel's default send buffer (net.core.wmem)."""
 
 MOST_AT_ONCE = 1000
 """Messages received in one call, so that a flood can't keep the receiver from its work."""
@@ -38,7 +38,8 @@ READ_AT_ONCE = 16 * 1024
 """Bytes that are read from the pipe in one go."""
 
 MOST_READS = 8
-"""How often the pipe is read in one call: twice what a pipe of default size needs (pipe(7))."""
+"""The most reads of the pipe in one call: twice as many as a pipe of default size needs
+(pipe(7))."""
 
 PIPE_ATOMIC = 4096
 """Bytes that one write(2) puts into a pipe whole or not at all: pipe(7), PIPE_BUF."""
@@ -50,7 +51,7 @@ Only BootFailed and a watcher's messages can be longer; their senders run no eve
 """
 
 TEXT_LIMIT = 32 * 1024
-"""Longest text in a message, in bytes as encoded; of a longer one the end is kept."""
+"""The longest text in a message, in encoded bytes; of a longer one, the end is kept."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ class Ready:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Serves:
-    """Worker to arbiter: what it is about to serve, and with what; names for the log."""
+    """Worker to arbiter: the names of the application and the packages that serve it, for the
+    log."""
 
     interface: str
     loop: str
@@ -157,24 +159,24 @@ class UntrustedPeer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Due:
-    """Worker to arbiter: wants to be replaced, and goes on serving until then."""
+    """Worker to arbiter: it wants to be replaced, and serves until then."""
 
     reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Draining:
-    """Worker to arbiter: has begun to drain of its own accord."""
+    """Worker to arbiter: it has begun to drain without being told to."""
 
     reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Drain:
-    """Arbiter to worker: finish what is in flight within `grace` seconds, then exit.
+    """Arbiter to worker: finish your requests within `grace` seconds, then exit.
 
-    `final`: nobody accepts after this worker, so it takes what the kernel's queues still hold;
-    `dropped`: the addresses of which that is so, if not of all.
+    `final`: no worker accepts after this one, so it also accepts the queued connections;
+    `dropped`: the addresses for which this is true, if not for all.
     """
 
     reason: str
@@ -233,7 +235,7 @@ class ReloadFailed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Watching:
-    """Watcher to arbiter: changes in these folders are told of from now on."""
+    """Watcher to arbiter: from now on, changes in these folders are reported."""
 
     what: str
 
@@ -247,7 +249,7 @@ class Changed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CantWatch:
-    """Watcher to arbiter: it can't go on."""
+    """Watcher to arbiter: it can't continue."""
 
     reason: str
 
@@ -275,7 +277,7 @@ def descriptors_of(message: Message) -> list[int]:
 
 
 class MessageError(ValueError):
-    """Bytes that are no message, or one that the other side has no business to send."""
+    """Bytes that aren't a message, or a message that the other side may not send."""
 
 
 _FDS_SPACE = socket.CMSG_SPACE(8 * array.array("i").itemsize)
@@ -290,9 +292,9 @@ _FIELDS = {kind: get_type_hints(kind) for kind in _TYPES.values()}
 
 
 def encode(message: Message) -> bytes:
-    """The bytes of a message; long texts keep their end, where a traceback says what happened."""
+    """The bytes of a message. Long texts keep their end, where a traceback has the exception."""
     fields = dataclasses.asdict(message)
-    fields.pop("fds", None)  # they go beside the bytes, and have other numbers over there
+    fields.pop("fds", None)  # they are sent separately, and have other numbers in the receiver
     for name, value in fields.items():
         if isinstance(value, str):
             fields[name] = _end_of(value)
@@ -300,7 +302,7 @@ def encode(message: Message) -> bytes:
 
 
 def _end_of(text: str) -> str:
-    """As much of the end of a text as is sure to fit."""
+    """The end of a text, as much as always fits."""
     text = text[-TEXT_LIMIT:]
     while len(json.dumps(text)) > TEXT_LIMIT:
         text = text[len(text) // 4 + 1 :]
@@ -308,7 +310,7 @@ def _end_of(text: str) -> str:
 
 
 def decode(data: bytes) -> Message:
-    """The message that `encode` made these bytes of. Raises MessageError."""
+    """The message in bytes that `encode` made. Raises MessageError."""
     try:
         name, fields = json.loads(data)
         message = _TYPES[name](**fields)
@@ -321,7 +323,7 @@ def decode(data: bytes) -> Message:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value that JSON gave is what a field's annotation says."""
+    """Whether a value from JSON has the type of a field's annotation."""
     if get_origin(kind) is list:
         return type(value) is list and all(_is(item, *get_args(kind)) for item in value)
     return type(value) is kind or (kind is float and type(value) is int)
@@ -411,7 +413,7 @@ class ArbitersEnd(Mailbox):
     def offer(self, message: Message) -> bool:
         """Post a message; returns False if there is no room until the other side has read some.
 
-        A message for a side that is gone counts as posted, since nobody is left to read it.
+        A message to a side that has ended counts as posted, because no process is left to read it.
         """
         try:
             self._send(message)
@@ -518,16 +520,16 @@ class WorkersEnd(Mailbox):
                 room = getattr(message, "fds", None)
                 if room is not None:
                     room[:], fds = fds, []
-            for fd in fds:  # that no message uses
+            for fd in fds:  # no message uses it
                 os.close(fd)
         return messages, True
 
 
 def _fds_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    """The descriptors in what came beside a message (unix(7), SCM_RIGHTS).
+    """The descriptors in the ancillary data of a message (unix(7), SCM_RIGHTS).
 
-    `socket.recv_fds` does this, but in Python 3.11 it drops the flag that has programs which an
-    application starts not inherit them.
+    `socket.recv_fds` does this, but in Python 3.11 it drops the flag that prevents programs that an
+    application starts from inheriting them.
     """
     fds = array.array("i")
     for level, kind, data in ancillary:

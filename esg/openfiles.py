@@ -1,4 +1,4 @@
-"""What to do about errors that mean that there are too many open files."""
+"""Explains errors that mean that there are too many open files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import resource
 
 
 def explained(error: OSError) -> str:
-    """An error in words; if it is about too many open files, with the limit and how to raise it."""
+    """The text of an error; for too many open files, with the limit and advice on how to raise
+    it."""
     if error.errno == errno.EMFILE:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return (

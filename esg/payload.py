@@ -1,4 +1,4 @@
-"""The contract between the process manager and what its workers run. Knows neither side."""
+"""The contract between the process manager and the code of its workers. Imports neither."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from esg.settings.objects import NO_OBJECTS, Objects
 from esg.settings.schema import Config
 
 DUMP_SIGNAL = signal.SIGURG
-"""Has a worker write its stacks. By default it is ignored, so it can't come too early."""
+"""Makes a worker write its stacks. Its default action is to be ignored, so it can't be too
+early."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
-    """What one reading of the settings gave: data, and the objects that belong to it."""
+    """The result of reading the settings: data, and the objects that belong to it."""
 
     config: Config
     objects: Objects = NO_OBJECTS
@@ -27,7 +28,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GenerationPart:
-    """What all workers of a generation have in common."""
+    """The part that all workers of a generation share."""
 
     number: int
     config: Config
@@ -38,21 +39,21 @@ class GenerationPart:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkerPart:
-    """What one worker has for itself."""
+    """The part that belongs to one worker."""
 
     number: int
     mailbox: Mailbox
     row: Row
     stack_fd: int
-    """Where `faulthandler` writes the stacks of this worker's threads."""
+    """The descriptor to which `faulthandler` writes the stacks of this worker's threads."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Assignment:
-    """What the arbiter gives a worker: who it is, and what it runs.
+    """Everything that a worker gets from the arbiter: its own part and its generation's part.
 
     The parts are separate because a process that has loaded a generation's application can fork
-    workers, each of which then has a part of its own.
+    workers, and each of them has its own part.
     """
 
     worker: WorkerPart
@@ -60,7 +61,7 @@ class Assignment:
 
 
 Payload = Callable[[Assignment], int]
-"""Runs in the child until the worker is done; what it returns is the exit status.
+"""Runs in the child until the worker is done, and returns the exit status.
 
 It sends `Ready` when it accepts, or `BootFailed`; beats on its row from its event loop; drains
 when told to, or when the arbiter's end of the mailbox closes; writes to new log files when it is
@@ -70,7 +71,7 @@ sent `NewLogFiles`, and reopens them itself on SIGUSR1.
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """Which worker this process is."""
+    """The identity of this worker process."""
 
     number: int
     generation: int
@@ -81,7 +82,7 @@ _current: WorkerInfo | None = None
 
 
 def set_current_worker(info: WorkerInfo) -> None:
-    """Record which worker this process is; for the payload, once, right after the fork."""
+    """Record this worker's identity; the payload calls it once, right after the fork."""
     global _current
     _current = info
 

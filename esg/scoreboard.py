@@ -1,4 +1,4 @@
-"""Shared memory in which each worker publishes its state: a row that it alone writes.
+"""Shared memory in which each worker publishes its state, in a row that only it can write.
 
 Each row is a memory file of its own (memfd_create(2)), sealed against changes of its size. A
 worker has its own row mapped for writing, and maps the rows of others read-only, from descriptors
@@ -27,7 +27,7 @@ CAPACITY = 1024
 """Rows on a board: the most workers, of all generations together, that can be alive at once."""
 
 NOT_ACCEPTING = 2**63
-"""The load of a row whose worker doesn't take connections."""
+"""The load of a row whose worker doesn't accept connections."""
 
 
 class Cell(IntEnum):
@@ -63,7 +63,7 @@ class Cell(IntEnum):
 
 
 class RowState(IntEnum):
-    """What a worker says of itself in the STATE cell."""
+    """The values of the STATE cell."""
 
     GONE = 0
     BOOTING = 1
@@ -133,7 +133,7 @@ class Row:
         self._all = [self._words, *self._others.values()]
 
     def loads(self) -> list[int]:
-        """The load of every worker there may be; NOT_ACCEPTING for those that aren't ready."""
+        """The load for every worker number; NOT_ACCEPTING for workers that aren't ready."""
         return [words[Cell.LOAD] for words in self._all]
 
 
@@ -217,7 +217,7 @@ class Scoreboard:
         self.let_go()
 
     def let_go(self) -> None:
-        """In a child without a row: give up all rows. They stay as they are for everybody else."""
+        """In a child without a row: give up all rows. The rows of other processes don't change."""
         self._close_descriptors()
         self._words = {}
 
@@ -227,21 +227,22 @@ class Scoreboard:
         self._reading = {}
 
     def value(self, number: int, cell: Cell) -> int:
-        """What a worker says in this cell; 0 if it has no row."""
+        """The value of this cell of a worker; 0 if it has no row."""
         words = self._words.get(number)
         return words[cell] if words is not None else 0
 
     def age(self, number: int) -> float:
-        """Seconds since the worker's last beat; 0 before its first one.
+        """Seconds since the worker's last heartbeat; 0 before its first one.
 
-        A beat in the future counts as infinitely old: both processes read the same clock, so the
-        worker made it up.
+        A heartbeat in the future counts as infinitely old: both processes read the same clock, so
+        the worker made it up.
         """
         words = self._words.get(number)
         beat = words[Cell.BEAT] if words is not None else 0
         if not beat:
             return 0.0
-        age = time.monotonic_ns() - beat  # read after the beat, or the beat could be newer
+        # The clock is read after the heartbeat; otherwise the heartbeat could be newer.
+        age = time.monotonic_ns() - beat
         return age / 1e9 if age >= 0 else math.inf
 
 
@@ -253,7 +254,7 @@ def _empty(words: memoryview) -> None:
 def _memory(name: str) -> tuple[memoryview, int]:
     """Shared memory for a row, and a descriptor of it that can only be read. Raises OSError.
 
-    Where a sandbox denies memory files or /proc, children inherit the memory, and all of them can
+    If a sandbox denies memory files or /proc, children inherit the memory, and all of them can
     write to it; then the descriptor is -1.
     """
     try:

@@ -1,4 +1,4 @@
-"""What `faulthandler` writes about threads: taken apart, and cut to what is of use. Pure."""
+"""Parses the stacks that `faulthandler` writes, and shortens them to the useful frames. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FRAME = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+) in (?P<function
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x[0-9a-f]+.*:")
 
 LONGEST_PLACE = 300
-"""Characters of a place in the code that are shown; of a longer one the end is."""
+"""The most characters of a place in the code; of a longer one, the end is shown."""
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STANDARD = os.path.dirname(os.__file__) + os.sep
@@ -32,7 +32,7 @@ _INTERNAL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One call: where it is."""
+    """One call: its place in the code."""
 
     file: str
     line: int
@@ -40,17 +40,17 @@ class Frame:
 
     @property
     def is_internal(self) -> bool:
-        """Whether it is the server's, not the application's."""
+        """Whether it belongs to the server, not to the application."""
         return _INTERNAL.match(self.file) is not None
 
     @property
     def is_esg(self) -> bool:
-        """Whether it is ESG's own."""
+        """Whether it belongs to ESG."""
         return self.file.startswith(_PACKAGE)
 
     @property
     def is_import(self) -> bool:
-        """Whether it is the machinery of the import statement."""
+        """Whether it belongs to Python's import system."""
         return self.file.startswith(("<frozen importlib", _STANDARD + "importlib"))
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class Thread:
 
     @property
     def is_main(self) -> bool:
-        """Whether it is the one that the worker began with, and in which its event loop runs."""
+        """Whether it is the worker's main thread, in which its event loop runs."""
         return any(frame.is_esg and frame.function == "fork" for frame in self.frames)
 
     def without_server(self) -> Thread:
@@ -84,7 +84,7 @@ class Thread:
 
 
 def threads(text: str) -> list[Thread]:
-    """The threads in what `faulthandler` has written, in its order."""
+    """The threads in the output of `faulthandler`, in its order."""
     found: list[tuple[str, list[Frame]]] = []
     for line in text.splitlines():
         frame = _FRAME.fullmatch(line)
@@ -96,10 +96,10 @@ def threads(text: str) -> list[Thread]:
 
 
 def of_stuck_worker(text: str) -> str:
-    """The stacks of a worker whose event loop is stuck, for the log: its thread is the first.
+    """The stacks of a stuck worker, for the log, beginning with the thread of the event loop.
 
-    Frames below the application are left out, and so are threads in which nothing else is. What
-    can't be read is left as it is.
+    Frames below the application are left out, and threads with only these frames, too. Text that
+    can't be parsed is left unchanged.
     """
     found = threads(text)
     main = next((thread for thread in found if thread.is_main), None)
@@ -117,7 +117,7 @@ def of_stuck_worker(text: str) -> str:
 
 
 def where_boot_stands(text: str, folder: str) -> tuple[bool, str]:
-    """Whether a worker is importing the application, and the place where its boot stands.
+    """Whether a worker is importing the application, and the place that its boot has reached.
 
     The place is empty if it isn't known: for instance if the event loop waits for something.
     """
@@ -132,11 +132,11 @@ def place(frames: Sequence[Frame], folder: str) -> str:
     """The innermost line of the application's own code, as `shop/models.py:12`.
 
     `frames` begin with the innermost one. Paths below `folder` are relative to it; if no code there
-    runs, or `folder` is empty, the place is in whatever other code does. Empty if only the server
+    runs, or `folder` is empty, the place is in other code that runs. Empty if only the server
     itself runs.
     """
     frames = [f for f in frames if not (f.is_import or f.is_internal)]
-    below = folder + os.sep if folder else "//"  # with which no path begins
+    below = folder + os.sep if folder else "//"  # no path begins with this
     own = [frame for frame in frames if frame.file.startswith(below)]
     places = [frame for frame in own if "site-packages" not in frame.file] or frames
     if not places:

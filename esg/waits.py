@@ -1,4 +1,4 @@
-"""What a boot or a stop waits for, in words. Pure."""
+"""The log's texts about what a boot or a stop is waiting for. Pure."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FIRST_WAIT = 2.0
-"""Seconds that a boot or a stop may take before anything is said."""
+"""Seconds that a boot or a stop may take before the first line."""
 
 INTERVAL = 5.0
 """Seconds between two lines about the same boot or stop."""
 
 MOST_NAMED = 3
-"""Workers that one line names."""
+"""The most workers that one line names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a worker has left to do, as its row of the scoreboard says."""
+    """The work that a worker has left, from its row of the scoreboard."""
 
     number: int
     requests: int
@@ -26,23 +26,23 @@ class Load:
 
 
 def importing(seconds: float, place: str) -> str:
-    """A worker is still importing its application, and has come to this place."""
+    """The text for a worker that is importing its application, and has reached this place."""
     return f"has been importing for {seconds:.0f} s: {place}"
 
 
 def starting(seconds: float) -> str:
-    """A worker is still booting, and nobody knows how far it has come."""
+    """The text for a worker that is booting, if its place isn't known."""
     return f"has been starting for {seconds:.0f} s"
 
 
 def in_startup(app: str, seconds: float, place: str) -> str:
-    """A worker's application is still starting up; `place` is empty if it isn't known."""
+    """The text for a worker whose application is starting; `place` is empty if it isn't known."""
     where = f": {place}" if place else ""
     return f"has been in the lifespan startup of {app} for {max(1.0, seconds):.0f} s{where}"
 
 
 def stopping(loads: Sequence[Load], hint: str) -> str:
-    """What a stop waits for; `hint` is how to cut that short, empty if it can't be.
+    """The text for a stop; `hint` says how to cut it short, and is empty if that isn't possible.
 
     `waiting for 1 request and 2 WebSockets in worker 3; Ctrl-C again to cut them`
     """
@@ -63,7 +63,7 @@ def stopping(loads: Sequence[Load], hint: str) -> str:
 
 
 def stopping_alone(load: Load, hint: str) -> str:
-    """What the stop of a server without workers waits for; `hint` is as for `stopping`.
+    """The text for the stop of a server without workers; `hint` is as for `stopping`.
 
     `waiting for 1 request; Ctrl-C again to cut it`
     """
@@ -81,7 +81,7 @@ def _is_one(busy: Sequence[Load]) -> bool:
 
 
 def _items(load: Load) -> str:
-    """What a worker is busy with; connections matter only if nothing is in progress on them."""
+    """The work of a worker; connections only count if nothing is in progress on them."""
     found = []
     if load.requests:
         found.append(_count(load.requests, "request"))

@@ -348,7 +348,7 @@ class _Serving(Worker):
         return _GunicornAccess(self._owner.log) if self._config.access_log else None
 
     def _take_over_process(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Handle the signals that gunicorn sends to workers, but SIGABRT: see `init_signals`."""
+        """Handle the signals that gunicorn sends to workers, except SIGABRT: see `init_signals`."""
         loop.set_exception_handler(self._on_loop_error)
         loop.add_signal_handler(signal.SIGTERM, self._leave, "SIGTERM")
         loop.add_signal_handler(signal.SIGQUIT, self._leave_quickly, "SIGQUIT")
@@ -411,12 +411,12 @@ def _own(sock: Any) -> Any:
 
 
 def _quiet(config: Config) -> Config:
-    """The same Config without an access log: gunicorn's log is written to instead."""
+    """The same Config without an access log, because gunicorn logs the requests."""
     return dataclasses.replace(config, access_log=False)
 
 
 class _GunicornAccess(LoggedAccess):
-    """Passes finished exchanges to gunicorn's logger, whatever its class."""
+    """Passes finished exchanges to gunicorn's logger, which may be of any class."""
 
     def __init__(self, log: Any) -> None:
         super().__init__(observes=True)

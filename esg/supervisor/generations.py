@@ -1,6 +1,6 @@
-"""The generations by number: what each was made from, and what is open for it.
+"""The generations by number: the settings of each, and its open sockets and log files.
 
-The fleet decides when a generation is prepared, adopted and retired; this is where that happens.
+The fleet decides when a generation is prepared, adopted and retired; this module does it.
 Everything else in the arbiter refers to a generation by its number.
 """
 
@@ -30,13 +30,13 @@ class Generation:
     terms: Terms
     objects: Objects
     logs: LogSetup | None = None
-    """How it logs, with its files open; None until it is prepared."""
+    """Its log set-up, with open files; None until it is prepared."""
     listeners: Sequence[Listener] = ()
-    """What it listens on; empty until it is prepared."""
+    """Its listeners; empty until it is prepared."""
 
 
 class Generations:
-    """The generations that there may yet be new workers of."""
+    """The generations that may still get new workers."""
 
     def __init__(self, settings: Settings, sockets: Sockets, files: LogFiles) -> None:
         """`settings` are those of generation 1, which is the current one."""
@@ -45,7 +45,7 @@ class Generations:
         self._by_number: dict[int, Generation] = {}
         self._newest_prepared = 0
         self.current = self.add(settings)
-        """The generation that serves: the arbiter logs and watches files as it says."""
+        """The generation that serves; the arbiter logs and watches files by its settings."""
 
     def __getitem__(self, number: int) -> Generation:
         return self._by_number[number]
@@ -69,7 +69,10 @@ class Generations:
         return self.current.logs
 
     def listen(self, handed: Sequence[Handed]) -> list[str]:
-        """Open the sockets of the first generation. Returns and raises as `Sockets.begin`."""
+        """Open the sockets of the first generation.
+
+        Returns and raises the same as `Sockets.begin`.
+        """
         number = self.current.number
         unused = self._sockets.begin(number, self.current.config, handed)
         self.current.listeners = self._sockets.of(number)
@@ -80,10 +83,10 @@ class Generations:
         """Open the sockets and log files of a generation, before its first worker.
 
         Raises ListenError, LogFileError or ConfigError; then the generation is to be retired.
-        `subject` is the arbiter, which tries how the generation logs.
+        `subject` is the arbiter, which tries the generation's log set-up.
         """
         generation = self[number]
-        with folders.kept():  # relative paths are those of its generation
+        with folders.kept():  # relative paths are relative to the generation's folder
             folders.follow(generation.config)
             generation.logs = self._open_log(generation)
             if self.current.logs is not None:
@@ -95,12 +98,12 @@ class Generations:
         return LogSetup.open(generation.config, self.files, generation.objects)
 
     def adopt(self, number: int) -> Generation:
-        """Make a generation the current one; returns the one that was."""
+        """Make a generation the current one; returns the previous one."""
         before, self.current = self.current, self[number]
         return before
 
     def retire(self, number: int) -> None:
-        """Forget a generation, and close the sockets and log files that no other one has."""
+        """Forget a generation, and close the sockets and log files that no other generation has."""
         del self._by_number[number]
         self._sockets.retire(number)
         setups = [g.logs for g in self._by_number.values() if g.logs is not None]

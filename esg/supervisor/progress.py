@@ -1,4 +1,4 @@
-"""What a worker has said about its boot and its requests, for the log alone. Pure."""
+"""A worker's reports about its boot and its requests, which are only for the log. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from esg.log.records import visible
 from esg.settings.schema import Config
 
 MOST_SHOWN = 6
-"""Requests that the log names. A worker that runs ESG's own code names no more than five."""
+"""The most requests that the log names. A worker with ESG's own code names at most five."""
 
 LONGEST_REQUEST = 160
-"""Characters of a request that the log shows."""
+"""The most characters of a request that the log shows."""
 
 LONGEST_AGE = 1e9
 """The largest age of a request that is shown, in seconds. A worker may claim any."""
@@ -22,7 +22,7 @@ STANDSTILL = 2.0
 
 
 class Progress:
-    """How far the boot of one worker has come, and which requests it held when it got stuck."""
+    """How far the boot of a worker has come, and which requests it held when it got stuck."""
 
     def __init__(self) -> None:
         self._startup_began: float | None = None
@@ -31,7 +31,7 @@ class Progress:
         self._held: tuple[mailbox.HeldRequests, float] | None = None
 
     def take(self, message: mailbox.InStartup | mailbox.HeldRequests, now: float) -> None:
-        """Remember what the worker has said."""
+        """Remember a report of the worker."""
         if isinstance(message, mailbox.HeldRequests):
             self._held = message, now
             return
@@ -44,10 +44,10 @@ class Progress:
         self._boots = False
 
     def of_boot(self, config: Config, since_fork: float, stacks: str, now: float) -> str:
-        """What the boot is waiting for, in words.
+        """The text about what the boot is waiting for.
 
-        `config` is the worker's, `since_fork` seconds, `stacks` what its `faulthandler` has just
-        written, if anything.
+        `config` is the worker's, `since_fork` is in seconds, and `stacks` is the text that its
+        `faulthandler` has just written, if anything.
         """
         importing, place = stacktext.where_boot_stands(stacks, config.real_folder)
         if importing and place:
@@ -60,7 +60,7 @@ class Progress:
         return waits.starting(since_fork)
 
     def of_stuck(self, in_flight: int, since_beat: float, now: float) -> str:
-        """What the log says about a stuck worker before its stacks; empty if they say everything.
+        """The text about a stuck worker before its stacks; empty if the stacks are enough.
 
         These are the requests that it held, the oldest first, or where its startup waits if it
         isn't ready yet. At its last heartbeat, `since_beat` seconds ago, it had `in_flight`

@@ -21,14 +21,14 @@ class StackFile:
     """The file that one worker's `faulthandler` writes to, and how much of it has been read.
 
     The worker has the same descriptor. The seal keeps it from cutting the file short
-    (fcntl(2), F_SEAL_SHRINK). Whatever its size is said to be, no more than `STACK_LIMIT` bytes
-    are read, and that there are fewer is no error.
+    (fcntl(2), F_SEAL_SHRINK). The size may be wrong: at most `STACK_LIMIT` bytes
+    are read, and fewer aren't an error.
     """
 
     def __init__(self, name: str) -> None:
         """Make the file. Raises OSError if there is no memory or no descriptor for it.
 
-        Where a sandbox denies memory files there is none, and `problem` says so. The worker then
+        If a sandbox denies memory files, there is none, and `problem` says so. The worker then
         writes its stacks to its standard error.
         """
         self.problem = ""
@@ -61,7 +61,7 @@ class StackFile:
             self._read = os.fstat(self._fd).st_size
 
     def read(self) -> str:
-        """What was written since `skip` or the last call; nothing if there is no file."""
+        """The text that was written since `skip` or the last call; empty if there is no file."""
         if not self.exists:
             return ""
         size = os.fstat(self._fd).st_size
@@ -83,7 +83,7 @@ def _sealed_file(name: str) -> int:
     try:
         fd = os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # which kernels that don't know the flag return
+        if error.errno != errno.EINVAL:  # kernels that don't know the flag return this
             raise
         fd = os.memfd_create(name, flags)
     try:

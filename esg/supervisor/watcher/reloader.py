@@ -1,4 +1,4 @@
-"""Keeps a watcher running while the settings ask for one, and passes on what it tells."""
+"""Keeps a watcher running while the settings ask for one, and passes on its reports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Watcher(Child):
 
 
 class Reloader:
-    """The arbiter's side of `--reload`. Never waits, but for a child that it has killed."""
+    """The arbiter's side of `--reload`. It only waits for a child that it has killed."""
 
     def __init__(
         self,
@@ -47,11 +47,11 @@ class Reloader:
         self._since = watcher.stamp()
 
     def code_is_read(self) -> None:
-        """From now on the newest code is read: what changes later may not be in what serves."""
+        """Note that the newest code is read from now on, so it may lack changes after this time."""
         self._since = watcher.stamp()
 
     def follow(self, config: Config) -> None:
-        """Watch what these settings say from now on, or nothing."""
+        """Watch the files of these settings from now on, or nothing."""
         before = self._config
         self._config = config if config.reload else None
         if self._watcher is not None and (before is None or _watched(before) != _watched(config)):
@@ -59,17 +59,17 @@ class Reloader:
         self.tick(time.monotonic())
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._config = None
         self._dismiss()
 
     def next_deadline(self) -> float | None:
-        """When `tick` wants to be called, if at all; monotonic seconds."""
+        """The time by which `tick` has to be called, in monotonic seconds; None for any time."""
         wanting = self._config is not None and self._watcher is None
         return self._backoff.retry_at if wanting else None
 
     def tick(self, now: float) -> None:
-        """Start a watcher if one is wanted, and may be started by now."""
+        """Start a watcher if one is wanted, and the delay after a failure is over."""
         if self._config is None or self._watcher is not None or not self._backoff.allows(now):
             return
         try:
@@ -78,7 +78,7 @@ class Reloader:
             self._failed(f"can't be started: {error}")
 
     def close(self) -> None:
-        """End: no watcher is left, and none is a zombie."""
+        """Kill and reap all watchers."""
         self._config = self._watcher = None
         self._children.end(Watcher)
 
@@ -93,14 +93,14 @@ class Reloader:
         return child
 
     def _dismiss(self) -> None:
-        """Let the watcher go; it has nothing to finish."""
+        """Stop the watcher without waiting for its end."""
         child, self._watcher = self._watcher, None
         if child is not None:
             self._children.dismiss(child)
             child.signal(signal.SIGKILL)
 
     def _on_end(self, child: Watcher, status: int | None) -> None:
-        if child is self._watcher:  # else it was dismissed
+        if child is self._watcher:  # otherwise it was dismissed
             self._watcher = None
             self._failed(self._reason or child.describe(status))
             self._reason = ""
@@ -128,7 +128,7 @@ class Reloader:
 
 
 def _watched(config: Config) -> tuple[object, ...]:
-    """What of the settings a watcher goes by."""
+    """The settings that a watcher depends on."""
     return (
         config.reload,
         config.reload_dir,

@@ -1,7 +1,7 @@
-"""The watcher, a child of the arbiter with `--reload`: tells it which files have changed.
+"""The watcher, a child of the arbiter with `--reload`: reports which files have changed.
 
-It is a process of its own because watchfiles runs a thread, and a process that forks must have
-none. What counts as a change is uvicorn's rule, so that its options mean the same here.
+It is a separate process because watchfiles runs a thread, and a process that forks must have
+none. It uses uvicorn's rules for what counts as a change, so that the options mean the same.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from esg.settings.schema import Config
 
 INCLUDED = ("*.py",)
 EXCLUDED = (".*", ".py[cod]", ".sw.*", "~*")
-"""Patterns that hold without being given, as uvicorn has them; giving one on the other side lifts
-it."""
+"""The default patterns, which are uvicorn's. Giving one to the opposite option removes it from
+the defaults."""
 
 STEP = 15
 """Milliseconds without another change after which a burst counts as over."""
 
 LONGEST_BURST = 200
-"""Milliseconds after which a burst is told of though it goes on."""
+"""Milliseconds after which a burst is reported even if it continues."""
 
 GLANCE = 250
-"""Milliseconds between two looks at what the kernel doesn't tell of: links, and single files."""
+"""Milliseconds between two checks of files without kernel events: links, and single files."""
 
 CLOCK_REALTIME_COARSE = 5
-"""The clock by which Linux stamps files, 4 ms slow or so: clock_getres(2), linux/time.h."""
+"""The clock of files' times in Linux, late by up to about 4 ms: clock_getres(2), linux/time.h."""
 
 PRUNED = ("__pycache__", "node_modules")
-"""Folders in which nobody looks for links."""
+"""Folders in which ESG doesn't look for links."""
 
 POLLING = {"auto": None, "poll": True, "inotify": False}
-"""What --reload-engine is to watchfiles; None goes by its own variables and what it finds."""
+"""The value of --reload-engine for watchfiles; None lets watchfiles decide."""
 
 SHOWN = 3
-"""Names of changed files in one line of the log."""
+"""The most names of changed files in one line of the log."""
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError if `--reload` can't be done as the settings say."""
+    """Raise ConfigError if `--reload` isn't possible with these settings."""
     if not config.reload:
         return
     origin = config.origin("reload")
@@ -72,7 +72,7 @@ class Selection:
     """Which files count, by the rules of uvicorn's --reload-include and --reload-exclude."""
 
     def __init__(self, config: Config) -> None:
-        """Looks at the disk, since a pattern may be the name of a folder."""
+        """Reads the disk, because a pattern may be the name of a folder."""
         include, exclude = config.reload_include, config.reload_exclude
         self.includes = [pattern for pattern in (*INCLUDED, *include) if pattern not in exclude]
         self.excludes = [pattern for pattern in EXCLUDED if pattern not in include]
@@ -80,12 +80,12 @@ class Selection:
         self.excluded_folders = [Path(p).resolve() for p in exclude if os.path.isdir(p)]
         roots = self._roots(config)
         self.roots = {root: found for root, (found, _) in roots.items()}
-        """The folders as they were given, links among them, and what each was at this moment."""
+        """The folders as given, perhaps links, each with its state at this moment."""
         self.folders = sorted({folder for _, folder in roots.values()})
-        """Where they are."""
+        """The real paths of the folders."""
 
     def _roots(self, config: Config) -> dict[Path, tuple[object, Path]]:
-        home = Path(config.folder or Path.cwd())  # so that a link is seen to be switched
+        home = Path(config.folder or Path.cwd())  # to notice when a link is switched
         given = {Path(folder) for folder in config.reload_dir}
         given.update(folder for p in config.reload_include for folder in _folders_of(p))
         excluded = {(home / f).resolve() for p in config.reload_exclude for f in _folders_of(p)}
@@ -98,7 +98,7 @@ class Selection:
         return {r: at for r, at in roots.items() if not folders & set(at[1].parents)}
 
     def has(self, path: Path) -> bool:
-        """Whether a change of `path` counts. One that is included by its name always does."""
+        """Whether a change of `path` counts. A file that is included by its name always counts."""
         matching = [pattern for pattern in self.includes if path.match(pattern)]
         named = any(str(path).endswith(pattern) for pattern in matching)
         return named or (bool(matching) and not self._is_excluded(path))
@@ -109,38 +109,38 @@ class Selection:
         )
 
     def files_below(self, folder: Path) -> Iterator[Path]:
-        """The files in a folder, at any depth, that count; links to folders aren't followed."""
+        """The files that count in a folder, at any depth; links to folders aren't followed."""
         for parent, folders, names in os.walk(folder):
             folders[:] = [f for f in folders if f not in PRUNED and not f.startswith(".")]
             yield from (path for name in names if self.has(path := Path(parent, name)))
 
 
 def _folders_of(pattern: str) -> list[Path]:
-    """The folders that a pattern stands for: the one of this name, or those that match."""
-    if pattern == ".*":  # is about files; hidden folders aren't meant
+    """The folders for a pattern: the folder of this name, or the folders that match."""
+    if pattern == ".*":  # matches files; hidden folders aren't meant
         return []
     if os.path.isdir(pattern):
         return [Path(pattern)]
     try:
         return [found for found in Path().glob(pattern) if found.is_dir()]
-    except (ValueError, NotImplementedError, OSError):  # an absolute one, say
+    except (ValueError, NotImplementedError, OSError):  # for example an absolute pattern
         return []
 
 
 class Glances:
-    """Files to look at now and then: those that links lead to, and what settings were read from.
+    """Files to check regularly: the targets of links, and the settings' files.
 
-    A link shows no event when what it leads to is written; and a single file can't be watched
-    beyond being replaced by another.
+    A write to a link's target causes no event for the link, and a watched single file is lost
+    when it is replaced.
     """
 
     def __init__(self, files: Sequence[str]) -> None:
-        """`files` are looked at beside the links."""
+        """`files` are checked in addition to the links."""
         self._files = [Path(file) for file in files]
         self._seen: dict[Path, object] = {}
 
     def look_for_links(self, selection: Selection) -> None:
-        """Find the links among what is selected; what is known of files stays known."""
+        """Find the links in the selection; the known states of files are kept."""
         found = [
             path
             for folder in selection.folders
@@ -150,14 +150,14 @@ class Glances:
         self._seen = {p: self._seen.get(p, _identity(p)) for p in (*self._files, *found)}
 
     def changed(self) -> set[Path]:
-        """Those that are not what they were at the last call."""
+        """The files that have changed since the last call."""
         now = {path: _identity(path) for path in self._seen}
         before, self._seen = self._seen, now
         return {path for path, identity in now.items() if identity != before[path]}
 
 
 def _identity(path: Path) -> object:
-    """What tells a file, behind a link or not, from what it was; None if there is none."""
+    """A value that changes when a file, or a link's target, changes; None if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -171,11 +171,11 @@ def _identity(path: Path) -> object:
 def run(config: Config, post: mailbox.Mailbox, since: int) -> int:
     """In the child: watch until the arbiter is gone; returns the exit status.
 
-    Files that have changed since the time `since`, as `stamp` gives it, are told of as well.
+    Files that have changed since the time `since` (see `stamp`) are reported as well.
 
-    Every descriptor but the mailbox and the standard streams is closed, so that nothing the
-    arbiter has open outlives it here. Signals that are sent to a whole group of processes have it
-    end no sooner than the arbiter wants.
+    Every descriptor except the mailbox and the standard streams is closed, so that none of the
+    arbiter's files stays open after the arbiter's end. Signals to the whole process group
+    don't end the watcher before the arbiter wants it.
     """
     for signum in (signal.SIGTERM, signal.SIGQUIT):
         signal.signal(signum, signal.SIG_IGN)
@@ -198,27 +198,27 @@ def _close_all_but(kept: Iterable[int]) -> None:
 
 def _end_with_arbiter(fd: int) -> None:
     poll = select.poll()
-    poll.register(fd, 0)  # hang-ups are always told of: poll(2)
+    poll.register(fd, 0)  # hang-ups are always reported: poll(2)
     poll.poll()
     os._exit(0)
 
 
 class Watch:
-    """Tells of changes, also of those that came while nothing was watched."""
+    """Reports changes, also those that happened while nothing was watched."""
 
     def __init__(self, config: Config, post: mailbox.Mailbox, since: int) -> None:
-        """What changed before the time `since`, as `stamp` gives it, is known."""
+        """Changes before the time `since` (see `stamp`) are known already."""
         self._config = config
         self._post = post
         self._since = since
         self._glances = Glances(config.files)
         self._selection = Selection(config)
         self._watching = ""
-        # watchfiles compares times in whole seconds then, and wouldn't see a second save in one.
+        # Otherwise watchfiles compares whole seconds, and would miss a second save within one.
         self._polls = config.reload_engine == "poll"
 
     def run(self) -> None:
-        """Never returns. Raises what can't be mended by watching anew, OSError for one."""
+        """Never returns. Raises errors that a new watch can't fix, for example OSError."""
         while True:
             roots = self._selection.roots
             self._glances.look_for_links(self._selection)
@@ -236,9 +236,9 @@ class Watch:
             self._selection = Selection(self._config)
 
     def _tell_of_changes(self) -> None:
-        """Watch for as long as there is nothing else to watch.
+        """Watch until the set of watched folders changes.
 
-        A folder that was replaced has no events any more, and one behind a new link has none yet.
+        A replaced folder has no events any more, and the target of a new link has none yet.
         """
         selection = self._selection
         events = _events(selection.folders, self._config.reload_engine)
@@ -266,7 +266,7 @@ class Watch:
                     time.sleep(self._config.reload_delay)
 
     def _missed(self, now: int) -> set[Path]:
-        """The files that changed between the last look and `now`: those of this tick are next."""
+        """The files that changed between the last check and `now`, without those of this tick."""
         files = {Path(file) for file in self._config.files}
         files.update(*map(self._selection.files_below, self._selection.folders))
         return {file for file in files if self._since <= _changed_at(file) < now}
@@ -281,11 +281,11 @@ class Watch:
 def _events(
     folders: Sequence[Path], engine: str
 ) -> Generator[Collection[tuple[object, str]] | None, None, None]:
-    """The changes that watchfiles tells of, nothing four times a second; at its end None.
+    """The changes that watchfiles reports, an empty set four times a second, and None at its end.
 
-    It fails at a name that isn't UTF-8, and what it was about to tell is lost.
+    It fails at a name that isn't UTF-8, and loses the changes that it was about to report.
     """
-    from watchfiles import watch  # not in the arbiter: it takes a tenth of a second
+    from watchfiles import watch  # not in the arbiter: the import takes a tenth of a second
 
     events = watch(
         *folders,
@@ -301,21 +301,21 @@ def _events(
     with contextlib.closing(events):
         try:
             yield from events
-        except RuntimeError as error:  # a subclass of it, which watchfiles has for itself
+        except RuntimeError as error:  # watchfiles raises its own subclass of this
             if "Unable to decode path" not in str(error):
                 raise
             yield None
 
 
 def stamp() -> int:
-    """The time that a file would have which is changed now; nanoseconds."""
+    """The time of a file that is changed now, in nanoseconds."""
     return time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
 
 
 def _changed_at(path: Path) -> int:
-    """When a file, or what it links to, was changed last; nanoseconds, 0 if it isn't there.
+    """The time at which a file, or a link's target, last changed, in nanoseconds; 0 if missing.
 
-    By `st_ctime`, since the other times are what programs that copy and unpack make of them.
+    It is `st_ctime`, because programs that copy or unpack files set the other times.
     """
     try:
         return max(path.lstat().st_ctime_ns, path.stat().st_ctime_ns)
@@ -336,7 +336,7 @@ def _inode(folder: Path) -> tuple[int, int] | None:
 
 
 def _counting(selection: Selection, paths: Iterable[Path]) -> Iterator[Path]:
-    """The paths that count. A folder that came counts by what is in it, which has no events."""
+    """The paths that count. For a new folder, these are the files in it, which have no events."""
     for path in paths:
         if selection.has(path):
             yield path
@@ -345,10 +345,10 @@ def _counting(selection: Selection, paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def forget_bytecode(paths: Iterable[Path]) -> None:
-    """Remove cached bytecode that would be taken for that of a file which has changed.
+    """Remove cached bytecode that would be mistaken for that of a changed file.
 
-    Python compares the time in whole seconds, and the size (PEP 552 tells of the format): who
-    saves twice in a second could get the code of the first time.
+    Python compares the time in whole seconds, and the size (see PEP 552 for the format). After
+    two saves in one second, the code of the first one could run.
     """
     for path in paths:
         with contextlib.suppress(OSError, NotImplementedError, ValueError):
@@ -360,10 +360,10 @@ def forget_bytecode(paths: Iterable[Path]) -> None:
 
 
 def shown(paths: Collection[Path]) -> str:
-    """A few of the names for the log, from the current folder where they are in it."""
+    """A few names for the log, relative to the current folder if they are in it."""
     try:
         folder = Path.cwd()
-    except FileNotFoundError:  # it was deleted, as a release that nobody serves any more
+    except FileNotFoundError:  # it was deleted, for example with an old release
         return _some(sorted(map(str, paths)))
     return _some(
         sorted(str(p.relative_to(folder) if p.is_relative_to(folder) else p) for p in paths)
@@ -371,6 +371,6 @@ def shown(paths: Collection[Path]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first of these names, and how many there are beyond."""
+    """The first of these names, and the number of the others."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
