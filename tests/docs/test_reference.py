@@ -59,7 +59,7 @@ def test_events_are_in_the_code():
 def test_what_the_supervisor_logs_is_among_the_events():
     listed = section("logging.md", "Events")
     level = r'(?:logging\.(?!DEBUG)\w+|"\w+"),\s*'
-    calls = rf"\b(?:_log\(\s*{level}|journal\.(?:(?:info|error)\(|log\(\s*{level}))"
+    calls = rf"\b(?:_log\(\s*{level}|_journal\.(?:(?:info|error)\(|log\(\s*{level}))"
     logged = re.findall(rf'{calls}\s*f?"([^"]*)"', LITERALS)
     assert len(logged) > 25
     for event in logged:
