@@ -1,4 +1,4 @@
-"""`esg.Server`: a worker without an arbiter, in an event loop that belongs to somebody else.
+"""`esg.Server`: a worker without an arbiter, in another program's event loop.
 
 It is the arbiter of one worker on the same loop: it opens the sockets, holds the other end of the
 worker's mailbox, and tells it to drain.
@@ -49,14 +49,14 @@ _MEANT_HERE = (
     "timeout_notify",
     "worker_class",
 )
-"""Settings about processes that mean something without an arbiter."""
+"""Settings about processes that have an effect without an arbiter."""
 
 
 class Server:
     """Serves an application in this process, on the running event loop.
 
     Several may run in one process. `started` says whether it accepts connections; to stop it set
-    `should_exit`, from any thread, or `force_exit` to cut short what is in flight.
+    `should_exit`, from any thread, or `force_exit` to cancel running requests.
     """
 
     def __init__(self, config: Config) -> None:
@@ -85,17 +85,20 @@ class Server:
         self._final = True
         self._captured: list[signal.Signals] = []
         self._logged = 0
-        """How many of these signals have been logged."""
+        """The number of these signals that have been logged."""
         self._reason = "should_exit"
         self._subject = worker_subject(next(_numbers), 1, os.getpid())
         self._log_fd = -1
-        """Where the log goes while it serves."""
+        """The log set-up while it serves."""
         self._startup: tuple[float, str] | None = None
-        """When the application's startup began, and where it waits."""
+        """The time at which the application's startup began, and the place where it waits."""
         self._reminder: Reminder
 
     def run(self, sockets: Sequence[socket.socket] | None = None) -> None:
-        """Serve on a new event loop until told to stop; in any thread. Raises as `serve` does."""
+        """Serve on a new event loop until told to stop, in any thread.
+
+        Raises the same as `serve`.
+        """
         with asyncio.Runner(loop_factory=loop_factory(self.config.loop)) as runner:
             runner.run(self.serve(sockets))
 
@@ -103,13 +106,13 @@ class Server:
         """Serve until told to stop.
 
         `sockets` are bound TCP sockets to accept from in place of the settings' addresses; they
-        are closed in the end. In the main thread, SIGINT and SIGTERM stop the server; their
-        handlers are restored when it is over, and the signals raised again for them.
+        are closed at the end. In the main thread, SIGINT and SIGTERM stop the server; the previous
+        handlers are restored afterwards, and the signals are raised again for them.
 
         Raises AppImportError or BootError if the application can't be loaded or started,
-        ListenError if an address can't be had, ConfigError for sockets of another kind, and
-        RuntimeError if it is serving already. If the task is cancelled, what is in flight is
-        too, and the application still shuts down.
+        ListenError if an address can't be listened on, ConfigError for other kinds of sockets, and
+        RuntimeError if it is serving already. If the task is cancelled, running requests are
+        cancelled, too, and the application still shuts down.
         """
         if self._worker is not None:
             raise RuntimeError("this server serves already; make another one")
@@ -155,7 +158,7 @@ class Server:
                 listener.remove()
 
     async def _attended(self, worker: Worker) -> None:
-        """Let the worker run to its end, in good order even if this task is cancelled."""
+        """Let the worker run to its end, gracefully even if this task is cancelled."""
         running = asyncio.ensure_future(worker.run(own_process=False))
         self._pass_on()
         try:
@@ -170,7 +173,7 @@ class Server:
 
     @property
     def should_exit(self) -> bool:
-        """Whether the server is to stop when what is in flight is finished."""
+        """Whether the server stops once running requests have finished."""
         return self._should_exit
 
     @should_exit.setter
@@ -180,7 +183,7 @@ class Server:
 
     @property
     def force_exit(self) -> bool:
-        """Whether the server is to stop at once."""
+        """Whether the server stops immediately."""
         return self._force_exit
 
     @force_exit.setter
@@ -189,7 +192,7 @@ class Server:
         self._wake()
 
     def handle_exit(self, signum: int, frame: FrameType | None) -> None:
-        """The handler of SIGINT and SIGTERM: stop; at a second SIGINT at once."""
+        """The handler of SIGINT and SIGTERM: stop; immediately at a second SIGINT."""
         self._captured.append(signal.Signals(signum))
         if self._should_exit and signum == signal.SIGINT:
             self.force_exit = True
@@ -198,11 +201,11 @@ class Server:
 
     def _wake(self) -> None:
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: it is over anyway
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
                 self._loop.call_soon_threadsafe(self._pass_on)
 
     def _pass_on(self) -> None:
-        """Log the signals that arrived, and pass their meaning on to the worker."""
+        """Log the signals that arrived, and give the worker the matching orders."""
         for signum in self._captured[self._logged :]:
             self._logged += 1
             self._log(f"received {signum.name}")
@@ -263,7 +266,7 @@ class Server:
         return waits.stopping_alone(self._worker.load(), "" if self._force_exit else hint)
 
     def _ctrl_c_stops(self) -> bool:
-        """Whether somebody at a terminal can stop this server."""
+        """Whether Ctrl-C on a terminal can stop this server."""
         handled = signal.getsignal(signal.SIGINT) == self.handle_exit
         return handled and os.isatty(self._log_fd)
 
@@ -285,7 +288,8 @@ class Server:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Have `handle_exit` called, if this is the main thread: others can't have handlers."""
+        """Call `handle_exit` on these signals, if this is the main thread: others can't have
+        handlers."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -314,21 +318,21 @@ class Server:
 
 
 _numbers = itertools.count(1)
-"""Numbers by which the log tells the servers of this process apart, like an arbiter's workers."""
+"""The numbers of this process's servers in the log, like those of an arbiter's workers."""
 
 _capturing: list[Server] = []
 """The servers that have installed signal handlers; those of the newest are in force."""
 
 _in_force: list[tuple[LogSetup, Subject]] = []
-"""How the servers of this process log: the newest decides on what they share."""
+"""The log set-ups of this process's servers; the newest one applies to shared loggers."""
 
 _before: list[SavedLogging] = []
-"""What logging was like when there was no server; one item at most."""
+"""The state of logging before the first server; at most one item."""
 
 
 @contextlib.contextmanager
 def _logging(config: Config, subject: Subject) -> Iterator[LogSetup]:
-    """Log as configured for as long as this lasts; then as before, with no file left open.
+    """Log as configured in this context; restore logging and close the files at its end.
 
     Raises LogFileError or ConfigError.
     """
@@ -351,7 +355,7 @@ def _logging(config: Config, subject: Subject) -> Iterator[LogSetup]:
 
 
 def _adopted(sock: socket.socket, backlog: int) -> Listener:
-    """A socket of the caller's as a listener."""
+    """A listener for a socket of the caller."""
     families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
     if sock.family not in families or sock.type != socket.SOCK_STREAM:
         raise ConfigError(f"argument sockets: a TCP or UNIX stream socket is needed, not {sock!r}")

@@ -1,4 +1,4 @@
-"""What all WebSockets of a worker hold of their clients' messages.
+"""The memory that all WebSockets of a worker use for their clients' messages.
 
 Each is bounded by itself, but a thousand of them can hold a thousand times as much, and 15 KB that
 a client sends can become 16 MB when they are decompressed.
@@ -13,11 +13,11 @@ FREE = 65536
 
 
 class Holdings:
-    """A bound on the sum of what connections hold beyond `FREE` bytes each."""
+    """A bound on the total memory of connections beyond `FREE` bytes each."""
 
     __slots__ = ("left",)
 
     def __init__(self, most_bytes: int, largest_message: int) -> None:
-        """0 for no bound; there is always room for one of the largest messages."""
+        """0 means no bound; there is always room for one of the largest messages."""
         self.left: float = max(most_bytes, largest_message) if most_bytes else math.inf
         """Bytes that may still be held."""

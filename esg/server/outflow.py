@@ -1,8 +1,8 @@
-"""What is sent to one client: whether it takes it, and how long it may take to.
+"""The data that is sent to a client: whether the client reads it, and how long it may take.
 
 An `Outflow` belongs to one direction of a connection. It holds the calls of `send` that wait for
 the client, measures whether the client makes progress, and knows how long the client has for its
-own end once the server has said its last word. It has no timer: its owner asks when it is time.
+own end after the server has sent everything. It has no timer: its owner asks at the right time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LINGER = 2.0
 
 
 class Outflow:
-    """One client's intake. Times are the event loop's, in seconds."""
+    """How a client reads. Times are those of the event loop, in seconds."""
 
     __slots__ = (
         "_loop",
@@ -42,11 +42,11 @@ class Outflow:
         """Whether so much waits to be sent that nothing should be added."""
         self._waiters: list[asyncio.Future[None]] = []
         self._unsent = 0
-        """Bytes that the client hadn't acknowledged when that was last looked at."""
+        """Bytes that the client hadn't acknowledged at the last check."""
         self._progress_at = 0.0
-        """When there were last fewer of them."""
+        """The time at which this number last decreased."""
         self.heard = False
-        """Whether the client has sent something since that was last looked at."""
+        """Whether the client has sent data since the last check."""
         self._said_all = False
         self._silence = LINGER
         self._talk_until = -math.inf
@@ -58,13 +58,13 @@ class Outflow:
     # -- waiting for the client ----------------------------------------------------------
 
     def pause(self, now: float) -> None:
-        """Enough waits to be sent; from now on the client's progress counts."""
+        """Pause: enough data waits to be sent. From now on the client's progress is measured."""
         self.paused = True
         self._unsent = unsent(self._transport)
         self._progress_at = now
 
     def resume(self) -> None:
-        """There is room again, or the connection is lost: no `send` has to wait."""
+        """Resume: there is room again, or the connection is lost, so no `send` has to wait."""
         self.paused = False
         self._wake()
 
@@ -81,7 +81,7 @@ class Outflow:
         return waiter
 
     async def writable(self) -> None:
-        """Wait until the client has taken enough of what was sent.
+        """Wait until the client has read enough of what was sent.
 
         If the connection breaks, this takes at least one turn of the loop, so that the loop
         notices.
@@ -94,12 +94,12 @@ class Outflow:
     # -- progress ------------------------------------------------------------------------
 
     def begin(self, now: float) -> None:
-        """Measure progress from now on, whatever was unsent before."""
+        """Measure progress from now on."""
         self._unsent = 0
         self._progress_at = now
 
     def stalls(self, now: float, limit: float) -> bool:
-        """Whether the client has taken nothing for `limit` seconds."""
+        """Whether the client has read nothing for `limit` seconds."""
         before, self._unsent = self._unsent, unsent(self._transport)
         if self._unsent < before:
             self._progress_at = now
@@ -108,10 +108,10 @@ class Outflow:
     # -- the end of a connection ---------------------------------------------------------
 
     def linger(self, now: float, silence: float, talk_until: float = -math.inf) -> None:
-        """The server has said its last word, so no `send` waits; wait for the client's.
+        """The server has sent everything, so no `send` waits; wait for the client's end.
 
-        Once the client has taken everything, it may be silent for `silence` seconds. Until
-        `talk_until` what it still sends gives it that time again.
+        After the client has read everything, it may be silent for `silence` seconds. Until
+        `talk_until`, data that it still sends gives it that time again.
         """
         self._said_all = True
         self._wake()
@@ -121,10 +121,10 @@ class Outflow:
         self._talk_until = talk_until
 
     def lingers(self, now: float, limit: float, *, acknowledged: bool) -> bool:
-        """Whether to wait longer for the client's end: `limit` seconds if it takes too little.
+        """Whether to wait longer for the client's end; for `limit` seconds if it reads too little.
 
-        `acknowledged`: until the client's kernel has taken everything; otherwise until ours has,
-        because our kernel goes on without us.
+        `acknowledged`: until the client's kernel has all data; otherwise until our kernel has,
+        because our kernel sends the data without us.
         """
         heard, self.heard = self.heard, False
         if heard and now < self._talk_until:
@@ -135,11 +135,14 @@ class Outflow:
 
     @property
     def next_look(self) -> float:
-        """Seconds until a connection that lingers should be looked at again."""
+        """Seconds until a lingering connection should be checked again."""
         return min(self._silence, LINGER)
 
     def end(self) -> None:
-        """End the connection. What the client hasn't taken is dropped: the kernel would go on."""
+        """End the connection.
+
+        Data that the client hasn't read is dropped; the kernel would keep it.
+        """
         if self._transport.get_write_buffer_size():
             reset(self._transport)
         else:

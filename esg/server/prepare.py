@@ -1,6 +1,6 @@
-"""What the arbiter checks and makes for each generation before it has a worker.
+"""The arbiter's checks and preparations for each generation before its first worker.
 
-So settings that can't work stop the start or the reload, and a worker needs no privileges to read
+So invalid settings stop the startup or the reload, and a worker needs no permission to read
 the key of a certificate.
 """
 
@@ -25,7 +25,7 @@ PACKAGES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("ws", "websockets-sansio"): ("websockets", "--ws none"),
     ("ws", "wsproto"): ("wsproto", "--ws none"),
 }
-"""For values of settings: the package that they need, and the option that does without it."""
+"""For values of settings: the package that they need, and an option that works without it."""
 
 
 def check_packages(config: Config) -> None:
@@ -39,7 +39,7 @@ def check_packages(config: Config) -> None:
 
 
 def prepare(config: Config, objects: Objects = NO_OBJECTS) -> Settings:
-    """Check the settings, and make from them what every worker needs. Raises ConfigError.
+    """Check the settings, and make the objects that every worker needs. Raises ConfigError.
 
     The SSL context is made, and a symbolic link for `--app-dir` is followed. So a generation stays
     in its release: a replacement for one of its workers doesn't load the code of the next release.

@@ -1,4 +1,4 @@
-"""Logs what a server is waiting for while that takes long: `esg.Server` has no arbiter to do so."""
+"""Logs what a server is waiting for if that takes long; for `esg.Server`, which has no arbiter."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Reminder:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, describe: Callable[[], str]) -> None:
-        """From now on something is waited for, and this says in words what."""
+        """Begin to remind; the function returns the text of the line."""
         self.end()
         self._timer = self._loop.call_later(waits.FIRST_WAIT, self._remind, describe)
 
     def end(self) -> None:
-        """Nothing is waited for any more."""
+        """End the reminders."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

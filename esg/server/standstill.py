@@ -2,7 +2,7 @@
 
 The event loop can't do that, so a thread does. It takes no lock, because nothing changes what it
 reads while the event loop stands still. If the event loop is in C code that keeps the interpreter's
-lock, the thread can't run. Then the arbiter is told nothing, and says so in the log.
+lock, the thread can't run. The arbiter then gets no report, and says so in the log.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 STANDSTILL = 1.5
 """Seconds since the last heartbeat after which the event loop counts as standing still.
 
-No `--timeout` condemns a worker this early. The report has no other consequence than its line in
-the log.
+The arbiter never declares a worker stuck this early, with any `--timeout`. The only consequence of
+a report is its line in the log.
 """
 
 PAUSE = 3.0
-"""Seconds between two reports, at least, so that they can't fill the mailbox."""
+"""The least seconds between two reports, so that they can't fill the mailbox."""
 
 MOST_NAMED = 5
-"""Requests that a report names."""
+"""The most requests that a report names."""
 
 LONGEST_PATH = 100
-"""Characters of a path that are shown."""
+"""The most characters of a path that are shown."""
 
 
 class Standstill:
-    """Watches the heartbeats of a worker from a thread that isn't the event loop's."""
+    """Watches the heartbeats of a worker from a thread other than that of the event loop."""
 
     def __init__(self, service: Service, row: Row, mail: mailbox.Mailbox) -> None:
         self._service = service
@@ -49,7 +49,7 @@ class Standstill:
         self._reported_at = -math.inf
 
     def look(self) -> None:
-        """Report the requests, once in a standstill."""
+        """Report the requests, once per standstill."""
         beat, now = self._row[Cell.BEAT], time.monotonic()
         since_beat = now - beat / 1e9
         if not beat or since_beat < STANDSTILL or beat == self._reported_beat:
@@ -62,7 +62,7 @@ class Standstill:
 def held_requests(service: Service, since_tick: float) -> mailbox.HeldRequests:
     """The requests in progress, the oldest first, and the one that the event loop is running.
 
-    `since_tick` are the seconds since the service's clock was last set.
+    `since_tick` is the number of seconds since the service's clock was last set.
     """
     exchanges = list(service.running)
     named = heapq.nsmallest(MOST_NAMED, exchanges, key=_started)
@@ -89,7 +89,7 @@ def _started(exchange: Any) -> float:
 def _age(exchange: Any, now: float, since_tick: float) -> float:
     """Seconds for which a request has been in progress; `now` is the service's clock.
 
-    It isn't a number for a request that has timed out and goes on nevertheless.
+    NaN for a request that has timed out but still runs.
     """
     if not hasattr(exchange, "started"):
         return since_tick

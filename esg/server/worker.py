@@ -1,4 +1,4 @@
-"""The payload: boots the application, serves it on one event loop, drains, exits."""
+"""The payload: boots the application, serves it on one event loop, drains and exits."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ from esg.settings.schema import Config
 from esg.waits import Load
 
 SHUTDOWN_MINIMUM = 3.0
-"""Seconds the lifespan's shutdown has at least, however late the drain ended."""
+"""The least seconds for the lifespan's shutdown, even if the drain ended late."""
 
 IDLE_TIME = 1.0
-"""Seconds after which the end of an idle connection meets no request on its way, in development."""
+"""Seconds of silence after which, in development, a connection can be closed: no request is due."""
 
 ENDS = ("shutdown", "should_exit")
-"""Reasons to drain a worker after which there is none to connect to."""
+"""Reasons for a drain after which no worker is left to connect to."""
 
 LONGEST_PAUSE = 0.02
-"""Seconds between the ends of two WebSockets, at most, when a worker drains."""
+"""The most seconds between the ends of two WebSockets when a worker drains."""
 
 CANCEL_LIMIT = 1.0
-"""Seconds that cancelled requests have to come to their end."""
+"""Seconds for cancelled requests to end."""
 
 LONGEST_LIST = 200
-"""Characters of `--forwarded-allow-ips` that a line of the log repeats, at most."""
+"""The most characters of `--forwarded-allow-ips` that a line of the log repeats."""
 
 ORPHANED = "orphaned"
-"""Why a worker drains whose arbiter is gone."""
+"""The reason for the drain of a worker whose arbiter is gone."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def run_worker(assignment: Assignment) -> int:
 
 
 def begin(assignment: Assignment) -> Subject:
-    """Make this process the worker of the assignment; returns how the log names it."""
+    """Make this process the worker of the assignment; returns its subject in the log."""
     own = assignment.worker
     faulthandler.enable(own.stack_fd)
     faulthandler.register(DUMP_SIGNAL, own.stack_fd)
@@ -97,17 +97,17 @@ def begin(assignment: Assignment) -> Subject:
 def load(generation: GenerationPart) -> Loaded:
     """Load the application of a generation. Raises BootError.
 
-    It starts no thread, so a process that has loaded may fork others that serve.
+    It starts no thread, so a process that has loaded the application may fork workers.
     """
     config = generation.config
-    factory = loop_factory(config.loop)  # before the application may patch what it looks at
+    factory = loop_factory(config.loop)  # before the application may patch modules
     app = adapt(_load(config, generation.objects.app), config)
     stay_enabled()
     return Loaded(app, factory)
 
 
 def serve(assignment: Assignment, loaded: Loaded) -> int:
-    """Serve what is loaded until the worker is done; returns its exit status. Raises BootError."""
+    """Serve the application until the worker is done; returns its exit status. Raises BootError."""
     subject = _subject(assignment)
     limit = functools.partial(_time_without_arbiter, assignment)
     lifeline.watch(assignment.worker.mailbox.fileno(), subject, limit)
@@ -127,7 +127,7 @@ def _subject(assignment: Assignment) -> Subject:
 
 
 def _load(config: Config, given: Any) -> Any:
-    """The application. A child that its modules fork, and that comes back here, ends."""
+    """Load the application. End a child that its modules forked, if the child returns here."""
     pid, error = os.getpid(), None
     try:
         return load_application(config, given)
@@ -140,7 +140,7 @@ def _load(config: Config, given: Any) -> Any:
 
 
 def _release(assignment: Assignment, *, own_process: bool) -> None:
-    """In a forked child: let go of what is the worker's.
+    """In a forked child: release the worker's descriptors.
 
     The log stays, since the application may write to it from there.
     """
@@ -155,21 +155,22 @@ def _release(assignment: Assignment, *, own_process: bool) -> None:
     if stacks >= 0:
         faulthandler.unregister(DUMP_SIGNAL)
     if stacks > 2:
-        with contextlib.suppress(OSError):  # where there is no standard error
-            os.dup2(2, stacks, inheritable=False)  # what the child dies of is no news of the worker
+        with contextlib.suppress(OSError):  # without a standard error
+            # The child's own crash must not look like one of the worker.
+            os.dup2(2, stacks, inheritable=False)
 
 
 class Worker:
     """One worker's life from its event loop's first turn to its last.
 
-    It may have the process to itself, or run in a loop that others use too; then orders come by
-    mailbox and from `hurry` alone.
+    It may be alone in its process, or run in a loop of another program. In that case, orders come
+    only by mailbox and from `hurry`.
     """
 
     def __init__(
         self, assignment: Assignment, app: Application, subject: Subject | None = None
     ) -> None:
-        """`subject` is how the log names it, if not by its number and generation."""
+        """`subject` names it in the log; by default, that is its number and generation."""
         self._assignment = assignment
         self._config = assignment.generation.config
         self._listeners = assignment.generation.listeners
@@ -180,7 +181,7 @@ class Worker:
         self._subject = subject or _subject(assignment)
         self._lifespan = Lifespan(app, self._config.lifespan, self._subject)
         self._startup_place: str | None = None
-        """Where the arbiter knows the lifespan's startup to be; None if there is none now."""
+        """The last reported place of the lifespan's startup; None if it isn't running."""
         self._stopping = asyncio.Event()
         self._order = mailbox.Drain("", 0.0, final=False)
         self._quick = asyncio.Event()
@@ -188,7 +189,7 @@ class Worker:
         self._terminations = 0
         self._deadline = 0.0
         self._wound_down = 0.0
-        """When the loop should have nothing more to do, however late the drain ended."""
+        """The time by which the loop should have ended all work, even if the drain ended late."""
 
     async def run(self, *, own_process: bool) -> None:
         """Boot, serve, drain. Raises BootError if the application doesn't start."""
@@ -217,7 +218,8 @@ class Worker:
                 keep()
 
     def _release_in_children(self, own_process: bool) -> Callable[[], None]:
-        """Have forked children let go of this worker; returns what ends that."""
+        """Make forked children release this worker's descriptors; returns a function that ends
+        this."""
         loop, thread = self._loop, threading.get_ident()
 
         def release() -> None:
@@ -267,7 +269,7 @@ class Worker:
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
 
     async def _boot(self) -> bool:
-        """Run lifespan start-up; False if told to stop meanwhile."""
+        """Run the lifespan's startup; False if told to stop meanwhile."""
         startup = asyncio.ensure_future(self._lifespan.startup())
         stopped = asyncio.ensure_future(self._stopping.wait())
         if self._config.lifespan != "off":
@@ -288,7 +290,7 @@ class Worker:
         return True
 
     def _begin(self, own_process: bool) -> None:
-        """Accept, and say so."""
+        """Begin to accept, and report that."""
         if own_process:
             gc.collect()
             gc.freeze()
@@ -306,7 +308,7 @@ class Worker:
         return mailbox.Serves(interface_behind(self._app), loop, parser)
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        """An exception that nothing caught, in a callback or in a task nobody waits for."""
+        """Log an exception that wasn't caught, in a callback or in a task that isn't awaited."""
         error = context.get("exception")
         logger.error(
             "%s %s",
@@ -323,7 +325,7 @@ class Worker:
             self._report_startup()
 
     def _report_startup(self) -> None:
-        """Let the arbiter know where the lifespan's startup waits, for the log."""
+        """Tell the arbiter where the lifespan's startup waits, for the log."""
         place = self._lifespan.place(self._config.real_folder or _folder())
         if place != self._startup_place:
             self._startup_place = place
@@ -335,7 +337,7 @@ class Worker:
         messages, alive = self._mailbox.receive(mailbox.FromArbiter)
         for message in messages:
             if isinstance(message, mailbox.Drain) and message.reason == "SIGQUIT":
-                self.hurry(message.reason)  # where the arbiter may not send the signal
+                self.hurry(message.reason)  # if the arbiter may not send the signal
             elif isinstance(message, mailbox.Drain):
                 self._stop(message)
             elif isinstance(message, mailbox.ReloadFailed):
@@ -373,7 +375,8 @@ class Worker:
                 )
 
     def _on_terminate(self) -> None:
-        """SIGTERM to this worker alone: be replaced, then drain; a second one drains at once."""
+        """Handle SIGTERM to this worker: ask for a replacement, then drain; a second one drains
+        now."""
         self._terminations += 1
         if self._terminations == 1 and self._row[Cell.STATE] == RowState.READY:
             self._report_due("SIGTERM")
@@ -387,14 +390,14 @@ class Worker:
         self.hurry("SIGQUIT")
 
     def hurry(self, reason: str) -> None:
-        """Drain without waiting for anything, whether or not a drain has begun."""
+        """Drain without waiting, even if a drain has begun."""
         if not self._quick.is_set():
             self._why_quick = reason
         self._quick.set()
         self._stop(mailbox.Drain(reason, 0.0, final=False))
 
     def _reopen_logs(self) -> None:
-        """SIGUSR1 to this worker alone: it opens the files itself, with its own permissions."""
+        """Handle SIGUSR1 to this worker: it opens the files itself, with its own permissions."""
         _, errors = self._logs.files.reopen()
         reopen_handlers()
         for error in errors:
@@ -409,7 +412,7 @@ class Worker:
             self._stopping.set()
 
     def load(self) -> Load:
-        """What it has to finish."""
+        """The work that it has to finish."""
         service = self._service
         websockets = len(service.sockets)
         requests = max(0, len(service.running) - websockets)  # a WebSocket is a call, too
@@ -418,7 +421,7 @@ class Worker:
     # -- drain -------------------------------------------------------------------------
 
     async def _drain(self) -> None:
-        """Finish what is in flight, then shut the application down."""
+        """Finish running requests, then shut the application down."""
         self._deadline = deadline = self._loop.time() + self._order.grace
         self._row[Cell.STATE] = RowState.DRAINING
         self._service.draining = True
@@ -438,16 +441,16 @@ class Worker:
             self._service.access_log.flush()
 
     def _ends(self, listener: Listener) -> bool:
-        """Whether nobody accepts from this listener after this worker."""
+        """Whether no other process accepts from this listener after this worker."""
         if self._order.reason == ORPHANED and listener.stored is not False:
-            return False  # the next arbiter has it, or may have it, from the service manager
+            return False  # the next arbiter gets it, or may get it, from the service manager
         return self._order.final or listener.url() in self._order.dropped
 
     def _close_idle(self) -> None:
-        """Close connections that have been idle for a second, as browsers have them.
+        """Close connections that have been idle for a second, such as those of browsers.
 
-        Elsewhere their next request is served here, by the old code, which is what nobody wants
-        who has just written new code.
+        Otherwise this worker would serve their next request with the old code, although the
+        developer has just written new code.
         """
         limit = self._loop.time() - IDLE_TIME - TICK  # the clock is up to a tick behind
         for connection in list(self._service.connections):
@@ -455,14 +458,16 @@ class Worker:
                 connection.close_if_idle(limit + self._config.timeout_keep_alive + TICK)
 
     async def _wait_until_idle(self, deadline: float) -> None:
-        """Wait until nothing is left to finish, the grace is over, or the arbiter says quick."""
+        """Wait until all work is finished, the grace period is over, or the arbiter orders a quick
+        end."""
         while not self._quick.is_set() and self._loop.time() < deadline:
             if self._service.idle and not self._acceptor.busy:
                 return
             await asyncio.sleep(0.02)
 
     async def _close_sockets(self, order: mailbox.Drain) -> None:
-        """Close WebSockets, spread over the first half of the grace: their clients come back."""
+        """Close WebSockets, spread over the first half of the grace period, as their clients
+        reconnect."""
         ends = order.final or order.reason in ENDS or self._quick.is_set()
         code = GOING_AWAY if ends else SERVICE_RESTART
         sockets = list(self._service.sockets)
@@ -496,11 +501,11 @@ class Worker:
             await asyncio.wait(tasks, timeout=CANCEL_LIMIT)
         for connection in list(self._service.connections):
             connection.close()
-        for _ in range(2):  # so that they hear of it, and log: TCP, and TLS above it
+        for _ in range(2):  # so that they notice the end, and log it: TCP, and TLS above it
             await asyncio.sleep(0)
 
     async def _wind_down(self) -> None:
-        """End what the application has left running in the loop: tasks and generators."""
+        """End the application's tasks and generators that still run in the loop."""
         self._wound_down = self._loop.time() + 2 * CANCEL_LIMIT
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
@@ -511,7 +516,7 @@ class Worker:
         await asyncio.wait((generators,), timeout=self._time_left())
 
     async def finish(self) -> None:
-        """Wait for threads and processes that the application has left running.
+        """Wait for the application's threads and processes that still run.
 
         It is for a process that the worker has for itself, as the main task after that of `run`:
         libraries keep their threads until the main task ends (AnyIO does, and so Starlette).
@@ -524,13 +529,14 @@ class Worker:
         leftovers.limit_children(self._time_left(), self._subject)
 
     def _time_left(self) -> float:
-        """Seconds until the worker should have ended, or what little the last steps have then."""
+        """Seconds until the worker should have ended, or the short time that the last steps
+        have."""
         end = 0.0 if self._quick.is_set() else max(self._deadline, self._wound_down)
         return max(end - self._loop.time(), CANCEL_LIMIT / 2)
 
 
 def _time_without_arbiter(assignment: Assignment) -> float:
-    """Seconds that a worker has for its end when the arbiter is gone."""
+    """Seconds for a worker to end after its arbiter is gone."""
     if assignment.worker.row[Cell.STATE] == RowState.BOOTING:
         return 0.0
     return assignment.generation.config.graceful_timeout + SHUTDOWN_MINIMUM + 4 * CANCEL_LIMIT
@@ -544,7 +550,7 @@ def _due_at(config: Config) -> int:
 
 
 def _cancel(task: asyncio.Task[Any]) -> bool:
-    """Cancel a task; False if that can't be done.
+    """Cancel a task; False if that isn't possible.
 
     A task passes its cancellation on to the task that it waits for, so asyncio follows a circle of
     tasks until the stack is full.
@@ -565,4 +571,4 @@ def _folder() -> str:
 
 
 def _ignore() -> None:
-    """The signal is the arbiter's business."""
+    """Ignore a signal that is meant for the arbiter."""

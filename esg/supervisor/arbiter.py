@@ -1,4 +1,4 @@
-"""The arbiter: waits, turns what happened into events, performs the actions that come back.
+"""The arbiter: waits, turns happenings into events of the fleet, and performs its actions.
 
 It decides nothing (the fleet does), never blocks but in the selector, and never imports the
 application.
@@ -44,7 +44,7 @@ from esg.supervisor.watcher.reloader import Reloader
 from esg.supervisor.workers import LAST_LINES, Workers
 
 _ForFleet = mailbox.Ready | mailbox.BootFailed | mailbox.Due | mailbox.Draining
-"""Mail of workers that the fleet decides on."""
+"""Kinds of workers' mail that become events of the fleet."""
 
 LOG_PAUSE = 0.25
 """Seconds until the arbiter tries again to write lines that a log had no room for."""
@@ -56,14 +56,14 @@ class Arbiter:
     def __init__(
         self, settings: Settings, payload: Payload, read_settings: Callable[[], Settings]
     ) -> None:
-        """`payload` is what workers run; `read_settings` reads the settings again for a reload.
+        """`payload` is the code of workers; `read_settings` reads the settings again for a reload.
 
-        Raises ListenError if a service manager's sockets aren't there.
+        Raises ListenError if a service manager's sockets aren't open.
         """
         config = settings.config
-        # It takes its variables, and opens nothing: see below.
+        # This takes the variables, and opens nothing: see below.
         self._notifier = Notifier.from_environment(os.environ, os.getpid())
-        # Before anything is opened, which could be taken for one of them.
+        # Before anything is opened: another file could be mistaken for one of the sockets.
         self._handed = handed_over(os.environ, os.getpid(), needed=not config.says_where)
         self._read_settings_again = read_settings
         self._journal = Journal(lambda: self._generations.current)
@@ -96,7 +96,7 @@ class Arbiter:
     def run(self) -> int:
         """Serve until told to stop; returns the exit code.
 
-        Raises ListenError, LogFileError, PidFileError or ConfigError if it can't begin.
+        Raises ListenError, LogFileError, PidFileError or ConfigError if it can't start.
         """
         self._generations.open_log().apply(self._journal.subject)
         self._signals.install()
@@ -138,7 +138,7 @@ class Arbiter:
         self._sockets.look_after()
 
     def _time_left(self) -> float | None:
-        """Until the fleet or the reloader has something to decide."""
+        """Seconds until the fleet or the reloader has something to decide."""
         return _time_until(self._fleet.next_deadline(), self._reloader.next_deadline())
 
     def _time_to_wait(self) -> float | None:
@@ -152,7 +152,8 @@ class Arbiter:
         )
 
     def _dispatch(self, event: on.Event) -> None:
-        """Hand an event to the fleet and perform what it wants, then what that brought about."""
+        """Pass an event to the fleet and perform its actions, then handle the events that these
+        cause."""
         events = deque((event,))
         while events and self._exit_code is None:
             for action in self._net.attempt(self._decide, events.popleft()) or ():
@@ -233,7 +234,8 @@ class Arbiter:
                 self._dispatch(self._event_of(handle.number, message))
 
     def _let_go(self, child: Child) -> None:
-        """In a new process: close what is the arbiter's, but not what this child was given."""
+        """In a new process: close the arbiter's descriptors, except those that this child was
+        given."""
         self._control.let_go()
         self._selector.close()
         self._signals.close()
@@ -269,7 +271,7 @@ class Arbiter:
         """Read and check the settings for a reload; opens nothing."""
         self._reloader.code_is_read()
         try:
-            with folders.kept():  # reading them goes to where the new generation is to be
+            with folders.kept():  # reading the settings changes to the folder of the new generation
                 settings = self._read_settings_again()
                 check_reload(self._generations.current.config, settings.config)
                 privileges.identity(settings.config)
@@ -339,11 +341,11 @@ class Arbiter:
 
 
 def _reason(error: Exception) -> str:
-    """Why a reload is refused: what to do, or the error as it is if nobody expected it."""
+    """Why a reload is refused: an error's advice, or the error itself if it is unexpected."""
     return str(error) if isinstance(error, ESGError) else f"{type(error).__name__}: {error}"
 
 
 def _time_until(*deadlines: float | None) -> float | None:
-    """Seconds until the first of these; None if there is none."""
+    """Seconds until the first of these times; None if there is none."""
     deadline = min((d for d in deadlines if d is not None), default=None)
     return None if deadline is None else max(0.0, deadline - time.monotonic())

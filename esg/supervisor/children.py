@@ -1,7 +1,7 @@
 """The children of the arbiter, of every kind, in one table: by number and by pid.
 
-A child is started here, its mail is read here, and its end is noticed here. What its mail and its
-end mean is decided by the code that had it started.
+This module starts children, reads their mail and notices their ends. The code that has a child
+started decides what its mail and its end mean.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from esg.supervisor import processes
 from esg.supervisor.child import Child
 
 MOST_EARLY_ENDS = 64
-"""How many ends are kept of processes that may be children whose pids aren't known yet."""
+"""The most kept ends of processes that may be children whose pids aren't known yet."""
 
 _Kind = TypeVar("_Kind", bound=Child)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Duties(Generic[_Kind]):
-    """What to do with the mail of a child and with its end."""
+    """The callbacks for a child's mail and its end."""
 
     mail: UnionType
     """The kinds of messages that it may send."""
@@ -50,10 +50,10 @@ class Children:
         attempt: Callable[..., object],
         let_go: Callable[[Child], None],
     ) -> None:
-        """`attempt` calls a function with its arguments, and logs what that raises.
+        """`attempt` calls a function with its arguments, and logs its exceptions.
 
-        `let_go` is called in each new process: it closes everything of the arbiter's that the child
-        it is given hasn't been assigned.
+        `let_go` is called in each new process: it closes all of the arbiter's descriptors that the
+        child (its argument) hasn't been assigned.
         """
         self._selector = selector
         self._attempt = attempt
@@ -61,12 +61,12 @@ class Children:
         self._by_number: dict[tuple[type[Child], int], Child] = {}
         self._by_pid: dict[int, Child] = {}
         self._duties: dict[Child, Duties[Any]] = {}
-        """Of the children whose mail is expected."""
+        """The children whose mail is read."""
         self._early_ends: dict[int, int] = {}
         """Wait statuses, by pid, of processes that may be children that haven't said `Hello`."""
 
     def of(self, kind: type[_Kind]) -> list[_Kind]:
-        """The children of one kind, up to those whose end is being dealt with."""
+        """The children of one kind, including those whose end is being handled."""
         return [child for child in self._by_number.values() if isinstance(child, kind)]
 
     def get(self, kind: type[_Kind], number: int) -> _Kind | None:
@@ -79,7 +79,7 @@ class Children:
     def start(
         self, child: _Kind, theirs: Mailbox, main: Callable[[], int], duties: Duties[_Kind]
     ) -> None:
-        """Run `main` in a new process, which ends with what it returns.
+        """Run `main` in a new process, which exits with its result.
 
         `theirs` is the child's end of its mailbox. Raises OSError, with both ends of the mailbox
         closed, if the kernel has no room for a process.
@@ -92,17 +92,17 @@ class Children:
         finally:
             theirs.close()
         self.add(child, duties)
-        self._early_ends.pop(pid, None)  # of an earlier process that had the same pid
+        self._early_ends.pop(pid, None)  # the end of an earlier process with the same pid
         self._know(child, pid)
 
     def add(self, child: _Kind, duties: Duties[_Kind]) -> None:
-        """Take a child into the table, and expect its mail. Its pid may be unknown."""
+        """Add a child to the table, and read its mail. Its pid may be unknown."""
         self._by_number[type(child), child.number] = child
         self._duties[child] = duties
         self._selector.register(child.mailbox, selectors.EVENT_READ, lambda: self._read_mail(child))
 
     def _run(self, own: Child, main: Callable[[], int]) -> int:
-        """In the child: let go of what is the arbiter's, then run."""
+        """In the child: release the arbiter's descriptors, then run."""
         own.mailbox.close()
         for child in self._by_number.values():
             child.close()
@@ -136,7 +136,7 @@ class Children:
     # -- mail --------------------------------------------------------------------------
 
     def _read_mail(self, child: Child) -> None:
-        """Read what a child has sent, and have it dealt with."""
+        """Read a child's mail, and pass it to its duties."""
         duties = self._duties.get(child)
         if duties is None:
             return  # its end was noticed earlier in this turn of the loop
@@ -161,7 +161,7 @@ class Children:
             self._selector.unregister(child.mailbox)
 
     def dismiss(self, child: Child) -> None:
-        """Close its mailbox, which ends a child that can't be sent a signal.
+        """Close its mailbox, which ends a child that can't be signalled.
 
         It is reaped later. If its pid isn't known it never can be, and this counts as its end.
         """
@@ -173,7 +173,7 @@ class Children:
     # -- the end -----------------------------------------------------------------------
 
     def reap(self) -> None:
-        """Deal with the ends of all processes that have ended."""
+        """Handle the ends of all processes that have ended."""
         for pid, status in processes.reap():
             child = self._by_pid.get(pid)
             if child is not None:
@@ -191,11 +191,11 @@ class Children:
         self._attempt(self._duties.pop(child).on_end, child, status)
         self._attempt(child.close)
         number = type(child), child.number
-        if self._by_number.get(number) is child:  # not one that was started meanwhile
+        if self._by_number.get(number) is child:  # not a child that was started meanwhile
             del self._by_number[number]
 
     def end(self, kind: type[Child]) -> None:
-        """Kill the children of a kind that have nothing to finish, and wait for their ends."""
+        """Kill the children of a kind that has nothing to finish, and wait for their ends."""
         for child in self.of(kind):
             self.dismiss(child)
             if child.pid is not None:

@@ -1,4 +1,4 @@
-"""Starts processes and learns of their ends. The only module that forks."""
+"""Starts processes and notices their ends. It is the only module that forks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLUSH_LIMIT = 0.5
 
 
 def fork(main: Callable[[], int]) -> int:
-    """Run `main` in a child, which ends with what it returns; gives the child's pid.
+    """Run `main` in a child, and exit there with its result; returns the child's pid.
 
     All signals are blocked across the fork and restored in the child once the arbiter's handlers
     are replaced, so that none is lost and none runs the arbiter's code. The child never returns
@@ -46,16 +46,16 @@ def fork(main: Callable[[], int]) -> int:
         lifeline.tie()
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         status = main()
-    except BaseException as error:  # the child's last frame: whatever came up must end here
+    except BaseException as error:  # the child's last frame: every exception must end here
         if os.getpid() != pid:
             forks.end(error)
         logging.getLogger("esg").critical("worker pid=%d failed", os.getpid(), exc_info=True)
     finally:
         try:
-            if os.getpid() != pid:  # a fork of the worker's, which came back here
+            if os.getpid() != pid:  # a fork of the worker that returned here
                 forks.end()
-            # Those of the application, of the standard library, and of whatever runs in every
-            # process (sitecustomize): to flush logs and traces, for instance.
+            # Exit handlers of the application, of the standard library, and of modules that run in
+            # every process (sitecustomize): to flush logs and traces, for instance.
             atexit._run_exitfuncs()
             _flush_in_time()
         finally:
@@ -63,7 +63,7 @@ def fork(main: Callable[[], int]) -> int:
 
 
 def _become_child() -> None:
-    """Let go of the arbiter's handlers, and of what it would end when it ends.
+    """Remove the arbiter's signal handlers and exit handlers.
 
     Until the payload has handlers of its own, TERM and QUIT end the child, and the rest, which is
     meant for the arbiter even when a terminal sends it to the whole group, does nothing. They are
@@ -75,8 +75,8 @@ def _become_child() -> None:
     signal.signal(CHILD, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGQUIT, _end)
-    # Exit handlers stay registered in a fork. Two of them must not run for what the arbiter has
-    # made: that of weakref.finalize, which would remove its temporary folders, and that of
+    # Exit handlers stay registered in a fork. Two of them must not run for objects that the arbiter
+    # has made: that of weakref.finalize, which would remove its temporary folders, and that of
     # multiprocessing, which would end its children.
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         finalizer.atexit = False
@@ -86,7 +86,7 @@ def _become_child() -> None:
 
 
 def _ignore(signum: int, frame: FrameType | None) -> None:
-    """The signal is the arbiter's business."""
+    """Ignore a signal that is meant for the arbiter."""
 
 
 def _end(signum: int, frame: FrameType | None) -> None:
@@ -94,7 +94,7 @@ def _end(signum: int, frame: FrameType | None) -> None:
 
 
 def _flush_what_is_read() -> None:
-    """Flush the standard streams, or a child would write the same; unless that would wait."""
+    """Flush the standard streams, unless that would wait: a child would write the same text."""
     poll = select.poll()
     for fd in (1, 2):
         poll.register(fd, select.POLLOUT)
@@ -103,7 +103,7 @@ def _flush_what_is_read() -> None:
 
 
 def _flush_in_time() -> None:
-    """Flush the standard streams at a child's end, as long as somebody reads them."""
+    """Flush the standard streams at a child's end, if they are read."""
     flushing = threading.Thread(target=_flush, daemon=True)
     flushing.start()
     flushing.join(FLUSH_LIMIT)
@@ -116,9 +116,9 @@ def _flush() -> None:
 
 
 def reap() -> Iterator[tuple[int, int]]:
-    """Pid and wait status of every child that ended, adopted ones (as PID 1) among them.
+    """Pid and wait status of every child that ended, including adopted ones (as PID 1).
 
-    One by one: until it is its turn, a dead child keeps its pid, and may safely be signalled.
+    They are reaped one by one: until then, a dead child keeps its pid, and may safely be signalled.
     """
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The workers of the arbiter: starting them, their rows on the scoreboard, mail for all of them."""
+"""The arbiter's workers: starts them, and keeps their rows of the scoreboard and their mail."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from esg.supervisor.oom import OOMKills
 from esg.waits import Load
 
 LAST_LINES = 0.5
-"""Seconds that an ending process waits for a log that nobody reads."""
+"""Seconds that an ending process waits for a log that isn't read."""
 
 
 class Workers:
     """Starts workers, and shows each of them the rows of the others."""
 
     capacity = CAPACITY
-    """How many there may be at most."""
+    """The most workers."""
 
     def __init__(
         self, children: Children, payload: Payload, folder: str, duties: Duties[WorkerHandle]
     ) -> None:
-        """`payload` is what they run; `folder` is the one that the arbiter was started in.
+        """`payload` is the code that they run; `folder` is the startup folder of the arbiter.
 
-        `duties` say what their mail and their ends mean.
+        `duties` handle their mail and their ends.
         """
         self._children = children
         self._payload = payload
@@ -120,7 +120,8 @@ class Workers:
     # -- the end -----------------------------------------------------------------------
 
     def end(self, handle: WorkerHandle, status: int | None) -> tuple[str, str]:
-        """Let go of a worker that has ended; returns why in words, and its stack if it left one."""
+        """Release a worker that has ended; returns the reason as text, and its stack if it wrote
+        one."""
         try:
             detail = handle.last_stack()
         finally:
@@ -130,14 +131,14 @@ class Workers:
         return handle.describe(status, oom_file), detail
 
     def remove(self, number: int) -> None:
-        """Empty the row of a worker that is gone, or have the others forget it."""
+        """Empty the row of a worker that is gone, or make the others forget it."""
         if not self._board.remove(number):
             self.tell([handle.number for handle in self], RowGone(number))
 
     # -- rows and mail -----------------------------------------------------------------
 
     def look_after(self) -> None:
-        """Send what is owed to workers that have read some of their mail, once a second."""
+        """Once a second, send owed mail to workers that have room for it."""
         for handle in self:
             handle.deliver()
             self.show_rows(handle)
@@ -158,7 +159,7 @@ class Workers:
             handle.unseen.discard(number)
 
     def tell(self, numbers: Iterable[int], message: FromArbiter) -> None:
-        """Post a message to these workers, as far as they are still there."""
+        """Post a message to those of these workers that still exist."""
         for handle in filter(None, map(self.get, numbers)):
             handle.post(message)
 
@@ -171,14 +172,14 @@ class Workers:
         return self._board.age(number)
 
     def load(self, number: int) -> Load:
-        """What a worker has to finish."""
+        """The work that a worker has to finish."""
         websockets = self._board.value(number, Cell.WEBSOCKETS)
         calls = self._board.value(number, Cell.IN_FLIGHT)
         requests = max(0, calls - websockets)  # a WebSocket is a call, too
         return Load(number, requests, websockets, self._board.value(number, Cell.CONNECTIONS))
 
     def stuck_in(self, handle: WorkerHandle) -> str:
-        """What a stuck worker held, and the stacks that it was asked for, in lines for the log."""
+        """The requests of a stuck worker and its stacks, as lines for the log."""
         number, now = handle.number, time.monotonic()
         in_flight = self._board.value(number, Cell.IN_FLIGHT)
         requests = handle.progress.of_stuck(in_flight, self.age(number), now)

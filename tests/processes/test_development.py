@@ -191,9 +191,8 @@ def test_a_watched_folder_that_is_replaced_is_watched_on(watching: Start, tmp_pa
     folder.mkdir()
     esg.wait_for_log(f"changed: {folder}$")
     esg.wait_for_log(f" watching {folder}", count=2)
-    esg.wait_for_log(
-        " reloaded workers="
-    )  # otherwise the next change would only overtake this reload
+    # Otherwise the next change would only overtake this reload.
+    esg.wait_for_log(" reloaded workers=")
     (folder / "module.py").write_text("")
     esg.wait_for_log(f"changed: {folder}/module.py")
     esg.wait_for_log(" reloaded workers=", count=2)

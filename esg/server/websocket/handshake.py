@@ -1,7 +1,7 @@
-"""The opening handshake: what becomes of a request for a WebSocket (RFC 6455, section 4.2).
+"""The opening handshake: how a request for a WebSocket is answered (RFC 6455, section 4.2).
 
-The request is an HTTP exchange like any other, which waits its turn and is counted, refused and
-logged as they are. A `Handshake` decides how it is answered, and makes the application's scope,
+The request is an HTTP exchange like any other: it waits its turn, and is counted, refused and
+logged like the others. A `Handshake` decides how it is answered, and makes the application's scope,
 `receive` and `send`.
 """
 
@@ -42,11 +42,11 @@ _SERVERS_OWN = frozenset(
         b"content-length",
     )
 )
-"""Fields of the response that aren't the application's to give."""
+"""Fields of the response that the application may not set."""
 
 
 class WebSockets:
-    """Makes WebSockets of the requests for them: what a worker upgrades to."""
+    """Turns requests for WebSockets into WebSockets; a worker's upgrade hook."""
 
     __slots__ = ("_library", "_service", "_warned_of_http10")
 
@@ -64,7 +64,7 @@ class WebSockets:
         return scope["method"] == "GET" and b"websocket" in _tokens(scope["headers"], b"upgrade")
 
     def begin(self, exchange: UpgradableExchange) -> Handshake:
-        """The handshake of a request that this accepts."""
+        """The handshake for a request that `accepts` has accepted."""
         if exchange.scope["http_version"] != "1.1":
             self._warn_of_http10()
         return Handshake(self._service, self._library, exchange)
@@ -81,7 +81,7 @@ class WebSockets:
 
 
 class Handshake:
-    """A request for a WebSocket, until it is one or has been refused."""
+    """A request for a WebSocket, until the WebSocket is open or has been refused."""
 
     __slots__ = (
         "_exchange",
@@ -100,16 +100,16 @@ class Handshake:
         self._exchange = exchange
         self._key = b""
         self.scope = _socket_scope(exchange.scope)
-        """The WebSocket's scope, which differs from that of the request for it."""
+        """The scope of the WebSocket; the scope of its request differs."""
         self.session = Session(service, self, self.scope)
         self.opened = False
-        """Whether this is a WebSocket by now."""
+        """Whether the WebSocket is open."""
         self.deadline = math.inf
 
     # -- the application's side --------------------------------------------------------
 
     async def run(self, app: Application) -> None:
-        """Call the application, if there can be a WebSocket, and see that it comes to an end."""
+        """Call the application unless the request is refused, and end the exchange in any case."""
         service, exchange, session = self._service, self._exchange, self.session
         try:
             if await self._refused(app):
@@ -121,7 +121,7 @@ class Handshake:
             exchange.end_badly(503 if service.draining else 500)
             task = asyncio.current_task()
             if self.opened and task is not None and not task.cancelling():
-                session.failed(error)  # it is the application's own
+                session.failed(error)  # the application raised it itself
             session.cancelled()
             raise
         except BaseException as error:  # noqa: BLE001 - applications may raise anything
@@ -143,11 +143,11 @@ class Handshake:
 
     @property
     def name(self) -> str:
-        """What the log calls this request."""
+        """The name of this request in the log."""
         return f"WebSocket {self.scope['path']!a}"
 
     async def _refused(self, app: Application) -> bool:
-        """Answer a request that can't become a WebSocket, or not now; False if it can."""
+        """Answer a request that can't become a WebSocket, at least not now; False if it can."""
         headers = self._exchange.scope["headers"]
         version = _values(headers, b"sec-websocket-version")
         keys = _values(headers, b"sec-websocket-key")
@@ -181,10 +181,10 @@ class Handshake:
     # -- accepting -----------------------------------------------------------------------
 
     def accept(self, message: Message) -> Agreement:
-        """Answer `websocket.accept`, after which the session has the transport.
+        """Answer `websocket.accept`; after this the session has the transport.
 
-        Raises InvalidHeader for fields that can't be sent, and ClientDisconnected if there can be
-        no WebSocket any more.
+        Raises InvalidHeader for fields that can't be sent, and ClientDisconnected if a WebSocket
+        isn't possible any more.
         """
         service, exchange = self._service, self._exchange
         given = [(name, value) for name, value in message.get("headers") or ()]
@@ -199,9 +199,9 @@ class Handshake:
         return Agreement(lambda: library.codec(most, deflate), deflate is not None, received)
 
     def _negotiate(self, given: Headers, subprotocol: str | None) -> tuple[Headers, Any]:
-        """The fields to accept with, and the compression that they agree to, or None.
+        """The fields of the accepting response, and the negotiated compression or None.
 
-        Raises InvalidHeader for a field that isn't the application's to give.
+        Raises InvalidHeader for a field that the application may not set.
         """
         for name, _ in given:
             if name.lower() in _SERVERS_OWN:
@@ -226,7 +226,8 @@ class Handshake:
         return fields, None
 
     def _is_offered(self, subprotocol: str) -> bool:
-        """Whether the client has offered this one; another fails its handshake (section 4.1)."""
+        """Whether the client has offered this subprotocol; another one would fail it (section
+        4.1)."""
         offered = self.scope["subprotocols"]
         if subprotocol in offered:
             return True
@@ -241,12 +242,12 @@ class Handshake:
     # -- the connection's side ---------------------------------------------------------
 
     def on_client_left(self) -> None:
-        """The client has left, or will before long, or the server itself has answered."""
+        """The client has left, or will leave soon, or the server itself has answered."""
         if not self.opened:
             self.session.disconnect()
 
     def expire(self) -> None:
-        """The application hasn't answered the handshake: log where it is, and refuse."""
+        """The application hasn't answered the handshake: log where it waits, and refuse."""
         self.deadline = math.inf
         exchange = self._exchange
         if exchange.state is not START:
@@ -259,13 +260,13 @@ class Handshake:
 
 
 def _socket_scope(scope: Scope) -> Scope:
-    """The scope of a WebSocket, of that of the request for it."""
+    """The scope of a WebSocket, made from the scope of its request."""
     made: Scope = {name: value for name, value in scope.items() if name != "method"}
     extensions: dict[str, Any] = {"websocket.http.response": {}}
     if "tls" in scope["extensions"]:
         extensions["tls"] = scope["extensions"]["tls"]
     made["type"] = "websocket"
-    made["http_version"] = "1.1"  # the specification has no 1.0 here
+    made["http_version"] = "1.1"  # the specification doesn't allow 1.0 here
     made["asgi"] = {**scope["asgi"], "spec_version": SPEC_VERSION}
     made["scheme"] = _SCHEMES.get(scope["scheme"], scope["scheme"])
     made["subprotocols"] = _subprotocols(scope["headers"])

@@ -1,4 +1,4 @@
-"""One WebSocket as its application has it: its states, its pings and its end.
+"""One WebSocket: the application's side of it, its states, its pings and its end.
 
 Everything that affects what an application may send is in this file:
 
@@ -9,7 +9,7 @@ Everything that affects what an application may send is in this file:
     OPEN       | error            | OPEN  | CLOSED      | error                | error
     CLOSED     | ClientDisconnected, an OSError
 
-From CLOSED on, `receive` gives what the client sent before, then `websocket.disconnect`. Every
+In CLOSED, `receive` returns the messages sent before, then `websocket.disconnect`. Every
 state becomes CLOSED when the client leaves or the server closes. See the ASGI WebSocket
 specification, version 2.4. Before it is OPEN, a session is an HTTP exchange (`handshake.py`); from
 then on it is the protocol of its transport.
@@ -60,14 +60,14 @@ CONNECTING = "websocket.accept, websocket.close or websocket.http.response.start
 DENYING = "websocket.http.response.body"
 OPEN = "websocket.send or websocket.close"
 CLOSED = ""
-"""The states of a session, each the messages that are expected in it."""
+"""The states of a session. Each is the set of messages that are allowed in it."""
 
 CLOSE_LIMIT = 10.0
 """Seconds that a client has to answer a close frame."""
 
 
 class Opening(Protocol):
-    """The handshake as its session sees it, until the WebSocket is open."""
+    """The part of a handshake that its session uses until the WebSocket is open."""
 
     def accept(self, message: Message) -> Agreement:
         """Answer `websocket.accept`, after which the session has the transport."""
@@ -80,7 +80,7 @@ class Opening(Protocol):
 
 
 class Agreement(NamedTuple):
-    """What client and server have agreed on, and what the client has sent behind its request."""
+    """The negotiated settings, and the data that the client has sent after its request."""
 
     make_codec: Callable[[], Codec]
     compresses: bool
@@ -120,9 +120,9 @@ class Session(asyncio.Protocol):
     write: Callable[[bytes], None]
     """Send bytes, in order: the transport's own method."""
     write_lines: Callable[[Iterable[bytes]], None]
-    """Send several pieces, in order, at once where the transport can."""
+    """Send several pieces, in order, in one system call if the transport can."""
     is_closing: Callable[[], bool]
-    """Whether nothing that is written goes anywhere any more: the transport's own method."""
+    """Whether written data is dropped because the transport is closing: the transport's method."""
 
     def __init__(self, service: Service, opening: Opening, scope: Scope) -> None:
         self.service = service
@@ -130,24 +130,24 @@ class Session(asyncio.Protocol):
         self._scope = scope
         self.state = CONNECTING
         self.code = ABNORMAL
-        """How the connection was closed; what the application is told."""
+        """How the connection was closed, for the application."""
         self.reason = ""
         self.record: SocketRecord | None = None
-        """What the access log says of it, where there is one."""
+        """The entry in the access log, if there is one."""
         # receiving
         self._inbox = Inbox(service, self)
         self._waiters: tuple[asyncio.Future[None], ...] = ()
         self._told_connect = False
         # writing
         self.sent = 0
-        """Bytes of messages, as the application sent them."""
+        """The bytes of the messages that the application sent."""
         self._outflow = Outflow(service.loop)
         self._owed_pong: bytes | None = None
-        """The content of a ping that came while the client took nothing."""
+        """The content of a ping that arrived while the client read nothing."""
         # time
         self.deadline = math.inf
         self._heard = False
-        """Whether anything has come since the last ping."""
+        """Whether any data has arrived since the last ping."""
         self._ping_at = math.inf
         self._pinged_at = 0.0
         self._pong_by = math.inf
@@ -226,7 +226,7 @@ class Session(asyncio.Protocol):
             raise RuntimeError(f"expected {state}, got {kind!r}")
 
     def disconnect(self) -> None:
-        """The client has gone before the handshake was over."""
+        """The client has left before the end of the handshake."""
         self.state = CLOSED
         self._wake()
 
@@ -236,7 +236,7 @@ class Session(asyncio.Protocol):
             self.close_with(NORMAL, "")
 
     def forget(self) -> None:
-        """The application is over, so nobody takes the messages that wait."""
+        """The application has ended, so it won't take the waiting messages."""
         self._inbox.clear()
 
     def cancelled(self) -> None:
@@ -273,7 +273,7 @@ class Session(asyncio.Protocol):
             self.data_received(received)
 
     def take_transport(self, transport: asyncio.Transport, write_paused: bool) -> None:
-        """Become the protocol of a transport that an HTTP connection had."""
+        """Become the protocol of the transport of an HTTP connection."""
         self._transport = transport
         self._outflow.attach(transport)
         self.write, self.write_lines = transport.write, lines_writer(transport)
@@ -289,7 +289,7 @@ class Session(asyncio.Protocol):
         self._inbox.feed(data)
 
     def eof_received(self) -> bool:
-        """Without a close frame, or behind it: there is nothing left to say."""
+        """The client has ended its side, after a close frame or without one: end ours, too."""
         self._inbox.stop()
         if self.state is OPEN:
             self.state = CLOSED
@@ -317,7 +317,7 @@ class Session(asyncio.Protocol):
             self.write(pack(PONG_FRAME, content))
 
     async def _writable(self) -> None:
-        """Wait until the client has taken enough of what was sent."""
+        """Wait until the client has read enough of what was sent."""
         await self._outflow.writable()
         if self.state is not OPEN:
             raise ClientDisconnected(f"the WebSocket is closed ({self.code})")
@@ -336,14 +336,14 @@ class Session(asyncio.Protocol):
             self._look_at(self.service.now + limit + TICK)
 
     def on_ping(self, content: bytes) -> None:
-        """See `Owner`. A client that takes nothing is owed the newest pong alone (5.5.3)."""
+        """See `Owner`. A client that reads nothing only gets the newest pong (5.5.3)."""
         if self._outflow.paused:
             self._owed_pong = content
         else:
             self.write(pack(PONG_FRAME, content))
 
     def on_pong(self, content: bytes) -> None:
-        """See `Owner`. One that answers nothing means nothing (RFC 6455, section 5.5.3)."""
+        """See `Owner`. An unsolicited pong has no effect (RFC 6455, section 5.5.3)."""
         if self._pong_by < math.inf and content == self._ping_content():
             self.round_trip = self.service.loop.time() - self._pinged_at
             self._pong_by = math.inf
@@ -359,7 +359,7 @@ class Session(asyncio.Protocol):
         self._transport.close()
 
     def on_failure(self, failure: Failure) -> None:
-        """See `Owner`. Say so, and hear no more (RFC 6455, section 7.1.7)."""
+        """See `Owner`. Send the close code, and read no more (RFC 6455, section 7.1.7)."""
         if self.write is _write_nothing:
             return
         if self.state is OPEN:
@@ -395,13 +395,13 @@ class Session(asyncio.Protocol):
         self._await_end(CLOSE_LIMIT)
 
     def _hang_up(self) -> None:
-        """End our side, and drop what still comes: closing with unread bytes resets."""
+        """End our side, and drop data that still arrives: closing with unread bytes would reset."""
         self._inbox.stop()
         self._await_end(LINGER)
         end_output(self._transport)
 
     def _await_end(self, silence: float) -> None:
-        """Tell the application; the client has `silence` seconds once it has taken everything."""
+        """Tell the application; the client has `silence` seconds after it has read everything."""
         self._wake()
         self._ping_at = self._pong_by = math.inf
         self._owed_pong = None
@@ -410,7 +410,7 @@ class Session(asyncio.Protocol):
         self.deadline = now + silence + TICK
 
     def close(self) -> None:
-        """End it now, since the worker ends; what the client hasn't taken by now is lost."""
+        """End it now, because the worker ends; data that the client hasn't read is lost."""
         if self._transport.get_write_buffer_size():
             self._transport.abort()
         else:
@@ -422,7 +422,7 @@ class Session(asyncio.Protocol):
         self.deadline = min(self.deadline, moment)
 
     def expire(self, now: float) -> None:
-        """The deadline has passed: see what it was for."""
+        """Handle the deadline, which may have one of several reasons."""
         if self.state is CLOSED:
             self._expire_closing(now)
             return
@@ -434,7 +434,8 @@ class Session(asyncio.Protocol):
                 return
             self._look_at(now + config.timeout_send)
         if self._pong_by < now:
-            # Who isn't read, or still takes what was sent before the ping, isn't to blame.
+            # A client isn't to blame if we don't read from it, or it still reads data before the
+            # ping.
             if not (self._heard or self._inbox.paused or self._outflow.paused):
                 self._die()
                 return
@@ -451,7 +452,7 @@ class Session(asyncio.Protocol):
         self._look_at(min(self._ping_at, self._pong_by))
 
     def _expire_closing(self, now: float) -> None:
-        """Go on as long as the client takes what was sent; then it has its time to end."""
+        """Continue while the client reads what was sent; then it has its time to end."""
         if self._outflow.lingers(now, self.service.config.timeout_send, acknowledged=True):
             self.deadline = now + self._outflow.next_look
         else:
@@ -461,7 +462,7 @@ class Session(asyncio.Protocol):
         config = self.service.config
         self._ping_at = now + config.ws_ping_interval
         if self._pong_by < math.inf:
-            return  # one is still to be answered
+            return  # a ping is still to be answered
         self._pinged_at = now
         self._heard = False
         self.write(pack(PING_FRAME, self._ping_content()))
@@ -472,18 +473,18 @@ class Session(asyncio.Protocol):
         return b"%x" % int(self._pinged_at * 1e6)
 
     def _die(self) -> None:
-        """A peer that answers no ping is gone, though its connection may not look so."""
+        """A peer that doesn't answer pings has left, even if its connection looks open."""
         self.close_with(INTERNAL_ERROR, "keepalive ping timeout")
         self.code, self.reason = ABNORMAL, ""
         self._hang_up()
 
 
 def _as_bytes(content: Any) -> bytes:
-    """The content of a binary message. Raises TypeError if it is none."""
+    """The content of a binary message. Raises TypeError for another type."""
     if not isinstance(content, bytes | bytearray | memoryview):
         raise TypeError(f"websocket.send has text or bytes, not {type(content).__name__}")
     return bytes(content)
 
 
 def _write_nothing(data: object) -> None:
-    """What a connection that is lost does with a message."""
+    """The write method of a lost connection: drops the data."""
