@@ -40,8 +40,8 @@ async def app(scope, receive, send):
         application("bad", at_startup="raise RuntimeError('no such bucket')"),
         r"RuntimeError: no such bucket",
     ),
-    "start-up hangs": (HANGS_IN_STARTUP, r"not ready after 1 s \(--timeout-boot\)"),
-    "import hangs": (HANGS_IN_IMPORT, r"not ready after 1 s \(--timeout-boot\)"),
+    "start-up hangs": (HANGS_IN_STARTUP, r"not ready after 3 s \(--timeout-boot\)"),
+    "import hangs": (HANGS_IN_IMPORT, r"not ready after 3 s \(--timeout-boot\)"),
 }
 
 BAD_CONFIG = {
@@ -57,7 +57,8 @@ BAD_CONFIG = {
 
 @pytest.mark.parametrize(("source", "reason"), BAD_CODE.values(), ids=BAD_CODE)
 def test_code_that_cannot_boot_changes_nothing(start: Start, source: str, reason: str) -> None:
-    esg = start("--workers", "2", "--lifespan", "on", "--timeout-boot", "1")
+    limit = "3" if "--timeout-boot" in reason else "30"  # a busy machine may take its time
+    esg = start("--workers", "2", "--lifespan", "on", "--timeout-boot", limit)
     esg.claim(r"can't boot: ", r"reload failed, gen=1 goes on serving", r"gen=2 .* stacks of")
     old = esg.workers()
     with Load(esg.port, keep_alive=1) as load:
