@@ -17,7 +17,7 @@ from esg.log.records import TRACE
 from esg.scoreboard import NOT_ACCEPTING, Cell, Row
 from esg.seldom import Seldom
 from esg.server.accesslog.access_log import AccessLog, LoggedAccess
-from esg.server.accesslog.entries import Entry, SocketRecord
+from esg.server.accesslog.entries import Entry, Observation, SocketRecord
 from esg.server.asgi.types import Application, Endpoint, Headers, Receive, Scope, Send
 from esg.server.holdings import Holdings
 from esg.server.proxy.headers import trusted_proxies
@@ -230,7 +230,7 @@ class Service:
         self.connections.discard(connection)
         self.change_load(-1)
 
-    def socket_opened(self, session: Session, request: Entry, fields: Headers) -> None:
+    def socket_opened(self, session: Session, request: Observation, fields: Headers) -> None:
         """A connection has become a WebSocket; `fields` are those of the application."""
         self.connections.add(session)
         self.sockets.add(session)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from esg.log.records import TRACE, access_logger, logger
-from esg.server.asgi import exchange
+from esg.server.accesslog import entries
 
 from .apps import Disconnected, Gate, hello, piece, read_body, respond, start
 from .wire import get, request, turns, until
@@ -68,7 +68,7 @@ async def test_the_duration_goes_from_the_header_to_the_end_of_the_response(
     serve, written, monkeypatch
 ):
     clock = [100.0]
-    monkeypatch.setattr(exchange, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(entries, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     gate = Gate()
     client = serve(gate, log_fd=written.fd, access_logformat="%(L)s %(T)s %(M)s %(D)s").connect()
     await client.send(b"GET / HTTP/1.1\r\n")

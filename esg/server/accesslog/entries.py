@@ -1,4 +1,4 @@
-"""The entries of the access log: finished exchanges, WebSockets and refused requests."""
+"""What the lines of the access log are about: finished exchanges, and what is logged like them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from esg.server.asgi.types import Headers
 
 
 class Entry(Protocol):
-    """An entry, from which a line is made."""
+    """What every line is made of: a finished exchange, or one of the classes below."""
 
     status: int
     target: bytes
@@ -21,17 +21,31 @@ class Entry(Protocol):
     def scope(self) -> Mapping[str, Any]:
         """The request's ASGI scope."""
 
-    @property
-    def sent(self) -> int:
-        """The size of the response's body, in bytes."""
+
+class Observation:
+    """A finished exchange, for a format that asks for more than every exchange knows.
+
+    An exchange has one only if the log `observes`, because keeping it up to date takes time.
+    """
+
+    __slots__ = ("_began", "response_headers", "scope", "sent", "status", "target")
+
+    status: int
+
+    def __init__(self, scope: Mapping[str, Any], target: bytes) -> None:
+        self.scope = scope
+        self.target = target
+        self._began = time.perf_counter()
+        """When the request's header section was complete."""
+        self.sent = 0
+        """Bytes of response body, without what frames them."""
+        self.response_headers: Headers = []
+        """The fields that the application gave; the server may have sent more."""
 
     @property
     def seconds(self) -> float:
-        """The duration. An exchange knows it only if the log `observes`."""
-
-    @property
-    def response_headers(self) -> Headers:
-        """The application's fields. An exchange knows them only if the log `observes`."""
+        """Seconds since the request's header section was complete."""
+        return time.perf_counter() - self._began
 
 
 class SocketRecord:

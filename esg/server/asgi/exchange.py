@@ -27,18 +27,18 @@ import asyncio
 import logging
 import math
 import os
-import time
 from typing import Any, Protocol
 
 from esg import forks
+from esg.server.accesslog.entries import Observation
 from esg.server.asgi import debug_page
 from esg.server.asgi.files import file_part, open_file
+from esg.server.asgi.request_body import MOST_PIECES, NO_BODY, Framing, RequestBody
 from esg.server.asgi.responses import Content, plain_content
 from esg.server.asgi.types import (
     PATH_SEND,
     ZERO_COPY_SEND,
     Application,
-    Headers,
     Message,
     Scope,
 )
@@ -66,9 +66,6 @@ REASONED_START = "esg.http.response.start"
 applications give one; ASGI has none.
 """
 
-UNKNOWN_LENGTH = -1
-"""The length of a body whose size nobody knows before its end."""
-
 TURNS_TO_CANCEL = 5
 """Turns of the event loop that a `send` to nobody takes before it raises.
 
@@ -76,40 +73,19 @@ A framework that listens for `http.disconnect` cancels its stream meanwhile, and
 than an error.
 """
 
-MOST_PIECES = 256
-"""Pieces of a request's body that are kept as they came. Beyond it they are joined, since a piece
-of one byte takes more than 40.
-"""
-
 
 class ClientDisconnected(OSError):
     """The client has gone away, so nothing can be sent to it."""
 
 
-class Framing(Protocol):
-    """What the head of a request says about its body and its response."""
-
-    @property
-    def length(self) -> int:
-        """Bytes of the request's body, or UNKNOWN_LENGTH."""
-
-    @property
-    def expects_continue(self) -> bool:
-        """Whether the client waits for a 100 (Continue) before it sends the body."""
-
-    @property
-    def head_only(self) -> bool:
-        """Whether the response has no body, because the method is HEAD."""
-
-
 class Source(Protocol):
-    """Where the bodies of requests come from."""
+    """The reader of a connection, which stops reading while too much waits for applications."""
 
     buffered: int
     """Bytes of bodies that wait for applications."""
 
     def body_taken(self, size: int) -> None:
-        """An application took that many of them, or never will."""
+        """Subtract bytes that an application took, or that no application will ever take."""
 
 
 class Carrier(Protocol):
@@ -141,35 +117,19 @@ class Carrier(Protocol):
         """End a response in its middle, so that the client can't take it for whole."""
 
 
-class Observation:
-    """What access log formats ask about a request beyond its status and size."""
-
-    __slots__ = ("began", "response_headers")
-
-    def __init__(self) -> None:
-        self.began = time.perf_counter()
-        """When the request's header section was complete."""
-        self.response_headers: Headers = []
-        """The fields that the application gave, which aren't all that were sent."""
-
-
 class Exchange:
     """One request and its response: what the application receives, sends, and gets wrong."""
 
     __slots__ = (
-        "_awaits_continue",
         "_body_delivered",
-        "_body_pieces",
         "_connection",
         "_disconnect_delivered",
         "_receivers",
-        "body_complete",
-        "body_received",
+        "body",
         "framing",
         "held_head",
         "observation",
         "scope",
-        "sent",
         "started",
         "state",
         "status",
@@ -191,14 +151,14 @@ class Exchange:
         self.observation: Observation | None = None
         """Where the access log's format asks for more than every exchange knows."""
         # the request's body
-        self.body_complete = framing.length == 0
-        self.body_received = 0
-        self._body_pieces: list[bytes] | None = None
+        if framing.length == 0:
+            self.body = NO_BODY
+        else:
+            self.body = RequestBody(framing.length, framing.expects_continue)
         self._body_delivered = False
         """Whether `receive` has given the application the end of the body."""
         self._disconnect_delivered = False
         """Whether the application was told that a client has left that is still connected."""
-        self._awaits_continue = framing.expects_continue
         self._receivers: tuple[asyncio.Future[None], ...] = ()
         """Calls of `receive` that wait for something to give."""
         # the response
@@ -206,13 +166,14 @@ class Exchange:
         self.held_head: list[bytes] | None = None
         """The head, until the first piece of the body lets it go out."""
         self.status: int
-        self.sent: int
-        """Bytes of response body, without what frames them. No value until there is a status."""
 
     # -- what a protocol does ------------------------------------------------------------
 
-    def _start(self, message: Message) -> None:
-        """Take the head in; it is held for the body's first piece, so that both go out together."""
+    def _start(self, message: Message, reason: bytes | None = None) -> None:
+        """Take the head in; it is held for the body's first piece, so that both go out together.
+
+        `reason` replaces the usual reason phrase, if the protocol has one.
+        """
         raise NotImplementedError
 
     def flush_head(self) -> None:
@@ -226,9 +187,6 @@ class Exchange:
     def _finish(self) -> None:
         """The body is complete, and so is the response, but for trailers."""
         raise NotImplementedError
-
-    def _give_reason(self, reason: bytes) -> None:
-        """Replace the reason phrase of the head that is held, where there is such a thing."""
 
     def _send_early_hint(self, message: Message) -> None:
         """A 103 (Early Hints, RFC 8297), if the final head isn't out."""
@@ -265,16 +223,19 @@ class Exchange:
         while True:
             if self.state is DONE or self.state is GONE:
                 return {"type": "http.disconnect"}
-            if self._body_pieces:
-                return self._request_message(self._take_body())
-            told = self._body_delivered or self._disconnect_delivered
-            if self.body_complete and not told:
-                return self._request_message(b"")
+            body = self.body
+            over = self._body_delivered or self._disconnect_delivered
+            if body.pieces or (body.complete and not over):
+                complete = self._body_delivered = body.complete
+                content = body.take()
+                if content:
+                    self._connection.reader.body_taken(len(content))
+                return {"type": "http.request", "body": content, "more_body": not complete}
             if self._connection.client_left:
                 self._disconnect_delivered = True
                 return {"type": "http.disconnect"}
-            if self._awaits_continue and not self.body_complete:
-                self._awaits_continue = False
+            if body.awaits_continue:
+                body.awaits_continue = False
                 if not self.head_sent:
                     self._connection.send_continue()
             receiver = self._connection.service.loop.create_future()
@@ -317,8 +278,7 @@ class Exchange:
                 raise ClientDisconnected("the client has disconnected")
             return
         if kind == REASONED_START and state is START:
-            await self.send({**message, "type": START})
-            self._give_reason(message["reason"])
+            self._start(message, message["reason"])
         elif kind == "http.response.early_hint" and state in (START, BODY):
             self._send_early_hint(message)
         elif kind == "http.response.trailers" and state is TRAILERS:
@@ -326,13 +286,20 @@ class Exchange:
         elif kind in (PATH_SEND, ZERO_COPY_SEND) and state is BODY:
             if not self._connection.service.config.sendfile:
                 raise RuntimeError(f"{kind!r} is not among the scope's extensions (--sendfile)")
-            await (self._send_path if kind == PATH_SEND else self._send_zero_copy)(message)
+            await self._send_from_file(message)
         else:
             expected = repr(state) if state else "nothing more"
             raise RuntimeError(f"expected {expected}, got {kind!r}")
 
-    async def _send_path(self, message: Message) -> None:
-        """A whole file as the body, or as its last piece. Raises OSError if it can't be opened."""
+    async def _send_from_file(self, message: Message) -> None:
+        """A file, or a part of one, as a piece of the body.
+
+        Raises OSError if a path can't be opened, and ValueError if it isn't a regular file.
+        """
+        if message["type"] == ZERO_COPY_SEND:
+            part = file_part(message["file"], message.get("offset"), message.get("count"))
+            await self._send_file(*part, message.get("more_body", False))
+            return
         loop = self._connection.service.loop
         self.state = FILE
         try:
@@ -343,14 +310,9 @@ class Exchange:
         with file:
             await self._send_file(file.fileno(), 0, os.fstat(file.fileno()).st_size, more=False)
 
-    async def _send_zero_copy(self, message: Message) -> None:
-        """A part of an open file as a piece of the body. Raises ValueError if it is no file."""
-        fd, offset, count = file_part(message["file"], message.get("offset"), message.get("count"))
-        await self._send_file(fd, offset, count, message.get("more_body", False))
-
     def _settle(self) -> None:
         """The exchange is over: what was not read of the request never will be."""
-        self._take_body()
+        self._connection.reader.body_taken(len(self.body.take()))
         self.wake()
 
     # -- what may go wrong -------------------------------------------------------------
@@ -422,7 +384,8 @@ class Exchange:
         """Answer in the application's place, and close."""
         content = content or plain_content(status)
         self.status = status
-        self.sent = 0 if self.framing.head_only else len(content[1])
+        if self.observation is not None:
+            self.observation.sent = 0 if self.framing.head_only else len(content[1])
         self._connection.answer_error(status, self.framing.head_only, content)
 
     def record(self) -> None:
@@ -430,7 +393,12 @@ class Exchange:
         service = self._connection.service
         service.statuses[self.status // 100] += 1
         if service.access_log is not None:
-            service.access_log.record(self)
+            observation = self.observation
+            if observation is None:
+                service.access_log.record(self)
+            else:
+                observation.status = self.status
+                service.access_log.record(observation)
 
     def log_error(self, what: str, error: BaseException | None = None, stack: str = "") -> None:
         """Log something that went wrong with this request."""
@@ -448,38 +416,24 @@ class Exchange:
         """What the log calls this request."""
         return f"{self.scope['method']} {self.scope['path']!a}"
 
-    # -- for the access log ------------------------------------------------------------
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the request's header section was complete; only if it is observed."""
-        assert self.observation is not None
-        return time.perf_counter() - self.observation.began
-
-    @property
-    def response_headers(self) -> Headers:
-        """The fields that the application gave; only if the exchange is observed."""
-        assert self.observation is not None
-        return self.observation.response_headers
-
     # -- the connection's side ---------------------------------------------------------
 
     def body_came(self, piece: bytes) -> None:
         """A piece of the request's body; dropped if nobody will ask for it."""
-        self.body_received += len(piece)
+        body, size = self.body, len(piece)
+        body.received += size
         if self.state is not DONE and self.state is not GONE:
-            if self._body_pieces is None:
-                self._body_pieces = [piece]
-            else:
-                self._body_pieces.append(piece)
-                if len(self._body_pieces) > MOST_PIECES:
-                    self._body_pieces = [b"".join(self._body_pieces)]
-            self._connection.reader.buffered += len(piece)
-            self.wake()
+            body.pieces.append(piece)
+            if len(body.pieces) > MOST_PIECES:
+                body.join()
+            self._connection.reader.buffered += size
+            if self._receivers:
+                self.wake()
 
     def body_ended(self) -> None:
         """The request's body is complete."""
-        self.body_complete = True
+        self.body.complete = True
+        self.body.awaits_continue = False
         if self._receivers:
             self.wake()
 
@@ -495,33 +449,10 @@ class Exchange:
             if not receiver.done():
                 receiver.set_result(None)
 
-    def _take_body(self) -> bytes:
-        pieces, self._body_pieces = self._body_pieces or [], None
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self._connection.reader.body_taken(len(body))
-        return body
-
-    def _request_message(self, body: bytes) -> Message:
-        self._body_delivered = self.body_complete
-        return {"type": "http.request", "body": body, "more_body": not self.body_complete}
-
     @property
     def head_sent(self) -> bool:
         """Whether the response has begun on the wire; holds as long as the client is there."""
         return self.held_head is None and self.state is not START
-
-    @property
-    def unread(self) -> int:
-        """Bytes of request body that are still to come; UNKNOWN_LENGTH if nobody knows."""
-        if self.body_complete:
-            return 0
-        length = self.framing.length
-        return UNKNOWN_LENGTH if length == UNKNOWN_LENGTH else length - self.body_received
-
-    @property
-    def expects_unread(self) -> bool:
-        """Whether the client still waits for a 100 (Continue) that was never sent."""
-        return self._awaits_continue and not self.body_complete
 
 
 async def _send_to_nobody(message: Message) -> None:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+from esg.server.accesslog.entries import Observation
 from esg.server.asgi.exchange import Exchange
 from esg.server.asgi.types import Application, Headers
 
@@ -28,6 +29,8 @@ class UpgradableExchange(Exchange):
     """A request that offers to upgrade; a protocol derives its own class from this."""
 
     __slots__ = ()
+
+    observation: Observation
 
     def switch(self, fields: Headers, successor: Successor) -> bytes:
         """Accept with these fields, and give the connection away.

@@ -152,8 +152,12 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._wait is END or self.refusal is not None:
             self.outflow.heard = True  # read only to be dropped: the connection is on its way out
+            return
+        reader = self.reader
+        if reader.pending or reader.paused:
+            reader.pending += data  # in its turn
         else:
-            self.reader.data_received(data)
+            reader.feed(data)
 
     def eof_received(self) -> bool:
         """The client sends no more; the response to what it sent may still be due."""
@@ -253,7 +257,7 @@ class Connection(asyncio.Protocol):
         exchange.record()
         if not exchange.keep_alive or (self.ends_soon and not self._owes_next):
             self.close()
-        elif exchange.body_complete:
+        elif exchange.body.complete:
             self._next()
         else:  # read past a body that the application didn't want
             self._discard_until = self.service.now + LINGER_LONGEST + TICK
@@ -268,7 +272,7 @@ class Connection(asyncio.Protocol):
     def body_discarded(self) -> None:
         """More was read of a body that the application didn't want."""
         assert self.current is not None
-        if self.current.body_complete:
+        if self.current.body.complete:
             self._next()
         elif self.service.now > self._discard_until:
             self.close(patience=0.0)  # this client has had its time
@@ -300,7 +304,7 @@ class Connection(asyncio.Protocol):
         """
         if self.queue or self.refusal is not None:
             return True  # what was sent already is answered first
-        if exchange.unread > DISCARD_LIMIT or exchange.expects_unread:
+        if exchange.body.unread > DISCARD_LIMIT or exchange.body.awaits_continue:
             return False
         return not self.service.draining and (not self.ends_soon or bool(self.reader.pending))
 
@@ -449,7 +453,7 @@ class Connection(asyncio.Protocol):
         if self._wait is END or self._wait is SENDING:
             return
         receiving = self.reader.receiving
-        if receiving is not None and not self.reader.paused and not receiving.expects_unread:
+        if receiving is not None and not self.reader.paused and not receiving.body.awaits_continue:
             self._await(BODY, self.service.config.timeout_request_body)
         elif self.current is not None:
             self._await(APPLICATION, SILENCE if self.ends_soon else math.inf)

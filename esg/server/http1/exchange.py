@@ -15,12 +15,13 @@ from esg.server.asgi.exchange import (
     FILE,
     GONE,
     TRAILERS,
-    UNKNOWN_LENGTH,
     ClientDisconnected,
 )
+from esg.server.asgi.request_body import UNKNOWN_LENGTH
 from esg.server.asgi.types import Headers, Message
 from esg.server.http1.framing import PLAIN, Framing
 from esg.server.http1.response import (
+    CHUNKED,
     CLOSE,
     CONTENT_LENGTH,
     DEFAULTS,
@@ -59,10 +60,7 @@ class Exchange(asgi.Exchange):
     """One request and its response on an HTTP/1.1 connection."""
 
     __slots__ = (
-        "_bodiless",
-        "_content_length",
-        "_head_flags",
-        "_in_chunks",
+        "_flags",
         "_remaining",
         "_trailers",
         "keep_alive",
@@ -74,23 +72,15 @@ class Exchange(asgi.Exchange):
     # All of these are set when the application gives the head.
     keep_alive: bool
     """Whether the connection stays open; decided when the head is sent."""
-    _head_flags: int
-    """What fields the application gave: see `check_fields`."""
-    _content_length: int
-    """The application's own Content-Length, or UNKNOWN_LENGTH."""
-    _remaining: int | None
-    """Bytes of body that are still to come by the Content-Length; None if there is none."""
-    _in_chunks: bool
-    """Whether a body without a Content-Length goes out in chunks; otherwise it ends with the
-    connection.
-    """
-    _bodiless: bool
-    """Whether the response has no body, whatever the application sends."""
+    _flags: int
+    """What fields the application gave, and how the body is delimited: see `response.py`."""
+    _remaining: int
+    """Bytes of body that are still to come by the Content-Length; UNKNOWN_LENGTH without one."""
     _trailers: list[bytes]
 
     # -- the head ------------------------------------------------------------------------
 
-    def _start(self, message: Message) -> None:
+    def _start(self, message: Message, reason: bytes | None = None) -> None:
         service = self._connection.service
         heads: Heads = service.heads
         status = message["status"]
@@ -114,23 +104,18 @@ class Exchange(asgi.Exchange):
             self._trailers = [LAST_CHUNK[:-2]]
         if observation is not None:
             observation.response_headers = headers
+        if reason is not None:
+            rest = lines[0].removeprefix(status_line(code))
+            lines[0] = status_line(code, reason) + rest
         self.status = code
-        self.sent = 0
         self.keep_alive = True
-        self._head_flags = flags
-        self._content_length = length
+        self._flags = flags
+        self._remaining = length
         self.held_head = lines
         self.state = BODY
         if not service.held:
             service.loop.call_soon(service.release_heads)
         service.held.append(self)
-
-    def _give_reason(self, reason: bytes) -> None:
-        """Replace the reason phrase of the head that is held (RFC 9112, section 4)."""
-        assert self.held_head is not None
-        usual = status_line(self.status)
-        rest = self.held_head[0].removeprefix(usual)
-        self.held_head[0] = status_line(self.status, reason) + rest
 
     def flush_head(self) -> None:
         lines = self.held_head
@@ -144,28 +129,25 @@ class Exchange(asgi.Exchange):
 
         `body_length` is UNKNOWN_LENGTH if more of the body is to come than is there now.
         """
-        framing, connection, flags = self.framing, self._connection, self._head_flags
+        framing, connection, flags = self.framing, self._connection, self._flags
         usual = framing is PLAIN and flags & CONTENT_LENGTH and flags <= USUAL
         if usual and not (connection.ends_soon or connection.service.draining):
-            self._remaining = self._content_length
             lines.append(b"\r\n")
             return
-        self._remaining = None
-        self._in_chunks = self._bodiless = False
         if framing.head_only or flags & NO_CONTENT:
             self._bodiless_head(lines, body_length)
-        elif self._content_length >= 0:
-            self._remaining = self._content_length
+        elif flags & CONTENT_LENGTH:
+            pass  # the application has delimited it
         elif body_length >= 0 and not flags & TRAILING:
             self._remaining = body_length
             lines.append(b"content-length: %d\r\n" % body_length)
         elif framing.http11:
-            self._in_chunks = True
+            self._flags = flags | CHUNKED
             lines.append(b"transfer-encoding: chunked\r\n")
         else:
-            flags |= CLOSE
+            flags |= CLOSE  # the end of the connection is that of the body
         goes_on = not flags & CLOSE and framing.keep_alive
-        if connection.ends_soon or connection.service.draining or not self.body_complete:
+        if connection.ends_soon or connection.service.draining or not self.body.complete:
             goes_on = connection.may_go_on(self) and goes_on
         if not goes_on:
             self.keep_alive = False
@@ -177,11 +159,12 @@ class Exchange(asgi.Exchange):
 
     def _bodiless_head(self, lines: list[bytes], body_length: int) -> None:
         """A response to HEAD may say how long its body would be, and 304 too, but not 204."""
-        self._bodiless = True
         if self.status == 204:
             lines[:] = [line for line in lines if line[:15].lower() != b"content-length:"]
-        elif body_length > 0 and not self._head_flags & CONTENT_LENGTH:
+        elif body_length > 0 and not self._flags & CONTENT_LENGTH:
             lines.append(b"content-length: %d\r\n" % body_length)
+        self._flags |= NO_CONTENT
+        self._remaining = UNKNOWN_LENGTH
 
     # -- the body ------------------------------------------------------------------------
 
@@ -193,8 +176,8 @@ class Exchange(asgi.Exchange):
             self._close_head(lines, UNKNOWN_LENGTH if more else size)
         if more or self._remaining != size:
             body = self._framed(body, more)
-        else:
-            self.sent += size
+        elif self.observation is not None:
+            self.observation.sent += size
         if lines is not None:
             if size <= JOIN_LIMIT or not body:
                 lines.append(body)
@@ -207,41 +190,40 @@ class Exchange(asgi.Exchange):
     def _framed(self, body: bytes, more: bool) -> bytes:
         """A piece of body as it goes on the wire."""
         size = len(body)
-        if self._remaining is None and self._in_chunks:
-            self.sent += size
+        if self._flags & CHUNKED:
+            if self.observation is not None:
+                self.observation.sent += size
             chunk = b"%x\r\n%b\r\n" % (size, body) if size else b""
-            return chunk if more or self._head_flags & TRAILING else chunk + LAST_CHUNK
+            return chunk if more or self._flags & TRAILING else chunk + LAST_CHUNK
         allowed = self._count(size, more)
         return body if allowed == size else body[:allowed]
 
     def _count(self, size: int, more: bool) -> int:
-        """Count a piece of a body that isn't in chunks; how much of the piece is sent."""
-        remaining = self._remaining
-        if remaining is None:
-            if self._bodiless:
-                return 0
-            self.sent += size
-            return size
-        allowed = min(size, remaining)
-        self.sent += allowed
-        self._remaining = remaining - allowed
-        if size > remaining:
-            self._break_length(f"{size - remaining} bytes longer")
-        elif self._remaining and not more:
-            self._break_length(f"{self._remaining} bytes shorter")
+        """Count a piece of a body that isn't in chunks; returns how much of the piece is sent.
+
+        If the application breaks its own Content-Length, that is logged and ends the connection.
+        """
+        before = self._remaining
+        if before == UNKNOWN_LENGTH:
+            allowed = 0 if self._flags & NO_CONTENT else size
+        else:
+            allowed = min(size, before)
+            self._remaining = before - allowed
+            if size > before or (self._remaining and not more):
+                self.keep_alive = False
+                wrong = size - before if size > before else self._remaining
+                how = "longer" if size > before else "shorter"
+                self.log_error(f"the body is {wrong} bytes {how} than its Content-Length")
+        if self.observation is not None:
+            self.observation.sent += allowed
         return allowed
 
-    def _break_length(self, how: str) -> None:
-        """The application broke its own Content-Length: say so, and end the connection."""
-        self.keep_alive = False
-        self.log_error(f"the body is {how} than its Content-Length")
-
     def _finish(self) -> None:
-        if self._head_flags & TRAILING:
+        if self._flags & TRAILING:
             self.state = TRAILERS
             return
         self.state = DONE
-        if self._body_pieces is not None or self._receivers:
+        if self.body.pieces or self._receivers:
             self._settle()
         self._connection.exchange_done(self)
 
@@ -271,11 +253,12 @@ class Exchange(asgi.Exchange):
 
     def _file_frame(self, size: int, more: bool) -> tuple[bytes, int, bytes]:
         """What goes before and behind a part of a file, and how much of the part is sent."""
-        if self._remaining is not None or not self._in_chunks:
+        if not self._flags & CHUNKED:
             return b"", self._count(size, more), b""
-        self.sent += size
+        if self.observation is not None:
+            self.observation.sent += size
         begin, end = (b"%x\r\n" % size, b"\r\n") if size else (b"", b"")
-        return begin, size, end if more or self._head_flags & TRAILING else end + LAST_CHUNK
+        return begin, size, end if more or self._flags & TRAILING else end + LAST_CHUNK
 
     # -- extensions ----------------------------------------------------------------------
     # https://asgi.readthedocs.io/en/latest/extensions.html
@@ -295,10 +278,10 @@ class Exchange(asgi.Exchange):
         self._trailers += check_fields(fields)[0]
         if message.get("more_trailers", False):
             return
-        if self._in_chunks:
+        if self._flags & CHUNKED:
             wanted = _wants_trailers(self.scope["headers"])
             self._connection.write(b"".join([*self._trailers, b"\r\n"]) if wanted else LAST_CHUNK)
-        self._head_flags &= ~TRAILING
+        self._flags &= ~TRAILING
         self._finish()
 
 

@@ -19,8 +19,8 @@ from esg.errors import (
     NotImplementedByServer,
     URITooLong,
 )
-from esg.server.accesslog.entries import Refused
-from esg.server.asgi.exchange import DONE, Observation
+from esg.server.accesslog.entries import Observation, Refused
+from esg.server.asgi.exchange import DONE
 from esg.server.asgi.responses import plain_content
 from esg.server.asgi.types import (
     Endpoint,
@@ -198,13 +198,6 @@ class Reader:
         """Pause and resume this transport."""
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
-        """Parse what came, unless something before it waits to be parsed."""
-        if self.pending or self.paused:
-            self.pending += data
-        else:
-            self._feed(data)
-
     def drop(self) -> None:
         """Nothing that comes is parsed any more. It is read, lest the client get a reset."""
         self.pending = b""
@@ -270,7 +263,7 @@ class Reader:
                     framing = PLAIN
         self.receiving = exchange = Exchange(self._connection, scope, framing, target)
         if service.observes:
-            exchange.observation = Observation()
+            exchange.observation = Observation(scope, target)
         self._connection.take(exchange)
 
     def _check_limits(self, target: bytes, headers: Headers) -> None:
@@ -300,7 +293,7 @@ class Reader:
             return
         exchange.body_came(piece)
         limit = self.service.config.limit_request_body
-        if limit and exchange.body_received > limit:
+        if limit and exchange.body.received > limit:
             self.raised = ContentTooLarge("the request's body is too large")
             raise self.raised
 
@@ -311,7 +304,7 @@ class Reader:
             self._body_put_off = False
             return
         exchange, self.receiving = self.receiving, None
-        if exchange is not None and not exchange.body_complete:
+        if exchange is not None and not exchange.body.complete:
             exchange.body_ended()
             self.head_size = 0
 
@@ -326,7 +319,7 @@ class Reader:
 
     # -- feeding the parser --------------------------------------------------------------
 
-    def _feed(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> None:
         """Parse what came, and then begin with the request whose header section it completed."""
         try:
             if self.receiving is None and len(data) <= FEED_FIRST:
@@ -364,7 +357,7 @@ class Reader:
 
     def _try_to_parse(self, data: bytes | memoryview) -> Exception | None:
         receiving = self.receiving
-        received = 0 if receiving is None else receiving.body_received
+        received = 0 if receiving is None else receiving.body.received
         if receiving is None:
             self.head_size += len(data)
         self._head_limit = self.head_size + len(data)
@@ -375,7 +368,7 @@ class Reader:
         if receiving is not None and receiving is self.receiving:
             # What is no body is the header of a chunk or a trailer, and bounded like a header
             # section, but for what a body in small chunks needs.
-            body = receiving.body_received - received
+            body = receiving.body.received - received
             self.head_size = max(0, self.head_size + len(data) - body * (1 + CHUNK_OVERHEAD))
         self._count_begun_head()
         return None
@@ -401,7 +394,7 @@ class Reader:
                 self.pending = bytes(rest)
                 self._pause()
                 return
-            all_body = self.receiving is not None and self.receiving.unread >= len(rest)
+            all_body = self.receiving is not None and self.receiving.body.unread >= len(rest)
             begun = turns.clock()
             until = until or begun + PART
             if not all_body and len(rest) > SMALL and (turns.full or begun >= until):
@@ -507,7 +500,7 @@ class Reader:
         connection = self._connection
         if self.pending and not self.paused and not connection.over:
             data, self.pending = self.pending, b""
-            self._feed(data)
+            self.feed(data)
             if connection.ends_soon and not self.pending and not connection.input_ended():
                 connection.close()
                 return

@@ -33,6 +33,9 @@ NO_CONTENT = 64
 TRAILING = 128
 """What the application says of its response: that trailer fields follow the body."""
 
+CHUNKED = 256
+"""What the server decides: that the body is sent in chunks."""
+
 DEFAULTS = DATE | SERVER
 USUAL = CONTENT_LENGTH | DEFAULTS
 NOT_COPIED = TRANSFER_ENCODING | CONNECTION

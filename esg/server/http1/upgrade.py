@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from esg.server.asgi.exchange import DONE, GONE, START, ClientDisconnected, Observation
+from esg.server.accesslog.entries import Observation
+from esg.server.asgi.exchange import DONE, GONE, START, ClientDisconnected
 from esg.server.asgi.types import Application, Headers
 from esg.server.asgi.upgrade import Successor, UpgradableExchange, Upgrade
 from esg.server.http1.exchange import Exchange, Wire
@@ -43,7 +44,7 @@ class UpgradeExchange(Exchange, UpgradableExchange):
     def __init__(self, connection: UpgradableWire, offer: Exchange, upgrades: Upgrades) -> None:
         """`offer` is the exchange that the request was before its Upgrade was looked at."""
         super().__init__(connection, offer.scope, _LAST[offer.framing.version], offer.target)
-        self.observation = offer.observation or Observation()
+        self.observation = offer.observation or Observation(offer.scope, offer.target)
         self.status = 0
         self.upgrade: Upgrade = upgrades.begin(self)
 

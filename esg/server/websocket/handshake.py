@@ -194,7 +194,7 @@ class Handshake:
         received = exchange.switch(fields, self.session)
         self.opened = True
         service.handshakes.discard(self)
-        service.socket_opened(self.session, exchange, given)
+        service.socket_opened(self.session, exchange.observation, given)
         library, most = self._library, service.config.ws_max_size
         return Agreement(lambda: library.codec(most, deflate), deflate is not None, received)
 
