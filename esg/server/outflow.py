@@ -1,8 +1,8 @@
-"""The data that is sent to a client: whether the client reads it, and how long it may take.
+"""Whether one client takes what is sent to it, and how long it may take.
 
-An `Outflow` belongs to one direction of a connection. It holds the calls of `send` that wait for
-the client, measures whether the client makes progress, and knows how long the client has for its
-own end after the server has sent everything. It has no timer: its owner asks at the right time.
+An `Outflow` holds the calls of `send` that wait for the client, and measures whether the client
+makes progress. When the server has sent its last byte, it knows how long to wait until the client
+closes the connection. It has no timer: its owner has a deadline, and asks when that has passed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LINGER = 2.0
 
 
 class Outflow:
-    """How a client reads. Times are those of the event loop, in seconds."""
+    """What is sent to one client. Times are seconds by the event loop's clock."""
 
     __slots__ = (
         "_loop",
@@ -39,14 +39,14 @@ class Outflow:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.paused = False
-        """Whether so much waits to be sent that nothing should be added."""
+        """Whether so much waits to be sent that `send` has to wait."""
         self._waiters: list[asyncio.Future[None]] = []
         self._unsent = 0
         """Bytes that the client hadn't acknowledged at the last check."""
         self._progress_at = 0.0
-        """The time at which this number last decreased."""
+        """When a check last found fewer of them than the check before."""
         self.heard = False
-        """Whether the client has sent data since the last check."""
+        """Whether the client has sent something since the last check."""
         self._said_all = False
         self._silence = LINGER
         self._talk_until = -math.inf
@@ -58,13 +58,13 @@ class Outflow:
     # -- waiting for the client ----------------------------------------------------------
 
     def pause(self, now: float) -> None:
-        """Pause: enough data waits to be sent. From now on the client's progress is measured."""
+        """Too much waits to be sent; from now on the client has to make progress."""
         self.paused = True
         self._unsent = unsent(self._transport)
         self._progress_at = now
 
     def resume(self) -> None:
-        """Resume: there is room again, or the connection is lost, so no `send` has to wait."""
+        """Wake every `send` that waits: there is room again, or the connection is lost."""
         self.paused = False
         self._wake()
 
@@ -81,7 +81,7 @@ class Outflow:
         return waiter
 
     async def writable(self) -> None:
-        """Wait until the client has read enough of what was sent.
+        """Wait until the client has taken enough of what was sent.
 
         If the connection breaks, this takes at least one turn of the loop, so that the loop
         notices.
@@ -94,12 +94,12 @@ class Outflow:
     # -- progress ------------------------------------------------------------------------
 
     def begin(self, now: float) -> None:
-        """Measure progress from now on."""
+        """Measure progress from now on, whatever was unsent before."""
         self._unsent = 0
         self._progress_at = now
 
     def stalls(self, now: float, limit: float) -> bool:
-        """Whether the client has read nothing for `limit` seconds."""
+        """Whether the client has taken nothing for `limit` seconds."""
         before, self._unsent = self._unsent, unsent(self._transport)
         if self._unsent < before:
             self._progress_at = now
@@ -108,10 +108,10 @@ class Outflow:
     # -- the end of a connection ---------------------------------------------------------
 
     def linger(self, now: float, silence: float, talk_until: float = -math.inf) -> None:
-        """The server has sent everything, so no `send` waits; wait for the client's end.
+        """The server has sent its last byte, so no `send` waits; wait until the client closes.
 
-        After the client has read everything, it may be silent for `silence` seconds. Until
-        `talk_until`, data that it still sends gives it that time again.
+        Once the client has taken everything, it may be silent for `silence` seconds. Until
+        `talk_until`, everything that it sends gives it that time again.
         """
         self._said_all = True
         self._wake()
@@ -121,10 +121,10 @@ class Outflow:
         self._talk_until = talk_until
 
     def lingers(self, now: float, limit: float, *, acknowledged: bool) -> bool:
-        """Whether to wait longer for the client's end; for `limit` seconds if it reads too little.
+        """Whether to wait longer until the client closes; at most `limit` seconds without progress.
 
-        `acknowledged`: until the client's kernel has all data; otherwise until our kernel has,
-        because our kernel sends the data without us.
+        `acknowledged`: wait until the client's kernel has taken everything. Otherwise wait until
+        this machine's kernel has, which sends the rest by itself.
         """
         heard, self.heard = self.heard, False
         if heard and now < self._talk_until:
@@ -135,14 +135,11 @@ class Outflow:
 
     @property
     def next_look(self) -> float:
-        """Seconds until a lingering connection should be checked again."""
+        """Seconds until a connection that lingers should be looked at again."""
         return min(self._silence, LINGER)
 
     def end(self) -> None:
-        """End the connection.
-
-        Data that the client hasn't read is dropped; the kernel would keep it.
-        """
+        """End the connection, and drop what the client hasn't taken: the kernel would keep it."""
         if self._transport.get_write_buffer_size():
             reset(self._transport)
         else:

@@ -1,4 +1,4 @@
-"""What the lines of the access log are about: finished exchanges, and what is logged like them."""
+"""What an access log line describes: a finished request, a WebSocket, or a refused request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from esg.server.asgi.types import Headers
 
 
 class Entry(Protocol):
-    """What every line is made of: a finished exchange, or one of the classes below."""
+    """What every line is made from: a finished exchange, or one of the classes below."""
 
     status: int
     target: bytes

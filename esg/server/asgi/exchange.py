@@ -17,8 +17,7 @@ specification: up to version 2.3 servers ignore what is sent to a client that ha
 `send` raises an OSError. Only a stream needs the error, since nothing else would end it; for a
 response that ends anyway it would be one more exception in the application's error reports.
 
-What the bytes of a response look like is decided by the protocol, in a class derived from
-`Exchange` (`http1/exchange.py`).
+A protocol derives its own class from `Exchange`, which writes the bytes (`http1/exchange.py`).
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ class Source(Protocol):
 
 
 class Carrier(Protocol):
-    """What an exchange needs of its connection, or of its stream of one."""
+    """The connection of an exchange, or its stream of a connection."""
 
     service: Service
     outflow: Outflow
@@ -102,19 +101,19 @@ class Carrier(Protocol):
 
     @property
     def is_closing(self) -> Any:
-        """A method: whether nothing that is written goes anywhere any more."""
+        """A method: whether the connection is being closed, so that nothing can be sent."""
 
     def send_continue(self) -> None:
         """Tell a client that waits for it to send its body."""
 
     def answer_error(self, status: int, head_only: bool, content: Content) -> None:
-        """Answer with a response of the server's own, and close."""
+        """Send one of the server's own responses, and close."""
 
     def exchange_done(self, exchange: Any) -> None:
         """The response is complete."""
 
     def cut(self) -> None:
-        """End a response in its middle, so that the client can't take it for whole."""
+        """End a response in its middle, so that the client can tell that it isn't complete."""
 
 
 class Exchange:
@@ -147,9 +146,9 @@ class Exchange:
         self.target = target
         self.task: asyncio.Task[None]
         self.started: float
-        """When the application was called, where there is a limit to its time."""
+        """When the application was called, to a second if there is no limit to its time."""
         self.observation: Observation | None = None
-        """Where the access log's format asks for more than every exchange knows."""
+        """None unless the access log's format asks for more than every exchange knows."""
         # the request's body
         if framing.length == 0:
             self.body = NO_BODY
@@ -158,9 +157,9 @@ class Exchange:
         self._body_delivered = False
         """Whether `receive` has given the application the end of the body."""
         self._disconnect_delivered = False
-        """Whether the application was told that a client has left that is still connected."""
+        """Whether `receive` has said that the client has left, though it is still connected."""
         self._receivers: tuple[asyncio.Future[None], ...] = ()
-        """Calls of `receive` that wait for something to give."""
+        """Calls of `receive` that wait for something to return."""
         # the response
         self.state = START
         self.held_head: list[bytes] | None = None
@@ -203,7 +202,7 @@ class Exchange:
     # -- the application's side --------------------------------------------------------
 
     async def run(self, app: Application) -> None:
-        """Call the application, and see that the exchange ends whatever it does."""
+        """Call the application. The exchange is over afterwards, whatever the application did."""
         service = self._connection.service
         try:
             await app(self.scope, self.receive, self.send)
@@ -267,7 +266,7 @@ class Exchange:
                 await connection.outflow.writable()
 
     async def _extend(self, message: Message) -> None:
-        """What is neither the head nor a piece of the body, where one of them was expected."""
+        """A message other than the head or the piece of body that was expected."""
         kind, state = message["type"], self.state
         if state is GONE:
             await _send_to_nobody(message)
@@ -311,7 +310,7 @@ class Exchange:
             await self._send_file(file.fileno(), 0, os.fstat(file.fileno()).st_size, more=False)
 
     def _settle(self) -> None:
-        """The exchange is over: what was not read of the request never will be."""
+        """The exchange is over, so drop what the application hasn't read of the request."""
         self._connection.reader.body_taken(len(self.body.take()))
         self.wake()
 
@@ -341,7 +340,7 @@ class Exchange:
         self.end_badly()
 
     def _leave(self) -> None:
-        """Neither side goes on: end the connection without another byte."""
+        """Both sides have given up: end the connection without another byte."""
         if self.state is DONE or self.state is GONE:
             return
         if self.head_sent:
@@ -419,7 +418,7 @@ class Exchange:
     # -- the connection's side ---------------------------------------------------------
 
     def body_came(self, piece: bytes) -> None:
-        """A piece of the request's body; dropped if nobody will ask for it."""
+        """A piece of the request's body arrived; it is dropped if the response is complete."""
         body, size = self.body, len(piece)
         body.received += size
         if self.state is not DONE and self.state is not GONE:
@@ -443,7 +442,7 @@ class Exchange:
         self._settle()
 
     def wake(self) -> None:
-        """Let `receive` look again at what there is."""
+        """Let calls of `receive` that wait check again what they can return."""
         receivers, self._receivers = self._receivers, ()
         for receiver in receivers:
             if not receiver.done():

@@ -17,12 +17,12 @@ from esg.server.asgi.types import Application, Headers
 
 
 class Successor(Protocol):
-    """What takes a connection over from HTTP."""
+    """The protocol that takes over a connection from HTTP."""
 
     write: Callable[[bytes], None]
 
     def take_transport(self, transport: asyncio.Transport, write_paused: bool) -> None:
-        """Become the transport's protocol. `write_paused`: the client reads too slowly by now."""
+        """Become the transport's protocol. `write_paused`: too much waits to be sent already."""
 
 
 class UpgradableExchange(Exchange):
@@ -36,17 +36,17 @@ class UpgradableExchange(Exchange):
         """Accept with these fields, and give the connection away.
 
         Returns what the client has sent behind its request. Raises InvalidHeader for fields that
-        can't be sent, and ClientDisconnected if there is nobody to switch for any more.
+        can't be sent, and ClientDisconnected if the client has left.
         """
         raise NotImplementedError
 
     def part(self) -> None:
-        """Nobody is left to answer: end the connection without a word."""
+        """The client has left: end the connection without a response."""
         raise NotImplementedError
 
 
 class Upgrade(Protocol):
-    """What becomes of one request that offers to upgrade."""
+    """Answers one request that offers to upgrade."""
 
     @property
     def name(self) -> str:
@@ -57,7 +57,7 @@ class Upgrade(Protocol):
         """Whether the connection has been given away."""
 
     def run(self, app: Application) -> Coroutine[Any, Any, None]:
-        """Call the application, and see that the exchange ends whatever it does."""
+        """Call the application. The exchange is over afterwards, whatever the application did."""
 
     def on_client_left(self) -> None:
         """The client has left, or will before long, or the server itself has answered."""

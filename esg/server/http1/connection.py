@@ -1,8 +1,8 @@
 """One HTTP/1.1 connection: requests are answered one after the other, and then it ends.
 
-It is the protocol of its transport. The `Reader` makes exchanges of what the client sends; the
-connection holds the exchange that is being answered and the pipelined ones behind it, closes, and
-owns every deadline. Whether the client takes what it is sent is for the `Outflow` to know.
+It is the protocol of its transport. Its `Reader` makes exchanges of what the client sends. The
+connection holds the exchange that is being answered and the pipelined ones behind it, owns every
+deadline, and closes. Its `Outflow` knows whether the client takes what is sent.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from esg.server.transports import end_output, lines_writer, reset
 DISCARD_LIMIT = 262144
 """Bytes of unread request body that are read and dropped to keep a connection alive.
 
-If more is to come, the response says that the connection closes. A body in chunks, whose size
-nobody knows, is read for LINGER_LONGEST seconds.
+If more has yet to arrive, the response says that the connection closes. A chunked body, whose size
+isn't known, is read for LINGER_LONGEST seconds.
 """
 
 LINGER_UPLOADING = 5.0
-"""Seconds without a byte that a closing connection waits for, if the client may still be sending.
-"""
+"""Seconds of silence after which a closing connection ends, if the client may still be sending."""
 
 LINGER_LONGEST = 30.0
-"""Seconds for which bytes of such a client are read and dropped.
+"""Seconds for which a closing connection reads and drops what such a client sends.
 
-A client that sends the whole of its request before it reads needs them, or the reset that answers
-its next bytes destroys the response. These are nginx's lingering_timeout and lingering_time.
+Some clients send the whole request before they read the response. Without this time, their next
+bytes would be answered by a reset, which destroys the response. The two numbers are nginx's
+lingering_timeout and lingering_time.
 """
 
 SILENCE = 1.0
@@ -107,9 +107,9 @@ class Connection(asyncio.Protocol):
         *,
         scheme: str = "http",
     ) -> None:
-        """`tls` is the scopes' extension of that name, for a connection over TLS.
+        """`tls` is the scope's extension of that name, for a connection over TLS.
 
-        `scheme` is that of one that isn't: what its client speaks with the proxy.
+        Without TLS, `scheme` is what the client speaks with the proxy.
         """
         self.service = service
         self._client = client
@@ -120,18 +120,18 @@ class Connection(asyncio.Protocol):
         self.current: Exchange | None = None
         self.queue: deque[Exchange] = deque()
         self.refusal: int | None = None
-        """The status for what can't be served behind these requests."""
+        """The status to send after these requests, because the next one can't be served."""
         self._refused: Refused | None = None
-        """What the access log says of that."""
+        """The access log's entry for that request."""
         self._discard_until = 0.0
-        """Until when the rest of a body that nobody wants is read."""
+        """Until when to read the rest of a body that the application didn't want."""
         # the client's end
         self.ends_soon = False
         """Whether the client has closed its side, so that no further request can come."""
         self.client_left = False
         """Whether it seems to have closed the whole connection: see `_look_for_client`."""
         self._wrote = False
-        """Whether something was written since that was last looked at, once `ends_soon`."""
+        """After `ends_soon`: whether something was written since `_look_for_client` last asked."""
         # time
         self._wait = REQUEST
         self.deadline = math.inf
@@ -160,7 +160,7 @@ class Connection(asyncio.Protocol):
             reader.feed(data)
 
     def eof_received(self) -> bool:
-        """The client sends no more; the response to what it sent may still be due."""
+        """The client sends no more, but may still wait for responses."""
         self.ends_soon = True
         if self._wait is END:
             return False
@@ -170,7 +170,7 @@ class Connection(asyncio.Protocol):
         return self.input_ended()
 
     def input_ended(self) -> bool:
-        """All that the client has sent is parsed; returns whether a response is still owed."""
+        """Everything that the client has sent is parsed; returns whether a response is due."""
         receiving, self.reader.receiving = self.reader.receiving, None
         if receiving is not None and receiving is self.current:
             return False  # it was cut off in its middle
@@ -218,14 +218,17 @@ class Connection(asyncio.Protocol):
     # -- one exchange after the other ----------------------------------------------------
 
     def take(self, exchange: Exchange) -> None:
-        """Answer a request in its turn: at once, if there is nothing before it."""
+        """Answer a request in its turn: immediately, if no other is in front of it."""
         if self.current is None and not self.outflow.paused:
             self.current = self.starting = exchange
         else:
             self.queue.append(exchange)
 
     def offers_upgrade(self) -> bool:
-        """Whether the request that was taken last becomes an upgrade, as it has just offered."""
+        """Make an `UpgradeExchange` of the last request, which offers an upgrade.
+
+        Returns False if the upgrade isn't to a protocol that is served here.
+        """
         upgrades = self.service.upgrades
         offer = self.queue[-1] if self.queue else self.starting
         if upgrades is None or offer is None:
@@ -278,7 +281,7 @@ class Connection(asyncio.Protocol):
             self.close(patience=0.0)  # this client has had its time
 
     def _next(self) -> None:
-        """The turn of the next request, or of waiting for one."""
+        """Start the next request, or wait for one."""
         self.current = None
         if self._wait is not SENDING:
             # What `_await` does, spelt out: every request comes by here.
@@ -360,7 +363,7 @@ class Connection(asyncio.Protocol):
         exchange.record()
 
     def _answer_refusal(self) -> None:
-        """Nothing stands before the request that was refused, so its turn has come."""
+        """Answer the request that was refused, now that no other is in front of it."""
         status = self.refusal or 400
         self.service.statuses[status // 100] += 1
         if self.service.access_log is not None and self._refused is not None:
@@ -370,7 +373,7 @@ class Connection(asyncio.Protocol):
     def answer_error(
         self, status: int, head_only: bool = False, content: Content | None = None
     ) -> None:
-        """Answer with a response of the server's own, and close."""
+        """Send one of the server's own responses, and close."""
         service = self.service
         heads: Heads = service.heads
         retry = service.cancels and status == 503
@@ -440,16 +443,16 @@ class Connection(asyncio.Protocol):
 
     def _await(self, wait: Wait, limit: float) -> None:
         self._wait = wait
-        # The service's clock is up to a tick behind, and no time shall be shorter than promised.
+        # The service's clock may be a tick behind, and no time may be shorter than its setting.
         self.deadline = self.service.now + limit + TICK
 
     def await_sending(self) -> None:
-        """The client has its time to take what something else writes to it."""
+        """Give the client its time to take what is written without the transport."""
         self.outflow.begin(self.service.now)
         self._await(SENDING, self.service.config.timeout_send)
 
     def watch(self) -> None:
-        """Set the deadline that fits what the client owes us after some bytes came."""
+        """Set the deadline for what the client has to send next."""
         if self._wait is END or self._wait is SENDING:
             return
         receiving = self.reader.receiving
@@ -461,12 +464,12 @@ class Connection(asyncio.Protocol):
             self._await(HEAD, self.service.config.timeout_request_header)
 
     def close_if_idle(self, deadline: float) -> None:
-        """Close if no request is under way, and one was last early enough for this deadline."""
+        """Close if no request is in progress and the connection's own deadline is no later."""
         if self._wait is REQUEST and self.current is None and self.deadline <= deadline:
             self.close()
 
     def expire(self, now: float) -> None:
-        """The deadline has passed: do what it was for, if it is still what we wait for."""
+        """The deadline has passed: end what took too long, if it isn't over by now."""
         wait = self._wait
         if wait is END:
             self._expire_end(now)
@@ -498,10 +501,10 @@ class Connection(asyncio.Protocol):
 
         TCP says the same of a client that has closed its socket and of one that only sends no more
         (`printf ... | nc`). They differ when something is sent to them: the first answers with a
-        reset, which ends the connection. So as long as a response makes progress, nothing needs to
-        be decided, and the second sort of client gets all of it. If the response stands still, the
-        client is taken for the first sort, which is far more frequent, so that a stream or a long
-        poll for nobody ends.
+        reset, which ends the connection. While a response makes progress, nothing needs to be
+        decided, and the second kind of client gets the whole response. If the response stands
+        still, ESG assumes the first kind, which is far more frequent, so that a stream or a long
+        poll for a client that has left ends.
         """
         self.client_left = not self._wrote
         self._wrote = False

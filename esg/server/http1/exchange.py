@@ -41,7 +41,7 @@ JOIN_LIMIT = 65536
 
 
 class Wire(asgi.Carrier, FileWire, Protocol):
-    """What an exchange needs of the HTTP/1.1 connection that it writes to."""
+    """The HTTP/1.1 connection of an exchange."""
 
     ends_soon: bool
     """Whether the client has closed its side, so that no further request can come."""
@@ -125,7 +125,7 @@ class Exchange(asgi.Exchange):
             self._connection.write(b"".join(lines))
 
     def _close_head(self, lines: list[bytes], body_length: int) -> None:
-        """Decide how the body is delimited and whether the connection goes on, and say so.
+        """Decide how the body is delimited and whether the connection stays open, and say so.
 
         `body_length` is UNKNOWN_LENGTH if more of the body is to come than is there now.
         """

@@ -1,8 +1,8 @@
 """What one HTTP/1.1 client sends: bytes go to the parser, and requests come out of it.
 
 A `Reader` is the sink of the parser. It makes an exchange of each request and gives it to the
-connection; it bounds header sections, bodies and what is read ahead, and stops reading where that
-finds no taker. What a request means is decided in `framing.py`.
+connection. It limits header sections, bodies and what is read ahead, and stops reading while
+nothing takes what was read. `framing.py` decides what a request means.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from esg.server.state import Service
 from esg.server.turns import PART, SMALL
 
 FEED_FIRST = 4096
-"""Bytes given to the parser at once, so that a bound on what it may find can be kept."""
+"""Bytes given to the parser at once, so that it can't find much before the limits are checked."""
 
 FEED_BODY = 1024
 """The same for a body, which may be in tiny chunks."""
@@ -57,16 +57,17 @@ FEED_SLICE = 16384
 """The same after a piece that was quickly parsed."""
 
 QUICK = 0.00005
-"""Seconds for a piece that can't have been a flood of something tiny."""
+"""A piece that was parsed in fewer seconds can't have been a flood of something tiny."""
 
 PIPELINE_LIMIT = 16
-"""Requests parsed ahead of the one being answered; beyond it the connection isn't read."""
+"""Requests parsed ahead of the one being answered. With more, the connection isn't read."""
 
 BODY_BUFFER = 65536
-"""Bytes of request body held for applications that don't ask; beyond it we stop reading."""
+"""Bytes of request bodies kept until applications ask. With more, the connection isn't read."""
 
 CHUNK_OVERHEAD = 8
-"""Bytes that frame a byte of a body in chunks, at most, beyond what a header section may have."""
+"""Bytes of chunk framing allowed for each byte of a body, on top of what a header section may take.
+"""
 
 METHODS = {
     name.encode("ascii"): name for name in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -111,7 +112,7 @@ class Taker(UpgradableWire, Protocol):
 
 
 class _Nobody:
-    """What a reader has for a connection once that is over, so that neither keeps the other."""
+    """Replaces a reader's connection once that is over, so that neither keeps the other alive."""
 
     over = True
 
@@ -175,7 +176,7 @@ class Reader:
         self.head_size = 0
         """Bytes fed since the last header section that was complete."""
         self._head_limit = 0
-        """Bytes that no header section in the piece at hand exceeds."""
+        """An upper bound for the size of any header section in the current piece, in bytes."""
         self.raised: HTTPError | None = None
         self._refused: Refused | None = None
         """The request that can't be served, for the access log."""
@@ -188,9 +189,9 @@ class Reader:
         # what was read and not yet parsed
         self.pending = b""
         self.paused = False
-        """Whether reading is paused because what was read finds no taker."""
+        """Whether reading is paused because nothing takes what was read."""
         self._waits_for_turn = False
-        """Whether it is because what was read is to be parsed in a later turn of the loop."""
+        """Whether reading is paused because what was read is parsed in a later turn of the loop."""
 
     # -- from the connection -------------------------------------------------------------
 
@@ -199,7 +200,7 @@ class Reader:
         self._transport = transport
 
     def drop(self) -> None:
-        """Nothing that comes is parsed any more. It is read, lest the client get a reset."""
+        """Parse nothing more. What arrives is still read, so that the client gets no reset."""
         self.pending = b""
         if self.paused or self._waits_for_turn:
             self.paused = self._waits_for_turn = False
@@ -214,7 +215,7 @@ class Reader:
         del self._parser  # it holds this reader's methods: a reference cycle
 
     def release(self) -> bytes:
-        """Have the transport's next protocol read; returns what this one has not parsed."""
+        """Let the transport's next protocol read; returns what this reader hasn't parsed."""
         held = self._parser.held if isinstance(self._parser, Held) else b""
         rest, self.pending = held + self.pending, b""
         if self.paused or self._waits_for_turn:
@@ -276,7 +277,7 @@ class Reader:
             check_size(headers, config.limit_request_header_size)
 
     def _checked_method(self, method: bytes, framing: Framing, target: bytes) -> str:
-        """What few requests need: refuse what isn't served here; the method's name."""
+        """The method's name, for unusual requests. Raises HTTPError for what isn't served here."""
         limit = self.service.config.limit_request_body
         if limit and framing.length > limit:
             raise ContentTooLarge("the request's body is too large")
@@ -320,7 +321,7 @@ class Reader:
     # -- feeding the parser --------------------------------------------------------------
 
     def feed(self, data: bytes) -> None:
-        """Parse what came, and then begin with the request whose header section it completed."""
+        """Parse what arrived, then begin the request whose header section is complete now."""
         try:
             if self.receiving is None and len(data) <= FEED_FIRST:
                 self._head_limit = self.head_size = self.head_size + len(data)
@@ -342,7 +343,7 @@ class Reader:
             connection.watch()
 
     def _recover(self, error: Exception, data: bytes | memoryview) -> None:
-        """The parser stopped: go on behind that, or refuse the request that is coming in."""
+        """The parser stopped: continue after that point, or refuse the request that is arriving."""
         stopped: Exception | None = error
         while stopped is not None:
             awaited = 0 if self.receiving is None else self.receiving.framing.length
@@ -374,17 +375,17 @@ class Reader:
         return None
 
     def _count_begun_head(self) -> None:
-        """Count the part of a head that came behind another request, in one piece with that.
+        """Count the part of a head that arrived in one piece with the request in front of it.
 
-        How large it is isn't known, but what may be large enough to break a limit is looked at.
+        Its size isn't known, so it is assumed to be large enough for its limits to be checked.
         """
         if self._target and not self.head_size:
             self.head_size = self.service.small_head
 
     def _parse_sliced(self, data: bytes) -> None:
-        """Parse in pieces, to stop where enough requests wait, or where it takes too long.
+        """Parse in pieces, and stop if enough requests wait or if it takes too long.
 
-        What is all body goes in whole.
+        A piece that is nothing but body isn't divided.
         """
         turns, connection = self.service.turns, self._connection
         rest, size = memoryview(data), FEED_FIRST if self.receiving is None else FEED_BODY
@@ -413,7 +414,7 @@ class Reader:
             size = FEED_SLICE if took < QUICK else FEED_BODY
 
     def _wait_for_turn(self) -> None:
-        """Go on in a later turn of the loop, since others wait for this one to end."""
+        """Continue in a later turn of the loop, because other connections wait for their share."""
         self._waits_for_turn = True
         self._transport.pause_reading()
         self.service.turns.put_off(self._take_turn)
@@ -424,7 +425,7 @@ class Reader:
             self._resume()
 
     def _check_head_size(self) -> None:
-        """Bound a header section that is still incomplete."""
+        """Refuse a header section that is too large before it is complete."""
         config = self.service.config
         if len(self._target) > config.limit_request_line:
             self.refuse(URITooLong("the request target is too long"))
@@ -434,7 +435,7 @@ class Reader:
     # -- refusing ------------------------------------------------------------------------
 
     def refuse(self, error: HTTPError) -> None:
-        """What is being received can't be served."""
+        """Refuse what is arriving."""
         receiving, self.receiving = self.receiving, None
         self.pending = b""
         if self._refused is None:
@@ -455,7 +456,7 @@ class Reader:
         version: str = "-",
         headers: Headers | None = None,
     ) -> None:
-        """Keep what is known of a request that can't be served, until it is its turn in the log."""
+        """Keep what is known of a refused request, until the requests before it are logged."""
         if self.service.access_log is not None:
             scope = self._template | {"method": method, "http_version": version}
             scope["headers"] = headers or []
@@ -477,17 +478,17 @@ class Reader:
             self._connection.watch()
 
     def regulate(self) -> None:
-        """Read as long as what was read finds a taker."""
+        """Pause reading while nothing takes what was read, and resume it afterwards."""
         connection = self._connection
         if connection.over:
-            return  # what comes is dropped, by reading it
+            return  # what arrives is read and dropped
         full = self.buffered > BODY_BUFFER or len(connection.queue) >= PIPELINE_LIMIT
         if full and not self.paused:
             self._pause()
         elif self.paused and not full:
             self.paused = False
-            # Not in the context of the application that took the body: loops keep the context
-            # in which they are told to read.
+            # Not in the context of the application that took the body, because event loops read in
+            # the context in which reading was resumed.
             self.service.loop.call_soon(self._resume, context=self.service.context)
 
     def _pause(self) -> None:

@@ -81,7 +81,7 @@ class Copies:
 
 
 class FileWire(Protocol):
-    """What a file is sent on: the connection, as it is needed here."""
+    """The connection that a file is sent on."""
 
     service: Service
     transport: asyncio.Transport
@@ -96,7 +96,7 @@ class FileWire(Protocol):
         """Whether nothing more can be sent."""
 
     def await_sending(self) -> None:
-        """The client has its time to take what is sent behind the transport's back."""
+        """Give the client its time to take what is written without the transport."""
 
     def resume_writing(self) -> None:
         """Go on as after a pause."""

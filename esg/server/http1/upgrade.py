@@ -15,13 +15,13 @@ from esg.server.http1.response import Heads, check_fields
 from esg.server.state import Upgrades
 
 _LAST = {version: Framing(0, version=version, keep_alive=False) for version in VERSIONS}
-"""A connection on which an upgrade was refused isn't used again: who knows what the client sent
-after it.
+"""After a refused upgrade the connection closes, because nobody knows in which protocol the client
+has gone on.
 """
 
 
 class UpgradableWire(Wire, Protocol):
-    """What an exchange needs of a connection that it may give away."""
+    """A connection that its exchange may give away."""
 
     @property
     def refuses(self) -> bool:
@@ -42,7 +42,7 @@ class UpgradeExchange(Exchange, UpgradableExchange):
     _connection: UpgradableWire
 
     def __init__(self, connection: UpgradableWire, offer: Exchange, upgrades: Upgrades) -> None:
-        """`offer` is the exchange that the request was before its Upgrade was looked at."""
+        """`offer` is the ordinary exchange of the same request, which this one replaces."""
         super().__init__(connection, offer.scope, _LAST[offer.framing.version], offer.target)
         self.observation = offer.observation or Observation(offer.scope, offer.target)
         self.status = 0
