@@ -1,4 +1,4 @@
-"""One child of the arbiter: its mailbox, its pid, the file of its stacks, and its end in words."""
+"""One child of the arbiter: its mailbox, its pid, the file of its stacks, and its exit status."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from esg.supervisor.progress import Progress
 from esg.supervisor.stackfile import StackFile
 
 FATAL = "Fatal Python error: "
-"""How `faulthandler` begins when a signal ends the process, and only then."""
+"""The beginning of `faulthandler`'s output if a signal ends the process, and only then."""
 
 
 class Child:
-    """A process of any kind as the arbiter holds it. Each kind is a class of its own."""
+    """The arbiter's handle of a child process. Each kind of child has its own class."""
 
     kind = "child"
-    """How the log names it."""
+    """Its subject in the log."""
 
     def __init__(self, number: int, ours: ArbitersEnd, stacks: StackFile | None = None) -> None:
-        """`number` is one that no other child of its kind has. `stacks` is None if it writes none.
+        """`number` is unique among the children of its kind. `stacks` may be None: no file.
 
         `ours` is the arbiter's end of its mailbox.
         """
@@ -45,7 +45,7 @@ class Child:
         self.mailbox = ours
         self.stacks = stacks
         self.pid: int | None = None
-        """None until it is known, by the fork or by a `Hello`."""
+        """The pid; None until it is known from the fork or a `Hello`."""
         self.reaped = False
         self.is_beyond_reach = False
         """Whether the kernel has refused to send it a signal."""
@@ -57,7 +57,7 @@ class Child:
         """Send mail; if the child has more than it reads, `deliver` sends it later.
 
         Among several waiting messages of one kind, only the newest is sent. Waiting messages have
-        copies of their descriptors, since the numbers may be other files' when they are sent.
+        copies of their descriptors, because the numbers may belong to other files by then.
         Raises OSError if there is no room for copies.
         """
         for owed in [owed for owed in self._owed if _is_outdated(owed[1], message)]:
@@ -68,11 +68,11 @@ class Child:
             self._owed.append((time.monotonic(), _with_copies(message)))
 
     def deliver(self) -> None:
-        """Send the mail that is owed, as far as there is room for it by now."""
+        """Send as much of the owed mail as there is room for."""
         while self._owed:
             posted_at, posted = self._owed[0]
             message = posted
-            if isinstance(message, Drain):  # its time has run since then
+            if isinstance(message, Drain):  # its time began when it was posted
                 left = max(0.0, message.grace - (time.monotonic() - posted_at))
                 message = dataclasses.replace(message, grace=left)
             if not self.mailbox.offer(message):
@@ -83,37 +83,37 @@ class Child:
     def signal(self, signum: int) -> bool:
         """Send a signal; False if the pid isn't known yet.
 
-        Nothing is sent to a process that was reaped: its pid may be another's by now. Raises
-        PermissionError as kill(2) does.
+        Nothing is sent to a reaped process, because its pid may belong to another process. Raises
+        PermissionError like kill(2).
         """
         if self.reaped:
             return True
         if self.pid is None or self.pid <= 0:  # kill(0, ...) would signal the whole process group
             return False
         if signum == DUMP_SIGNAL and self.stacks is not None:
-            self.stacks.skip()  # what it has written so far, which somebody else asked for
-        with contextlib.suppress(ProcessLookupError):  # somebody else reaped it
+            self.stacks.skip()  # stacks that another process has asked for
+        with contextlib.suppress(ProcessLookupError):  # other code reaped it
             os.kill(self.pid, signum)
             self._sent.add(signum)
         return True
 
     def ask_for_stack(self) -> None:
-        """Have it write its stacks, for `stack` to read; this is no news of its end."""
+        """Make it write its stacks, for `stack` to read."""
         if self.stacks is not None and self.stacks.exists and not self.reaped and self.pid:
             self.stacks.skip()
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, DUMP_SIGNAL)
 
     def stack(self) -> str:
-        """The stacks of its threads, written since they were last asked for or read."""
+        """The stacks of its threads that were written since the last request or read."""
         return self.stacks.read() if self.stacks is not None else ""
 
     def last_stack(self) -> str:
-        """Where a process that has ended was, if its end or the arbiter had it write that.
+        """The last stacks of an ended process, if its end or the arbiter made it write them.
 
-        Others may send it DUMP_SIGNAL, too, and what it wrote then says nothing about its end.
+        Other processes may send it DUMP_SIGNAL, too; those stacks say nothing about its end.
         """
-        if self.aborted:  # then it was logged
+        if self.aborted:  # they were logged then
             return ""
         written = self.stack()
         if DUMP_SIGNAL in self._sent:
@@ -133,7 +133,7 @@ class Child:
         return os.WTERMSIG(status) == signal.SIGKILL and signal.SIGKILL not in self._sent
 
     def describe(self, status: int | None, oom_file: object = None) -> str:
-        """A wait status in words, with who sent the signal if there was one.
+        """A wait status as text, with the sender of the signal if there was one.
 
         `oom_file` is the file of a cgroup that counted its kill for lack of memory, if one did.
         """
@@ -161,7 +161,7 @@ class Child:
 
 
 class WorkerHandle(Child):
-    """A worker as the arbiter holds it."""
+    """The arbiter's handle of a worker."""
 
     kind = "worker"
     stacks: StackFile
@@ -177,9 +177,9 @@ class WorkerHandle(Child):
         self.progress = Progress()
         self.draining = False
         self.serves = False
-        """Whether it has said that it accepts connections."""
+        """Whether it has reported that it accepts connections."""
         self.unseen: set[int] = set()
-        """Numbers of newer workers whose rows it has not been sent."""
+        """The numbers of newer workers whose rows haven't been sent to it."""
 
     @classmethod
     def open(cls, number: int, generation: int) -> tuple[WorkerHandle, Mailbox]:
@@ -198,7 +198,7 @@ class WorkerHandle(Child):
 
     @property
     def accepts(self) -> bool:
-        """Whether it takes new connections, or will, as far as the arbiter knows."""
+        """Whether it accepts connections, or will accept them, as far as the arbiter knows."""
         return not (self.draining or self.reaped)
 
 
@@ -212,7 +212,7 @@ def _is_outdated(message: FromArbiter, newer: FromArbiter) -> bool:
 
 
 def _with_copies(message: FromArbiter) -> FromArbiter:
-    """The message with descriptors of its own. Raises OSError, with nothing left open."""
+    """The message with copies of its descriptors. Raises OSError, with nothing left open."""
     if not isinstance(message, NewListener | NewLogFiles | NewRow):
         return message
     copies: list[int] = []
@@ -234,5 +234,5 @@ def _close_copies(message: FromArbiter) -> None:
 def _signal_name(signum: int) -> str:
     try:
         return signal.Signals(signum).name
-    except ValueError:  # one of the real-time signals, few of which have a name
+    except ValueError:  # a real-time signal; few of these have a name
         return f"signal {signum}"

@@ -19,20 +19,20 @@ from esg.supervisor.generations import Generation
 
 
 class Journal:
-    """Writes the arbiter's lines, and remembers which needn't be written again."""
+    """Writes the arbiter's lines, and remembers those that are written only once."""
 
     def __init__(self, current: Callable[[], Generation]) -> None:
-        """`current` gives the generation that serves."""
+        """`current` returns the generation that serves."""
         self._current = current
         self._warned: set[str] = set()
         self._introduced = False
         self._no_lifespan = 0
-        """The newest generation of which the log says that its application has no lifespan."""
+        """The newest generation for which the log says that the application has no lifespan."""
         self._failures: dict[tuple[type[Exception], str, int], Seldom] = {}
 
     @property
     def subject(self) -> Subject:
-        """How the log names the arbiter."""
+        """The arbiter's subject in the log."""
         return arbiter_subject(self._current().number, os.getpid())
 
     @property
@@ -61,20 +61,21 @@ class Journal:
         log_event(level, subject, text, detail)
 
     def warn_once(self, text: str, about: str = "") -> None:
-        """Write a warning, unless it is empty or one with this text, or about this, was written."""
+        """Write a warning, unless it is empty, or one with this text or topic was written
+        before."""
         if text and (about or text) not in self._warned:
             self._warned.add(about or text)
             self.log(logging.WARNING, text)
 
     def notices(self, config: Config, before: Config | None = None) -> None:
-        """Write what there is to say about these settings and wasn't said about those `before`."""
+        """Write the notices about these settings that weren't written for the settings `before`."""
         said = [*before.notices(), *privileges.notices(before)] if before is not None else []
         for level, text in [*config.notices(), *privileges.notices(config)]:
             if (level, text) not in said:
                 self.log(logging.getLevelNamesMapping()[level.upper()], text)
 
     def introduce(self, message: mailbox.Serves) -> None:
-        """Write what is served, as soon as the first worker knows all of it."""
+        """Write what is served, and with what, once the first worker has reported it."""
         if not self._introduced:
             self._introduced = True
             config = self._current().config

@@ -1,4 +1,4 @@
-"""The net under the arbiter's loop: what raises there is logged, and the loop goes on."""
+"""A safety net for the arbiter's loop: exceptions are logged, and the loop continues."""
 
 from __future__ import annotations
 
@@ -7,27 +7,31 @@ from collections.abc import Callable
 from typing import TypeVar
 
 FAILURE_PAUSE = 0.1
-"""Seconds between two turns of the loop when something raised in the first."""
+"""Seconds between two turns of the loop after an exception in the first one."""
 
 _T = TypeVar("_T")
 
 
 class Net:
-    """Calls functions, and catches what they raise once it is spread."""
+    """Calls functions. Once the net is spread, it catches their exceptions."""
 
     def __init__(self, report: Callable[[Exception], None]) -> None:
-        """`report` is given each error that was caught."""
+        """`report` is called with each caught exception."""
         self._report = report
         self._spread = False
         self._caught = False
-        """Whether something raised in this turn of the loop."""
+        """Whether there was an exception in this turn of the loop."""
 
     def spread(self) -> None:
-        """From now on workers serve, and they need an arbiter more than any one thing it does."""
+        """Catch exceptions from now on: workers serve, and need an arbiter more than any single
+        action."""
         self._spread = True
 
     def attempt(self, function: Callable[..., _T], *arguments: object) -> _T | None:
-        """Call a function. Once the net is spread, errors are reported, and None is returned."""
+        """Call a function.
+
+        Once the net is spread, exceptions are reported, and None is returned.
+        """
         try:
             return function(*arguments)
         except Exception as error:
@@ -38,7 +42,7 @@ class Net:
             return None
 
     def pause(self) -> None:
-        """Wait a moment if something raised, since it may raise again in the next turn."""
+        """Wait a moment after an exception, because it may be raised again in the next turn."""
         if self._caught:
             self._caught = False
             time.sleep(FAILURE_PAUSE)

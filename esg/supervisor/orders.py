@@ -24,7 +24,7 @@ from esg.supervisor.workers import Workers
 
 
 class Orders:
-    """Performs actions on workers. One that is gone by now is no error."""
+    """Performs actions on workers. It isn't an error if a worker has already ended."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Orders:
         self._journal = journal
 
     def spawn(self, action: do.Spawn) -> on.Event | None:
-        """Start a worker; if that can't be done, the fleet is told why."""
+        """Start a worker; if that fails, the fleet gets the reason."""
         try:
             self._sockets.look_after()
             handle = self._workers.spawn(action.number, self._generations[action.generation])
@@ -56,18 +56,18 @@ class Orders:
         return None
 
     def drain(self, action: do.Drain) -> None:
-        """Have a worker finish what it has and end."""
+        """Make a worker finish its requests and end."""
         handle = self._workers.get(action.number)
         if handle is None:
             return
         handle.draining = True
-        # A reload that drops a bind leaves its queue to the last worker that has it.
+        # If a reload drops a bind, the last worker that has it serves its queue.
         self._sockets.release()
         dropped = self._sockets.given_up(handle.listeners)
         handle.post(mailbox.Drain(action.reason, action.grace, action.final, dropped))
 
     def discard(self, action: do.Discard) -> None:
-        """In boot a worker ends on the signal; one that serves leaves that to the mail."""
+        """A booting worker ends by the signal; a serving worker ignores it and obeys the mail."""
         handle = self._workers.get(action.number)
         if handle is not None:
             handle.draining = True
@@ -75,22 +75,22 @@ class Orders:
             self._signal(action.number, signal.SIGTERM)
 
     def quit(self, action: do.Quit) -> None:
-        """Have a worker end soon, by mail if it can't be signalled."""
+        """Make a worker end soon, by mail if it can't be signalled."""
         if not self._signal(action.number, signal.SIGQUIT):
             self._workers.tell([action.number], mailbox.Drain("SIGQUIT", 0.0, final=False))
 
     def dump_stack(self, action: do.DumpStack) -> None:
-        """Have a stuck worker write its stacks."""
+        """Make a stuck worker write its stacks."""
         self._signal(action.number, DUMP_SIGNAL)
 
     def ask_where(self, action: do.AskWhere) -> None:
-        """Have a worker whose boot takes long write its stacks."""
+        """Make a worker whose boot takes long write its stacks."""
         handle = self._workers.get(action.number)
         if handle is not None:
             handle.ask_for_stack()
 
     def report_boot(self, action: do.ReportBoot) -> None:
-        """Log what a boot that takes long waits for."""
+        """Log what a long boot is waiting for."""
         handle = self._workers.get(action.number)
         if handle is not None:
             config, now = self._generations[handle.generation].config, time.monotonic()
@@ -98,13 +98,13 @@ class Orders:
             self._journal.about(handle, logging.INFO, line)
 
     def report_stop(self, action: do.ReportStop) -> None:
-        """Log what a stop that takes long waits for."""
+        """Log what a long stop is waiting for."""
         loads = list(map(self._workers.load, action.numbers))
         hint = "Ctrl-C again" if self._journal.on_terminal else "SIGQUIT"
         self._journal.info(waits.stopping(loads, "" if action.quick else hint))
 
     def abort(self, action: do.Abort) -> None:
-        """Log what a stuck worker held and where it stands, and end it."""
+        """Log the requests and stacks of a stuck worker, and end it."""
         handle = self._workers.get(action.number)
         if handle is not None:
             detail = self._workers.stuck_in(handle)
@@ -112,17 +112,17 @@ class Orders:
             self._signal(action.number, signal.SIGABRT)
 
     def kill(self, action: do.Kill) -> None:
-        """End a worker at once, or close its mailbox: it ends, as if it had lost its arbiter."""
+        """Kill a worker, or else close its mailbox: it then ends as if it had lost its arbiter."""
         handle = self._workers.get(action.number)
         if handle is not None and not self._signal(action.number, signal.SIGKILL):
             self._children.dismiss(handle)
 
     def show_failure(self, action: do.ShowFailure) -> None:
-        """Have workers show why a reload has failed."""
+        """Make workers show why a reload has failed."""
         self._workers.tell(action.numbers, mailbox.ReloadFailed(action.reason, action.detail))
 
     def reopen_logs(self, action: do.ReopenLogs) -> None:
-        """Open the log files again, and give workers the new descriptors."""
+        """Reopen the log files, and send the new descriptors to workers."""
         files, errors = self._generations.files.reopen()
         reopen_handlers()
         for error in errors:
@@ -134,7 +134,7 @@ class Orders:
     def _signal(self, number: int, signum: int) -> bool:
         """Send a worker a signal; False if that isn't possible.
 
-        If the kernel doesn't permit it, that is logged once.
+        If the kernel doesn't permit it, this is logged once.
         """
         handle = self._workers.get(number)
         if handle is None:
