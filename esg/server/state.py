@@ -1,4 +1,4 @@
-"""What all connections of a worker share: the application, settings, a coarse clock, counters."""
+"""The state that all connections of a worker share: application, settings, clock, counters."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from esg.settings.schema import Config
 logger = logging.getLogger("esg")
 
 TICK = 1.0
-"""Seconds between two turns of the clock: deadlines and the Date are as fine as this."""
+"""Seconds between two turns of the clock, the resolution of deadlines and the Date."""
 
 STANDSTILL = 2 * TICK
-"""Seconds between two turns that mean that this process, or its loop, stood still."""
+"""If more seconds pass between two turns, this process or its loop stood still."""
 
 LATE_TURNS = 3
-"""Turns of the loop in which it reads what clients sent while it stood still."""
+"""Turns of the loop for reading the data that arrived while the loop stood still."""
 
 EXPIRE_AGAIN = 60.0
-"""Seconds until a connection is looked at again whose deadline could not be dealt with."""
+"""Seconds until the next try after an exception at a connection's deadline."""
 
 
 class Connection(Protocol):
-    """A connection as its worker sees it, whatever protocol it speaks."""
+    """The part of a connection, of any protocol, that its worker uses."""
 
     deadline: float
     """When to call `expire`, by the event loop's clock."""
 
     def expire(self, now: float) -> None:
-        """The deadline has passed: do what it was for."""
+        """Handle a deadline that has passed."""
 
     def close(self) -> None:
-        """End it, for the worker ends."""
+        """End it, because the worker ends."""
 
 
 class Handshake(Protocol):
@@ -156,14 +156,14 @@ class Service:
     ) -> None:
         """`on_due` is called once, when the request number `due_at` begins; 0 is never.
 
-        `subject` is how the log names this worker.
+        `subject` names this worker in the log.
         """
         self.app = app
         self.config = config
         self.loop = loop
         self.context = contextvars.copy_context()
         self.turns = Turns(loop, self.context)
-        """Among which connections that have much to do divide it."""
+        """Shares the event loop between connections with a lot of work."""
         self.start = _task_starter(loop, config.reset_contextvars)
         self.subject = subject
         self.access_log = access_log
@@ -177,28 +177,28 @@ class Service:
         self.heads: Any
         """HTTP/1.1's `Heads`: how responses begin."""
         self.upgrades: Upgrades | None = None
-        """What requests can be upgraded to."""
+        """The protocol that requests can be upgraded to."""
         self.sockets: set[Session] = set()
-        """The WebSockets that are open, or on their way out."""
+        """The WebSockets that are open or closing."""
         self.handshakes: set[Handshake] = set()
-        """Those that wait for the application's answer."""
+        """The handshakes that wait for the application's answer."""
         self.root_path = config.root_path
         self.holdings = Holdings(config.ws_max_buffered, config.ws_max_size)
-        """What WebSockets hold of their clients' messages."""
+        """The memory that WebSockets use for their clients' messages."""
         self._full = Seldom()
         self._refusals = Seldom()
         self._stood_still = False
         """Whether the last turn of the clock came late."""
         self.proxies = trusted_proxies(config) if config.proxy_headers else None
-        """Whose word on a request's client is taken."""
+        """The proxies that are trusted to name a request's client."""
         self.state: dict[str, Any] = {}
         self.connections: set[Connection] = set()
         self.load = 0
-        """Connections, with those that were accepted but have no transport yet."""
+        """Connections, including accepted ones that have no transport yet."""
         self.running: set[Exchange] = set()
         self.draining = False
         self.cancels = False
-        """Whether the worker cancels what is left at the end of its drain."""
+        """Whether the worker is cancelling requests at the end of its drain."""
         self.accepting = False
         self.now = loop.time()
         self.requests = 0
@@ -209,15 +209,16 @@ class Service:
         """The number of the first request that `attend` is to look at."""
         self._row = row
         self.held: list[Exchange] = []
-        """Exchanges whose response's head waits for its body, but not beyond this turn."""
+        """Exchanges whose response's head waits for its body, until the end of this turn."""
         self.small_head = min(
             config.limit_request_line,
             config.limit_request_header_size,
             config.limit_request_fields * 4,
         )
-        """Bytes of head, with a field taking at least four, that can break no limit."""
+        """A header section up to this many bytes can't exceed a limit; a field takes at least
+        four."""
         self.idle_deadline = self.now + config.timeout_keep_alive + TICK
-        """When a connection that becomes idle now is closed; the clock may be a tick behind."""
+        """The time to close a connection that becomes idle now; the clock may be a tick behind."""
 
     # -- connections and requests ------------------------------------------------------
 
@@ -226,7 +227,7 @@ class Service:
         self.connections.add(connection)
 
     def lost(self, connection: Connection) -> None:
-        """A connection is over."""
+        """A connection has ended."""
         self.connections.discard(connection)
         self.change_load(-1)
 
@@ -241,7 +242,7 @@ class Service:
             self.access_log.record_socket(session.record)
 
     def socket_lost(self, session: Session) -> None:
-        """A WebSocket's connection is over."""
+        """A WebSocket's connection has ended."""
         self.connections.discard(session)
         self.sockets.discard(session)
         self.change_load(-1)
@@ -251,12 +252,12 @@ class Service:
             self.access_log.record_socket(record)
 
     def change_load(self, by: int) -> None:
-        """Count connections taken or gone, and let the other workers see how many there are."""
+        """Count new or ended connections, and publish their number to the other workers."""
         self.load += by
         self._row[Cell.LOAD] = self.load if self.accepting else NOT_ACCEPTING
 
     def release_heads(self) -> None:
-        """Send the heads that no body has followed; one call a turn serves all of them."""
+        """Send the heads that no body has followed; one call per turn serves all of them."""
         held, self.held = self.held, []
         for exchange in held:
             if exchange.held_head is not None:
@@ -267,7 +268,7 @@ class Service:
         logger.error("%s %s", self.subject, event)
 
     def log_refusal(self, client: Endpoint | None, error: HTTPError) -> None:
-        """Log why a client's request is refused; its next such requests at level DEBUG alone."""
+        """Log why a client's request is refused; further ones soon after only at level DEBUG."""
         before = self._refusals.now(self.loop.time())
         level = logging.DEBUG if before is None else logging.INFO
         more = f" ({before} more refused before)" if before else ""
@@ -276,7 +277,7 @@ class Service:
         logger.log(level, text, self.subject, peer, error, error.status, more)
 
     def warn_of_holdings(self) -> None:
-        """Log that a WebSocket was closed since all of them hold too much; not each time."""
+        """Log that a WebSocket was closed because all of them hold too much; not each time."""
         before = self._full.now(self.loop.time())
         if before is not None:
             text = "%s closed a WebSocket: the messages of all clients would exceed %d bytes%s"
@@ -289,12 +290,12 @@ class Service:
         logger.log(TRACE, "%s %s: %s", self.subject, peer, event)
 
     def attend(self, exchange: Exchange) -> Application:
-        """Look at a request that begins, where there is something to look for.
+        """Handle a new request if its number is due, or --limit-concurrency or a trace applies.
 
-        Returns the application that is to answer it.
+        Returns the application that answers it.
         """
         if self.trace:
-            # Both as the client sent them, so neither may go into the log as it is.
+            # Both come from the client, so they are escaped for the log.
             method, target = exchange.scope["method"], exchange.target.decode("latin-1")
             self.log_trace(exchange.scope["client"], f"request begun: {method} {target!a}")
         if self.requests == self.due_at:
@@ -318,14 +319,14 @@ class Service:
         if not self._stood_still:
             self._sweep()
         elif stood_still:
-            # Again: a loop that blocks all the time must not keep its clients for ever.
+            # It is late again: a loop that always blocks must not keep its clients forever.
             self._sweep_later(LATE_TURNS)
-        # else what clients sent meanwhile is to be read before anybody is late
+        # otherwise, data that arrived meanwhile is read before any client counts as late
 
     def _note_beginnings(self) -> None:
-        """Note when requests began that nobody has noted: now, or up to a second ago.
+        """Note the time for requests that have no note yet: they began up to a second ago.
 
-        It is for the log of a worker that is stuck, and costs a request nothing when it begins.
+        It is for the log of a stuck worker, and costs a new request nothing.
         """
         now = self.now
         for exchange in self.running:
@@ -341,7 +342,7 @@ class Service:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Deal with connections, handshakes and requests that are past their deadline."""
+        """Handle connections, handshakes and requests that are past their deadline."""
         now = self.now
         for connection in [c for c in self.connections if c.deadline < now]:
             try:
@@ -362,7 +363,7 @@ class Service:
                     self._failed_to_expire(None, error)
 
     def _failed_to_expire(self, what: Connection | Handshake | None, error: Exception) -> None:
-        """Log a fault of this server's, and look again later, not each second."""
+        """Log an error of this server, and try again later, not every second."""
         if what is not None:
             what.deadline = self.now + EXPIRE_AGAIN
         event = "can't deal with a deadline that has passed"
@@ -385,7 +386,7 @@ class Service:
 
 
 async def overloaded(scope: Scope, receive: Receive, send: Send) -> None:
-    """The application that answers when there are too many requests (RFC 9110, 15.6.4)."""
+    """The application that answers if there are too many requests (RFC 9110, 15.6.4)."""
     headers = [
         (b"content-type", b"text/plain; charset=utf-8"),
         (b"retry-after", b"1"),
@@ -404,14 +405,14 @@ def _attentive_from(config: Config, due_at: int) -> float:
 def _task_starter(
     loop: asyncio.AbstractEventLoop, empty_context: bool
 ) -> Callable[..., asyncio.Task[None]]:
-    """How to run a coroutine as a task, its first step at once where Python can (3.12).
+    """A function that runs a coroutine as a task, from Python 3.12 on with its first step at once.
 
-    `empty_context`: with no context variable set, instead of what it inherits.
+    `empty_context`: the task's context has no variables, instead of the inherited ones.
     """
     if empty_context:
         ordinary = _task_starter(loop, empty_context=False)
         return lambda coroutine: ordinary(coroutine, context=contextvars.Context())
     if sys.version_info >= (3, 12):
         return functools.partial(asyncio.Task, loop=loop, eager_start=True)
-    # A name of its own would be made for every task: 0.2 of the 1.3 microseconds that one costs.
+    # Otherwise a name is made for every task, which takes 0.2 of a task's 1.3 microseconds.
     return functools.partial(asyncio.Task, loop=loop, name="request")

@@ -37,7 +37,7 @@ class Child:
     """Its subject in the log."""
 
     def __init__(self, number: int, ours: ArbitersEnd, stacks: StackFile | None = None) -> None:
-        """`number` is unique among the children of its kind. `stacks` may be None: no file.
+        """`number` is unique among the children of its kind. `stacks` is None if it has none.
 
         `ours` is the arbiter's end of its mailbox.
         """

@@ -29,7 +29,7 @@ pre {{ background: #f4f4f4; padding: 1em; overflow-x: auto }}
 def content(error: BaseException, headers: Headers) -> tuple[bytes, bytes]:
     """Media type and body for a client that sent `headers`: HTML if it accepts that by name.
 
-    See RFC 9110, section 12.5.1, for Accept. A browser names text/html; others take plain text.
+    See RFC 9110, section 12.5.1, for Accept. A browser names text/html; others get plain text.
     """
     text = application_traceback(error)
     if _wants_page(headers):
@@ -39,10 +39,10 @@ def content(error: BaseException, headers: Headers) -> tuple[bytes, bytes]:
 
 
 def in_front_of(app: Application, reason: str, detail: str) -> Application:
-    """An application that shows browsers why a reload failed, and leaves the rest to `app`.
+    """An application that shows browsers why a reload failed, and passes other requests to `app`.
 
-    A browser is who gets something and accepts HTML by name; the code that still serves goes on
-    serving everybody else.
+    A GET from a client that accepts HTML by name counts as a browser's. The previous code serves
+    all other requests.
     """
     last_line = detail.strip().rpartition("\n")[2] or reason
     page = _page(f"Reload failed: {last_line}", detail or reason, _STILL_SERVED)

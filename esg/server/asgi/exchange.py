@@ -1,4 +1,4 @@
-"""The ASGI state machine of one request, whatever protocol its client speaks.
+"""The ASGI state machine of one request, for every protocol.
 
 Everything that affects the state of a response is in this file:
 
@@ -12,10 +12,10 @@ Everything that affects the state of a response is in this file:
 The extensions: `http.response.early_hint` changes no state; `http.response.pathsend` and
 `http.response.zerocopysend` are a piece of the body that passes through FILE; the last of
 `http.response.trailers` ends TRAILERS, and with it the response. From DONE and GONE on, `receive`
-gives `http.disconnect`; every state becomes GONE when the client leaves. See the ASGI HTTP
-specification: up to version 2.3 servers ignore what is sent to a client that has gone; since 2.4
-`send` raises an OSError. Only a stream needs the error, since nothing else would end it; for a
-response that ends anyway it would be one more exception in the application's error reports.
+returns `http.disconnect`; every state becomes GONE when the client leaves. See the ASGI HTTP
+specification: up to version 2.3 servers ignore messages to a client that has left; since 2.4
+`send` raises an OSError. Only a stream needs the error, because nothing else would end it; for a
+response that ends anyway it would only be one more exception in the application's error reports.
 
 A protocol derives its own class from `Exchange`, which writes the bytes (`http1/exchange.py`).
 """
@@ -54,27 +54,27 @@ TRAILERS = "http.response.trailers, after the body"
 DONE = ""
 GONE = "no message: the client has disconnected"
 """The states of a response. START and BODY are the type of the message expected in them; in the
-other states no message is an ordinary one.
+other states no message is expected.
 """
 
 CHECK = "esg.http.check"
-"""A message of ESG's own: it sends nothing, and raises ClientDisconnected if the client is gone."""
+"""ESG's own message: it sends nothing, and raises ClientDisconnected if the client has left."""
 
 REASONED_START = "esg.http.response.start"
-"""As `http.response.start`, with a `reason`: the phrase of the status line, as checked bytes. WSGI
-applications give one; ASGI has none.
+"""Like `http.response.start`, with a `reason`: the phrase of the status line, as checked bytes. It is
+for WSGI applications; ASGI has no such field.
 """
 
 TURNS_TO_CANCEL = 5
-"""Turns of the event loop that a `send` to nobody takes before it raises.
+"""Turns of the event loop before a `send` to a client that has left raises.
 
-A framework that listens for `http.disconnect` cancels its stream meanwhile, and expects that more
+A framework that listens for `http.disconnect` cancels its stream meanwhile, which it handles better
 than an error.
 """
 
 
 class ClientDisconnected(OSError):
-    """The client has gone away, so nothing can be sent to it."""
+    """The client has left, so nothing can be sent to it."""
 
 
 class Source(Protocol):
@@ -93,7 +93,7 @@ class Carrier(Protocol):
     service: Service
     outflow: Outflow
     client_left: bool
-    """Whether the client seems to have left, though the connection doesn't say so."""
+    """Whether the client seems to have left, although the connection is still open."""
 
     @property
     def reader(self) -> Source:
@@ -117,7 +117,7 @@ class Carrier(Protocol):
 
 
 class Exchange:
-    """One request and its response: what the application receives, sends, and gets wrong."""
+    """One request and its response: `receive`, `send`, and the application's failures."""
 
     __slots__ = (
         "_body_delivered",
@@ -146,9 +146,9 @@ class Exchange:
         self.target = target
         self.task: asyncio.Task[None]
         self.started: float
-        """When the application was called, to a second if there is no limit to its time."""
+        """The time of the application's call; to a second if the request has no time limit."""
         self.observation: Observation | None = None
-        """None unless the access log's format asks for more than every exchange knows."""
+        """None unless the access log's format needs it."""
         # the request's body
         if framing.length == 0:
             self.body = NO_BODY
@@ -157,42 +157,43 @@ class Exchange:
         self._body_delivered = False
         """Whether `receive` has given the application the end of the body."""
         self._disconnect_delivered = False
-        """Whether `receive` has said that the client has left, though it is still connected."""
+        """Whether `receive` has reported that the client has left, although it is still
+        connected."""
         self._receivers: tuple[asyncio.Future[None], ...] = ()
         """Calls of `receive` that wait for something to return."""
         # the response
         self.state = START
         self.held_head: list[bytes] | None = None
-        """The head, until the first piece of the body lets it go out."""
+        """The head, until it is sent together with the first piece of the body."""
         self.status: int
 
     # -- what a protocol does ------------------------------------------------------------
 
     def _start(self, message: Message, reason: bytes | None = None) -> None:
-        """Take the head in; it is held for the body's first piece, so that both go out together.
+        """Take the head; it is held for the body's first piece, so that both are sent together.
 
         `reason` replaces the usual reason phrase, if the protocol has one.
         """
         raise NotImplementedError
 
     def flush_head(self) -> None:
-        """Send a head that is still held, since no body came with it in the same turn."""
+        """Send a head that is still held, because no body followed in the same turn."""
         raise NotImplementedError
 
     def _send_body(self, body: bytes, more: bool) -> None:
-        """Send a piece of the body, behind a head that is held."""
+        """Send a piece of the body, after a held head."""
         raise NotImplementedError
 
     def _finish(self) -> None:
-        """The body is complete, and so is the response, but for trailers."""
+        """The body is complete, and so is the response, except for trailers."""
         raise NotImplementedError
 
     def _send_early_hint(self, message: Message) -> None:
-        """A 103 (Early Hints, RFC 8297), if the final head isn't out."""
+        """A 103 (Early Hints, RFC 8297), if the final head wasn't sent."""
         raise NotImplementedError
 
     def _send_trailers(self, message: Message) -> None:
-        """Trailer fields, which go out with the last of them."""
+        """Trailer fields, which are sent together with the last of them."""
         raise NotImplementedError
 
     async def _send_file(self, fd: int, offset: int, count: int, more: bool) -> None:
@@ -202,12 +203,15 @@ class Exchange:
     # -- the application's side --------------------------------------------------------
 
     async def run(self, app: Application) -> None:
-        """Call the application. The exchange is over afterwards, whatever the application did."""
+        """Call the application.
+
+        The exchange has ended afterwards, even if the application failed.
+        """
         service = self._connection.service
         try:
             await app(self.scope, self.receive, self.send)
         except asyncio.CancelledError:
-            self.end_badly()  # nothing more can come of this exchange
+            self.end_badly()  # nothing more happens in this exchange
             raise
         except BaseException as error:  # noqa: BLE001 - applications may raise anything
             self.fail(error)
@@ -310,7 +314,7 @@ class Exchange:
             await self._send_file(file.fileno(), 0, os.fstat(file.fileno()).st_size, more=False)
 
     def _settle(self) -> None:
-        """The exchange is over, so drop what the application hasn't read of the request."""
+        """The exchange has ended, so drop the rest of the request's body."""
         self._connection.reader.body_taken(len(self.body.take()))
         self.wake()
 
@@ -340,7 +344,7 @@ class Exchange:
         self.end_badly()
 
     def _leave(self) -> None:
-        """Both sides have given up: end the connection without another byte."""
+        """Both sides have given up: end the connection without sending another byte."""
         if self.state is DONE or self.state is GONE:
             return
         if self.head_sent:
@@ -349,16 +353,16 @@ class Exchange:
         self._connection.cut()
 
     def time_out(self) -> None:
-        """The request has taken too long: log where it is, answer 503, and cancel it."""
+        """The request has taken too long: log where it waits, answer 503, and cancel it."""
         self.started = math.inf
         if self.state is DONE:
-            return  # the response is out, and what the application does now is its own time
+            return  # the response was sent, so the application may take longer
         self.log_error("request timed out (--request-timeout)", stack=task_stack(self.task))
         self.end_badly(503)
         self.task.cancel()
 
     def end_badly(self, status: int = 500, error: BaseException | None = None) -> None:
-        """Answer `status` if no byte of a response is out; otherwise cut the response off.
+        """Answer `status` if no byte of a response was sent; otherwise cut the response off.
 
         When the worker cancels its requests, the status is 503. `error` is what `--debug` shows.
         """
@@ -380,7 +384,7 @@ class Exchange:
         self.wake()
 
     def answer(self, status: int, content: Content | None = None) -> None:
-        """Answer in the application's place, and close."""
+        """Answer in place of the application, and close."""
         content = content or plain_content(status)
         self.status = status
         if self.observation is not None:
@@ -388,7 +392,7 @@ class Exchange:
         self._connection.answer_error(status, self.framing.head_only, content)
 
     def record(self) -> None:
-        """Count this exchange, which is over, and log it."""
+        """Count this exchange, which has ended, and log it."""
         service = self._connection.service
         service.statuses[self.status // 100] += 1
         if service.access_log is not None:
@@ -412,7 +416,7 @@ class Exchange:
 
     @property
     def name(self) -> str:
-        """What the log calls this request."""
+        """The name of this request in the log."""
         return f"{self.scope['method']} {self.scope['path']!a}"
 
     # -- the connection's side ---------------------------------------------------------
@@ -437,7 +441,7 @@ class Exchange:
             self.wake()
 
     def disconnect(self) -> None:
-        """The client is gone: wake whatever waits for it."""
+        """The client has left: wake everything that waits for it."""
         self.state = GONE
         self._settle()
 
@@ -450,7 +454,7 @@ class Exchange:
 
     @property
     def head_sent(self) -> bool:
-        """Whether the response has begun on the wire; holds as long as the client is there."""
+        """Whether the response has begun on the wire; only valid while the client is connected."""
         return self.held_head is None and self.state is not START
 
 
@@ -463,16 +467,16 @@ async def _send_to_nobody(message: Message) -> None:
 
 
 def _as_bytes(body: object) -> bytes:
-    """A body that is not `bytes` itself. Raises TypeError if it isn't like them either."""
+    """Convert a body that isn't `bytes`. Raises TypeError if that isn't possible."""
     if not isinstance(body, bytes | bytearray | memoryview):
         raise TypeError(f"the body is bytes, not {type(body).__name__}")
     return bytes(body)
 
 
 def is_disconnect(error: BaseException) -> bool:
-    """Whether an error says only that the client has gone, perhaps inside a group.
+    """Whether an error only means that the client has left, perhaps inside a group.
 
-    Starlette turns ClientDisconnected, and an `http.disconnect` it didn't wait for, into an
+    Starlette turns ClientDisconnected, and an unexpected `http.disconnect`, into an
     exception of its own.
     """
     if isinstance(error, BaseExceptionGroup):

@@ -8,7 +8,10 @@ from typing import BinaryIO
 
 
 def open_file(path: str) -> BinaryIO:
-    """Open a regular file. Raises OSError, and ValueError for what might block, as a FIFO does."""
+    """Open a regular file.
+
+    Raises OSError, and ValueError for files that may block, such as a FIFO.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return os.fdopen(fd, "rb")
@@ -19,8 +22,8 @@ def open_file(path: str) -> BinaryIO:
 def file_part(file: int | BinaryIO, offset: int | None, count: int | None) -> tuple[int, int, int]:
     """Descriptor, offset and size in bytes of a part of an open file. Raises ValueError for others.
 
-    Without an offset it begins at the file's position, which moves behind it; without a count it
-    ends with the file.
+    Without an offset it begins at the file's position, which then moves to its end; without a count
+    it ends with the file.
     """
     fd = file if isinstance(file, int) else file.fileno()
     status = os.fstat(fd)

@@ -1,4 +1,4 @@
-"""Makes an ASGI 3 application of whatever interface an application speaks."""
+"""Makes an ASGI 3 application from an application of any supported interface."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from esg.settings.schema import Config
 THREADS_PER_CPU = 4
 FEWEST_THREADS = 8
 MOST_THREADS = 32
-"""How many threads run a WSGI application where `--threads` doesn't say: its requests wait for
-databases and other services more than they compute."""
+"""The default for `--threads`. It is more than the number of CPUs, because WSGI requests often wait
+for databases and other services."""
 
 
 def adapt(app: Any, config: Config) -> Application:
-    """The ASGI 3 application that calls `app`. Raises as `esg.loader.interface_of` does."""
+    """The ASGI 3 application that calls `app`. Raises the same as `esg.loader.interface_of`."""
     interface = interface_of(app, config)
     if interface == "wsgi":
         threads = config.threads or default_threads(cpus.usable())
@@ -31,7 +31,7 @@ def adapt(app: Any, config: Config) -> Application:
 
 
 def default_threads(cpus: int) -> int:
-    """The size of a WSGI application's thread pool on so many CPUs."""
+    """The size of a WSGI application's thread pool on this many CPUs."""
     return min(max(FEWEST_THREADS, THREADS_PER_CPU * cpus), MOST_THREADS)
 
 
@@ -50,7 +50,7 @@ async def _call_asgi2(app: Any, scope: Scope, receive: Receive, send: Send) -> N
 
 
 def interface_behind(app: Application) -> str:
-    """What the log calls the interface of the application that `adapt` made `app` of."""
+    """The interface's name, for the log, of the application that `adapt` made `app` from."""
     if isinstance(app, WSGIAdapter):
         return "WSGI"
     if isinstance(app, functools.partial) and app.func is _call_asgi2:

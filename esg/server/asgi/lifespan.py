@@ -22,18 +22,19 @@ logger = logging.getLogger("esg")
 
 
 LONGEST_REASON = 300
-"""Characters of an exception that are told; a message with them fits into one write to a pipe."""
+"""The most characters of a reported exception; its message fits into one write to a pipe."""
 
 
 class Lifespan:
-    """One run of an application's lifespan. `state` is what it leaves for its requests.
+    """One run of an application's lifespan. `state` is passed on to its requests.
 
     `refusal` says why it has none, if its call ended with an exception before it began, and not
     with one that small applications raise for any scope but HTTP's.
     """
 
     def __init__(self, app: Application, mode: str, subject: Subject) -> None:
-        """`mode` is `auto`, `on` or `off`, as `--lifespan`; `subject` is how the log names us."""
+        """`mode` is `auto`, `on` or `off`, as in `--lifespan`; `subject` names this worker in the
+        log."""
         self.state: dict[str, Any] = {}
         self.refusal: NoLifespan | None = None
         self._app = app
@@ -50,8 +51,8 @@ class Lifespan:
     async def startup(self) -> None:
         """Run the application's start-up. Raises BootError if it fails.
 
-        With `auto`, an exception before the application has answered means that it doesn't speak
-        the protocol, which is no failure.
+        With `auto`, an exception before the application has answered means that it doesn't support
+        the protocol, which isn't a failure.
         """
         if self._mode == "off":
             return
@@ -85,7 +86,7 @@ class Lifespan:
         await self.cancel()
 
     async def cancel(self) -> None:
-        """End the lifespan's task, whatever it is doing."""
+        """Cancel the lifespan's task."""
         self._cancelled = True
         if self._task is not None:
             self._task.cancel()
@@ -108,7 +109,7 @@ class Lifespan:
             self._ended(None)
 
     def _ended(self, error: BaseException | None) -> None:
-        """The application's call is over: by returning, or with `error`."""
+        """The application's call has returned, or has raised `error`."""
         if not self._started.is_set():
             self._ended_early(error)
         elif self._failure is None and isinstance(error, Exception):
@@ -117,7 +118,7 @@ class Lifespan:
         self._stopped.set()
 
     def _ended_early(self, error: BaseException | None) -> None:
-        ending = error is not None and not isinstance(error, Exception)  # sys.exit(), for instance
+        ending = error is not None and not isinstance(error, Exception)  # for example by sys.exit()
         if ending and self._cancelled:
             return
         if self._mode == "on" or ending:
@@ -154,7 +155,7 @@ class Lifespan:
 
 
 def _is_usual(error: Exception) -> bool:
-    """Whether applications that have no lifespan raise such an exception for its scope.
+    """Whether applications without a lifespan raise an exception like this for its scope.
 
     Django and Channels raise a ValueError that says so, asgiref's WsgiToAsgi one about the scope.
     """

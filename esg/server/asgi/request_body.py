@@ -14,7 +14,7 @@ MOST_PIECES = 256
 
 
 class Framing(Protocol):
-    """What the head of a request says about its body and its response."""
+    """The properties of a request's body and its response, from the request's head."""
 
     @property
     def length(self) -> int:
@@ -30,7 +30,7 @@ class Framing(Protocol):
 
 
 class RequestBody:
-    """What has arrived of a body."""
+    """The part of a body that has arrived."""
 
     __slots__ = ("awaits_continue", "complete", "length", "pieces", "received")
 
@@ -42,10 +42,10 @@ class RequestBody:
         self.awaits_continue = awaits_continue
         """Whether the client waits for a 100 (Continue) that wasn't sent yet."""
         self.pieces: list[bytes] = []
-        """What the application hasn't taken yet."""
+        """The data that the application hasn't taken yet."""
 
     def join(self) -> None:
-        """Make one piece of all that are kept."""
+        """Join all kept pieces."""
         self.pieces = [b"".join(self.pieces)]
 
     def take(self) -> bytes:

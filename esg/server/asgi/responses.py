@@ -1,4 +1,4 @@
-"""What a response is whatever protocol carries it: statuses, and the server's own answers."""
+"""The parts of responses that don't depend on the protocol: statuses, and the server's answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 REASONS = {status.value: status.phrase for status in HTTPStatus} | {
-    # as RFC 9110 has them: Python's depend on its version
+    # the phrases of RFC 9110: Python's depend on its version
     413: "Content Too Large",
     414: "URI Too Long",
     416: "Range Not Satisfiable",
@@ -23,12 +23,12 @@ Content = tuple[bytes, bytes]
 
 
 def plain_content(status: int) -> Content:
-    """The body of a response of the server's own, and its kind."""
+    """The body of one of the server's own responses, and its media type."""
     return b"text/plain", REASONS.get(status, "Error").encode("ascii")
 
 
 def check_status(status: Any) -> int:
-    """The status code of `http.response.start`. Raises InvalidHeader if it is none."""
+    """The status code of `http.response.start`. Raises InvalidHeader if it isn't valid."""
     code = int(status)
     if not 200 <= code <= 999:
         raise InvalidHeader(f"{status!r} is no final status code")

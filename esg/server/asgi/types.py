@@ -41,8 +41,8 @@ EXTENSIONS: dict[str, dict[str, Any]] = {
     "http.response.early_hint": {},
     "http.response.trailers": {},
 }
-"""What a scope offers beyond the specification's core. The dictionary is copied for each request,
-but not what it holds.
+"""The extensions that a scope offers. The dictionary is copied for each request,
+but not its values.
 """
 
 FILE_EXTENSIONS: dict[str, dict[str, Any]] = EXTENSIONS | {PATH_SEND: {}, ZERO_COPY_SEND: {}}
@@ -63,7 +63,7 @@ def http_template(
     scheme: str = "http",
     sendfile: bool = False,
 ) -> Scope:
-    """What the scopes of all requests on one connection have in common.
+    """The part that the scopes of all requests on one connection share.
 
     `tls` is the extension of that name, for connections over TLS. `scheme` is the scheme of other
     connections. `sendfile` says whether the server offers to send files for the application.
@@ -90,10 +90,10 @@ def http_template(
 def http_scope(
     template: Scope, method: str, target: bytes, headers: Headers, state: dict[str, Any]
 ) -> Scope:
-    """The scope of an HTTP/1.1 request for `target`, as it came (RFC 9112, section 3.2).
+    """The scope of an HTTP/1.1 request for the undecoded `target` (RFC 9112, section 3.2).
 
     Nothing in it that an application may change is shared with another request. Raises
-    BadRequest for a target that is none.
+    BadRequest for an invalid target.
     """
     if b"#" in target:
         # Proxies end the path at the fragment, so they apply their rules to another path.
@@ -126,7 +126,7 @@ def http_scope(
 def tls_scope(
     template: Scope, method: str, target: bytes, headers: Headers, state: dict[str, Any]
 ) -> Scope:
-    """As `http_scope`, for a connection over TLS, whose template has the extension."""
+    """Like `http_scope`, for a connection over TLS, whose template has the extension."""
     scope = http_scope(template, method, target, headers, state)
     scope["extensions"]["tls"] = template["extensions"]["tls"].copy()
     return scope
@@ -135,8 +135,8 @@ def tls_scope(
 def _origin_form(method: str, target: bytes, headers: Headers) -> tuple[bytes, Headers]:
     """The path and query of an absolute-form target, and the headers with its host.
 
-    That host counts, whatever the Host field says (RFC 9112, section 3.2.2). `*`, for OPTIONS
-    alone, stays as it is.
+    That host counts, and the Host field is ignored (RFC 9112, section 3.2.2). `*`, only for
+    OPTIONS, isn't changed.
     """
     if target == b"*" and method == "OPTIONS":
         return target, headers

@@ -22,7 +22,10 @@ class Successor(Protocol):
     write: Callable[[bytes], None]
 
     def take_transport(self, transport: asyncio.Transport, write_paused: bool) -> None:
-        """Become the transport's protocol. `write_paused`: too much waits to be sent already."""
+        """Become the transport's protocol.
+
+        `write_paused`: too much data already waits to be sent.
+        """
 
 
 class UpgradableExchange(Exchange):
@@ -35,8 +38,8 @@ class UpgradableExchange(Exchange):
     def switch(self, fields: Headers, successor: Successor) -> bytes:
         """Accept with these fields, and give the connection away.
 
-        Returns what the client has sent behind its request. Raises InvalidHeader for fields that
-        can't be sent, and ClientDisconnected if the client has left.
+        Returns the data that the client has sent after its request. Raises InvalidHeader for fields
+        that can't be sent, and ClientDisconnected if the client has left.
         """
         raise NotImplementedError
 
@@ -50,14 +53,17 @@ class Upgrade(Protocol):
 
     @property
     def name(self) -> str:
-        """What the log calls the request."""
+        """The name of the request in the log."""
 
     @property
     def opened(self) -> bool:
         """Whether the connection has been given away."""
 
     def run(self, app: Application) -> Coroutine[Any, Any, None]:
-        """Call the application. The exchange is over afterwards, whatever the application did."""
+        """Call the application.
+
+        The exchange has ended afterwards, even if the application failed.
+        """
 
     def on_client_left(self) -> None:
-        """The client has left, or will before long, or the server itself has answered."""
+        """The client has left, or will leave soon, or the server itself has answered."""

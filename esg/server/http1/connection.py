@@ -55,7 +55,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Wait(Enum):
-    """What a connection waits for, which says what its deadline means."""
+    """The event that a connection waits for, which gives its deadline a meaning."""
 
     REQUEST = "a request"
     HEAD = "the rest of a header section"
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
     write: Callable[[bytes], None]
     """Send bytes, in order: the transport's own method."""
     is_closing: Callable[[], bool]
-    """Whether nothing that is written goes anywhere any more: the transport's own method."""
+    """Whether written data is dropped because the transport is closing: the transport's method."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._wait is END or self.refusal is not None:
-            self.outflow.heard = True  # read only to be dropped: the connection is on its way out
+            self.outflow.heard = True  # the connection is closing, so the data is dropped
             return
         reader = self.reader
         if reader.pending or reader.paused:
@@ -166,14 +166,14 @@ class Connection(asyncio.Protocol):
             return False
         self.write = self._write_half_closed
         if self.reader.pending:
-            return True  # what came before the end is parsed first
+            return True  # data from before the end is parsed first
         return self.input_ended()
 
     def input_ended(self) -> bool:
         """Everything that the client has sent is parsed; returns whether a response is due."""
         receiving, self.reader.receiving = self.reader.receiving, None
         if receiving is not None and receiving is self.current:
-            return False  # it was cut off in its middle
+            return False  # the request was cut off
         if receiving is not None:
             self.queue.remove(receiving)
         if self.current is None and not self.queue:
@@ -246,7 +246,7 @@ class Connection(asyncio.Protocol):
         """Call the application for the request whose turn it is."""
         exchange, self.starting = self.current, None
         if exchange is None:
-            return  # the connection has ended since this was planned
+            return  # the connection has ended meanwhile
         service = self.service
         service.running.add(exchange)
         service.requests += 1
@@ -269,7 +269,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def _owes_next(self) -> bool:
-        """Whether something behind the request being answered awaits its response."""
+        """Whether another request waits behind the one being answered."""
         return bool(self.queue or self.reader.pending) or self.refusal is not None
 
     def body_discarded(self) -> None:
@@ -278,20 +278,20 @@ class Connection(asyncio.Protocol):
         if self.current.body.complete:
             self._next()
         elif self.service.now > self._discard_until:
-            self.close(patience=0.0)  # this client has had its time
+            self.close(patience=0.0)  # the client's time is over
 
     def _next(self) -> None:
         """Start the next request, or wait for one."""
         self.current = None
         if self._wait is not SENDING:
-            # What `_await` does, spelt out: every request comes by here.
+            # The code of `_await`, inlined, because every request passes here.
             self._wait = REQUEST
             self.deadline = self.service.idle_deadline
         elif self.queue:
-            return  # a client that doesn't read its responses gets no more of them yet
+            return  # no more responses until the client has read the previous ones
         if self.queue:
             self.current = self.queue.popleft()
-            # Not from within the last one's task, whose context variables are its own.
+            # Not in the previous request's task, which has its own context variables.
             self.service.loop.call_soon(self.begin, context=self.service.context)
         elif self.refusal is not None:
             self._answer_refusal()
@@ -306,13 +306,13 @@ class Connection(asyncio.Protocol):
         It can't if the application may leave more of the request's body unread than we would read.
         """
         if self.queue or self.refusal is not None:
-            return True  # what was sent already is answered first
+            return True  # requests that were sent already are answered first
         if exchange.body.unread > DISCARD_LIMIT or exchange.body.awaits_continue:
             return False
         return not self.service.draining and (not self.ends_soon or bool(self.reader.pending))
 
     def hand_over(self, successor: Successor) -> bytes:
-        """Give the transport away; returns what the client has sent behind the request."""
+        """Give the transport away; returns the data that the client has sent after the request."""
         self._forget_exchanges()
         self._wait = END
         self.deadline = math.inf
@@ -325,12 +325,12 @@ class Connection(asyncio.Protocol):
 
     @property
     def over(self) -> bool:
-        """Whether the connection is on its way out, so that what comes is dropped."""
+        """Whether the connection is closing, so that arriving data is dropped."""
         return self._wait is END
 
     @property
     def refuses(self) -> bool:
-        """Whether what came behind the request being answered can't be served."""
+        """Whether the data after the request being answered can't be served."""
         return self.refusal is not None
 
     def refuse(self, error: HTTPError, entry: Refused | None, receiving: Exchange | None) -> None:
@@ -349,7 +349,7 @@ class Connection(asyncio.Protocol):
             self._answer_refusal()
 
     def _give_up(self, exchange: Exchange) -> None:
-        """The request being answered turned out to be broken in its body."""
+        """The body of the request being answered turned out to be invalid."""
         self.starting = None
         if exchange.state is DONE:
             self.close()
@@ -381,16 +381,16 @@ class Connection(asyncio.Protocol):
         self.close()
 
     def abandon(self, exchange: Exchange) -> None:
-        """The client turned out to be gone, before the event loop noticed."""
+        """The client has left, and the event loop hasn't noticed yet."""
         if self._wait is not END:
             exchange.record()
             exchange.disconnect()
             self.cut()
 
     def close(self, patience: float = LINGER_LONGEST) -> None:
-        """Send what is left to send, then wait a little for the client to close.
+        """Send the rest, then wait a short time for the client to close.
 
-        What the client sends within `patience` seconds prolongs the wait.
+        Data from the client within `patience` seconds extends the wait.
 
         Closing with unread bytes makes the kernel send a reset, which can destroy the last
         response before the client has read it (RFC 9112, section 9.6).
@@ -411,7 +411,8 @@ class Connection(asyncio.Protocol):
         end_output(self.transport)
 
     def cut(self) -> None:
-        """End a response in its middle, with a reset, so that it can't be taken for whole."""
+        """End an incomplete response with a reset, so that it can't be mistaken for a complete
+        one."""
         self._forget_exchanges()
         reset(self.transport)
 
@@ -434,7 +435,7 @@ class Connection(asyncio.Protocol):
             lines_writer(self.transport)(pieces)
 
     def _write_half_closed(self, data: bytes) -> None:
-        """What `write` is once the client has closed its side: see `_look_for_client`."""
+        """Replaces `write` after the client has closed its side: see `_look_for_client`."""
         self._wrote = True
         self.client_left = False
         self.transport.write(data)
@@ -469,14 +470,14 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def expire(self, now: float) -> None:
-        """The deadline has passed: end what took too long, if it isn't over by now."""
+        """The deadline has passed: end what took too long, if it hasn't ended by now."""
         wait = self._wait
         if wait is END:
             self._expire_end(now)
         elif wait is SENDING:
             limit = self.service.config.timeout_send
             if self.outflow.stalls(now, limit):
-                reset(self.transport)  # the kernel would go on trying, with what it has buffered
+                reset(self.transport)  # the kernel would keep trying to send its buffer
             else:
                 self.deadline = now + limit
         elif wait is BODY and self.reader.receiving is not None:
@@ -499,7 +500,7 @@ class Connection(asyncio.Protocol):
     def _look_for_client(self) -> None:
         """Decide whether a client that has closed its side has left, and tell the application.
 
-        TCP says the same of a client that has closed its socket and of one that only sends no more
+        TCP doesn't distinguish a client that has closed its socket from one that only stops sending
         (`printf ... | nc`). They differ when something is sent to them: the first answers with a
         reset, which ends the connection. While a response makes progress, nothing needs to be
         decided, and the second kind of client gets the whole response. If the response stands
@@ -513,4 +514,4 @@ class Connection(asyncio.Protocol):
 
 
 def _write_nothing(data: bytes) -> None:
-    """What a connection that is lost does with a response."""
+    """The write method of a lost connection: drops the data."""
