@@ -61,8 +61,8 @@ CHECK = "esg.http.check"
 """ESG's own message: it sends nothing, and raises ClientDisconnected if the client has left."""
 
 REASONED_START = "esg.http.response.start"
-"""Like `http.response.start`, with a `reason`: the phrase of the status line, as checked bytes. It is
-for WSGI applications; ASGI has no such field.
+"""Like `http.response.start`, with a `reason`: the phrase of the status line, as checked bytes. For
+WSGI applications; ASGI has no such field.
 """
 
 TURNS_TO_CANCEL = 5
