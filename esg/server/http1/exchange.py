@@ -37,7 +37,7 @@ from esg.server.http1.sendfile import FileWire, send_file
 LAST_CHUNK = b"0\r\n\r\n"
 
 JOIN_LIMIT = 65536
-"""Largest body, in bytes, that is copied behind its head."""
+"""The largest body, in bytes, that is copied so that it is sent together with its head."""
 
 
 class Wire(asgi.Carrier, FileWire, Protocol):
@@ -53,7 +53,7 @@ class Wire(asgi.Carrier, FileWire, Protocol):
         """Whether the connection can stay open after this response."""
 
     def abandon(self, exchange: Any) -> None:
-        """The client turned out to be gone, before the event loop noticed."""
+        """The client has left, and the event loop hasn't noticed yet."""
 
 
 class Exchange(asgi.Exchange):
@@ -73,7 +73,7 @@ class Exchange(asgi.Exchange):
     keep_alive: bool
     """Whether the connection stays open; decided when the head is sent."""
     _flags: int
-    """What fields the application gave, and how the body is delimited: see `response.py`."""
+    """The kinds of the application's fields, and how the body is delimited: see `response.py`."""
     _remaining: int
     """Bytes of body that are still to come by the Content-Length; UNKNOWN_LENGTH without one."""
     _trailers: list[bytes]
@@ -125,9 +125,9 @@ class Exchange(asgi.Exchange):
             self._connection.write(b"".join(lines))
 
     def _close_head(self, lines: list[bytes], body_length: int) -> None:
-        """Decide how the body is delimited and whether the connection stays open, and say so.
+        """Decide how the body is delimited and whether the connection stays open; make the fields.
 
-        `body_length` is UNKNOWN_LENGTH if more of the body is to come than is there now.
+        `body_length` is UNKNOWN_LENGTH if more of the body is still to come.
         """
         framing, connection, flags = self.framing, self._connection, self._flags
         usual = framing is PLAIN and flags & CONTENT_LENGTH and flags <= USUAL
@@ -145,7 +145,7 @@ class Exchange(asgi.Exchange):
             self._flags = flags | CHUNKED
             lines.append(b"transfer-encoding: chunked\r\n")
         else:
-            flags |= CLOSE  # the end of the connection is that of the body
+            flags |= CLOSE  # the end of the connection marks the end of the body
         goes_on = not flags & CLOSE and framing.keep_alive
         if connection.ends_soon or connection.service.draining or not self.body.complete:
             goes_on = connection.may_go_on(self) and goes_on
@@ -158,7 +158,8 @@ class Exchange(asgi.Exchange):
             lines.append(b"connection: keep-alive\r\n\r\n")
 
     def _bodiless_head(self, lines: list[bytes], body_length: int) -> None:
-        """A response to HEAD may say how long its body would be, and 304 too, but not 204."""
+        """A response to HEAD, or a 304, may have the length that its body would have; a 204 may
+        not."""
         if self.status == 204:
             lines[:] = [line for line in lines if line[:15].lower() != b"content-length:"]
         elif body_length > 0 and not self._flags & CONTENT_LENGTH:
@@ -188,7 +189,7 @@ class Exchange(asgi.Exchange):
             self._connection.write(body)
 
     def _framed(self, body: bytes, more: bool) -> bytes:
-        """A piece of body as it goes on the wire."""
+        """A piece of the body as it is sent."""
         size = len(body)
         if self._flags & CHUNKED:
             if self.observation is not None:
@@ -201,7 +202,7 @@ class Exchange(asgi.Exchange):
     def _count(self, size: int, more: bool) -> int:
         """Count a piece of a body that isn't in chunks; returns how much of the piece is sent.
 
-        If the application breaks its own Content-Length, that is logged and ends the connection.
+        If the application exceeds its own Content-Length, this is logged and ends the connection.
         """
         before = self._remaining
         if before == UNKNOWN_LENGTH:
@@ -252,7 +253,7 @@ class Exchange(asgi.Exchange):
             self._finish()
 
     def _file_frame(self, size: int, more: bool) -> tuple[bytes, int, bytes]:
-        """What goes before and behind a part of a file, and how much of the part is sent."""
+        """The bytes before and after a part of a file, and how much of the part is sent."""
         if not self._flags & CHUNKED:
             return b"", self._count(size, more), b""
         if self.observation is not None:
@@ -264,15 +265,15 @@ class Exchange(asgi.Exchange):
     # https://asgi.readthedocs.io/en/latest/extensions.html
 
     def _send_early_hint(self, message: Message) -> None:
-        """A 103 (Early Hints, RFC 8297), if the final head isn't out. HTTP/1.0 has none."""
+        """A 103 (Early Hints, RFC 8297), if the final head wasn't sent. HTTP/1.0 has none."""
         lines, _, _ = check_fields((b"link", link) for link in message["links"])
         if self.framing.http11 and not self.head_sent:
             self._connection.write(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % b"".join(lines))
 
     def _send_trailers(self, message: Message) -> None:
-        """Trailer fields, which go out with the last of them (RFC 9112, section 7.1.2).
+        """Trailer fields, which are sent together with the last of them (RFC 9112, section 7.1.2).
 
-        Only to a client that said it wants them, and only behind a body in chunks.
+        They are only sent to a client that asked for them, and only after a chunked body.
         """
         fields = [(n, v) for n, v in message.get("headers", ()) if n.lower() != b"content-length"]
         self._trailers += check_fields(fields)[0]

@@ -1,7 +1,7 @@
-"""How a request is delimited and whether its connection may go on: one policy for every parser.
+"""The framing of requests, and whether connections stay open: one policy for every parser.
 
-What a parser let through is looked at once more here, since request smuggling lives on servers
-that frame the same bytes differently. RFC 9112 (sections 3.2, 6 and 9.3) and RFC 9110.
+This module checks again what a parser has accepted, because request smuggling relies on servers
+that frame the same bytes differently. See RFC 9112 (sections 3.2, 6 and 9.3) and RFC 9110.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ DECIDING = frozenset(
         b"proxy-connection",
     )
 )
-"""The fields that decide anything here; a request has few of them."""
+"""The fields that matter here; a request has few of them."""
 
 DECIDING_FROM_PROXY = DECIDING | proxy_headers.FIELDS
-"""The same for a request of a peer whose word on the client matters: see `proxy_headers.heed`."""
+"""The same for a peer whose forwarded fields matter: see `proxy_headers.heed`."""
 
 NOT_IN_TRAILERS = DECIDING - {b"host", b"expect"}
-"""What comes too late behind a body: framing, and whether there is a next message."""
+"""Fields that come too late in a trailer section: they concern framing, or the next message."""
 
 VERSIONS = ("1.1", "1.0")
 
 CHUNKED = -1
-"""The body length of a request whose body comes in chunks."""
+"""The body length of a request with a chunked body."""
 
 _DIGITS = frozenset(b"0123456789")
 _hosts: Memo[bytes, None] = Memo(entries=256, longest=255)
@@ -44,7 +44,7 @@ _known_hosts = _hosts.known
 
 
 class Framing:
-    """What a request's head says of its message, its response and its connection."""
+    """The meaning of a request's head for its body, its response and its connection."""
 
     __slots__ = (
         "expects_continue",
@@ -75,19 +75,19 @@ class Framing:
         self.head_only = head_only
         """Whether the response has no body, because the method is HEAD."""
         self.forwarded = forwarded
-        """Whether the peer says who the client is."""
+        """Whether the request has forwarded fields, which name the client."""
 
 
 PLAIN = Framing(0)
-"""An HTTP/1.1 request without a body, on a connection that goes on: by far the most frequent."""
+"""An HTTP/1.1 request without a body, on a connection that stays open: by far the most frequent."""
 
 
 PLAIN_FORWARDED = Framing(0, forwarded=True)
-"""The same, if the peer says where it came from."""
+"""The same with forwarded fields."""
 
 
 class Head(Protocol):
-    """What a parser knows of the request whose header section it has just read."""
+    """A parser's result for the request whose header section it has just read."""
 
     @property
     def http_version(self) -> Callable[[], str]:
@@ -124,7 +124,7 @@ def examine(
 def _examine_fully(
     method: bytes, headers: Headers, head: Head, deciding: frozenset[bytes]
 ) -> Framing:
-    """The same for a head in which more than one Host decides something."""
+    """The slow path: some field besides Host affects framing."""
     hosts = 0
     lengths: tuple[bytes, ...] = ()
     codings: tuple[bytes, ...] = ()
@@ -166,7 +166,7 @@ def _examine_fully(
     return Framing(
         _body_length(http11, lengths, codings),
         version=version,
-        # Proxy-Connection means nothing, but llhttp parses nothing behind one that says close.
+        # Proxy-Connection has no meaning, but after its "close" llhttp parses nothing more.
         keep_alive=_keeps_alive(http11, options) and b"close" not in proxy_options,
         expects_continue=http11 and expectation.lower() == b"100-continue",
         head_only=method == b"HEAD",
@@ -175,7 +175,7 @@ def _examine_fully(
 
 
 def _check_host(value: bytes) -> None:
-    """Raise BadRequest for a Host that is no host and port; remember it otherwise."""
+    """Raise BadRequest for a Host that isn't a host and port; otherwise cache it."""
     if not is_authority(value):
         raise BadRequest("malformed Host")
     _hosts.keep(value, None, value)
@@ -212,10 +212,10 @@ def _list(value: bytes) -> list[bytes]:
 
 
 def check_trailers(fields: Headers, most_fields: int, most_bytes: int) -> None:
-    """Raise BadRequest for a trailer section with a field that frames (RFC 9110, section 6.5.1).
+    """Raise BadRequest for a trailer field that affects framing (RFC 9110, section 6.5.1).
 
     llhttp obeys `Connection: close` even there, and refuses lengths and codings. Raises
-    HeaderFieldsTooLarge for one that is larger than a header section may be.
+    HeaderFieldsTooLarge for a section that is larger than a header section may be.
     """
     if len(fields) > most_fields:
         raise HeaderFieldsTooLarge("too many trailer fields")
@@ -226,7 +226,7 @@ def check_trailers(fields: Headers, most_fields: int, most_bytes: int) -> None:
 
 
 def check_size(headers: Headers, most_bytes: int) -> None:
-    """Raise HeaderFieldsTooLarge for a header section of more bytes than allowed."""
-    # A field takes two bytes for ": " and two for its line end beside what it carries.
+    """Raise HeaderFieldsTooLarge for a header section with too many bytes."""
+    # In addition to name and value, a field takes two bytes for ": " and two for its line end.
     if sum(len(name) + len(value) + 4 for name, value in headers) > most_bytes:
         raise HeaderFieldsTooLarge("the header section is too large")

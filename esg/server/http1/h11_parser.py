@@ -1,8 +1,8 @@
-"""h11 as a parser: bytes in, calls to a sink out. Knows nothing of policy or responses.
+"""h11 as a parser: bytes in, calls to a sink out. It contains no policy, and no responses.
 
-h11 hides some of what it reads: it joins folded lines, takes a bare LF for a line end, and merges
-several values of Content-Length. So what it takes out of its buffer is checked on the way, and the
-sink gets the fields as they came.
+h11 hides some details: it joins folded lines, accepts a bare LF as a line end, and merges several
+values of Content-Length. So this module checks the lines that h11 takes out of its buffer, and the
+sink gets the original fields.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 
 import h11
 
-# Not public: but lines pass here, and nowhere else, before h11 sees them.
+# This isn't public, but it is the only place that all lines pass before h11 sees them.
 from h11._receivebuffer import ReceiveBuffer
 
 from esg.errors import BadRequest, HTTPError
@@ -26,25 +26,26 @@ METHODS = frozenset(
     b" UNLOCK BIND REBIND UNBIND ACL REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE"
     b" UNSUBSCRIBE PATCH PURGE MKCALENDAR LINK UNLINK SOURCE QUERY".split()
 )
-"""The methods that llhttp knows, since what is served doesn't depend on the parser."""
+"""The methods that llhttp knows; both parsers have to accept the same requests."""
 
 _LONGEST_METHOD = max(map(len, METHODS))
 
 _FAULT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n|\n[ \t]")
-"""What no section has in it: controls, half a line end, folding (RFC 9112, sections 2.2 and 5)."""
+"""Text that no section may contain: controls, half a line end, folding (RFC 9112, 2.2 and 5)."""
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]"
 _CHUNK_HEADER = re.compile(
     rb"0*([0-9A-Fa-f]{1,16})"
     rb"(?:;(?!\r)" + _TOKEN + rb"*(?:=" + _TOKEN + rb'*(?:"(?:[^"\\]|\\.)*")?)?)*\r\n'
 )
-"""A chunk's size and its extensions (RFC 9112, section 7.1), as llhttp takes them."""
+"""A chunk's size and its extensions (RFC 9112, section 7.1), as llhttp accepts them."""
 
 _HEXDIGITS = frozenset(b"0123456789abcdefABCDEF")
 
 
 class H11Parser:
-    """A new `h11.Connection` for each request, over one buffer: responses aren't h11's here."""
+    """A new `h11.Connection` for each request, over one buffer, because h11 doesn't see the
+    responses."""
 
     __slots__ = ("_buffer", "_connection", "_line", "_method", "_offers", "_sink", "_told")
 
@@ -55,14 +56,14 @@ class H11Parser:
 
     def _begin(self) -> None:
         """Expect a request."""
-        # How much may wait in the buffer is the sink's business.
+        # The sink limits how much may wait in the buffer.
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=sys.maxsize)
         self._connection._receive_buffer = self._buffer
         self._line: list[bytes] = []
         self._method = b""
-        """The method of a request line that is still incomplete, once its end is there."""
+        """The method of an incomplete request line, once the method itself is complete."""
         self._told = 0
-        """Bytes of the target that the sink knows."""
+        """Bytes of the target that the sink has received."""
         self._offers = False
 
     # -- what the request line says ------------------------------------------------------
@@ -108,7 +109,7 @@ class H11Parser:
         raise error
 
     def _step(self) -> bool:
-        """Have h11 read one thing, and tell the sink; False if there aren't bytes enough."""
+        """Make h11 read one event, and pass it to the sink; False if there aren't enough bytes."""
         in_head = self._connection.their_state is h11.IDLE
         if in_head and not self._buffer.skip_line_ends():
             return False
@@ -116,7 +117,7 @@ class H11Parser:
             event = self._connection.next_event()
         except h11.RemoteProtocolError as error:
             if in_head and error.error_status_hint == 501:
-                # The lines are well-formed, but h11 has its own idea of transfer codings.
+                # The lines are well-formed, but h11 has its own rules for transfer codings.
                 self._on_head()
             raise
         if isinstance(event, h11.Data):
@@ -134,7 +135,7 @@ class H11Parser:
         return True
 
     def _tell_target(self) -> None:
-        """Let the sink see how long the target is before the header section is complete."""
+        """Tell the sink the target's length before the header section is complete."""
         line, complete, _ = self._buffer.partition(b"\r\n")
         parts = line.split(b" ", 2)
         if len(parts) > 1:
@@ -159,7 +160,7 @@ class H11Parser:
             raise _Offer
 
     def _tell_fields(self) -> None:
-        """Hand on the fields of a section, as they came."""
+        """Pass on the fields of a section unchanged."""
         offer = 0
         for line in self._buffer.lines:
             name, _, value = bytes(line).partition(b":")
@@ -178,7 +179,7 @@ class _Offer(Exception):
 
 
 class _StrictBuffer(ReceiveBuffer):
-    """h11's buffer, out of which only lines come that RFC 9112 allows."""
+    """h11's buffer; it only returns lines that RFC 9112 allows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +187,7 @@ class _StrictBuffer(ReceiveBuffer):
         """The last section that was taken out."""
 
     def append(self, data: bytes | memoryview) -> None:
-        """Take some bytes in."""
+        """Add some bytes."""
         self._data += data
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
@@ -220,14 +221,15 @@ class _StrictBuffer(ReceiveBuffer):
         return None
 
     def skip_line_ends(self) -> bool:
-        """Drop empty lines before a request line (RFC 9112, section 2.2); whether more is there."""
+        """Drop empty lines before a request line (RFC 9112, section 2.2); returns whether there is
+        more."""
         data = self._data
         if data.startswith((b"\r", b"\n")):
             self._extract(len(data) - len(data.lstrip(b"\r\n")))
         return bool(data)
 
     def partition(self, mark: bytes) -> tuple[bytes, bytes, bytes]:
-        """What is there, split at the first `mark`."""
+        """The content, split at the first `mark`."""
         return bytes(self._data).partition(mark)
 
     def take_all(self) -> bytes:

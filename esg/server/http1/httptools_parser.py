@@ -1,4 +1,4 @@
-"""httptools as a parser: bytes in, calls to a sink out. Knows nothing of policy or responses."""
+"""httptools as a parser: bytes in, calls to a sink out. It contains no policy, and no responses."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class HttptoolsParser:
     ) -> bytes | memoryview:
         """See `Parser`."""
         if isinstance(error, httptools.HttpParserUpgrade):
-            # The request offers to change the protocol, and nobody took it up: HTTP goes on
-            # behind it, with its body first (RFC 9110, section 7.8).
+            # The request offers to change the protocol, and the server didn't accept: HTTP
+            # continues after it, beginning with its body (RFC 9110, section 7.8).
             if body_length:
                 self._resume(body_length)
             return data[error.args[0] :]
@@ -43,15 +43,15 @@ class HttptoolsParser:
             finally:
                 del raised, error  # they would keep this frame, and it them
         if isinstance(error, httptools.HttpParserError):
-            # llhttp knows more versions than are served, and says so of all others.
+            # llhttp accepts more versions than ESG serves, and refuses all others itself.
             unknown = error.args == ("Invalid HTTP version",)
             raise (VersionNotSupported if unknown else BadRequest)(str(error)) from None
         raise error
 
     def _resume(self, body_length: int) -> None:
-        """Expect the body of a request whose header section llhttp left as that of an upgrade.
+        """Expect the body of a request that llhttp has treated as an upgrade.
 
-        It can't be told to go on with the body, so a new parser is shown a header section with
+        llhttp can't be told to parse the body, so a new parser gets a header section with
         the same framing, which the sink doesn't see.
         """
         resumed = _Resumed(self._sink)
@@ -64,7 +64,7 @@ class HttptoolsParser:
 
 
 class _Resumed:
-    """A sink that passes everything on, but not the header section that resumes a body."""
+    """A sink that passes everything on, except the header section that resumes a body."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink

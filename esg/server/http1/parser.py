@@ -1,4 +1,4 @@
-"""What a parser is to a connection; `parsers.py` chooses one."""
+"""The interface of parsers; `parsers.py` chooses one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from esg.errors import HTTPError
 
 
 class Sink(Protocol):
-    """What a parser calls, in order; a trailer field is an `on_header` after the body."""
+    """The methods that a parser calls, in order; a trailer field is an `on_header` after the
+    body."""
 
     raised: HTTPError | None
-    """What one of these methods raised last. httptools would hand it on as the context of its own
-    error, where Python puts whatever else is being handled at the time.
+    """The last exception of one of these methods. httptools would make it the context of its own
+    error, where Python also puts any other exception that is being handled.
     """
 
     def on_url(self, piece: bytes) -> None:
@@ -23,25 +24,25 @@ class Sink(Protocol):
         """A field, its name as the client wrote it."""
 
     def on_headers_complete(self) -> None:
-        """The header section is over; the parser's `method` and `http_version` hold."""
+        """The header section is complete; the parser's `method` and `http_version` are valid."""
 
     def on_body(self, piece: bytes) -> None:
         """A piece of the body, without its framing."""
 
     def on_message_complete(self) -> None:
-        """The body (and any trailer section) is over."""
+        """The body (and any trailer section) is complete."""
 
 
 class Parser(Protocol):
-    """Bytes in, calls to a sink out; a thin adapter on somebody else's parser, without policy."""
+    """Bytes in, calls to a sink out; a thin adapter for a library's parser, without policy."""
 
     @property
     def feed(self) -> Callable[[bytes | memoryview], None]:
-        """Parse some bytes; what it raises is for `recover`."""
+        """Parse some bytes; pass its exceptions to `recover`."""
 
     @property
     def method(self) -> Callable[[], bytes]:
-        """The request's method, as it came."""
+        """The request's method, unchanged."""
 
     @property
     def http_version(self) -> Callable[[], str]:
@@ -51,16 +52,16 @@ class Parser(Protocol):
     def persists(self) -> Callable[[], bool]:
         """Whether version and Connection options together keep the connection open.
 
-        To be asked only where there are no such options: then it says that the version is 1.1, at
-        a tenth of the cost of asking httptools for that.
+        Only use it if there are no such options: then it means that the version is 1.1, at
+        a tenth of the cost of httptools' version.
         """
 
     @property
     def upgrades(self) -> Callable[[], bool]:
         """Whether the request offers to change the protocol.
 
-        Then its body, if it has one, is not parsed: `on_message_complete` comes at once, and
-        `recover` goes on with the body.
+        Then its body, if it has one, is not parsed: `on_message_complete` is called immediately,
+        and `recover` continues with the body.
         """
 
     def recover(
@@ -68,13 +69,13 @@ class Parser(Protocol):
     ) -> bytes | memoryview:
         """The part of `data` that is still to be parsed after `feed` raised `error` for it.
 
-        `body_length` is that of the request whose body is awaited, -1 for chunks, 0 if none is.
-        Raises BadRequest for what can't be parsed, or the HTTPError that the sink raised.
+        `body_length` is the length of the awaited body, -1 for chunks, 0 if there is none.
+        Raises BadRequest if the data can't be parsed, or the HTTPError that the sink raised.
         """
 
 
 class Held:
-    """A parser that parses nothing: behind a handshake it isn't known what bytes are."""
+    """A parser that parses nothing: after a handshake, the protocol of the bytes isn't known."""
 
     __slots__ = ("held",)
 

@@ -1,4 +1,4 @@
-"""Which parser a worker uses. Only that one is imported, since the other may not be installed."""
+"""Selects the parser of a worker. Only this one is imported; the other may not be installed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from esg.server.http1.parser import Parser, Sink
 
 
 def parser_class(name: str) -> Callable[[Sink], Parser]:
-    """The parser that `--http` names; `auto` is httptools where it is installed.
+    """The parser that `--http` names; `auto` is httptools if it is installed.
 
-    Whether another one is installed has been checked when the settings were read (`prepare`).
+    `prepare` has checked that a parser named in the settings is installed.
     """
     if name == "h11" or (name == "auto" and importlib.util.find_spec("httptools") is None):
         from esg.server.http1.h11_parser import H11Parser

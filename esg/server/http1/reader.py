@@ -1,8 +1,8 @@
-"""What one HTTP/1.1 client sends: bytes go to the parser, and requests come out of it.
+"""Reads from one HTTP/1.1 client: passes bytes to the parser, and makes requests.
 
 A `Reader` is the sink of the parser. It makes an exchange of each request and gives it to the
-connection. It limits header sections, bodies and what is read ahead, and stops reading while
-nothing takes what was read. `framing.py` decides what a request means.
+connection. It limits header sections, bodies and data that is read ahead, and stops reading while
+the data isn't taken. `framing.py` decides what a request means.
 """
 
 from __future__ import annotations
@@ -57,13 +57,14 @@ FEED_SLICE = 16384
 """The same after a piece that was quickly parsed."""
 
 QUICK = 0.00005
-"""A piece that was parsed in fewer seconds can't have been a flood of something tiny."""
+"""A piece that was parsed in fewer seconds can't have been a flood of tiny parts."""
 
 PIPELINE_LIMIT = 16
 """Requests parsed ahead of the one being answered. With more, the connection isn't read."""
 
 BODY_BUFFER = 65536
-"""Bytes of request bodies kept until applications ask. With more, the connection isn't read."""
+"""Bytes of request bodies kept until applications take them. With more, the connection isn't
+read."""
 
 CHUNK_OVERHEAD = 8
 """Bytes of chunk framing allowed for each byte of a body, on top of what a header section may take.
@@ -81,13 +82,13 @@ class Taker(UpgradableWire, Protocol):
     current: Exchange | None
     """The request that is being answered."""
     starting: Exchange | None
-    """The same if it begins once the bytes at hand are parsed."""
+    """The same for a request that begins after the current bytes are parsed."""
     queue: deque[Exchange]
     """The requests behind it."""
 
     @property
     def over(self) -> bool:
-        """Whether the connection is on its way out, so that what comes is dropped."""
+        """Whether the connection is closing, so that arriving data is dropped."""
 
     def take(self, exchange: Exchange) -> None:
         """Answer this request in its turn."""
@@ -112,7 +113,7 @@ class Taker(UpgradableWire, Protocol):
 
 
 class _Nobody:
-    """Replaces a reader's connection once that is over, so that neither keeps the other alive."""
+    """Replaces a reader's connection after its end, so that neither keeps the other alive."""
 
     over = True
 
@@ -121,7 +122,7 @@ NOBODY = cast(Taker, _Nobody())
 
 
 class Reader:
-    """The requests of one connection, as they come in."""
+    """The requests of one connection, as they arrive."""
 
     __slots__ = (
         "_body_put_off",
@@ -189,9 +190,9 @@ class Reader:
         # what was read and not yet parsed
         self.pending = b""
         self.paused = False
-        """Whether reading is paused because nothing takes what was read."""
+        """Whether reading is paused because the data isn't taken."""
         self._waits_for_turn = False
-        """Whether reading is paused because what was read is parsed in a later turn of the loop."""
+        """Whether reading is paused because the data is parsed in a later turn of the loop."""
 
     # -- from the connection -------------------------------------------------------------
 
@@ -207,7 +208,7 @@ class Reader:
             self._transport.resume_reading()
 
     def lost(self) -> None:
-        """The connection is over."""
+        """The connection has ended."""
         self.pending = b""
         self.paused = self._waits_for_turn = False
         self.receiving = None
@@ -231,7 +232,7 @@ class Reader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Trailer fields come here too, after the list of the header section has been given away;
-        # they are dropped, and never become part of what a proxy in front has vouched for.
+        # they are dropped, and never mix with the fields that a proxy in front has set.
         if value[-1:] <= b" ":  # space, tab or nothing: llhttp strips the front only
             value = value.strip(b" \t")
         self._headers.append((name.lower(), value))
@@ -277,7 +278,10 @@ class Reader:
             check_size(headers, config.limit_request_header_size)
 
     def _checked_method(self, method: bytes, framing: Framing, target: bytes) -> str:
-        """The method's name, for unusual requests. Raises HTTPError for what isn't served here."""
+        """The method's name, for unusual requests.
+
+        Raises HTTPError for methods that aren't served.
+        """
         limit = self.service.config.limit_request_body
         if limit and framing.length > limit:
             raise ContentTooLarge("the request's body is too large")
@@ -367,8 +371,8 @@ class Reader:
         except Exception as error:  # noqa: BLE001 - the parser sorts out what it was
             return error
         if receiving is not None and receiving is self.receiving:
-            # What is no body is the header of a chunk or a trailer, and bounded like a header
-            # section, but for what a body in small chunks needs.
+            # Other bytes are chunk headers or trailers, which are limited like a header
+            # section, plus an allowance for small chunks.
             body = receiving.body.received - received
             self.head_size = max(0, self.head_size + len(data) - body * (1 + CHUNK_OVERHEAD))
         self._count_begun_head()
@@ -456,7 +460,7 @@ class Reader:
         version: str = "-",
         headers: Headers | None = None,
     ) -> None:
-        """Keep what is known of a refused request, until the requests before it are logged."""
+        """Keep the known parts of a refused request until the requests before it are logged."""
         if self.service.access_log is not None:
             scope = self._template | {"method": method, "http_version": version}
             scope["headers"] = headers or []
@@ -478,10 +482,10 @@ class Reader:
             self._connection.watch()
 
     def regulate(self) -> None:
-        """Pause reading while nothing takes what was read, and resume it afterwards."""
+        """Pause reading while the data isn't taken, and resume it afterwards."""
         connection = self._connection
         if connection.over:
-            return  # what arrives is read and dropped
+            return  # arriving data is read and dropped
         full = self.buffered > BODY_BUFFER or len(connection.queue) >= PIPELINE_LIMIT
         if full and not self.paused:
             self._pause()
@@ -506,4 +510,4 @@ class Reader:
                 connection.close()
                 return
         if not (self.pending or self.paused):
-            self._transport.resume_reading()  # at the end, too: to drop what still comes
+            self._transport.resume_reading()  # at the end, too: to drop data that still arrives

@@ -1,4 +1,4 @@
-"""The bytes of a response's head. Nothing that an application gives can add a line to it.
+"""The bytes of a response's head. An application's values can't add a line to it.
 
 RFC 9112, sections 4 to 6; RFC 9110, sections 5.5 (field values) and 6.6.1 (Date).
 """
@@ -25,16 +25,16 @@ SERVER = 4
 TRANSFER_ENCODING = 8
 CONNECTION = 16
 CLOSE = 32
-"""What an application's fields were: bits of the second value of `check_fields`."""
+"""Kinds of an application's fields: bits of the second value of `check_fields`."""
 
 NO_CONTENT = 64
-"""What a status says: that its response has no body, whatever its fields are."""
+"""A kind that comes from the status: the response never has a body."""
 
 TRAILING = 128
-"""What the application says of its response: that trailer fields follow the body."""
+"""A kind that the application announces: trailer fields follow the body."""
 
 CHUNKED = 256
-"""What the server decides: that the body is sent in chunks."""
+"""A kind that the server decides: the body is sent in chunks."""
 
 DEFAULTS = DATE | SERVER
 USUAL = CONTENT_LENGTH | DEFAULTS
@@ -52,17 +52,17 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FORBIDDEN_IN_VALUE = re.compile(rb"[\x00\r\n]")
 
 LONGEST_READY = 4096
-"""Bytes of a response's head that is kept for the next one with the same status."""
+"""The most bytes of a head that is kept for the next response with the same status."""
 
 Line = tuple[bytes, int, int]
 """A field as sent, the bits of its kind, and its number if it is a Content-Length."""
 
 NO_FIELDS = object()
-"""What no application's fields are equal to."""
+"""A value that no application's fields are equal to."""
 
 _memo: Memo[object, Line] = Memo(entries=512, longest=128)
 _lines = _memo.known
-"""Header lines that were checked before: applications send the same few over and over."""
+"""Header lines that were checked before; applications send the same few lines."""
 
 SERVER_NAME = b"esg"
 
@@ -72,9 +72,9 @@ def check_fields(
 ) -> tuple[list[bytes], int, int]:
     """Check an application's response fields.
 
-    Gives the lines to send, behind `begin`; the bits of what kinds of field there were; and the
-    Content-Length, or -1. Framing and connection management are the server's: Transfer-Encoding
-    and Connection are obeyed where they mean something, and not copied. Raises InvalidHeader.
+    Returns the lines to send, after `begin`; the bits for the kinds of fields; and the
+    Content-Length, or -1. Framing and connection management belong to the server: Transfer-Encoding
+    and Connection are obeyed if they make sense, and not copied. Raises InvalidHeader.
     """
     lines = [begin]
     given = 0
@@ -82,7 +82,7 @@ def check_fields(
     for header in headers:
         try:
             known = _lines.get(header)
-        except TypeError:  # a list can't be looked up
+        except TypeError:  # a list can't be a key
             known = None
         if known is None:
             name, value = header
@@ -119,7 +119,7 @@ def _checked_line(name: bytes, value: bytes) -> Line:
 
 
 Ready = tuple[int, bytes, int, object, bytes, int, int]
-"""What is known beforehand of a response with a certain status, for as long as the Date holds.
+"""The prepared parts of responses with one status, valid until the Date changes.
 
 Its code; the status line with all default fields; NO_CONTENT or 0; the fields of the first such
 response, and for them the whole head but its end, and what `check_fields` said. Applications tend
@@ -137,7 +137,7 @@ def _joined(lines: Iterable[tuple[int, bytes]], wanted: int) -> bytes:
 
 
 class Heads:
-    """Status lines with the default fields behind them, made anew once a second for the Date."""
+    """Status lines followed by the default fields, renewed once a second for the Date."""
 
     __slots__ = ("_added", "_date", "_dated", "_server", "ready")
 
@@ -145,7 +145,7 @@ class Heads:
         """`added` are fields for every response, as `NAME: VALUE`.
 
         Server or Date fields among them, one or several, replace the default one; with an
-        application's own field of another name both are sent.
+        application's own field of another name, both are sent.
         """
         self._server = b"server: %b\r\n" % SERVER_NAME if server_header else b""
         lines = [(_kind_of(field), field.encode("latin-1") + b"\r\n") for field in added]
@@ -179,7 +179,7 @@ class Heads:
         return status_line(status) + server + date + self._added
 
     def add(self, status: Any) -> Ready:
-        """Check a status from an application, and have it `ready`. Raises InvalidHeader."""
+        """Check a status from an application, and prepare it (`ready`). Raises InvalidHeader."""
         code = check_status(status)
         bodiless = code in (204, 304)
         fields = NO_FIELDS if bodiless else None
@@ -188,7 +188,7 @@ class Heads:
         return made
 
     def remember(self, code: int, headers: object, lines: list[bytes], *meaning: int) -> None:
-        """Have the fields of a response `ready`, unless the application could change them."""
+        """Prepare the fields of a response (`ready`), unless the application could change them."""
         known = self.ready[code]
         if sum(map(len, lines)) > LONGEST_READY:
             return
@@ -206,7 +206,7 @@ _MONTHS = (
 
 
 def status_line(status: int, reason: bytes | None = None) -> bytes:
-    """`HTTP/1.1 200 OK`. The version is the server's own, whatever the client's (RFC 9110, 2.5).
+    """`HTTP/1.1 200 OK`. The version is always the server's, not the client's (RFC 9110, 2.5).
 
     `reason` is a phrase other than the usual one.
     """
@@ -225,7 +225,7 @@ def plain_response(
 ) -> bytes:
     """A whole response that says that the connection closes, and its status in plain text.
 
-    `head_only`: without the body, since the request's method is HEAD. `content` is sent in place
+    `head_only`: without the body, because the request's method is HEAD. `content` is sent in place
     of the text. `retry`: another attempt will be served (Retry-After; RFC 9110, section 10.2.3).
     """
     kind, body = content or plain_content(status)

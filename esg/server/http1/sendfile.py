@@ -19,19 +19,19 @@ from esg.server.state import Service
 T = TypeVar("T")
 
 PIECE = 262144
-"""Bytes read at once where the kernel can't send the file itself."""
+"""Bytes to read at once if the kernel can't send the file itself."""
 
 MOST_AT_ONCE = 1 << 24
-"""Bytes asked of one sendfile(2): few enough that a thread is soon free for others."""
+"""The most bytes for one sendfile(2): few enough that the thread is soon free for others."""
 
 
 class Copies:
-    """Copies of descriptors for a thread, which stay open as long as it uses them.
+    """Copies of descriptors for a thread; they stay open while the thread uses them.
 
-    A thread can't be cancelled. One that began with the number of a descriptor that has been closed
-    meanwhile, as when its request is cancelled, would use whatever has that number then: another
-    client's connection. As a context manager this ends with the request, and the copies are closed
-    by that or by the thread, whichever is later.
+    A thread can't be cancelled. If a request is cancelled, its descriptors are closed, and a thread
+    with their numbers would use other files that have these numbers by then, such as another
+    client's connection. This is a context manager that ends with the request; the copies are closed
+    by its end or by the thread, whichever is later.
     """
 
     def __init__(self, *descriptors: int) -> None:
@@ -99,7 +99,7 @@ class FileWire(Protocol):
         """Give the client its time to take what is written without the transport."""
 
     def resume_writing(self) -> None:
-        """Go on as after a pause."""
+        """Continue as after a pause."""
 
 
 async def send_file(wire: FileWire, fd: int, offset: int, count: int) -> int:
@@ -118,9 +118,9 @@ async def send_file(wire: FileWire, fd: int, offset: int, count: int) -> int:
             return await copy_part(
                 loop, lambda piece: wire.write(piece), copies, offset, count, flushed
             )
-    transport.set_write_buffer_limits(0)  # so that what is writable has nothing unsent
+    transport.set_write_buffer_limits(0)  # so that a writable socket means that nothing is unsent
     try:
-        # Event loops don't let others wait for a transport's descriptor, but for a copy of it.
+        # Event loops don't allow waiting for a transport's descriptor, but for a copy of it.
         with Copies(fd, transport.get_extra_info("socket").fileno()) as copies:
             await wire.outflow.writable()
             out = copies.descriptors[1]
@@ -132,7 +132,8 @@ async def send_file(wire: FileWire, fd: int, offset: int, count: int) -> int:
 
 
 async def _writable(wire: FileWire, fd: int) -> bool:
-    """Wait until `fd` can be written to, or until the connection is over: then it is False."""
+    """Wait until `fd` can be written to, or the connection has ended; returns False for the
+    latter."""
     if wire.over:
         return False
     loop, outflow = wire.service.loop, wire.outflow
@@ -170,7 +171,7 @@ async def send_part(
 
 
 def _send_some(fd: int, out: int, offset: int, count: int) -> int | None:
-    """Send what the socket takes now; None if it takes nothing."""
+    """Send as much as the socket accepts now; None if it accepts nothing."""
     try:
         return os.sendfile(out, fd, offset, min(count, MOST_AT_ONCE))
     except BlockingIOError:
@@ -185,7 +186,7 @@ async def copy_part(
     count: int,
     writable: Callable[[], Awaitable[bool]],
 ) -> int:
-    """The same by way of `write`; `copies` has the file's descriptor alone."""
+    """The same with `write`; `copies` has only the file's descriptor."""
     sent = 0
     while sent < count and await writable():
         size = min(PIECE, count - sent)

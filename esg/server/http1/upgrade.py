@@ -15,9 +15,7 @@ from esg.server.http1.response import Heads, check_fields
 from esg.server.state import Upgrades
 
 _LAST = {version: Framing(0, version=version, keep_alive=False) for version in VERSIONS}
-"""After a refused upgrade the connection closes, because nobody knows in which protocol the client
-has gone on.
-"""
+"""After a refused upgrade the connection closes: the client may continue in either protocol."""
 
 
 class UpgradableWire(Wire, Protocol):
@@ -25,17 +23,17 @@ class UpgradableWire(Wire, Protocol):
 
     @property
     def refuses(self) -> bool:
-        """Whether what came behind the request being answered can't be served."""
+        """Whether the data after the request being answered can't be served."""
 
     def hand_over(self, successor: Successor) -> bytes:
-        """Give the transport away; returns what the client has sent behind the request."""
+        """Give the transport away; returns the data that the client has sent after the request."""
 
     def close(self) -> None:
-        """Send what is left to send, then wait a little for the client to close."""
+        """Send the rest, then wait a short time for the client to close."""
 
 
 class UpgradeExchange(Exchange, UpgradableExchange):
-    """A request that offers to upgrade, until it has been refused or is another protocol."""
+    """A request that offers to upgrade, until it is refused or has become another protocol."""
 
     __slots__ = ("upgrade",)
 
