@@ -202,7 +202,7 @@ class Exchange(asgi.Exchange):
     def _count(self, size: int, more: bool) -> int:
         """Count a piece of a body that isn't in chunks; returns how much of the piece is sent.
 
-        If the application exceeds its own Content-Length, this is logged and ends the connection.
+        If the body doesn't match its Content-Length, this is logged and ends the connection.
         """
         before = self._remaining
         if before == UNKNOWN_LENGTH:
@@ -212,9 +212,9 @@ class Exchange(asgi.Exchange):
             self._remaining = before - allowed
             if size > before or (self._remaining and not more):
                 self.keep_alive = False
-                wrong = size - before if size > before else self._remaining
-                how = "longer" if size > before else "shorter"
-                self.log_error(f"the body is {wrong} bytes {how} than its Content-Length")
+                over = size - before
+                fault = f"{over} bytes longer" if over > 0 else f"{self._remaining} bytes shorter"
+                self.log_error(f"the body is {fault} than its Content-Length")
         if self.observation is not None:
             self.observation.sent += allowed
         return allowed
