@@ -85,6 +85,8 @@ class Taker(UpgradableWire, Protocol):
     """The same for a request that begins after the current bytes are parsed."""
     queue: deque[Exchange]
     """The requests behind it."""
+    refusal: int | None
+    """The status to send after these requests, because the next one can't be served."""
 
     @property
     def over(self) -> bool:
@@ -339,7 +341,7 @@ class Reader:
             connection.begin()
         elif connection.current is not None and connection.current.state is DONE:
             connection.body_discarded()
-        if (self.head_size or self._target) and not connection.refuses:
+        if (self.head_size or self._target) and connection.refusal is None:
             self._count_begun_head()
             self._check_head_size()
         if self.receiving is not None or self.head_size or connection.queue:
@@ -394,7 +396,7 @@ class Reader:
         turns, connection = self.service.turns, self._connection
         rest, size = memoryview(data), FEED_FIRST if self.receiving is None else FEED_BODY
         until = 0.0
-        while rest and not connection.refuses:
+        while rest and connection.refusal is None:
             if len(connection.queue) >= PIPELINE_LIMIT:
                 self.pending = bytes(rest)
                 self._pause()
