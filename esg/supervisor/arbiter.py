@@ -133,8 +133,9 @@ class Arbiter:
 
     def _look_around(self) -> None:
         """Check the workers and the listeners, about once a second."""
+        self._net.attempt(self._workers.count_kills)
         self._dispatch(on.BeatsRead(self._workers.beats()))
-        self._workers.look_after()
+        self._net.attempt(self._workers.look_after)
         self._sockets.look_after()
 
     def _time_left(self) -> float | None:
@@ -212,7 +213,8 @@ class Arbiter:
         self._dispatch(on.ReloadAsked(job))
 
     def _on_exit(self, handle: WorkerHandle, status: int | None) -> None:
-        reason, detail = self._net.attempt(self._workers.end, handle, status) or ("gone", "")
+        reason = self._net.attempt(self._workers.reason, handle, status) or "gone"
+        detail = self._net.attempt(self._workers.end, handle) or ""
         self._dispatch(on.WorkerExited(handle.number, reason, status == 0, detail))
         self._net.attempt(self._sockets.release)
 

@@ -85,27 +85,39 @@ class Children:
         closed, if the kernel has no room for a process.
         """
         try:
+            self.add(child, duties)
             pid = processes.fork(lambda: self._run(child, main))
         except BaseException:
+            self._remove(child)
             child.close()
             raise
         finally:
             theirs.close()
-        self.add(child, duties)
         self._early_ends.pop(pid, None)  # the end of an earlier process with the same pid
         self._know(child, pid)
 
     def add(self, child: _Kind, duties: Duties[_Kind]) -> None:
-        """Add a child to the table, and read its mail. Its pid may be unknown."""
+        """Add a child to the table, and read its mail. Its pid may be unknown.
+
+        Raises OSError if the kernel has no room to watch its mailbox.
+        """
+        self._selector.register(child.mailbox, selectors.EVENT_READ, lambda: self._read_mail(child))
         self._by_number[type(child), child.number] = child
         self._duties[child] = duties
-        self._selector.register(child.mailbox, selectors.EVENT_READ, lambda: self._read_mail(child))
+
+    def _remove(self, child: Child) -> None:
+        self._expect_no_mail(child)
+        self._duties.pop(child, None)
+        number = type(child), child.number
+        if self._by_number.get(number) is child:  # not a child that was started meanwhile
+            del self._by_number[number]
 
     def _run(self, own: Child, main: Callable[[], int]) -> int:
         """In the child: release the arbiter's descriptors, then run."""
         own.mailbox.close()
         for child in self._by_number.values():
-            child.close()
+            if child is not own:
+                child.close()
         self._let_go(own)
         return main()
 
@@ -131,6 +143,7 @@ class Children:
             child.mailbox.refuse(f"Hello with a pid that is no child's: {pid}")
             return None
         self._know(child, pid)
+        child.reaped = status is not None
         return status
 
     # -- mail --------------------------------------------------------------------------
@@ -145,7 +158,7 @@ class Children:
             self._expect_no_mail(child)
         status = None
         for message in messages:
-            if isinstance(message, Hello):
+            if isinstance(message, Hello) and status is None:
                 status = self._on_hello(child, message.pid)
         rest = [message for message in messages if not isinstance(message, Hello)]
         if rest:
@@ -182,24 +195,25 @@ class Children:
                 self._early_ends[pid] = status
 
     def _on_end(self, child: Child, status: int | None) -> None:
+        duties = self._duties.get(child)
+        if duties is None:
+            return
         child.reaped = True
         if child.pid is not None:
             self._by_pid.pop(child.pid, None)
         if self._is_heard(child):
             self._attempt(self._read_mail, child)  # its last words
-        self._attempt(self._expect_no_mail, child)
-        self._attempt(self._duties.pop(child).on_end, child, status)
+        self._attempt(duties.on_end, child, status)
+        self._attempt(self._remove, child)
         self._attempt(child.close)
-        number = type(child), child.number
-        if self._by_number.get(number) is child:  # not a child that was started meanwhile
-            del self._by_number[number]
 
     def end(self, kind: type[Child]) -> None:
         """Kill the children of a kind that has nothing to finish, and wait for their ends."""
         for child in self.of(kind):
             self.dismiss(child)
             if child.pid is not None:
-                child.signal(signal.SIGKILL)
-                with contextlib.suppress(ChildProcessError):
+                # If it can't be killed it isn't waited for: it ends without its mailbox.
+                with contextlib.suppress(PermissionError, ChildProcessError):
+                    child.signal(signal.SIGKILL)
                     os.waitpid(child.pid, 0)
                 self._on_end(child, None)

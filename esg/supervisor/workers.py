@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -84,8 +85,9 @@ class Workers:
             self._board.remove(number)
             raise
         for other in self:
-            other.unseen.add(number)
-            self.show_rows(other)
+            if other is not handle:
+                other.unseen.add(number)
+                self.show_rows(other)
         return handle
 
     def _run(self, assignment: Assignment) -> int:
@@ -119,16 +121,17 @@ class Workers:
 
     # -- the end -----------------------------------------------------------------------
 
-    def end(self, handle: WorkerHandle, status: int | None) -> tuple[str, str]:
-        """Release a worker that has ended; returns the reason as text, and its stack if it wrote
-        one."""
-        try:
-            detail = handle.last_stack()
-        finally:
-            handle.close()
-            self.remove(handle.number)
+    def reason(self, handle: WorkerHandle, status: int | None) -> str:
+        """Why a worker has ended, in words."""
         oom_file = self._oom_kills.take(time.monotonic()) if handle.is_killed(status) else None
-        return handle.describe(status, oom_file), detail
+        return handle.describe(status, oom_file)
+
+    def end(self, handle: WorkerHandle) -> str:
+        """Let go of a worker that has ended; returns its stack, if it left one."""
+        with contextlib.ExitStack() as always:
+            always.callback(self.remove, handle.number)
+            always.callback(handle.close)
+            return handle.last_stack()
 
     def remove(self, number: int) -> None:
         """Empty the row of a worker that is gone, or make the others forget it."""
@@ -142,6 +145,9 @@ class Workers:
         for handle in self:
             handle.deliver()
             self.show_rows(handle)
+
+    def count_kills(self) -> None:
+        """Take note of processes that the kernel has killed for lack of memory."""
         self._oom_kills.look(time.monotonic())
 
     def show_rows(self, handle: WorkerHandle) -> None:

@@ -199,6 +199,37 @@ def test_an_end_before_the_hello_is_kept(world):
     assert child.reaped
 
 
+def test_an_end_before_the_hello_counts_once_however_often_it_is_said(world):
+    """Nothing is sent to the pid meanwhile: it may be another process's by now."""
+    child = world.add()
+    on_mail = lambda child, messages: child.signal(signal.SIGKILL)  # noqa: E731 - a duty
+    world.children._duties[child] = Duties(FromWatcher, on_mail, world.on_end)
+    world.ended = [(11, STATUS)]
+    world.children.reap()
+    for message in (Hello(11), Hello(11), Changed("a.py")):
+        world.theirs[1].send(message)
+    world.turn()
+    assert world.ends == [(1, STATUS)]
+    assert world.killed == []
+    assert world.children.of(Helper) == []
+
+
+def test_a_mailbox_that_cannot_be_watched_leaves_nothing(world, monkeypatch):
+    child, theirs = world.pair()
+    world.forked.append(11)
+
+    def register(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.selector, "register", register)
+        with pytest.raises(OSError, match="No space"):
+            world.children.start(child, theirs, lambda: 0, world.duties)
+    assert world.forked == [11]
+    assert world.children.of(Helper) == []
+    assert not world.children._any_unknown()
+
+
 def test_ends_are_not_kept_when_every_pid_is_known(world):
     world.start(11)
     world.ended = [(99, 0)]
