@@ -7,7 +7,6 @@ Every option is made from the declaration of a setting, in `esg/settings`. Exit 
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -144,6 +143,8 @@ def _option(declared: Setting) -> click.Parameter:
 
 def _show_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value and not context.resilient_parsing:
+        import platform  # seldom needed, and slow to import
+
         implementation = platform.python_implementation()
         python = f"{implementation} {platform.python_version()}"
         click.echo(f"Running esg {esg.__version__} with {python} on {platform.system()}")

@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 
+from esg.frozen import frozen
+
 COMMANDS = ("reload",)
 
 REQUEST_LIMIT = 4096
@@ -20,7 +22,7 @@ DETAIL_LIMIT = 16 * 1024
 """The most characters of a detail; if it is longer, only its end is sent."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """The outcome of a command. `text` is one line; `detail` is longer, such as a traceback.
 

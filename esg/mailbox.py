@@ -15,6 +15,7 @@ from __future__ import annotations
 import array
 import dataclasses
 import errno
+import functools
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ import time
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from esg.frozen import frozen
 from esg.seldom import Seldom
 
 logger = logging.getLogger("esg")
@@ -54,19 +56,19 @@ TEXT_LIMIT = 32 * 1024
 """The longest text in a message, in encoded bytes; of a longer one, the end is kept."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Hello:
     """Child to arbiter: the pid of a child that the arbiter didn't fork itself."""
 
     pid: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Ready:
     """Worker to arbiter: booted, accepting."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Serves:
     """Worker to arbiter: the names of the application and the packages that serve it, for the
     log."""
@@ -76,7 +78,7 @@ class Serves:
     parser: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class BootFailed:
     """Worker to arbiter: can't boot. `exit_code` is what ESG should end with."""
 
@@ -85,7 +87,7 @@ class BootFailed:
     exit_code: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class NoLifespan:
     """Worker to arbiter: the application ended its lifespan with an exception before it began.
 
@@ -106,7 +108,7 @@ class NoLifespan:
         )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class InStartup:
     """Worker to arbiter: it is in the application's lifespan startup, which waits at `place`.
 
@@ -116,7 +118,7 @@ class InStartup:
     place: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class HeldRequests:
     """Worker to arbiter: its event loop stands still, and these requests are in progress.
 
@@ -131,7 +133,7 @@ class HeldRequests:
     blocking: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class UntrustedPeer:
     """Worker to arbiter: a peer that isn't trusted has sent a field that names the client.
 
@@ -157,21 +159,21 @@ class UntrustedPeer:
         )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Due:
     """Worker to arbiter: it wants to be replaced, and serves until then."""
 
     reason: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Draining:
     """Worker to arbiter: it has begun to drain without being told to."""
 
     reason: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Drain:
     """Arbiter to worker: finish your requests within `grace` seconds, then exit.
 
@@ -185,7 +187,7 @@ class Drain:
     dropped: list[str] = dataclasses.field(default_factory=list)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class NewLogFiles:
     """Arbiter to worker: the log files of these paths were reopened; write to `fds` instead.
 
@@ -196,7 +198,7 @@ class NewLogFiles:
     fds: list[int] = dataclasses.field(default_factory=list, compare=False)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class NewRow:
     """Arbiter to worker: the worker `number` is new; its row on the scoreboard is behind `fds`.
 
@@ -207,14 +209,14 @@ class NewRow:
     fds: list[int] = dataclasses.field(default_factory=list, compare=False)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class RowGone:
     """Arbiter to worker: the worker `number` is gone, and its row couldn't be emptied."""
 
     number: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class NewListener:
     """Arbiter to worker: the socket that listened at `url` is broken; use the one in `fds` instead.
 
@@ -225,7 +227,7 @@ class NewListener:
     fds: list[int] = dataclasses.field(default_factory=list, compare=False)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class ReloadFailed:
     """Arbiter to worker: code or settings that should have taken over could not, and why."""
 
@@ -233,21 +235,21 @@ class ReloadFailed:
     detail: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Watching:
     """Watcher to arbiter: from now on, changes in these folders are reported."""
 
     what: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Changed:
     """Watcher to arbiter: these files have changed."""
 
     what: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class CantWatch:
     """Watcher to arbiter: it can't continue."""
 
@@ -288,7 +290,11 @@ _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
 
 _TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
-_FIELDS = {kind: get_type_hints(kind) for kind in _TYPES.values()}
+
+@functools.cache
+def _types_of_fields(name: str) -> dict[str, Any]:
+    """The types of the fields of the message with this name."""
+    return get_type_hints(_TYPES[name])
 
 
 def encode(message: Message) -> bytes:
@@ -316,7 +322,7 @@ def decode(data: bytes) -> Message:
         message = _TYPES[name](**fields)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise MessageError(f"{len(data)} bytes that are no message") from None
-    for field, kind in _FIELDS[type(message)].items():
+    for field, kind in _types_of_fields(name).items():
         if not _is(getattr(message, field), kind):
             raise MessageError(f"a {name} whose {field} is of another type")
     return message

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 from collections.abc import Callable, Sequence
 
+from esg.frozen import frozen
 from esg.log.setup import LogSetup
 from esg.mailbox import Mailbox
 from esg.net.listeners import Listener
@@ -18,7 +18,7 @@ DUMP_SIGNAL = signal.SIGURG
 early."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Settings:
     """The result of reading the settings: data, and the objects that belong to it."""
 
@@ -26,7 +26,7 @@ class Settings:
     objects: Objects = NO_OBJECTS
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class GenerationPart:
     """The part that all workers of a generation share."""
 
@@ -37,7 +37,7 @@ class GenerationPart:
     objects: Objects
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class WorkerPart:
     """The part that belongs to one worker."""
 
@@ -48,7 +48,7 @@ class WorkerPart:
     """The descriptor to which `faulthandler` writes the stacks of this worker's threads."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Assignment:
     """Everything that a worker gets from the arbiter: its own part and its generation's part.
 
@@ -69,7 +69,7 @@ sent `NewLogFiles`, and reopens them itself on SIGUSR1.
 """
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class WorkerInfo:
     """The identity of this worker process."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from esg.frozen import frozen
 
 _FRAME = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)')
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x[0-9a-f]+.*:")
@@ -30,7 +31,7 @@ _INTERNAL = re.compile(
 """Files of frames that say nothing about the application: ESG's, the event loop's, Python's own."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Frame:
     """One call: its place in the code."""
 
@@ -57,7 +58,7 @@ class Frame:
         return f'  File "{self.file}", line {self.line} in {self.function}'
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Thread:
     """A thread's heading, and its frames, the innermost first."""
 

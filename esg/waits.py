@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from esg.frozen import frozen
 
 FIRST_WAIT = 2.0
 """Seconds that a boot or a stop may take before the first line."""
@@ -15,7 +16,7 @@ MOST_NAMED = 3
 """The most workers that one line names."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Load:
     """The work that a worker has left, from its row of the scoreboard."""
 

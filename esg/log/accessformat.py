@@ -6,9 +6,10 @@ An atom is `%(NAME)s`, with printf's flags, width and precision between the pare
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
+
+from esg.frozen import frozen
 
 ATOMS = {
     "h": "the client's address",
@@ -59,7 +60,7 @@ _PIECE = re.compile(
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Atom:
     """One value in a line. `field` is the parameter of `{field}i` in lower case, or empty."""
 

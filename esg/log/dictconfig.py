@@ -9,7 +9,6 @@ from __future__ import annotations
 import configparser
 import contextlib
 import copy
-import dataclasses
 import importlib.util
 import json
 import logging
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from esg.errors import ConfigError
+from esg.frozen import frozen
 
 Definition = dict[str, Any] | str
 """The content of a file: the dictionary in it, or its text if it is in .ini form."""
@@ -164,7 +164,7 @@ def _misfit_of_entry(entry: object, section: str) -> str:
     return ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Application:
     """The folder of the modules that a definition may name, and the environment for importing them.
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import stat
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import IO, Any, TextIO, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar
 
 from esg.errors import ConfigError
-from esg.log import dictconfig
+from esg.frozen import frozen
 from esg.log.files import LineStream, LogFile, LogFiles, complain_on_stderr, open_log, probe
 from esg.log.records import (
     JSONFormatter,
@@ -29,13 +28,16 @@ from esg.settings.kinds import LogDefinition
 from esg.settings.objects import NO_OBJECTS, Objects, put_back
 from esg.settings.schema import Config
 
+if TYPE_CHECKING:
+    from esg.log import dictconfig
+
 PEERS_LOGGERS = ("uvicorn", "gunicorn.error", "hypercorn.error")
 """Loggers of other servers. Applications written for those servers log through them."""
 
 H = TypeVar("H", bound=logging.Handler)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class LogSetup:
     """How one generation logs, with its files open. Made by the arbiter, inherited by workers."""
 
@@ -59,6 +61,8 @@ class LogSetup:
         if isinstance(config.log_config, LogDefinition):
             definition = put_back(config.log_config.content, objects.log_config)
         elif config.log_config:
+            from esg.log import dictconfig  # seldom needed, and slow to import
+
             definition = dictconfig.read(config.log_config, config.origin("log_config"))
         return cls(config, files, error, access, definition)
 
@@ -84,6 +88,8 @@ class LogSetup:
         where = config.origin("log_config")
         if isinstance(config.log_config, str):
             where += f": {config.log_config}"
+        from esg.log import dictconfig
+
         try:
             in_arbiter = subject.worker is None
             application = dictconfig.Application(config.app_dir, config.variables, in_arbiter)

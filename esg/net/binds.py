@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 
 from esg.errors import ConfigError
+from esg.frozen import frozen
 from esg.net.unixsocket import LONGEST_PATH
 
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -15,7 +15,7 @@ _DESCRIPTOR = re.compile(r"[0-9]{1,10}")
 _HIGHEST_DESCRIPTOR = 2**31 - 1  # a C int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Address:
     """A TCP address to listen on, as the operator wrote it."""
 
@@ -27,7 +27,7 @@ class Address:
         return f"{host}:{self.port}"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class UnixAddress:
     """A UNIX socket to listen on: a path, or an abstract name that begins with `@` (unix(7))."""
 
@@ -42,7 +42,7 @@ class UnixAddress:
         return "\0" + self.path[1:] if self.path.startswith("@") else self.path
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Descriptor:
     """An inherited socket: its descriptor, or its name in LISTEN_FDNAMES."""
 

@@ -8,6 +8,7 @@ import os
 import socket
 
 from esg.errors import ListenError
+from esg.frozen import frozen
 from esg.net.binds import Bind
 from esg.net.streamsocket import (
     SocketName,
@@ -22,7 +23,7 @@ from esg.net.streamsocket import (
 from esg.net.unixsocket import Access, SocketFile
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Handed:
     """A socket that the service manager passed to ESG, as sd_listen_fds(3) describes."""
 

@@ -6,7 +6,6 @@ See unix(7). This module only deletes sockets, and only those that no program li
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import os
@@ -16,6 +15,7 @@ import time
 from collections.abc import Iterator
 
 from esg.errors import ListenError
+from esg.frozen import frozen
 from esg.net.accounts import find_owner
 from esg.settings.schema import Config
 
@@ -26,7 +26,7 @@ LONGEST_WAIT = 0.2
 """Seconds to wait for another ESG that is starting to listen in the same folder; it needs less."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Access:
     """Who may connect: a file's mode, and its owner and group, -1 for those of the process."""
 
@@ -41,7 +41,7 @@ def access(config: Config) -> Access:
     return Access(int(config.uds_mode, 8), *owner)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class SocketFile:
     """The file that a socket of ours is bound to, told apart from a later file of that name."""
 

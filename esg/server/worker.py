@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import faulthandler
 import functools
 import gc
@@ -18,6 +17,7 @@ from typing import Any
 
 from esg import forks, lifeline, mailbox
 from esg.errors import BootError, ESGError
+from esg.frozen import frozen
 from esg.loader import load_application
 from esg.log.records import Subject, logger, worker_subject
 from esg.log.setup import reopen_handlers, stay_enabled
@@ -61,7 +61,7 @@ ORPHANED = "orphaned"
 """The reason for the drain of a worker whose arbiter is gone."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Loaded:
     """A generation's application, ready to be served, and the event loop to serve it on."""
 

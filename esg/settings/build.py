@@ -6,12 +6,12 @@ contradict each other. `check_reload` compares two Configs.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from esg.errors import ConfigError
+from esg.frozen import frozen
 from esg.settings import aliases
 from esg.settings.declaration import Setting
 from esg.settings.kinds import CALL, LOG_LEVELS, SPOKEN, BadItemError, check_type, without_interface
@@ -22,7 +22,7 @@ ASK_FOR_ACCESS_LOG = {"access_log", "access_logfile"}
 """Settings that turn the access log on or off. Without them `log_level` decides."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Raw:
     """An unchecked value, and its origin (`--port`, `ESG_PORT`, a file's key).
 

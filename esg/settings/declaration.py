@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from esg.frozen import frozen
 from esg.settings.kinds import Kind
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Setting:
     """One setting's declaration.
 

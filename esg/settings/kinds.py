@@ -6,24 +6,22 @@ A kind checks a single value. The settings are declared in `service_settings.py`
 
 from __future__ import annotations
 
-import configparser
 import contextlib
-import dataclasses
 import datetime
 import difflib
 import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from fractions import Fraction
 from typing import Any
 
+from esg.frozen import frozen
 from esg.log import accessformat
 from esg.settings import aliases, cpus
 from esg.settings.objects import take_out
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Kind:
     """How one kind of value is read: `parse` accepts text or a TOML value, or raises ValueError.
 
@@ -171,6 +169,8 @@ def _bytes_in(text: str) -> float:
     unit = re.fullmatch(r"([kmg])(?:i?b)?", amount[2].lower()) if amount else None
     if amount is None or unit is None:
         return math.nan
+    from fractions import Fraction  # seldom needed, and slow to import
+
     value = Fraction(amount[1]) * _SIZE_UNITS[unit[1]]
     return int(value) if value.denominator == 1 else math.nan
 
@@ -400,7 +400,7 @@ def _parse_log_level(raw: object) -> str:
     return names[word]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class LogDefinition:
     """The content of a `--log-config` file, given as a value in place of a file's name.
 
@@ -415,16 +415,18 @@ class LogDefinition:
 def _parse_log_config(raw: object) -> str | LogDefinition:
     if isinstance(raw, dict):
         return LogDefinition(take_out(raw, []))
-    if isinstance(raw, configparser.RawConfigParser):
-        text = io.StringIO()
-        raw.write(text)
-        return LogDefinition(text.getvalue())
     if isinstance(raw, io.TextIOBase):
         return LogDefinition(raw.read())
     if isinstance(raw, LogDefinition):
         return raw
     if isinstance(raw, str):
         return _parse_text(raw)
+    import configparser  # seldom needed, and slow to import
+
+    if isinstance(raw, configparser.RawConfigParser):
+        text = io.StringIO()
+        raw.write(text)
+        return LogDefinition(text.getvalue())
     raise ValueError(
         "expected the name of a file, or a dictionary as for logging.config.dictConfig"
     )

@@ -6,10 +6,11 @@ an open file can't, so these objects are kept here, next to the Config that they
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from esg.frozen import frozen
 
 DATA = (
     *(str, bytes, int, float, bool, type(None)),
@@ -18,7 +19,7 @@ DATA = (
 """Types of values that are data, next to dictionaries, lists and tuples; those of TOML and more."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Objects:
     """What belongs to the settings of a generation but isn't data.
 
@@ -39,7 +40,7 @@ class Objects:
 NO_OBJECTS = Objects()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class StandIn:
     """Takes the place of an object that was taken out of a dictionary."""
 

@@ -20,7 +20,7 @@ from esg.settings.kinds import (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class HTTPSettings:
     """How requests are read and answered."""
 
@@ -87,7 +87,7 @@ class HTTPSettings:
     http2: bool = setting(False, SWITCH, HTTP, "Serve HTTP/2 as well.", pending=True)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class WebSocketSettings:
     """How WebSockets are served."""
 
@@ -143,7 +143,7 @@ class WebSocketSettings:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class LimitSettings:
     """What clients may send, and how long they may take."""
 
@@ -202,7 +202,7 @@ class LimitSettings:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class TLSSettings:
     """Certificates, and the rules for connections."""
 

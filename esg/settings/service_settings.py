@@ -25,7 +25,7 @@ from esg.settings.kinds import (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class ApplicationSettings:
     """The application, and how it is loaded."""
 
@@ -73,7 +73,7 @@ class ApplicationSettings:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class SocketSettings:
     """Where ESG listens."""
 
@@ -132,7 +132,7 @@ class SocketSettings:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class ProcessSettings:
     """The arbiter and its workers."""
 
@@ -273,7 +273,7 @@ class ProcessSettings:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class LoggingSettings:
     """What is logged, in which format, and where."""
 
@@ -325,7 +325,7 @@ class LoggingSettings:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class DevelopmentSettings:
     """Conveniences for working on an application."""
 

@@ -7,7 +7,6 @@ started decides what its mail and its end mean.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import selectors
 import signal
@@ -15,6 +14,7 @@ from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, Generic, TypeVar
 
+from esg.frozen import frozen
 from esg.mailbox import Hello, Mailbox
 from esg.supervisor import processes
 from esg.supervisor.child import Child
@@ -25,7 +25,7 @@ MOST_EARLY_ENDS = 64
 _Kind = TypeVar("_Kind", bound=Child)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Duties(Generic[_Kind]):
     """The callbacks for a child's mail and its end."""
 

@@ -7,10 +7,10 @@ See credentials(7), setgroups(2), initgroups(3).
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Literal
 
 from esg.errors import BootError, ConfigError
+from esg.frozen import frozen
 from esg.net.accounts import find_group, find_user
 from esg.settings.schema import Config
 
@@ -22,7 +22,7 @@ WHAT_SIGNALS_NEED = (
 _CAP_KILL = 5  # <linux/capability.h>
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Identity:
     """User, groups and umask that a worker assumes; None keeps what the arbiter has."""
 

@@ -4,7 +4,6 @@ reload failed.
 
 from __future__ import annotations
 
-import html
 import traceback
 
 from esg.loader import application_traceback
@@ -70,5 +69,7 @@ def _wants_page(headers: Headers) -> bool:
 
 
 def _page(title: str, text: str, note: str = "") -> bytes:
+    import html  # seldom needed, and slow to import
+
     page = _PAGE.format(title=html.escape(title), text=html.escape(text), note=note)
     return page.encode("utf-8", "backslashreplace")

@@ -5,12 +5,12 @@ Sections are those of https://www.haproxy.org/download/3.0/doc/proxy-protocol.tx
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 import re
 import struct
 
 from esg.errors import ESGError
+from esg.frozen import frozen
 from esg.server.asgi.types import Endpoint
 
 LONGEST_V1 = 107
@@ -41,7 +41,7 @@ class BadProxyHeader(ESGError):
     """The connection doesn't begin with a valid header of the PROXY protocol."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class ProxyHeader:
     """A header. If it has no addresses, the addresses of the connection itself are used."""
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from esg.frozen import frozen
 
 State = Literal["starting", "serving", "reloading", "stopping"]
 Level = Literal["debug", "info", "warning", "error"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Spawn:
     """Fork a worker."""
 
@@ -17,7 +18,7 @@ class Spawn:
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Drain:
     """Tell the worker to finish its requests within `grace` seconds, then exit.
 
@@ -30,7 +31,7 @@ class Drain:
     final: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Discard:
     """End a booting worker. If it already serves, and its message is on the way, it drains."""
 
@@ -39,28 +40,28 @@ class Discard:
     final: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Quit:
     """Tell the worker to end immediately: requests are cancelled, the lifespan's shutdown runs."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DumpStack:
     """Make the worker write the stacks of its threads."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AskWhere:
     """Make a booting worker write which line it is executing; `ReportBoot` follows."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReportBoot:
     """Log that a worker has been booting for `seconds`, and which line it is executing."""
 
@@ -68,7 +69,7 @@ class ReportBoot:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReportStop:
     """Log which requests of these workers a stop is waiting for.
 
@@ -79,33 +80,33 @@ class ReportStop:
     quick: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Abort:
     """Log the stacks that the worker wrote, then send it SIGABRT."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Kill:
     """Send the worker SIGKILL."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CloseListeners:
     """Close the listening sockets in the arbiter."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReopenLogs:
     """Reopen the log files, in the arbiter and in these workers."""
 
     numbers: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ShowFailure:
     """Make these workers, which run with `--debug`, show in browsers why a reload failed."""
 
@@ -114,7 +115,7 @@ class ShowFailure:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Log:
     """Log a line about a worker, or about the arbiter if `number` is None.
 
@@ -127,7 +128,7 @@ class Log:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadSettings:
     """Read the settings for a reload. ReloadRequested or ReloadRefused follows.
 
@@ -137,7 +138,7 @@ class ReadSettings:
     job: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Prepare:
     """Open this generation's sockets and log files, before its first worker is forked.
 
@@ -147,14 +148,14 @@ class Prepare:
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Adopt:
     """From now on this generation serves: the log, notices and the watcher follow it."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Retire:
     """Close this generation's sockets and log files, because it gets no more workers.
 
@@ -164,12 +165,12 @@ class Retire:
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StopWatching:
     """End the watcher of `--reload`: there are no more reloads."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tell:
     """Report a new state to the service manager, the process title and the debug log."""
 
@@ -179,7 +180,7 @@ class Tell:
     """Whether to report the state even if it is the same: a reload was asked for during another."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """Tell the client that gave this command how it ended. `detail` may be a traceback.
 
@@ -193,7 +194,7 @@ class Answer:
     stopping: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Exit:
     """End the arbiter with this exit code.
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from esg.frozen import frozen
 from esg.supervisor.fleet.terms import Terms
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Started:
     """The arbiter listens and is ready to fork."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkerReady:
     """The worker has booted and accepts connections."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkerBootFailed:
     """The worker reported why it can't boot; its exit follows.
 
@@ -34,7 +34,7 @@ class WorkerBootFailed:
     exit_code: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkerDue:
     """The worker wants to be replaced (max-requests, SIGTERM), and serves until then."""
 
@@ -42,7 +42,7 @@ class WorkerDue:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkerRetiring:
     """The worker has begun to drain, although the arbiter didn't tell it to."""
 
@@ -50,7 +50,7 @@ class WorkerRetiring:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkerExited:
     """The process has ended; `status` is text such as "exit status 1" or "killed by SIGKILL".
 
@@ -63,7 +63,7 @@ class WorkerExited:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SpawnFailed:
     """The worker could not be forked."""
 
@@ -71,21 +71,21 @@ class SpawnFailed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BeatsRead:
     """Seconds since each worker's event loop last turned; infinite if its heartbeat is invalid."""
 
     ages: Mapping[int, float]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReloadAsked:
     """A reload was asked for. `job` is the command to answer at its end, if there is one."""
 
     job: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReloadRequested:
     """The settings for a reload are valid: there is a new generation to serve."""
 
@@ -94,7 +94,7 @@ class ReloadRequested:
     job: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReloadRefused:
     """The settings for a reload are invalid."""
 
@@ -102,14 +102,14 @@ class ReloadRefused:
     job: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Prepared:
     """The sockets and log files of this generation are open."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PrepareFailed:
     """A socket or log file of this generation can't be opened."""
 
@@ -117,19 +117,19 @@ class PrepareFailed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Resize:
     """The number of workers is to be increased by `by`, which may be negative."""
 
     by: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReopenRequested:
     """The log files are to be reopened; they may have been moved away."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ShutdownRequested:
     """Stop. `insistent`: if a stop has already begun, make it quick (a second Ctrl-C)."""
 
@@ -137,7 +137,7 @@ class ShutdownRequested:
     insistent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tick:
     """Time has passed."""
 

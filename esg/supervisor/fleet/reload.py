@@ -8,9 +8,9 @@ old ones. This module only keeps the state; the fleet decides what to do with th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 
+from esg.frozen import frozen
 from esg.supervisor.fleet.terms import GenerationTerms
 
 
@@ -31,7 +31,7 @@ NEXT_STAGES: Mapping[Stage, frozenset[Stage]] = {
 """The stages that may follow each stage."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """A reload that was asked for, until its canary is forked."""
 
@@ -40,7 +40,7 @@ class Request:
     """The commands to answer at its end."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Roll:
     """What a rolling reload replaces, and goes back to if it fails."""
 

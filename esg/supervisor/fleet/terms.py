@@ -7,10 +7,11 @@ serialised, for instance for a process that takes over the workers of another on
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+
+from esg.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Terms:
     """Settings of one generation, under their usual names. Times are in seconds."""
 
@@ -30,7 +31,7 @@ class Terms:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GenerationTerms:
     """What the fleet knows about a generation. `esg.supervisor.generations` has the rest."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from esg.frozen import frozen
 from esg.supervisor.fleet import actions as do
 from esg.waits import FIRST_WAIT, INTERVAL
 
@@ -12,7 +12,7 @@ STACK_TIME = 0.2
 """Seconds that a worker has to write where its import stands, before that is read."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Booting:
     """A worker that isn't ready yet, and when it was forked."""
 
