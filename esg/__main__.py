@@ -20,7 +20,7 @@ def main() -> None:
         platforms.check()
     except ESGError as error:
         sys.exit(f"esg: error: {error}")
-    from esg.cli import run  # which can't be imported everywhere
+    from esg.cli import run  # this import may fail on an operating system that isn't supported
 
     run()
 
@@ -28,8 +28,8 @@ def main() -> None:
 def _end_on_request() -> None:
     """Make TERM and INT end this process in an orderly way until the arbiter's handlers are set.
 
-    Without a handler, TERM would be lost on PID 1 (kill(2)), and an error in other processes. The
-    first handler stays until the other one replaces it, so that no signal is lost in between.
+    Without a handler, PID 1 would ignore TERM (kill(2)), and any other process would end as if it
+    had failed. This handler stays until the arbiter's replaces it, so that no signal is lost.
     """
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)

@@ -31,7 +31,7 @@ def serve(read_config: Callable[[], Config], objects: Objects = NO_OBJECTS) -> i
     """Read the settings and run the arbiter until it is told to stop; returns the exit code.
 
     `read_config` is called again at each reload; `objects` come from a Python program.
-    Raises ConfigError, ListenError.
+    Raises ConfigError or ListenError.
     """
 
     def read() -> Settings:

@@ -1,7 +1,7 @@
 """The `esgctl` command: sends a command to the arbiter over its control socket.
 
-Exit codes: 0 if the arbiter did what it was told, 1 if it failed to or can't be reached, 2 for
-wrong usage.
+Exit codes: 0 if the arbiter did what it was told, 1 if it failed or can't be reached, 2 for wrong
+usage.
 """
 
 from __future__ import annotations

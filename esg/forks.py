@@ -164,9 +164,10 @@ def _is_at(name: Name, listens: Name) -> bool:
 
 
 def default_signals() -> None:
-    """Give signals that a server handles Python's default action; keep the application's handlers.
+    """Reset the signals that a server handles to Python's default action.
 
-    SIGCHLD is reset even if Python knows of no handler for it, because libuv installs its own.
+    The application's own handlers are kept. SIGCHLD is reset even if Python knows of no handler for
+    it, because libuv installs its own.
     """
     signal.set_wakeup_fd(-1)
     for signum in signal.valid_signals():
@@ -186,7 +187,9 @@ def _is_servers(handler: Any) -> bool:
 
 
 def abandon(loop: asyncio.AbstractEventLoop, thread: int) -> None:
-    """In a forked child: never run `loop` again, the loop of the thread with this identifier.
+    """In a forked child: make sure that `loop` never runs again.
+
+    `thread` is the identifier of the thread that runs it in the parent.
 
     A child that returns from the application's code, instead of calling os._exit(), would go on as
     a second worker. So it is ended when it gets back to the loop. Only the parent runs the

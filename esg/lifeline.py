@@ -43,7 +43,7 @@ def _unpatched(module: types.ModuleType, name: str) -> Any:
 _start_thread = _unpatched(_thread, "start_new_thread")
 _poll, _sleep = _unpatched(select, "poll"), _unpatched(time, "sleep")
 
-_arbiters: tuple[int, int] | None = None
+_arbiter_pipe: tuple[int, int] | None = None
 """A pipe whose writing end only the arbiter holds, so that it closes when the arbiter ends."""
 
 _look: Callable[[], None] | None = None
@@ -55,9 +55,9 @@ _tie = -1
 
 def prepare() -> None:
     """In the arbiter, before it forks: create the pipe for `tie`. Raises OSError if that fails."""
-    global _arbiters
-    if _arbiters is None:
-        _arbiters = os.pipe2(os.O_CLOEXEC)
+    global _arbiter_pipe
+    if _arbiter_pipe is None:
+        _arbiter_pipe = os.pipe2(os.O_CLOEXEC)
 
 
 def tie() -> None:
@@ -67,10 +67,10 @@ def tie() -> None:
     of an open file description, so each child has to open the pipe again, through /proc. Without
     /proc, a child isn't ended with its arbiter until `watch` is called.
     """
-    global _arbiters, _tie
-    assert _arbiters is not None
-    reading, writing = _arbiters
-    _arbiters = None
+    global _arbiter_pipe, _tie
+    assert _arbiter_pipe is not None
+    reading, writing = _arbiter_pipe
+    _arbiter_pipe = None
     os.close(writing)
     try:
         _tie = os.open(f"/proc/self/fd/{reading}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

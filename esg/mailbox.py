@@ -53,7 +53,7 @@ Only BootFailed and a watcher's messages can be longer; their senders run no eve
 """
 
 TEXT_LIMIT = 32 * 1024
-"""The longest text in a message, in encoded bytes; of a longer one, the end is kept."""
+"""The longest text in a message, in encoded bytes; only the end of a longer text is kept."""
 
 
 @frozen
@@ -229,7 +229,7 @@ class NewListener:
 
 @frozen
 class ReloadFailed:
-    """Arbiter to worker: code or settings that should have taken over could not, and why."""
+    """Arbiter to worker: new code or settings couldn't take over, and the reason."""
 
     reason: str
     detail: str
@@ -308,7 +308,7 @@ def encode(message: Message) -> bytes:
 
 
 def _end_of(text: str) -> str:
-    """The end of a text, as much as always fits."""
+    """The end of a text, short enough to fit into any message."""
     text = text[-TEXT_LIMIT:]
     while len(json.dumps(text)) > TEXT_LIMIT:
         text = text[len(text) // 4 + 1 :]
@@ -336,7 +336,7 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 class Mailbox:
-    """One end of a mailbox. Receiving never waits; sending only waits with a long message."""
+    """One end of a mailbox. Receiving never waits; sending waits only if a message is long."""
 
     sender: str = "the arbiter"
     """The name of the process that sends to this end, for the log."""

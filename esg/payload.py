@@ -14,8 +14,9 @@ from esg.settings.objects import NO_OBJECTS, Objects
 from esg.settings.schema import Config
 
 DUMP_SIGNAL = signal.SIGURG
-"""Makes a worker write its stacks. Its default action is to be ignored, so it can't be too
-early."""
+"""Makes a worker write its stacks. Its default action is to do nothing, so it does no harm if it
+arrives before the worker has a handler.
+"""
 
 
 @frozen
@@ -63,9 +64,9 @@ class Assignment:
 Payload = Callable[[Assignment], int]
 """Runs in the child until the worker is done, and returns the exit status.
 
-It sends `Ready` when it accepts, or `BootFailed`; beats on its row from its event loop; drains
-when told to, or when the arbiter's end of the mailbox closes; writes to new log files when it is
-sent `NewLogFiles`, and reopens them itself on SIGUSR1.
+It sends `Ready` when it accepts, or `BootFailed`; records heartbeats in its row from its event
+loop; drains when told to, or when the arbiter's end of the mailbox closes; writes to new log files
+when it is sent `NewLogFiles`, and reopens them itself on SIGUSR1.
 """
 
 

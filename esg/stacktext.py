@@ -12,7 +12,7 @@ _FRAME = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+) in (?P<function
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x[0-9a-f]+.*:")
 
 LONGEST_PLACE = 300
-"""The most characters of a place in the code; of a longer one, the end is shown."""
+"""The most characters of a place in the code; only the end of a longer one is shown."""
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STANDARD = os.path.dirname(os.__file__) + os.sep

@@ -68,7 +68,7 @@ WHERE_GIVEN: Mapping[str, str] = {
     "threads": "threads",
     "asgi_loop": "loop",
 }
-"""More of them, which only count if their value differs from gunicorn's default."""
+"""More settings of gunicorn, which only count if their value differs from its default."""
 
 NO_LIMIT = 1024 * 1024
 """Bytes of a request line or a field if gunicorn's setting is 0; gunicorn has the same bound."""
@@ -218,7 +218,7 @@ class ESGWorker(Base):  # type: ignore[misc]  # gunicorn has no types
     # -- other processes that listen ---------------------------------------------------
 
     def listens_last(self) -> bool:
-        """Whether only workers that are told to stop as well still accept from gunicorn's sockets.
+        """Whether gunicorn's sockets have no acceptors left except workers that stop, too.
 
         If so, queued connections have to be served before the sockets close. That is the case if
         gunicorn has closed its own descriptors, and shares the sockets neither with systemd nor

@@ -396,7 +396,7 @@ def _sink_for(fd: int, mode: int) -> Sink:
             return functools.partial(_write_if_ready, fd)
         again = _apart(again)
         number = _stream_fds.setdefault(fd, again)
-        if number != again:  # another file is behind the stream now; its users know the number
+        if number != again:  # the stream has another file now; keep the number that writers use
             os.dup2(again, number, inheritable=False)
             os.close(again)
         return lambda data: os.write(number, data)

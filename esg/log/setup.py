@@ -154,7 +154,7 @@ class LogSetup:
         self.files.keep((self.access, self.error))
 
     def check(self, subject: Subject, current: LogSetup) -> None:
-        """Raise ConfigError if this set-up can't be applied. `current` is in force again after."""
+        """Raise ConfigError if this set-up can't be applied. Afterwards `current` applies again."""
         if self.definition is None:
             return
         try:

@@ -117,9 +117,9 @@ class _Opener:
         return found
 
     def _bind_tcp(
-        self, family: int, name: SocketName, address: Address, beside: Sequence[Listener]
+        self, family: int, name: SocketName, address: Address, siblings: Sequence[Listener]
     ) -> Listener:
-        only_ipv6 = name[0] != "::" or not takes_ipv4(address, beside, self._addresses)
+        only_ipv6 = name[0] != "::" or not takes_ipv4(address, siblings, self._addresses)
         try:
             sock = listening_socket(family, name, self._backlog, only_ipv6)
         except OSError as error:
@@ -140,20 +140,22 @@ class _Opener:
         self.opened.append(Listener(sock, address, file))
         return self.opened[-1]
 
-    def _as_it_is(self, listener: Listener, address: Bind, beside: Sequence[Listener]) -> Listener:
-        """The same listener. Raises ListenError if it isn't as `address` wants it."""
-        reason = misfit(listener, address, beside, self._addresses)
+    def _as_it_is(
+        self, listener: Listener, address: Bind, siblings: Sequence[Listener]
+    ) -> Listener:
+        """Return the listener unchanged. Raises ListenError if it doesn't fit `address`."""
+        reason = misfit(listener, address, siblings, self._addresses)
         if reason:
             raise ListenError(f"{reason}, which only a restart can change")
         return listener
 
     def _listener_at(
-        self, family: int, name: SocketName, address: Bind, beside: Sequence[Listener] = ()
+        self, family: int, name: SocketName, address: Bind, siblings: Sequence[Listener] = ()
     ) -> Listener | None:
         """The listener that already has this address, or a socket handed over with it."""
         for listener in (*self.opened, *self._kept):
             if listener.name == name and not _is_elsewhere(listener, address):
-                return self._as_it_is(listener, address, beside)
+                return self._as_it_is(listener, address, siblings)
         for item in self._handed if self._at_start else ():
             if stream_at(item.fd) == (family, name):
                 return self._take(item.fd, address)
@@ -194,14 +196,14 @@ class _Opener:
     # -- addresses in use ----------------------------------------------------------------
 
     def _blame(self, error: OSError, name: SocketName) -> None:
-        """Raise ListenError if the address is in use by ESG itself, to say for what."""
+        """If ESG itself uses the address, raise a ListenError that says for what."""
         if error.errno == errno.EADDRINUSE:
             for holder, held in self._holders():
                 if _overlap(held, name):
                     raise ListenError(f"the address is in use, {holder}")
 
     def _holders(self) -> Iterator[tuple[str, SocketName]]:
-        """The addresses that ESG has itself, each with the words for an error about it."""
+        """The addresses that ESG itself uses, each with the words for an error about it."""
         advice = "" if self._at_start else "; only a restart can change that"
         for listener in (*self.opened, *self._kept):
             yield f"by ESG itself, for {listener.bind}{advice}", listener.name
@@ -223,28 +225,28 @@ def _is_elsewhere(listener: Listener, address: Bind) -> bool:
     return listener.file.path != os.path.abspath(address.path) and not os.path.isabs(address.path)
 
 
-def takes_ipv4(address: Address, beside: Iterable[Listener], addresses: Iterable[Bind]) -> bool:
+def takes_ipv4(address: Address, siblings: Iterable[Listener], addresses: Iterable[Bind]) -> bool:
     """Whether `::` in `address` accepts IPv4 clients as well: if no other bind does on that port.
 
-    `beside` are other listeners of the same bind, `addresses` are all binds.
+    `siblings` are other listeners of the same bind, `addresses` are all binds.
     """
-    if any(listener.sock.family == socket.AF_INET for listener in beside):
+    if any(listener.sock.family == socket.AF_INET for listener in siblings):
         return False
     return Address("0.0.0.0", address.port) not in addresses
 
 
 def misfit(
-    listener: Listener, address: Bind, beside: Iterable[Listener], addresses: Iterable[Bind]
+    listener: Listener, address: Bind, siblings: Iterable[Listener], addresses: Iterable[Bind]
 ) -> str:
     """Why a listener can't be used for `address`; empty if it can.
 
-    `beside` and `addresses` are those of `takes_ipv4`.
+    `siblings` and `addresses` are those of `takes_ipv4`.
     """
     if not isinstance(address, Address) or listener.name[0] != "::":
         return ""
     if listener.borrowed is not None:
         return ""  # the program that opened it decides
-    wanted = takes_ipv4(address, beside, addresses)
+    wanted = takes_ipv4(address, siblings, addresses)
     if wanted == (not listener.sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)):
         return ""
     if wanted:
@@ -280,7 +282,7 @@ def _resolved(address: Address) -> list[tuple[int, InetName]]:
 def _usable(
     addresses: list[tuple[int, InetName]],
 ) -> list[tuple[int, InetName]]:
-    """Those of the addresses that this machine has; all of them if it has none.
+    """The addresses among these that this machine has; all of them if it has none.
 
     In containers, `localhost` is often also ::1 while there is no IPv6. If no address can be used,
     binding one of them shows the reason.

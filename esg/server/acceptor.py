@@ -65,7 +65,8 @@ class Balance:
 
     A worker that is ahead pauses. If the workers behind it have as many connections after the pause
     as before, they may be blocked, and new connections must not wait for them. So one connection
-    is accepted, two after the next pause like that, then four. A blocked worker soon costs little.
+    is accepted, two after the next pause like that, then four. So a blocked worker soon costs
+    little.
     """
 
     __slots__ = ("_behind", "_credit", "_paused", "_to_accept")
@@ -154,8 +155,8 @@ class Acceptor:
     ) -> None:
         """Stop accepting; first empty the queues of listeners that nobody else accepts from.
 
-        `ends` says which listeners those are. The queue of any other listener is left to its next
-        owner, unless `empties_all` is set, because there may be no next owner.
+        `ends` says which listeners those are. The queues of the other listeners are left to their
+        next owners. With `empties_all` they are emptied, too, because there may be no next owners.
         """
         self._limit = sys.maxsize
         self._closing = True

@@ -85,7 +85,7 @@ class Server:
         self._final = True
         self._captured: list[signal.Signals] = []
         self._logged = 0
-        """The number of these signals that have been logged."""
+        """How many of the captured signals have been logged."""
         self._reason = "should_exit"
         self._subject = worker_subject(next(_numbers), 1, os.getpid())
         self._log_fd = -1
@@ -97,7 +97,7 @@ class Server:
     def run(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Serve on a new event loop until told to stop, in any thread.
 
-        Raises the same as `serve`.
+        Raises the same errors as `serve`.
         """
         with asyncio.Runner(loop_factory=loop_factory(self.config.loop)) as runner:
             runner.run(self.serve(sockets))
@@ -288,8 +288,10 @@ class Server:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Call `handle_exit` on these signals, if this is the main thread: others can't have
-        handlers."""
+        """Call `handle_exit` on SIGINT and SIGTERM while in this context.
+
+        This has no effect outside the main thread, because only that can set handlers.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return

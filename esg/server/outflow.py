@@ -1,8 +1,8 @@
-"""Whether one client takes what is sent to it, and how long it may take.
+"""Tracks whether one client reads what is sent to it, and how long it may take to do so.
 
 An `Outflow` holds the calls of `send` that wait for the client, and measures whether the client
-makes progress. When the server has sent its last byte, it knows how long to wait until the client
-closes the connection. It has no timer: its owner has a deadline, and asks when that has passed.
+makes progress. After the server's last byte, it decides how long to wait until the client closes
+the connection. It has no timer: its owner has a deadline, and asks it when the deadline has passed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LINGER = 2.0
 
 
 class Outflow:
-    """What is sent to one client. Times are seconds by the event loop's clock."""
+    """The data that is sent to one client. Times are seconds by the event loop's clock."""
 
     __slots__ = (
         "_loop",
@@ -44,7 +44,7 @@ class Outflow:
         self._unsent = 0
         """Bytes that the client hadn't acknowledged at the last check."""
         self._progress_at = 0.0
-        """When a check last found fewer of them than the check before."""
+        """When a check last found fewer unacknowledged bytes than the check before it."""
         self.heard = False
         """Whether the client has sent something since the last check."""
         self._said_all = False
@@ -123,8 +123,8 @@ class Outflow:
     def lingers(self, now: float, limit: float, *, acknowledged: bool) -> bool:
         """Whether to wait longer until the client closes; at most `limit` seconds without progress.
 
-        `acknowledged`: wait until the client's kernel has taken everything. Otherwise wait until
-        this machine's kernel has, which sends the rest by itself.
+        `acknowledged`: wait until the client's kernel has taken everything. Otherwise wait only
+        until this machine's kernel has taken everything; it sends the rest by itself.
         """
         heard, self.heard = self.heard, False
         if heard and now < self._talk_until:
@@ -139,7 +139,7 @@ class Outflow:
         return min(self._silence, LINGER)
 
     def end(self) -> None:
-        """End the connection, and drop what the client hasn't taken: the kernel would keep it."""
+        """End the connection, and drop unsent data, which the kernel would otherwise keep."""
         if self._transport.get_write_buffer_size():
             reset(self._transport)
         else:

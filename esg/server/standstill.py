@@ -80,7 +80,7 @@ def held_requests(service: Service, since_tick: float) -> mailbox.HeldRequests:
 def _started(exchange: Any) -> float:
     """When a request began, by the event loop's clock and to a second; inf if it isn't known.
 
-    The service notes that when it sets its clock, so a request without a note began later.
+    The service records that when it sets its clock, so a request without a start time began later.
     """
     started: float = getattr(exchange, "started", math.inf)
     return started

@@ -154,7 +154,7 @@ class Service:
         due_at: int,
         on_due: Callable[[], None],
     ) -> None:
-        """`on_due` is called once, when the request number `due_at` begins; 0 is never.
+        """`on_due` is called once, when request number `due_at` begins; never if that is 0.
 
         `subject` names this worker in the log.
         """
@@ -215,8 +215,8 @@ class Service:
             config.limit_request_header_size,
             config.limit_request_fields * 4,
         )
-        """A header section up to this many bytes can't exceed a limit; a field takes at least
-        four."""
+        """A header section up to this many bytes can't exceed a limit, because each field takes at
+        least four bytes."""
         self.idle_deadline = self.now + config.timeout_keep_alive + TICK
         """The time to close a connection that becomes idle now; the clock may be a tick behind."""
 
@@ -277,7 +277,10 @@ class Service:
         logger.log(level, text, self.subject, peer, error, error.status, more)
 
     def warn_of_holdings(self) -> None:
-        """Log that a WebSocket was closed because all of them hold too much; not each time."""
+        """Log that a WebSocket was closed because all of them together hold too much memory.
+
+        This is logged at most once a minute.
+        """
         before = self._full.now(self.loop.time())
         if before is not None:
             text = "%s closed a WebSocket: the messages of all clients would exceed %d bytes%s"
@@ -324,9 +327,9 @@ class Service:
         # otherwise, data that arrived meanwhile is read before any client counts as late
 
     def _note_beginnings(self) -> None:
-        """Note the time for requests that have no note yet: they began up to a second ago.
+        """Record a start time for requests that have none yet: they began up to a second ago.
 
-        It is for the log of a stuck worker, and costs a new request nothing.
+        The log of a stuck worker needs it. Recorded here, it costs a new request nothing.
         """
         now = self.now
         for exchange in self.running:

@@ -39,7 +39,7 @@ _CERTIFICATE = re.compile(
     r"-----BEGIN CERTIFICATE-----\s.*?-----END CERTIFICATE-----", re.DOTALL
 )  # RFC 7468, section 5
 
-# The short names of RFC 4514, section 3, by OpenSSL's names. Other attributes keep OpenSSL's name.
+# OpenSSL's names, and the short names of RFC 4514, section 3. Other attributes keep OpenSSL's name.
 _SHORT_NAMES = {
     "commonName": "CN",
     "localityName": "L",

@@ -138,7 +138,7 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
     def data_received(self, data: bytes) -> None:
         if self._ended or self._told_end or self._closing:
             if self._above is not None and not self._closing:
-                self._above.data_received(b"")  # the data is dropped, but shows that it is alive
+                self._above.data_received(b"")  # it is dropped, but shows that the client is alive
             return
         if self._put_off:
             self._put_off = bytes(self._put_off) + data

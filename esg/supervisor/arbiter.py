@@ -1,6 +1,6 @@
-"""The arbiter: waits, turns happenings into events of the fleet, and performs its actions.
+"""The arbiter: waits, passes what happens to the fleet as events, and performs the fleet's actions.
 
-It decides nothing (the fleet does), never blocks but in the selector, and never imports the
+It decides nothing (the fleet does), never blocks except in the selector, and never imports the
 application.
 """
 
@@ -61,9 +61,9 @@ class Arbiter:
         Raises ListenError if a service manager's sockets aren't open.
         """
         config = settings.config
-        # This takes the variables, and opens nothing: see below.
+        # This removes variables from the environment, and must open nothing: see below.
         self._notifier = Notifier.from_environment(os.environ, os.getpid())
-        # Before anything is opened: another file could be mistaken for one of the sockets.
+        # Nothing may be opened before this: another file could be mistaken for one of the sockets.
         self._handed = handed_over(os.environ, os.getpid(), needed=not config.says_where)
         self._read_settings_again = read_settings
         self._journal = Journal(lambda: self._generations.current)
@@ -143,7 +143,7 @@ class Arbiter:
         return _time_until(self._fleet.next_deadline(), self._reloader.next_deadline())
 
     def _time_to_wait(self) -> float | None:
-        """The same, or until the service manager, `esgctl` or a log wants to be written to."""
+        """Like `_time_left`, but also until the next work for systemd, `esgctl` or a log is due."""
         return _time_until(
             self._fleet.next_deadline(),
             self._reloader.next_deadline(),

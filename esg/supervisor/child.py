@@ -54,11 +54,11 @@ class Child:
         """Mail that the mailbox had no room for, and when it was posted."""
 
     def post(self, message: FromArbiter) -> None:
-        """Send mail; if the child has more than it reads, `deliver` sends it later.
+        """Send mail; if the child's mailbox is full, `deliver` sends it later.
 
         Among several waiting messages of one kind, only the newest is sent. Waiting messages have
-        copies of their descriptors, because the numbers may belong to other files by then.
-        Raises OSError if there is no room for copies.
+        copies of their descriptors, because the original numbers may belong to other files by the
+        time they are sent. Raises OSError if there is no room for copies.
         """
         for owed in [owed for owed in self._owed if _is_outdated(owed[1], message)]:
             self._owed.remove(owed)

@@ -20,7 +20,7 @@ from esg.supervisor import processes
 from esg.supervisor.child import Child
 
 MOST_EARLY_ENDS = 64
-"""The most kept ends of processes that may be children whose pids aren't known yet."""
+"""The most ends that are kept of processes that may be children with a pid not yet known."""
 
 _Kind = TypeVar("_Kind", bound=Child)
 
@@ -174,9 +174,10 @@ class Children:
             self._selector.unregister(child.mailbox)
 
     def dismiss(self, child: Child) -> None:
-        """Close its mailbox, which ends a child that can't be signalled.
+        """Close a child's mailbox, which ends a child that can't be signalled.
 
-        It is reaped later. If its pid isn't known it never can be, and this counts as its end.
+        The child is reaped later. If its pid isn't known, it can't be reaped, so this counts as its
+        end.
         """
         self._expect_no_mail(child)
         child.mailbox.close()
@@ -212,7 +213,7 @@ class Children:
         for child in self.of(kind):
             self.dismiss(child)
             if child.pid is not None:
-                # If it can't be killed it isn't waited for: it ends without its mailbox.
+                # A child that can't be killed isn't waited for: it ends, as its mailbox is closed.
                 with contextlib.suppress(PermissionError, ChildProcessError):
                     child.signal(signal.SIGKILL)
                     os.waitpid(child.pid, 0)

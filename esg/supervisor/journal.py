@@ -88,7 +88,10 @@ class Journal:
             self.about(handle, logging.INFO if message.usual else logging.WARNING, message.line)
 
     def untrusted(self, handle: WorkerHandle, message: mailbox.UntrustedPeer) -> None:
-        """Warn once while the same peers are trusted. A worker that drains may be out of date."""
+        """Warn of an untrusted peer, once for each setting of the trusted peers.
+
+        Reports by workers of older generations are ignored: their settings may be out of date.
+        """
         current = self._current()
         if handle.generation == current.number:
             self.warn_once(message.line, f"peers other than {current.config.forwarded_allow_ips}")

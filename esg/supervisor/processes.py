@@ -65,9 +65,9 @@ def fork(main: Callable[[], int]) -> int:
 def _become_child() -> None:
     """Remove the arbiter's signal handlers and exit handlers.
 
-    Until the payload has handlers of its own, TERM and QUIT end the child, and the rest, which is
-    meant for the arbiter even when a terminal sends it to the whole group, does nothing. They are
-    handlers rather than SIG_IGN because SIG_IGN would be inherited by programs the child starts.
+    Until the payload has handlers of its own, TERM and QUIT end the child. The other signals do
+    nothing: they are meant for the arbiter, even if a terminal sends them to the whole group. They
+    have handlers instead of SIG_IGN, because programs that the child starts would inherit SIG_IGN.
     """
     signal.set_wakeup_fd(-1)
     for signum in HANDLED:

@@ -91,7 +91,7 @@ class Workers:
         return handle
 
     def _run(self, assignment: Assignment) -> int:
-        """In the worker's process: enter its folder, log as it says, become its user, run."""
+        """In the worker's process: enter its folder, set up its log, become its user, run."""
         number, generation = assignment.worker.number, assignment.generation
         setproctitle(f"esg: worker {number} gen {generation.number} [{generation.config.title}]")
         subject = worker_subject(number, generation.number, os.getpid())

@@ -23,7 +23,7 @@ class Entry(Protocol):
 
 
 class Observation:
-    """A finished exchange, for a format that asks for more than every exchange knows.
+    """Values of a finished exchange that only some formats of the log contain.
 
     An exchange has one only if the log `observes`, because keeping it up to date takes time.
     """
@@ -38,7 +38,7 @@ class Observation:
         self._began = time.perf_counter()
         """When the request's header section was complete."""
         self.sent = 0
-        """Bytes of response body, without what frames them."""
+        """Bytes of response body, without the framing."""
         self.response_headers: Headers = []
         """The fields that the application gave; the server may have sent more."""
 

@@ -63,7 +63,7 @@ def uvicorn_refusal_line(colors: bool, prefix: str | None = None) -> Line:
 
 
 def uvicorn_socket_line(colors: bool) -> Line:
-    """`INFO:     127.0.0.1:52034 - "WebSocket /ws" [accepted]`, and one like it at the end."""
+    """`INFO:     127.0.0.1:52034 - "WebSocket /ws" [accepted]`; the line at the end is similar."""
     prefix = _uvicorn_prefix(colors)
     return lambda record: prefix + socket_message(record)
 

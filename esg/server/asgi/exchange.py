@@ -146,7 +146,7 @@ class Exchange:
         self.target = target
         self.task: asyncio.Task[None]
         self.started: float
-        """The time of the application's call; to a second if the request has no time limit."""
+        """When the application was called; accurate to a second if there is no time limit."""
         self.observation: Observation | None = None
         """None unless the access log's format needs it."""
         # the request's body
@@ -270,7 +270,7 @@ class Exchange:
                 await connection.outflow.writable()
 
     async def _extend(self, message: Message) -> None:
-        """A message other than the head or the piece of body that was expected."""
+        """Handle a message other than the expected head or piece of the body."""
         kind, state = message["type"], self.state
         if state is GONE:
             await _send_to_nobody(message)
@@ -337,7 +337,7 @@ class Exchange:
             self._leave()
             return
         if self._connection.service.cancels:
-            self.end_badly()  # it caught its cancellation
+            self.end_badly()  # the application caught its cancellation
             return
         what = "without a response" if self.state is START else "before its response was complete"
         self.log_error(f"the application returned {what}")

@@ -20,10 +20,11 @@ def open_file(path: str) -> BinaryIO:
 
 
 def file_part(file: int | BinaryIO, offset: int | None, count: int | None) -> tuple[int, int, int]:
-    """Descriptor, offset and size in bytes of a part of an open file. Raises ValueError for others.
+    """Descriptor, offset and size in bytes of a part of an open file.
 
-    Without an offset it begins at the file's position, which then moves to its end; without a count
-    it ends with the file.
+    Without an offset the part begins at the file's position, which then moves to the part's end.
+    Without a count it ends with the file. Raises ValueError if there is no such part, or if the
+    file isn't a regular one.
     """
     fd = file if isinstance(file, int) else file.fileno()
     status = os.fstat(fd)

@@ -19,7 +19,7 @@ for databases and other services."""
 
 
 def adapt(app: Any, config: Config) -> Application:
-    """The ASGI 3 application that calls `app`. Raises the same as `esg.loader.interface_of`."""
+    """The ASGI 3 application that calls `app`. Raises the errors of `esg.loader.interface_of`."""
     interface = interface_of(app, config)
     if interface == "wsgi":
         threads = config.threads or default_threads(cpus.usable())
@@ -36,7 +36,7 @@ def default_threads(cpus: int) -> int:
 
 
 def from_asgi2(app: Any) -> Application:
-    """The ASGI 3 application that calls one of ASGI 2: first with the scope, then with the rest.
+    """An ASGI 3 application that calls this ASGI 2 application: with the scope, then the rest.
 
     ASGI specification, "Legacy Applications".
     """

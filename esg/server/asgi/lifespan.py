@@ -1,4 +1,4 @@
-"""The ASGI lifespan protocol: start-up before the first request, shutdown after the last.
+"""The ASGI lifespan protocol: startup before the first request, shutdown after the last.
 
 https://asgi.readthedocs.io/en/latest/specs/lifespan.html
 """
@@ -28,8 +28,8 @@ LONGEST_REASON = 300
 class Lifespan:
     """One run of an application's lifespan. `state` is passed on to its requests.
 
-    `refusal` says why it has none, if its call ended with an exception before it began, and not
-    with one that small applications raise for any scope but HTTP's.
+    If the application's call ended with an exception before the lifespan began, `refusal` says why.
+    It stays None for the exceptions that small applications raise for every scope except HTTP's.
     """
 
     def __init__(self, app: Application, mode: str, subject: Subject) -> None:
@@ -49,7 +49,7 @@ class Lifespan:
         self._task: asyncio.Task[None] | None = None
 
     async def startup(self) -> None:
-        """Run the application's start-up. Raises BootError if it fails.
+        """Run the application's startup. Raises BootError if it fails.
 
         With `auto`, an exception before the application has answered means that it doesn't support
         the protocol, which isn't a failure.
@@ -157,6 +157,7 @@ class Lifespan:
 def _is_usual(error: Exception) -> bool:
     """Whether applications without a lifespan raise an exception like this for its scope.
 
-    Django and Channels raise a ValueError that says so, asgiref's WsgiToAsgi one about the scope.
+    Django and Channels raise a ValueError that mentions the lifespan; asgiref's WsgiToAsgi raises
+    one that mentions the scope.
     """
     return isinstance(error, ValueError) and ("lifespan" in str(error) or "scope" in str(error))

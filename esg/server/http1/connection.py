@@ -448,7 +448,7 @@ class Connection(asyncio.Protocol):
         self.deadline = self.service.now + limit + TICK
 
     def await_sending(self) -> None:
-        """Give the client its time to take what is written without the transport."""
+        """Begin the client's time limit for data that is written to the socket directly."""
         self.outflow.begin(self.service.now)
         self._await(SENDING, self.service.config.timeout_send)
 

@@ -24,7 +24,7 @@ DECIDING = frozenset(
         b"proxy-connection",
     )
 )
-"""The fields that matter here; a request has few of them."""
+"""The fields that affect framing or the connection; a request has few of them."""
 
 DECIDING_FROM_PROXY = DECIDING | proxy_headers.FIELDS
 """The same for a peer whose forwarded fields matter: see `proxy_headers.heed`."""

@@ -41,7 +41,7 @@ class HttptoolsParser:
             try:
                 raise (raised or error) from None
             finally:
-                del raised, error  # they would keep this frame, and it them
+                del raised, error  # their tracebacks have this frame: a reference cycle
         if isinstance(error, httptools.HttpParserError):
             # llhttp accepts more versions than ESG serves, and refuses all others itself.
             unknown = error.args == ("Invalid HTTP version",)

@@ -121,9 +121,10 @@ def _checked_line(name: bytes, value: bytes) -> Line:
 Ready = tuple[int, bytes, int, object, bytes, int, int]
 """The prepared parts of responses with one status, valid until the Date changes.
 
-Its code; the status line with all default fields; NO_CONTENT or 0; the fields of the first such
-response, and for them the whole head but its end, and what `check_fields` said. Applications tend
-to send the same fields again, and a comparison costs a fifth of checking them.
+The status code; the status line with all default fields; NO_CONTENT or 0; the fields of the first
+response with this status; the whole head with these fields, except its end; and the kinds and the
+Content-Length that `check_fields` returned for them. Applications tend to send the same fields
+again, and a comparison costs a fifth of checking them.
 """
 
 

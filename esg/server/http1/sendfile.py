@@ -96,7 +96,7 @@ class FileWire(Protocol):
         """Whether nothing more can be sent."""
 
     def await_sending(self) -> None:
-        """Give the client its time to take what is written without the transport."""
+        """Begin the client's time limit for data that is written to the socket directly."""
 
     def resume_writing(self) -> None:
         """Continue as after a pause."""
@@ -157,7 +157,7 @@ async def send_part(
     """Send `count` bytes from `offset` of a file on a non-blocking socket.
 
     `copies` are those of the file's and the socket's descriptor, in this order. `writable` is
-    awaited before each attempt; with False it ends the sending. Nothing else may be written to the
+    awaited before each attempt; if it gives False, sending ends. Nothing else may be written to the
     socket meanwhile. Returns the number of bytes sent, less than `count` if the file ends earlier.
     Raises OSError if the client is gone.
     """
@@ -186,7 +186,7 @@ async def copy_part(
     count: int,
     writable: Callable[[], Awaitable[bool]],
 ) -> int:
-    """The same with `write`; `copies` has only the file's descriptor."""
+    """Like `send_part`, but with `write`; `copies` has only the file's descriptor."""
     sent = 0
     while sent < count and await writable():
         size = min(PIECE, count - sent)

@@ -63,7 +63,7 @@ Node = tuple[str, int, bool]
 
 
 class Said(NamedTuple):
-    """What trusted proxies say about a request; None for what they don't say, or not validly."""
+    """What trusted proxies say about a request; None where they say nothing that is valid."""
 
     client: Endpoint | None = None
     scheme: str | None = None

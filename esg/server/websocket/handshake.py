@@ -226,8 +226,10 @@ class Handshake:
         return fields, None
 
     def _is_offered(self, subprotocol: str) -> bool:
-        """Whether the client has offered this subprotocol; another one would fail it (section
-        4.1)."""
+        """Whether the client has offered this subprotocol.
+
+        A client fails the connection if it gets another one (section 4.1).
+        """
         offered = self.scope["subprotocols"]
         if subprotocol in offered:
             return True

@@ -60,7 +60,7 @@ FREE_FRAGMENTS = 4096
 """How many fragments of a message may be of any size."""
 
 FRAGMENT = 8
-"""The smallest average size in bytes of a message's fragments, if it has more than that."""
+"""The smallest average size in bytes of the fragments of a message with more than these."""
 
 COMPRESSED = 512
 """Bytes of a compressed frame that are decompressed in one step; they may become 500 KB."""
@@ -139,7 +139,7 @@ class Inbox:
         self.queue: deque[str | bytes] = deque()
         """Complete messages. Take them out with `next`."""
         self._held = 0
-        """Bytes of memory that the messages in the queue take; a `str` may take 4 a character."""
+        """Bytes of memory that the queued messages take; a `str` may take 4 bytes a character."""
         self._most_queued: float = config.ws_max_queue or math.inf
         self._limit: float = config.ws_max_size or math.inf
         self._codec: Codec | None = None

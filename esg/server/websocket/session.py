@@ -395,7 +395,7 @@ class Session(asyncio.Protocol):
         self._await_end(CLOSE_LIMIT)
 
     def _hang_up(self) -> None:
-        """End our side, and drop data that still arrives: closing with unread bytes would reset."""
+        """End our side, and drop data that still arrives: unread data would cause a reset."""
         self._inbox.stop()
         self._await_end(LINGER)
         end_output(self._transport)
@@ -410,7 +410,7 @@ class Session(asyncio.Protocol):
         self.deadline = now + silence + TICK
 
     def close(self) -> None:
-        """End it now, because the worker ends; data that the client hasn't read is lost."""
+        """End the connection now, because the worker ends; data that isn't sent yet is lost."""
         if self._transport.get_write_buffer_size():
             self._transport.abort()
         else:
@@ -434,8 +434,8 @@ class Session(asyncio.Protocol):
                 return
             self._look_at(now + config.timeout_send)
         if self._pong_by < now:
-            # A client isn't to blame if we don't read from it, or it still reads data before the
-            # ping.
+            # A client isn't to blame if we don't read from it, or if it is still reading data that
+            # was sent before the ping.
             if not (self._heard or self._inbox.paused or self._outflow.paused):
                 self._die()
                 return
@@ -452,7 +452,7 @@ class Session(asyncio.Protocol):
         self._look_at(min(self._ping_at, self._pong_by))
 
     def _expire_closing(self, now: float) -> None:
-        """Continue while the client reads what was sent; then it has its time to end."""
+        """Wait while the client reads what was sent; then it has limited time to close."""
         if self._outflow.lingers(now, self.service.config.timeout_send, acknowledged=True):
             self.deadline = now + self._outflow.next_look
         else:

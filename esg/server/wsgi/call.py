@@ -59,7 +59,7 @@ HOP_BY_HOP = frozenset(
 """
 
 LOOK_EVERY = 0.1
-"""Seconds between two checks of whether the client has left, while the pieces are empty."""
+"""Seconds between two checks of whether the client has left, while all pieces are empty."""
 
 _TOO_LONG = "the body is longer than its Content-Length"
 _STATUS = re.compile(r"([2-9][0-9]{2})(?: ([^\x00-\x1f\x7f]*))?")
@@ -153,7 +153,7 @@ class Call:
     async def look_at_body(self) -> None:
         """Take the part of the request's body that has arrived; often this is the whole body.
 
-        It isn't taken if the client waits for a 100 (Continue): receiving would send that.
+        It isn't taken if the client waits for a 100 (Continue), because receiving would send one.
         """
         self._input.more = True
         if "HTTP_EXPECT" in self._environ:
@@ -340,7 +340,7 @@ class Call:
             self._send_last(b"")
 
     def _warn_too_long(self, result: Any) -> None:
-        """Warn that the body is too long, except for a file: its Content-Length may be a part's."""
+        """Warn that the body is too long, except for a file: only a part of it may be wanted."""
         if isinstance(result, FileWrapper):
             return
         suppressed = self._too_long.now(time.monotonic())
@@ -376,7 +376,7 @@ class Call:
             self._ask(lambda: self._send({"type": CHECK}))
 
     def _with_head(self, body: Message) -> list[Message]:
-        """The messages for a piece: the first one also sends the head, which is final from then."""
+        """The messages for a piece; before the first piece also the head, which is then final."""
         if self._head_sent:
             return [body]
         if self._head is None:

@@ -481,7 +481,7 @@ class Fleet:
             self._complete = True
             self._log("info", f"serving workers={ready}")
 
-    # -- telling -----------------------------------------------------------------------
+    # -- reporting ---------------------------------------------------------------------
 
     def _report_waiting(self, now: float) -> None:
         """Log from time to time what a long boot or stop is waiting for."""

@@ -42,7 +42,7 @@ class Request:
 
 @frozen
 class Roll:
-    """What a rolling reload replaces, and goes back to if it fails."""
+    """The generation and number of workers to return to if a rolling reload fails."""
 
     previous: GenerationTerms
     previous_target: int

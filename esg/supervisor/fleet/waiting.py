@@ -9,7 +9,7 @@ from esg.supervisor.fleet import actions as do
 from esg.waits import FIRST_WAIT, INTERVAL
 
 STACK_TIME = 0.2
-"""Seconds that a worker has to write where its import stands, before that is read."""
+"""Seconds that a worker has to write how far its import is, before the arbiter reads it."""
 
 
 @frozen

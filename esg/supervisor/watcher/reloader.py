@@ -47,7 +47,7 @@ class Reloader:
         self._since = watcher.stamp()
 
     def code_is_read(self) -> None:
-        """Note that the newest code is read from now on, so it may lack changes after this time."""
+        """Note that a reload reads the code from now on, perhaps without any later changes."""
         self._since = watcher.stamp()
 
     def follow(self, config: Config) -> None:
@@ -69,7 +69,7 @@ class Reloader:
         return self._backoff.retry_at if wanting else None
 
     def tick(self, now: float) -> None:
-        """Start a watcher if one is wanted, and the delay after a failure is over."""
+        """Start a watcher if one is wanted and the delay after a failure is over."""
         if self._config is None or self._watcher is not None or not self._backoff.allows(now):
             return
         try:

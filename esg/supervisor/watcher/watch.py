@@ -222,7 +222,7 @@ class Watch:
         while True:
             roots = self._selection.roots
             self._glances.look_for_links(self._selection)
-            self._tell_of_changes()
+            self._report_changes()
             while not all(root.is_dir() for root in roots):
                 time.sleep(GLANCE / 1000)
             now = stamp()
@@ -235,7 +235,7 @@ class Watch:
                     os.chdir(self._config.folder or ".")
             self._selection = Selection(self._config)
 
-    def _tell_of_changes(self) -> None:
+    def _report_changes(self) -> None:
         """Watch until the set of watched folders changes.
 
         A replaced folder has no events any more, and the target of a new link has none yet.
@@ -252,7 +252,7 @@ class Watch:
                 if not number or self._polls:
                     paths |= self._missed(now)
                 if not number:
-                    self._say_what_is_watched()
+                    self._report_folders()
                 self._since = now
                 if paths:
                     forget_bytecode(paths)
@@ -266,12 +266,12 @@ class Watch:
                     time.sleep(self._config.reload_delay)
 
     def _missed(self, now: int) -> set[Path]:
-        """The files that changed between the last check and `now`, without those of this tick."""
+        """The files that changed since the last check, but before `now`, the current tick."""
         files = {Path(file) for file in self._config.files}
         files.update(*map(self._selection.files_below, self._selection.folders))
         return {file for file in files if self._since <= _changed_at(file) < now}
 
-    def _say_what_is_watched(self) -> None:
+    def _report_folders(self) -> None:
         what = ", ".join(map(str, self._selection.folders))
         if what != self._watching:
             self._watching = what

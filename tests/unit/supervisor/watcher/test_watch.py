@@ -368,5 +368,5 @@ def test_the_engine_says_whether_files_are_looked_at(monkeypatch, folder, engine
         yield from ()
 
     monkeypatch.setattr(watchfiles, "watch", watch)
-    watcher.Watch(made(reload_engine=engine), None, 0)._tell_of_changes()
+    watcher.Watch(made(reload_engine=engine), None, 0)._report_changes()
     assert seen == [polls]
