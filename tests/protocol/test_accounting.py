@@ -82,7 +82,7 @@ async def test_a_cut_response_has_one_line(serve, access_log, log):
     log.claim("exception in the application")
 
 
-async def test_a_response_whose_client_left_in_its_middle_has_one_line(serve, access_log):
+async def test_a_response_has_one_line_if_the_client_leaves_in_the_middle(serve, access_log):
     gate = Gate()
 
     async def app(scope, receive, send):
@@ -131,7 +131,7 @@ async def test_an_aborted_upload_has_at_most_one_line(serve, access_log):
     assert '"POST / HTTP/1.1" 413' in line
 
 
-async def test_nothing_a_client_sends_breaks_out_of_its_line(serve, access_log):
+async def test_no_data_from_a_client_can_forge_a_log_line(serve, access_log):
     client = serve(hello, log_fd=access_log.fd).connect()
     await client.request(get(b'/"%0a\\'))
     (line,) = await lines_after(access_log)
@@ -255,7 +255,7 @@ async def test_a_request_that_is_refused_has_a_line(
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /half HTTP/1.1\r\nHost: h\r\n"])
-async def test_a_header_that_does_not_come_in_time_has_a_line(serve, access_log, sent):
+async def test_a_late_request_header_has_a_line(serve, access_log, sent):
     server = serve(hello, log_fd=access_log.fd, timeout_request_header=5)
     client = server.connect()
     await client.send(sent)
@@ -269,7 +269,7 @@ async def test_a_header_that_does_not_come_in_time_has_a_line(serve, access_log,
         assert lines == [], "a connection without a byte of a request has none"
 
 
-async def test_a_refused_request_has_its_line_in_its_turn(serve, access_log):
+async def test_the_lines_of_refused_requests_are_in_order(serve, access_log):
     gate = Gate()
     client = serve(gate, log_fd=access_log.fd).connect()
     await client.send(get(b"/first") + b"nonsense\r\n\r\n")
@@ -291,7 +291,7 @@ async def test_a_refused_request_goes_to_a_log_config_too(serve, caplog):
     assert record.args[1:] == ("-", "-", "-", 400)
 
 
-async def test_without_an_access_log_nothing_is_kept_of_a_refused_request(serve):
+async def test_without_an_access_log_a_refused_request_is_not_remembered(serve):
     server = serve(hello)
     client = server.connect()
     await client.send(b"nonsense\r\n\r\n")

@@ -6,7 +6,7 @@ from .apps import hello, respond
 from .wire import get
 
 
-async def test_fields_for_every_response_are_added_to_the_applications(serve):
+async def test_added_fields_are_in_the_applications_responses(serve):
     async def app(scope, receive, send):
         await respond(send, headers=[(b"x-a", b"own")] if scope["path"] == "/own" else [])
 
@@ -17,13 +17,13 @@ async def test_fields_for_every_response_are_added_to_the_applications(serve):
     assert (await client.request(get(b"/own"))).all(b"x-a") == [b"1", b"own"]
 
 
-async def test_fields_for_every_response_are_in_the_servers_own_too(serve):
+async def test_added_fields_are_in_the_servers_own_responses(serve):
     client = serve(hello, header=("Server: mine", "X-B: 2")).connect()
     response = await client.request(b"GET / HTTP/1.1\r\n\r\n")
     assert (response.status, response[b"server"], response[b"x-b"]) == (400, b"mine", b"2")
 
 
-async def test_several_fields_in_the_place_of_a_default_one(serve):
+async def test_several_added_fields_replace_a_default_field(serve):
     client = serve(hello, header=("Server: a", "X-B: 2", "server: b", "Date: c")).connect()
     response = await client.request(get(b"/"))
     assert response.all(b"server") == [b"a", b"b"]

@@ -45,7 +45,7 @@ async def test_an_exception_after_the_start_message_alone_is_a_500_too(serve, lo
 @pytest.mark.parametrize(
     "error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()]
 )
-async def test_exceptions_that_are_no_errors_do_not_end_the_server(serve, log, error):
+async def test_exceptions_such_as_system_exit_do_not_end_the_server(serve, log, error):
     async def app(scope, receive, send):
         if scope["path"] == "/bad":
             raise error
@@ -86,7 +86,7 @@ async def test_an_exception_in_a_response_of_known_length_cuts_it(serve, log):
     log.claim("exception in the application")
 
 
-async def test_an_exception_in_a_response_that_the_close_ends_resets(serve, log):
+async def test_an_exception_in_a_response_delimited_by_the_close_causes_a_reset(serve, log):
     """A plain close would make half a response look whole."""
 
     async def app(scope, receive, send):
@@ -206,7 +206,7 @@ async def test_a_body_shorter_than_its_content_length_cuts_the_connection(serve,
 
 
 @pytest.mark.parametrize("pieces", [[b"hello world"], [b"hello", b" world"], [b"hel", b"lo world"]])
-async def test_a_body_longer_than_its_content_length_ends_there(serve, log, pieces):
+async def test_a_body_longer_than_its_content_length_is_cut_to_it(serve, log, pieces):
     async def app(scope, receive, send):
         await start(send, headers=[(b"content-length", b"5")])
         for body in pieces:
@@ -272,7 +272,7 @@ async def test_a_header_that_cannot_be_sent_is_a_500(serve, log, header):
 
 
 @pytest.mark.parametrize("lengths", [(b"5", b"6"), (b"6", b"5"), (b"5", b"5")])
-async def test_two_content_lengths_never_go_out(serve, log, lengths):
+async def test_two_content_lengths_are_never_sent(serve, log, lengths):
     async def app(scope, receive, send):
         await respond(send, headers=[(b"content-length", length) for length in lengths])
 
@@ -287,7 +287,7 @@ async def test_two_content_lengths_never_go_out(serve, log, lengths):
 
 
 @pytest.mark.parametrize("status", [0, 99, 100, 101, 199, 1000, -200, "abc", None, b"ok"])
-async def test_a_status_that_is_none_is_a_500(serve, log, status):
+async def test_an_invalid_status_is_a_500(serve, log, status):
     async def app(scope, receive, send):
         await respond(send, status=status)
 
@@ -339,7 +339,7 @@ MORE = {"type": "http.response.body", "body": b"x", "more_body": True}
         ([START, BODY], START),
     ],
 )
-async def test_a_message_out_of_turn_raises_runtime_error(serve, log, good, wrong):
+async def test_an_unexpected_message_raises_runtime_error(serve, log, good, wrong):
     raised = []
 
     async def app(scope, receive, send):
@@ -359,7 +359,7 @@ async def test_a_message_out_of_turn_raises_runtime_error(serve, log, good, wron
     log.claim("exception in the application")
 
 
-async def test_a_message_out_of_turn_does_not_hurt_a_whole_response(serve, log):
+async def test_an_unexpected_message_does_not_damage_a_complete_response(serve, log):
     async def app(scope, receive, send):
         await respond(send)
         await respond(send, b"another")
@@ -373,7 +373,7 @@ async def test_a_message_out_of_turn_does_not_hurt_a_whole_response(serve, log):
     log.claim("exception in the application")
 
 
-async def test_an_unknown_message_can_be_survived(serve):
+async def test_an_application_can_continue_after_an_unknown_message(serve):
     """Applications try extensions and fall back."""
 
     async def app(scope, receive, send):
@@ -396,7 +396,7 @@ async def test_a_path_cannot_break_out_of_its_log_line(serve, log):
     assert "FAKE" in logged
 
 
-async def test_errors_of_one_connection_leave_others_alone(serve, log):
+async def test_errors_on_one_connection_do_not_affect_others(serve, log):
     async def app(scope, receive, send):
         if scope["path"] == "/bad":
             raise ValueError

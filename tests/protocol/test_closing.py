@@ -64,7 +64,7 @@ async def test_a_500_reaches_a_client_that_is_still_sending(serve, log):
     log.claim("exception in the application")
 
 
-async def test_a_response_that_closes_reaches_a_client_with_more_to_say(serve):
+async def test_a_response_that_closes_reaches_a_client_that_continues_to_send(serve):
     client = serve(hello).connect()
     await client.send(get(b"/", b"Connection: close") + bytes(LARGE))
     response = await client.response()
@@ -114,7 +114,7 @@ async def test_a_slow_reader_of_the_last_response_is_waited_for(serve):
     await client.closed()
 
 
-async def test_a_last_response_that_nobody_reads_is_given_up(serve):
+async def test_a_last_response_that_the_client_does_not_read_is_dropped(serve):
     async def app(scope, receive, send):
         await respond(send, bytes(30 * MEGABYTE))
 
@@ -128,7 +128,7 @@ async def test_a_last_response_that_nobody_reads_is_given_up(serve):
     await server.connections(0)
 
 
-async def test_the_server_ends_its_side_at_once(serve):
+async def test_the_server_closes_its_side_immediately(serve):
     """A client that reads to the end must not have to wait for the linger time."""
     client = serve(hello).connect()
     await client.request(get(b"/", b"Connection: close"))
@@ -157,7 +157,7 @@ async def test_a_connection_that_will_end_is_announced(serve):
         await client.closed()
 
 
-async def test_a_small_rest_of_a_body_is_read_and_the_connection_goes_on(serve):
+async def test_a_small_unread_rest_of_a_body_is_read_and_the_connection_stays_open(serve):
     client = serve(hello).connect()
     await client.send(request(b"POST", b"/", b"Content-Length: 10000") + bytes(1000))
     response = await client.response()
@@ -241,7 +241,7 @@ async def test_a_slow_upload_is_dropped_for_a_while_so_that_its_413_arrives(serv
     await server.connections(0)
 
 
-async def test_an_endless_body_that_nobody_wants_is_not_read_for_ever(serve):
+async def test_an_endless_unwanted_body_is_not_read_forever(serve):
     server = serve(hello)
     client = server.connect()
     await client.send(request(b"POST", b"/", b"Transfer-Encoding: chunked"))

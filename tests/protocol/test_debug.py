@@ -12,7 +12,7 @@ async def fails(scope, receive, send):
     raise ValueError("<what went wrong>")
 
 
-async def test_without_it_clients_see_nothing_of_an_exception(serve, log):
+async def test_without_debug_clients_do_not_see_exceptions(serve, log):
     response = await serve(fails).connect().request(get())
     assert (response.status, response.body) == (500, b"Internal Server Error")
     assert response[b"content-type"] == b"text/plain; charset=utf-8"

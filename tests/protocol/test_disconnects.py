@@ -18,7 +18,7 @@ def gone(client, how):
     client.reset() if how == "reset" else client.close()
 
 
-def test_the_error_of_a_send_to_nobody_is_an_oserror():
+def test_a_send_to_a_client_that_left_raises_an_oserror():
     """Applications may not rely on more."""
     assert issubclass(ClientDisconnected, OSError)
 
@@ -71,7 +71,7 @@ async def test_a_stream_to_a_client_that_left_raises_oserror(serve):
     probe.done.set()
 
 
-async def test_receive_tells_of_the_disconnect_again_and_again(serve):
+async def test_every_later_receive_reports_the_disconnect(serve):
     probe = Probe()
     server = serve(probe)
     client = server.connect()
@@ -145,7 +145,7 @@ async def test_a_client_that_left_is_no_error_in_the_log(serve, log, how, leave)
     assert log.errors == []
 
 
-async def test_an_error_of_the_applications_own_is_logged_though_the_client_left(serve, log):
+async def test_the_applications_own_error_is_logged_even_if_the_client_left(serve, log):
     async def app(scope, receive, send):
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -160,7 +160,7 @@ async def test_an_error_of_the_applications_own_is_logged_though_the_client_left
     assert "clean-up failed" in log.claim("exception in the application")
 
 
-async def test_an_error_beside_the_disconnect_in_a_group_is_logged(serve, log):
+async def test_an_error_in_one_group_with_the_disconnect_is_logged(serve, log):
     async def fail(leaving):
         await asyncio.wait([leaving])
         raise KeyError("and this")
@@ -323,7 +323,7 @@ async def test_a_half_closed_client_gets_a_large_body(serve):
     await client.closed()
 
 
-async def test_a_half_closed_client_has_its_body_read(serve):
+async def test_the_body_of_a_half_closed_client_is_read(serve):
     client = serve(echo).connect()
     await client.send(post(b"hello" * 100_000))
     client.shutdown()
@@ -358,7 +358,7 @@ async def test_a_request_cut_off_behind_a_whole_one_is_not_served(serve):
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\n"])
-async def test_a_client_that_ends_without_a_request_is_let_go(serve, sent):
+async def test_a_client_that_closes_without_a_request_is_disconnected(serve, sent):
     server = serve(hello)
     client = server.connect()
     await server.connections(1)
@@ -369,7 +369,7 @@ async def test_a_client_that_ends_without_a_request_is_let_go(serve, sent):
     await server.connections(0)
 
 
-async def test_an_idle_client_that_ends_is_let_go(serve):
+async def test_an_idle_client_that_closes_is_disconnected(serve):
     server = serve(hello)
     client = server.connect()
     await client.request(get())
@@ -378,7 +378,7 @@ async def test_an_idle_client_that_ends_is_let_go(serve):
     await server.connections(0)
 
 
-async def test_a_client_that_resets_at_once_leaves_no_trace(serve, log):
+async def test_a_client_that_resets_immediately_leaves_nothing_behind(serve, log):
     server = serve(hello)
     for _ in range(20):
         server.connect().reset()
@@ -418,7 +418,7 @@ async def test_a_request_read_in_full_is_still_there_after_the_client_left(serve
 # -- an application that never waits ---------------------------------------------------
 
 
-async def test_a_stream_to_a_client_that_is_gone_lets_the_others_be_served(serve):
+async def test_an_endless_stream_to_a_client_that_left_does_not_block_others(serve):
     ended = []
 
     async def app(scope, receive, send):

@@ -32,7 +32,7 @@ async def test_the_first_receive_asks_for_the_body(serve):
     assert not (await client.response()).closes
 
 
-async def test_it_is_asked_for_once(serve):
+async def test_the_body_is_requested_once(serve):
     probe = Probe()
     client = serve(probe).connect()
     await client.send(expecting())
@@ -49,7 +49,7 @@ async def test_it_is_asked_for_once(serve):
 
 
 @pytest.mark.parametrize("value", [b"100-Continue", b"100-CONTINUE"])
-async def test_the_expectation_has_no_case(serve, value):
+async def test_the_expectation_is_case_insensitive(serve, value):
     client = serve(echo).connect()
     await client.send(expecting(expect=b"Expect: " + value))
     await client.exactly(CONTINUE)
@@ -76,7 +76,7 @@ async def test_the_connection_goes_on(serve):
         assert not response.closes
 
 
-async def test_never_for_http10(serve):
+async def test_http10_never_gets_a_continue(serve):
     client = serve(echo).connect()
     await client.send(expecting(version=b"1.0"))
     await client.quiet()
@@ -84,7 +84,7 @@ async def test_never_for_http10(serve):
     assert (await client.response()).body == b"hello"
 
 
-async def test_not_without_a_body(serve):
+async def test_a_request_without_a_body_gets_no_continue(serve):
     client = serve(echo).connect()
     response = await client.request(get(b"/", EXPECT))
     assert response.body == b""
@@ -93,7 +93,7 @@ async def test_not_without_a_body(serve):
     assert response.body == b""
 
 
-async def test_not_for_a_body_that_came_unasked(serve):
+async def test_no_continue_is_sent_if_the_body_has_already_arrived(serve):
     client = serve(echo).connect()
     response = await client.request(expecting() + b"hello")
     assert response.body == b"hello"
@@ -115,7 +115,7 @@ async def test_a_final_response_without_reading_closes(serve):
     await client.closed()
 
 
-async def test_a_body_sent_after_the_final_response_is_no_request(serve):
+async def test_a_body_sent_after_the_final_response_is_not_parsed_as_a_request(serve):
     calls = 0
 
     async def app(scope, receive, send):

@@ -101,7 +101,7 @@ async def test_each_scope_says_what_is_offered(serve, sendfile):
 
 
 @pytest.mark.parametrize("kind", ["pathsend", "zerocopysend"])
-async def test_no_file_is_sent_where_that_was_not_offered(serve, log, file, kind):
+async def test_no_file_is_sent_if_the_extension_was_not_offered(serve, log, file, kind):
     with file.open("rb") as opened:
         message = {"type": f"http.response.{kind}", "path": str(file), "file": opened}
         client = serve(sends(message), sendfile=False).connect()
@@ -121,7 +121,7 @@ HINT = {"type": "http.response.early_hint", "links": [b"</a.css>; rel=preload", 
 HINTED = b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\nlink: </b.js>\r\n\r\n"
 
 
-async def test_hints_go_out_at_once(serve):
+async def test_hints_are_sent_immediately(serve):
     probe = Probe()
     client = serve(probe).connect()
     await client.send(get())
@@ -142,7 +142,7 @@ async def test_hints_come_before_a_head_that_was_given_first(serve):
     assert (await client.response()).body == b"hello"
 
 
-async def test_hints_behind_the_head_are_dropped(serve):
+async def test_hints_after_the_head_are_dropped(serve):
     client = serve(sends(body(b"he", more=True), HINT, body(b"llo"))).connect()
     assert (await client.request(get())).body == b"hello"
 
@@ -198,9 +198,7 @@ async def test_trailers_follow_a_streamed_body(serve):
         ("HEAD", b"1.1", b"TE: trailers", []),
     ],
 )
-async def test_trailers_are_dropped_where_there_is_no_place_for_them(
-    serve, method, version, te, headers
-):
+async def test_trailers_are_dropped_if_they_cannot_be_sent(serve, method, version, te, headers):
     client = serve(sends(body(b"hello"), *ALL, headers=headers, trailers=True)).connect()
     ask = request(method.encode(), b"/", te, version=version)
     response = await client.request(ask, method)
@@ -209,7 +207,7 @@ async def test_trailers_are_dropped_where_there_is_no_place_for_them(
         await client.quiet()
 
 
-async def test_trailers_carry_no_framing(serve):
+async def test_trailers_cannot_change_the_framing(serve):
     fields = [(b"content-length", b"5"), (b"Transfer-Encoding", b"chunked"), DIGEST]
     client = serve(sends(body(), trailers(*fields), trailers=True)).connect()
     await client.send(get(b"/", b"TE: trailers"))
@@ -217,7 +215,7 @@ async def test_trailers_carry_no_framing(serve):
     await client.exactly(b"0\r\ndigest: sha-256=x\r\n\r\n")
 
 
-async def test_trailers_that_were_announced_and_never_came_are_missed(serve, log):
+async def test_announced_trailers_that_are_not_sent_are_an_error(serve, log):
     client = serve(sends(body(b"hello"), trailers=True)).connect()
     await client.send(get(b"/", b"TE: trailers"))
     with pytest.raises((Truncated, ConnectionResetError)):
@@ -262,7 +260,7 @@ async def test_a_file_that_cannot_be_opened_is_the_applications_error(serve, log
     log.claim("exception in the application")
 
 
-async def test_an_application_may_answer_otherwise_for_a_missing_file(serve, tmp_path):
+async def test_an_application_may_send_another_response_for_a_missing_file(serve, tmp_path):
     async def app(scope, receive, send):
         await start(send, status=404)
         with pytest.raises(FileNotFoundError):
@@ -278,7 +276,7 @@ async def test_a_file_may_be_the_last_piece_of_a_body(serve, file):
     assert digest((await client.request(get())).body) == digest(b"a" + file.read_bytes())
 
 
-async def test_a_file_longer_than_announced_is_cut_to_that(serve, log, file):
+async def test_a_file_longer_than_its_content_length_is_cut_to_it(serve, log, file):
     client = serve(sends(path_of(file), headers=[(b"content-length", b"5")])).connect()
     assert (await client.request(get())).body == file.read_bytes()[:5]
     await client.closed()
@@ -327,7 +325,7 @@ async def test_a_part_beyond_the_files_end_cuts_the_response(serve, log, file):
     assert "2 bytes before its announced end" in log.claim("exception in the application")
 
 
-async def test_what_is_no_regular_file_is_refused(serve, log):
+async def test_a_descriptor_of_something_other_than_a_regular_file_is_refused(serve, log):
     end, other = os.pipe()
     try:
         response = await serve(sends(part(end, count=1))).connect().request(get())
@@ -338,7 +336,7 @@ async def test_what_is_no_regular_file_is_refused(serve, log):
     assert "regular files only" in log.claim("exception in the application")
 
 
-async def test_nothing_else_is_sent_meanwhile(serve, runner, file):
+async def test_nothing_else_is_sent_while_a_file_is_sent(serve, runner, file):
     probe = Probe()
     client = serve(probe).connect(receive_buffer=65536)
     await client.send(get())
@@ -397,7 +395,7 @@ async def test_a_client_that_leaves_ends_the_sending(serve, large):
     await until(lambda: server.service.idle)
 
 
-async def test_a_client_that_does_not_read_is_cut_off_in_the_end(serve, large):
+async def test_a_client_that_does_not_read_is_disconnected_at_the_limit(serve, large):
     sender = Sender(large)
     server = serve(sender)
     client = server.connect(receive_buffer=65536)
@@ -414,7 +412,7 @@ async def test_a_client_that_does_not_read_is_cut_off_in_the_end(serve, large):
     await until(lambda: server.service.idle)
 
 
-async def test_a_path_that_is_no_regular_file_is_refused(serve, tmp_path, log):
+async def test_a_path_to_something_other_than_a_regular_file_is_refused(serve, tmp_path, log):
     os.mkfifo(tmp_path / "fifo")
 
     async def app(scope, receive, send):

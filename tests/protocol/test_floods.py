@@ -267,7 +267,7 @@ async def test_unfinished_compressed_messages_of_many_connections(serve, log, ws
     assert server.service.holdings.left == most
 
 
-async def test_what_waits_for_the_application_counts_too(serve, log):
+async def test_messages_that_wait_for_the_application_count_too(serve, log):
     """The memory is given back when the application has taken the messages, or has ended."""
     release = asyncio.Event()
 

@@ -89,7 +89,7 @@ async def test_a_blocked_send_fails_when_the_client_goes(serve):
     await until(lambda: server.service.idle)
 
 
-async def test_a_client_that_takes_nothing_is_dropped_in_time(serve):
+async def test_a_client_that_reads_nothing_is_disconnected_at_the_limit(serve):
     source = Source(MEGABYTE, known_length=True)
     server = serve(source)
     client = server.connect(receive_buffer=65536)
@@ -105,7 +105,7 @@ async def test_a_client_that_takes_nothing_is_dropped_in_time(serve):
     await server.connections(0)
 
 
-async def test_a_client_that_takes_a_little_is_waited_for(serve):
+async def test_a_client_that_reads_slowly_is_waited_for(serve):
     source = Source(MEGABYTE, known_length=True)
     server = serve(source)
     client = server.connect(receive_buffer=65536)
@@ -120,7 +120,7 @@ async def test_a_client_that_takes_a_little_is_waited_for(serve):
     await client.skip(SIZE - 40 * MEGABYTE)
 
 
-async def test_a_client_that_uploads_without_reading_is_dropped_in_time(serve):
+async def test_a_client_that_uploads_without_reading_is_disconnected_at_the_limit(serve):
     """After the end of the upload, the deadline for reading the response must still apply."""
     probe = Probe()
     server = serve(probe)

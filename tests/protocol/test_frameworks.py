@@ -368,7 +368,7 @@ async def test_middleware_sees_the_bodies_of_files(serve, tmp_path, middleware, 
         assert compressed is (middleware is COMPRESSING)
 
 
-async def test_files_are_sent_by_the_kernel_where_that_is_wanted(serve, tmp_path):
+async def test_files_are_sent_by_the_kernel_with_sendfile(serve, tmp_path):
     (tmp_path / "file.txt").write_bytes(b"0123456789" * 20_000)
     seen = []
 

@@ -39,7 +39,7 @@ async def test_context_does_not_leak_to_the_next_request(serve):
         assert (await client.request(get(b"/%d" % number))).body == b"nobody"
 
 
-async def test_context_is_what_the_worker_had_or_empty(serve):
+async def test_a_requests_context_is_the_workers_or_empty(serve):
     token = USER.set("worker")
     try:
         inherits, resets = serve(Who()), serve(Who(), reset_contextvars=True)
@@ -236,7 +236,7 @@ async def test_connections_leave_no_reference_cycles(serve):
     assert own == []
 
 
-async def test_nothing_is_kept_of_finished_work(serve):
+async def test_finished_requests_leave_no_objects_behind(serve):
     server = serve(echo)
     client = server.connect()
     for data in REQUESTS.values():

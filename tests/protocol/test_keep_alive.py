@@ -50,13 +50,13 @@ async def test_the_client_may_close(serve, fields):
         (b"Proxy-Connection: keep-alive",),
     ],
 )
-async def test_nothing_else_closes(serve, fields):
+async def test_other_connection_options_do_not_close(serve, fields):
     client = serve(hello).connect()
     for _ in range(2):
         assert not (await client.request(get(b"/", *fields))).closes
 
 
-async def test_proxy_connection_closes_with_notice_or_not_at_all(serve):
+async def test_proxy_connection_closes_with_an_announcement_or_not_at_all(serve):
     """A field that isn't in any standard, although some parsers obey it."""
     client = serve(hello).connect()
     response = await client.request(get(b"/", b"Proxy-Connection: close"))
@@ -138,7 +138,7 @@ async def test_draining_lets_the_keep_alive_time_end_an_idle_connection(serve):
     await client.closed()
 
 
-async def test_draining_waits_for_a_response_and_closes_behind_it(serve):
+async def test_draining_waits_for_a_response_and_closes_after_it(serve):
     gate = Gate()
     server = serve(gate)
     client = server.connect()
@@ -185,7 +185,7 @@ async def test_draining_answers_requests_that_were_not_even_parsed(serve):
     await client.closed()
 
 
-async def test_draining_in_the_middle_of_a_stream_ends_the_connection_behind_it(serve):
+async def test_draining_in_the_middle_of_a_stream_closes_after_the_stream(serve):
     release = asyncio.Event()
 
     async def app(scope, receive, send):
@@ -234,7 +234,7 @@ async def test_draining_http10(serve):
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"TLS/1.0, foo"])
 @pytest.mark.parametrize("option", [b"Upgrade", b"keep-alive, upgrade", b"Upgrade, HTTP2-Settings"])
-async def test_an_upgrade_nobody_takes_up_is_plain_http(serve, protocol, option):
+async def test_an_upgrade_that_is_not_served_is_plain_http(serve, protocol, option):
     record = Recorder()
     client = serve(record, ws="none").connect()
     offer = (b"Connection: " + option, b"Upgrade: " + protocol)
@@ -318,7 +318,7 @@ async def test_an_upgrade_does_not_soften_the_parser(serve):
         await client.closed()
 
 
-async def test_an_upgrade_in_http10_is_no_offer(serve):
+async def test_an_upgrade_in_http10_is_ignored(serve):
     client = serve(echo).connect()
     data = (
         b"POST / HTTP/1.0\r\nContent-Length: 5\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\nhello"

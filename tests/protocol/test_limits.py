@@ -175,7 +175,7 @@ async def test_a_body_does_not_count_as_header(serve):
         assert (await client.request(post(bytes(100_000)))).status == 200
 
 
-async def test_endless_empty_lines_are_no_way_to_stay(serve):
+async def test_endless_empty_lines_do_not_keep_a_connection_open(serve):
     client = serve(Recorder()).connect()
     await client.push(b"\r\n" * 1_000_000)
     assert (await client.response()).status in (400, 431)

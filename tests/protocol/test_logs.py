@@ -64,7 +64,7 @@ async def test_a_line_in_a_format(serve, written):
     assert re.fullmatch(r'"GET /b HTTP/1\.1" 201 5 - new \d+', second)
 
 
-async def test_the_duration_goes_from_the_header_to_the_end_of_the_response(
+async def test_the_duration_is_from_the_request_header_to_the_end_of_the_response(
     serve, written, monkeypatch
 ):
     clock = [100.0]
@@ -113,9 +113,7 @@ async def test_a_status_without_a_body(serve, written):
     assert await sizes(serve, written, app, get()) == ["0"]
 
 
-async def test_a_body_that_is_longer_than_announced_counts_as_far_as_it_was_sent(
-    serve, written, log
-):
+async def test_only_the_sent_part_of_a_body_that_is_too_long_counts(serve, written, log):
     async def app(scope, receive, send):
         await respond(send, b"12345678", 200, [(b"content-length", b"3")])
 
@@ -188,7 +186,7 @@ async def test_an_application_that_empties_its_scope_breaks_nothing(serve, writt
 
 
 @pytest.mark.parametrize("body", ["text", None, 5])
-async def test_a_body_of_a_wrong_type_is_told_as_ever(serve, written, log, body):
+async def test_a_body_of_a_wrong_type_is_reported_as_usual(serve, written, log, body):
     async def app(scope, receive, send):
         await start(send)
         await send({"type": "http.response.body", "body": body})
@@ -197,7 +195,7 @@ async def test_a_body_of_a_wrong_type_is_told_as_ever(serve, written, log, body)
     assert "the body is bytes, not" in log.claim("exception in the application")
 
 
-async def test_fields_that_can_be_read_but_once_are_sent_and_logged(serve, written):
+async def test_fields_from_a_one_time_iterator_are_sent_and_logged(serve, written):
     async def app(scope, receive, send):
         fields = (field for field in [(b"x-kind", b"rare")])
         await send({"type": "http.response.start", "status": 200, "headers": fields})
@@ -289,7 +287,7 @@ async def test_at_level_trace_connections_and_requests_are_logged(serve, log):
     ]
 
 
-async def test_at_level_debug_they_are_not(serve, log):
+async def test_at_level_debug_connections_and_requests_are_not_logged(serve, log):
     server = serve(hello)
     await server.connect().request(get())
     assert log.messages == []

@@ -12,7 +12,7 @@ from .wire import Truncated, get, turns, until
 # -- requests at once ------------------------------------------------------------------
 
 
-async def test_a_request_too_many_is_turned_away(serve):
+async def test_a_request_beyond_the_limit_is_refused(serve):
     gate = Gate()
     server = serve(gate, limit_concurrency=2)
     first, second, third = (server.connect() for _ in range(3))
@@ -32,7 +32,7 @@ async def test_a_request_too_many_is_turned_away(serve):
     assert (await server.connect().request(get(b"/late"))).body == b"/late"
 
 
-async def test_idle_connections_are_no_requests(serve):
+async def test_idle_connections_do_not_count_as_requests(serve):
     server = serve(hello, limit_concurrency=1)
     for _ in range(3):
         client = server.connect()
@@ -41,7 +41,7 @@ async def test_idle_connections_are_no_requests(serve):
     assert len(server.service.connections) == 3
 
 
-async def test_the_pipelined_are_counted_one_at_a_time(serve):
+async def test_pipelined_requests_are_counted_one_at_a_time(serve):
     client = serve(hello, limit_concurrency=1).connect()
     await client.send(get() * 5)
     assert [(await client.response()).status for _ in range(5)] == [200] * 5
@@ -58,7 +58,7 @@ async def test_both_limits_work_with_max_requests(serve):
 # -- connections at once ---------------------------------------------------------------
 
 
-async def test_a_connection_too_many_waits_until_another_is_over(serve):
+async def test_a_connection_beyond_the_limit_waits_until_another_ends(serve):
     server = serve(hello, limit_connections=2)
     first, second, third = (server.connect() for _ in range(3))
     for client in (first, second):
@@ -150,7 +150,7 @@ async def test_a_response_that_had_begun_is_cut(serve, log):
     await until(lambda: not server.service.running)
 
 
-async def test_one_that_swallows_its_cancellation_is_told_of_once(serve, log):
+async def test_an_application_that_ignores_its_cancellation_is_logged_once(serve, log):
     release = asyncio.Event()
 
     async def app(scope, receive, send):
@@ -174,7 +174,7 @@ async def test_one_that_swallows_its_cancellation_is_told_of_once(serve, log):
     log.claim("exception in the application")  # it tried to send at the end
 
 
-async def test_what_follows_a_response_has_its_own_time(serve):
+async def test_work_after_a_response_is_not_limited_by_the_request_timeout(serve):
     probe = Probe()
     server = serve(probe, request_timeout=30)
     client = server.connect()

@@ -60,7 +60,7 @@ async def test_a_request_that_comes_while_another_is_served_waits_its_turn(serve
     assert [(await client.response()).body for _ in range(3)] == [b"/1", b"/2", b"/3"]
 
 
-async def test_many_requests_are_not_taken_in_while_one_is_served(serve):
+async def test_few_requests_are_parsed_ahead_while_one_is_served(serve):
     gate = Gate()
     client = serve(gate).connect()
     before = parsed_requests()
@@ -94,7 +94,7 @@ async def test_a_client_that_goes_on_sending_requests_is_stopped(serve):
 
 
 @pytest.mark.parametrize("first", [b"Connection: close", b"connection: TE, Close"])
-async def test_nothing_behind_a_request_that_closes_is_served(serve, first):
+async def test_no_request_after_one_that_closes_is_served(serve, first):
     record = Recorder()
     client = serve(record).connect()
     await client.send(get(b"/1", first) + get(b"/2"))
@@ -103,7 +103,7 @@ async def test_nothing_behind_a_request_that_closes_is_served(serve, first):
     assert record.calls == 1
 
 
-async def test_nothing_behind_a_response_that_closes_is_served(serve):
+async def test_no_request_after_a_response_that_closes_is_served(serve):
     paths = []
 
     async def app(scope, receive, send):

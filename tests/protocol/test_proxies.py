@@ -60,7 +60,7 @@ async def test_a_trusted_proxy_says_who_the_client_is(serve):
         {"proxy_headers": False, "forwarded_allow_ips": ("*",)},
     ],
 )
-async def test_nobody_else_does(serve, settings):
+async def test_a_peer_that_is_not_trusted_does_not_say_who_the_client_is(serve, settings):
     record = Recorder()
     client = serve(record, **settings).connect()
     await client.request(get(b"/", *FORWARDED, b"Forwarded: for=6.6.6.6;proto=https"))
@@ -99,7 +99,7 @@ async def test_only_the_first_request_of_a_peer_that_is_not_trusted_is_reported(
         get(b"/", b"Forwarded: for=203.0.113.7;host=shop.example;proto=https"),
     ],
 )
-async def test_whatever_the_request_is_like(serve, data):
+async def test_the_client_is_known_for_any_kind_of_request(serve, data):
     record = Recorder()
     client = serve(record).connect()
     assert (await client.request(data, data.split()[0].decode())).status == 200
@@ -108,7 +108,7 @@ async def test_whatever_the_request_is_like(serve, data):
     assert record.scope["headers"][0] == (b"host", b"shop.example")
 
 
-async def test_each_request_speaks_for_itself(serve):
+async def test_forwarded_fields_only_affect_their_own_request(serve):
     record = Recorder()
     client = serve(record).connect()
     await client.send(get(b"/", *FORWARDED) + get() + get(b"/", b"X-Forwarded-For: 203.0.113.8"))
@@ -138,7 +138,7 @@ async def test_a_proxy_does_not_make_a_bad_request_good(serve):
     assert response.status == 400
 
 
-async def test_trailers_say_nothing(serve):
+async def test_forwarded_fields_in_trailers_are_ignored(serve):
     record = Recorder()
     client = serve(record).connect()
     head = request(b"POST", b"/", b"Transfer-Encoding: chunked")
@@ -199,7 +199,7 @@ async def test_a_header_says_that_the_client_speaks_tls(server):
 
 
 @pytest.mark.parametrize("header", [LOCAL, b"PROXY UNKNOWN\r\n"])
-async def test_a_header_that_names_nobody(server, header):
+async def test_a_header_without_addresses(server, header):
     record = Recorder()
     serving = server(record)
     client = serving.connect()
@@ -273,7 +273,7 @@ async def test_refusals_are_logged_now_and_then(server, log):
     log.claim("(4 more like it before)")
 
 
-async def test_a_header_that_does_not_come_is_not_waited_for(server, log):
+async def test_a_header_that_does_not_arrive_is_waited_for_until_its_limit(server, log):
     serving = server(hello, timeout_request_header=0.1)
     client = serving.connect()
     await client.send(V1[:10])
@@ -282,7 +282,7 @@ async def test_a_header_that_does_not_come_is_not_waited_for(server, log):
     log.claim("took too long")
 
 
-async def test_the_limit_is_that_of_the_header_alone(server, runner):
+async def test_the_limit_only_applies_to_the_header(server, runner):
     serving = server(hello, timeout_request_header=0.1)
     client = serving.connect()
     await client.request(V1 + get())
@@ -304,7 +304,7 @@ async def test_a_client_that_leaves_before_its_header_is_complete(server, log, h
     log.claim("it disconnected")
 
 
-async def test_tls_comes_behind_the_header(server, runner, authority, certificate):
+async def test_tls_begins_after_the_header(server, runner, authority, certificate):
     record = Recorder()
     serving = server(record, ssl_certfile=certificate[0], ssl_keyfile=certificate[1])
     for header in (V1, V2):
@@ -326,7 +326,7 @@ async def test_tls_in_the_same_segment_as_the_header(server, runner, authority, 
     client.close()
 
 
-async def test_the_header_is_none_of_tls(server, runner, authority, certificate, log):
+async def test_tls_without_the_header_is_refused(server, runner, authority, certificate, log):
     serving = server(hello, ssl_certfile=certificate[0], ssl_keyfile=certificate[1])
     sock = socket.create_connection(serving.address)
     client = TLSClient(runner.get_loop(), sock, context=authority.client_context())

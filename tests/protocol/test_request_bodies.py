@@ -60,7 +60,7 @@ async def test_chunked(serve):
 
 
 @pytest.mark.parametrize("coding", [b"chunked", b"Chunked", b"CHUNKED"])
-async def test_coding_names_have_no_case(serve, coding):
+async def test_coding_names_are_case_insensitive(serve, coding):
     client = serve(echo).connect()
     head = request(b"POST", b"/", b"Transfer-Encoding: " + coding)
     assert (await client.request(head + chunked(b"x"))).body == b"x"
@@ -139,7 +139,7 @@ async def test_a_body_comes_as_it_arrives(serve):
     await finish(client, probe)
 
 
-async def test_nothing_but_the_disconnect_comes_after_the_last_piece(serve):
+async def test_only_the_disconnect_is_received_after_the_last_piece(serve):
     probe = Probe()
     server = serve(probe)
     client = server.connect()

@@ -150,7 +150,7 @@ async def test_path_begins_with_root_path(serve):
         b"://x/",
     ],
 )
-async def test_a_target_that_is_none_is_refused(serve, target):
+async def test_an_invalid_target_is_refused(serve, target):
     record = Recorder()
     client = serve(record).connect()
     await client.send(get(target))

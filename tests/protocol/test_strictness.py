@@ -276,7 +276,7 @@ async def test_an_absolute_target_does_not_excuse_a_missing_host(serve):
     await refused(serve, head(b"GET http://example.org/ HTTP/1.1"), {400})
 
 
-async def test_an_empty_host_is_none(serve):
+async def test_an_empty_host_is_refused(serve):
     await refused(serve, head(LINE, b"Host:"), {400})
 
 

@@ -41,7 +41,7 @@ async def refused(client):
 # -- before a request ------------------------------------------------------------------
 
 
-async def test_a_client_that_never_sends_a_byte_is_let_go(serve):
+async def test_a_client_that_never_sends_a_byte_is_disconnected(serve):
     server = serve(hello, **LIMITS)
     client = server.connect()
     await server.connections(1)
@@ -51,7 +51,7 @@ async def test_a_client_that_never_sends_a_byte_is_let_go(serve):
     await client.closed()
 
 
-async def test_an_idle_client_is_let_go(serve):
+async def test_an_idle_client_is_disconnected(serve):
     server = serve(hello, **LIMITS)
     client = server.connect()
     await client.request(get())
@@ -61,7 +61,7 @@ async def test_an_idle_client_is_let_go(serve):
     await client.closed()
 
 
-async def test_each_request_begins_the_keep_alive_time_anew(serve):
+async def test_each_request_restarts_the_keep_alive_time(serve):
     server = serve(hello, **LIMITS)
     client = server.connect()
     for _ in range(5):
@@ -72,7 +72,7 @@ async def test_each_request_begins_the_keep_alive_time_anew(serve):
     await client.closed()
 
 
-async def test_a_zero_keep_alive_time_still_answers_what_comes_at_once(serve):
+async def test_with_a_keep_alive_time_of_zero_requests_sent_immediately_are_answered(serve):
     server = serve(hello, timeout_keep_alive=0)
     client = server.connect()
     await client.request(get())
@@ -230,7 +230,7 @@ async def test_a_body_the_application_does_not_read_is_not_the_clients_fault(ser
     assert (await client.response()).status == 200
 
 
-async def test_a_body_stopped_by_us_has_its_whole_time_again(serve):
+async def test_a_body_has_its_full_time_again_after_the_server_stopped_reading(serve):
     probe = Probe()
     server = serve(probe, **LIMITS)
     client = server.connect()
@@ -250,7 +250,7 @@ async def test_a_body_stopped_by_us_has_its_whole_time_again(serve):
     assert (await client.response()).status == 200
 
 
-async def test_a_client_that_waits_to_be_asked_has_no_body_time(serve):
+async def test_the_body_timeout_does_not_run_while_the_client_awaits_a_continue(serve):
     probe = Probe()
     server = serve(probe, **LIMITS)
     client = server.connect()
@@ -268,7 +268,7 @@ async def test_a_client_that_waits_to_be_asked_has_no_body_time(serve):
     assert (await client.response()).status == 200
 
 
-async def test_a_client_that_was_asked_has_its_body_time(serve):
+async def test_the_body_timeout_runs_after_a_continue(serve):
     server = serve(echo, **LIMITS)
     client = server.connect()
     fields = (b"Content-Length: 5", b"Expect: 100-continue")
@@ -278,7 +278,7 @@ async def test_a_client_that_was_asked_has_its_body_time(serve):
     await refused(client)
 
 
-async def test_a_body_that_nobody_wants_must_still_end(serve):
+async def test_an_unwanted_body_must_still_end(serve):
     """Answered early; the server waits for the rest of the body, but not forever."""
     server = serve(hello, **LIMITS)
     client = server.connect()
@@ -317,7 +317,7 @@ async def test_a_client_that_does_not_close_is_not_waited_for_long(serve, data):
     await server.connections(0)
 
 
-async def test_a_client_that_sends_for_ever_after_the_end_is_cut_off(serve):
+async def test_a_client_that_sends_forever_after_the_end_is_disconnected(serve):
     server = serve(hello, **LIMITS)
     client = server.connect()
     await client.request(get(b"/", b"Connection: close"))
@@ -343,9 +343,7 @@ async def test_a_lost_connection_has_no_deadline(serve, log):
 # -- a sweep that fails, or comes late -------------------------------------------------
 
 
-async def test_a_deadline_that_cannot_be_dealt_with_does_not_stop_the_sweep(
-    serve, log, monkeypatch
-):
+async def test_an_error_at_a_deadline_does_not_stop_the_sweep(serve, log, monkeypatch):
     server = serve(hello, **LIMITS)
     clients = [server.connect() for _ in range(5)]
     for client in clients:
@@ -372,7 +370,7 @@ async def test_a_deadline_that_cannot_be_dealt_with_does_not_stop_the_sweep(
         await client.closed()
 
 
-async def test_a_handshake_that_cannot_be_dealt_with_does_not_stop_the_sweep(
+async def test_an_error_at_the_deadline_of_a_handshake_does_not_stop_the_sweep(
     serve, log, monkeypatch
 ):
     gate = Gate()
@@ -398,7 +396,7 @@ async def test_a_handshake_that_cannot_be_dealt_with_does_not_stop_the_sweep(
     log.claim("request timed out")
 
 
-async def test_a_loop_that_always_blocks_lets_clients_go_all_the_same(serve):
+async def test_a_loop_that_always_blocks_still_disconnects_idle_clients(serve):
     server = serve(hello, **LIMITS)
     client = server.connect()
     await client.request(get())
@@ -408,7 +406,7 @@ async def test_a_loop_that_always_blocks_lets_clients_go_all_the_same(serve):
     await client.closed()
 
 
-async def test_a_loop_that_always_blocks_reads_before_it_blames(serve):
+async def test_a_loop_that_always_blocks_reads_before_clients_count_as_late(serve):
     server = serve(hello, **LIMITS)
     client = server.connect()
     await client.request(get())

@@ -45,7 +45,7 @@ def connect_plainly(server, runner):
 # -- the scope -------------------------------------------------------------------------------
 
 
-async def test_the_scope_tells_of_tls(serve, certificate):
+async def test_the_scope_has_the_tls_extension(serve, certificate):
     record = Recorder()
     client = serve(record).connect()
     await client.request(get())
@@ -109,7 +109,7 @@ async def test_a_session_is_resumed(serve, runner, authority):
     second.close()
 
 
-async def test_settings_that_were_not_prepared_are_none_of_plain_text(serve, runner):
+async def test_without_prepare_tls_does_not_become_plain_text(serve, runner):
     server = serve(hello, prepared=False)
     client = connect_plainly(server, runner)
     assert (await client.request(get())).status == 400
@@ -192,7 +192,7 @@ async def test_tls_1_3_alone(serve, runner, authority):
     client.close()
 
 
-async def test_plain_http_gets_no_service_but_a_word(serve, runner, log):
+async def test_plain_http_gets_a_400(serve, runner, log):
     record = Recorder()
     server = serve(record)
     client = connect_plainly(server, runner)
@@ -209,7 +209,7 @@ async def test_plain_http_gets_no_service_but_a_word(serve, runner, log):
 @pytest.mark.parametrize(
     "data", [b"\0" * 100, b"\x16\x03\x01\xff\xff", b"SSH-2.0-x\r\n", bytes(70000)]
 )
-async def test_noise_is_cut_off(serve, runner, data):
+async def test_data_that_is_not_tls_ends_the_connection(serve, runner, data):
     server = serve(hello)
     client = connect_plainly(server, runner)
     await client.push(data)
@@ -237,7 +237,7 @@ async def test_a_client_that_leaves_in_the_handshake(serve, runner, authority, h
     client.close()
 
 
-async def test_a_handshake_that_stands_still_is_cut_at_its_limit(serve, runner, log):
+async def test_a_stalled_handshake_ends_at_its_limit(serve, runner, log):
     server = serve(hello, ssl_handshake_timeout=0.1)
     client = connect_plainly(server, runner)
     await client.send(b"\x16\x03\x01")
@@ -247,7 +247,7 @@ async def test_a_handshake_that_stands_still_is_cut_at_its_limit(serve, runner, 
     client.close()
 
 
-async def test_the_limit_is_that_of_the_handshake_alone(serve, runner, authority):
+async def test_the_limit_only_applies_to_the_handshake(serve, runner, authority):
     server = serve(hello, ssl_handshake_timeout=0.1)
     client = connect(server, runner, authority.client_context())
     await client.handshake()
@@ -269,7 +269,7 @@ async def test_the_end_is_announced_in_tls(serve):
     assert client.ended
 
 
-async def test_a_response_that_was_cut_off_is_not_announced_as_whole(serve, log):
+async def test_a_response_that_was_cut_off_has_no_close_notify(serve, log):
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200})
         await send({"type": "http.response.body", "body": b"part", "more_body": True})
@@ -283,7 +283,7 @@ async def test_a_response_that_was_cut_off_is_not_announced_as_whole(serve, log)
     log.claim("exception in the application")
 
 
-async def test_a_client_that_hangs_up_without_a_word_gets_its_response(serve):
+async def test_a_client_that_closes_without_a_close_notify_gets_its_response(serve):
     """RFC 9112, section 9.8: an incomplete close does no harm to a request that is complete."""
     client = serve(hello).connect()
     await client.send(get())

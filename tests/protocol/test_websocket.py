@@ -152,7 +152,7 @@ async def test_the_scope_behind_a_proxy(serve):
     assert (echo.scope["scheme"], echo.scope["client"]) == ("wss", ("192.0.2.7", 0))
 
 
-async def test_what_is_accepted_with(serve):
+async def test_the_accepting_response_has_the_subprotocol_and_fields(serve):
     echo = Echo(subprotocol="two", headers=[(b"x-b", b"1"), (b"X-b", b"\xe9")])
     socket = await WebSocket.open(serve(echo), b"/", b"Sec-WebSocket-Protocol: one, two")
     assert socket.response[b"sec-websocket-protocol"] == b"two"
@@ -196,7 +196,7 @@ async def test_fields_that_cannot_be_sent(serve, log, headers):
         ((b"\r\n\r\n", b"\r\nSec-WebSocket-Key: " + KEY + b"\r\n\r\n"), 400),
     ],
 )
-async def test_a_handshake_that_is_none(serve, change, status):
+async def test_an_invalid_handshake_is_refused(serve, change, status):
     gate = Gate()
     client = serve(gate).connect()
     response = await client.request(offer().replace(*change))
@@ -225,7 +225,7 @@ def offer10(*fields):
     return get(b"/", *OFFER, *fields, version=b"1.0").replace(b"keep-alive, Upgrade", b"upgrade")
 
 
-async def test_one_over_http10_is_served_with_a_warning(serve, log):
+async def test_a_websocket_over_http10_is_served_with_a_warning(serve, log):
     echo = Echo()
     server = serve(echo)
     for _ in range(3):
@@ -238,7 +238,7 @@ async def test_one_over_http10_is_served_with_a_warning(serve, log):
     assert echo.scope["http_version"] == "1.1"
 
 
-async def test_one_over_http10_is_refused_without_chunks(serve, log):
+async def test_a_websocket_over_http10_is_refused_without_chunks(serve, log):
     async def deny(scope, receive, send):
         await receive()
         await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
@@ -250,19 +250,19 @@ async def test_one_over_http10_is_refused_without_chunks(serve, log):
     log.claim("requested over HTTP/1.0")
 
 
-async def test_one_over_http10_that_is_none(serve, log):
+async def test_an_invalid_handshake_over_http10(serve, log):
     client = serve(hello).connect()
     response = await client.request(offer10().replace(KEY, b"short"))
     assert (response.status, response.closes) == (400, True)
     log.claim("requested over HTTP/1.0")
 
 
-async def test_plain_requests_over_http10_are_not_warned_of(serve):
+async def test_plain_requests_over_http10_cause_no_warning(serve):
     data = get(b"/", b"Connection: upgrade", b"Upgrade: h2c", version=b"1.0")
     assert (await serve(hello).connect().request(data)).body == b"hello"
 
 
-async def test_none_leaves_them_out(serve):
+async def test_with_ws_none_there_are_no_websockets(serve):
     client = serve(hello, ws="none").connect()
     response = await client.request(offer())
     assert (response.status, response.body) == (200, b"hello")
@@ -297,7 +297,7 @@ async def test_a_handshake_waits_for_its_turn(serve):
     assert gate.paths == ["/1"]
 
 
-async def test_frames_right_behind_the_handshake(serve):
+async def test_frames_sent_together_with_the_handshake(serve):
     client = serve(Echo()).connect()
     await client.send(offer() + frame(TEXT, b"a" * 20000) + frame(TEXT, b"b"))
     socket = await WebSocket.opened(client)
@@ -305,7 +305,7 @@ async def test_frames_right_behind_the_handshake(serve):
     await socket.expect(TEXT, b"b")
 
 
-async def test_too_much_behind_an_unanswered_handshake(serve):
+async def test_too_much_data_after_an_unanswered_handshake(serve):
     app = Probe()
     client = serve(app).connect()
     await client.send(offer())
@@ -456,7 +456,7 @@ async def test_a_client_that_half_closes_during_the_handshake(serve):
 # -- sending and receiving -------------------------------------------------------------
 
 
-async def test_nothing_but_one_content(serve):
+async def test_a_message_has_exactly_one_content(serve):
     _, socket, app = await probe(serve)
     await app.send({"type": "websocket.send", "text": "t", "bytes": None})
     await socket.expect(TEXT, b"t")
@@ -491,7 +491,7 @@ async def test_a_cancelled_receive_loses_nothing(serve):
     app.done.set()
 
 
-async def test_two_that_wait_get_a_message_each(serve):
+async def test_two_waiting_receives_get_one_message_each(serve):
     _, socket, app = await probe(serve)
     waiting = [asyncio.ensure_future(app.receive()) for _ in range(2)]
     await turns(3)
@@ -535,7 +535,7 @@ def held(server):
     return len(inbox.queue), inbox._held, inbox._backlogged
 
 
-async def test_the_queue_has_so_many_messages(serve):
+async def test_the_number_of_queued_messages_is_limited(serve):
     server, socket, app = await probe(serve, ws_max_queue=4)
     await socket.client.send(frame(TEXT, b"x") * 50)
     await until(lambda: held(server)[2] == 46 * (7 + FRAME_OVERHEAD))
@@ -546,7 +546,7 @@ async def test_the_queue_has_so_many_messages(serve):
     app.done.set()
 
 
-async def test_the_queue_has_so_many_bytes(serve):
+async def test_the_bytes_of_queued_messages_are_limited(serve):
     server, socket, app = await probe(serve, ws_max_queue=0)
     await socket.client.push(frame(BINARY, b"x" * 200_000) * 200)
     count, size, backlog = held(server)
@@ -613,7 +613,7 @@ async def test_fragments_behind_a_full_queue(serve):
 
 
 @pytest.mark.parametrize("state", ["open", "closed", "gone"])
-async def test_what_cannot_be_read_behind_a_full_queue(serve, state):
+async def test_an_invalid_frame_behind_a_full_queue(serve, state):
     """The application learns about the end, even if more bytes follow the invalid frame."""
     server, socket, app = await probe(serve, ws_max_queue=2)
     sent = frame(TEXT, b"x") * 3 + frame(TEXT, b"\xff") + frame(TEXT, b"y")
@@ -655,7 +655,7 @@ async def test_empty_messages_take_room_in_the_queue(serve):
     app.done.set()
 
 
-async def test_pings_of_a_client_that_takes_nothing_are_answered_by_one_pong(serve):
+async def test_pings_of_a_client_that_reads_nothing_are_answered_by_one_pong(serve):
     server, socket, app, sending = await stuck(serve)
     (session,) = server.service.sockets
     before = session._transport.get_write_buffer_size()
@@ -699,7 +699,7 @@ async def test_a_send_that_waits_ends_with_the_connection(serve):
     app.done.set()
 
 
-async def test_a_client_that_takes_nothing_is_reset(serve):
+async def test_a_client_that_reads_nothing_is_reset(serve):
     server, _, app, sending = await stuck(serve, timeout_send=5, ws_ping_interval=0)
     server.advance(4)
     await turns(5)
@@ -713,7 +713,7 @@ async def test_a_client_that_takes_nothing_is_reset(serve):
     app.done.set()
 
 
-async def test_who_takes_what_was_sent_slowly_is_not_blamed_for_a_late_pong(serve):
+async def test_a_slow_reader_is_not_closed_because_of_a_late_pong(serve):
     server, socket, app, sending = await stuck(
         serve, timeout_send=60, ws_ping_interval=20, ws_ping_timeout=10
     )
@@ -728,7 +728,7 @@ async def test_who_takes_what_was_sent_slowly_is_not_blamed_for_a_late_pong(serv
     app.done.set()
 
 
-async def test_a_process_that_stood_still_blames_no_client(serve):
+async def test_no_client_is_closed_because_the_process_stood_still(serve):
     server, socket, app = await probe(serve, ws_ping_interval=20, ws_ping_timeout=10)
     server.advance(21)
     first, content = await socket.frame()
@@ -758,7 +758,7 @@ async def test_a_send_that_waits_ends_with_a_close(serve):
 
 
 @pytest.mark.parametrize("who", ["server", "client"])
-async def test_a_close_waits_for_who_still_takes_what_was_sent(serve, who):
+async def test_a_close_waits_for_a_client_that_still_reads(serve, who):
     server, socket, app, sending = await stuck(serve, timeout_send=60)
     if who == "server":
         (session,) = server.service.sockets
@@ -778,7 +778,7 @@ async def test_a_close_waits_for_who_still_takes_what_was_sent(serve, who):
 
 
 @pytest.mark.parametrize("who", ["server", "client"])
-async def test_a_close_does_not_wait_for_who_takes_nothing(serve, who):
+async def test_a_close_does_not_wait_for_a_client_that_reads_nothing(serve, who):
     server, socket, app, sending = await stuck(serve, timeout_send=60)
     if who == "server":
         (session,) = server.service.sockets
@@ -808,7 +808,7 @@ async def test_no_pong_follows_the_end(serve):
     app.done.set()
 
 
-async def test_half_a_close_of_the_connection_is_one(serve):
+async def test_a_half_close_ends_the_websocket(serve):
     """It is noticed even if earlier data can't be sent, and without pings."""
     server, socket, app, sending = await stuck(serve, timeout_send=60, ws_ping_interval=0)
     socket.client.shutdown()
@@ -886,7 +886,7 @@ async def test_an_application_that_fails(serve, log):
     assert "ValueError: oh" in log.claim("exception in the application: WebSocket '/x'")
 
 
-async def test_an_application_that_trips_over_the_end_is_quiet(serve):
+async def test_the_error_of_a_send_after_the_end_is_not_logged(serve):
     ended = []
 
     async def app(scope, receive, send):
@@ -925,7 +925,7 @@ async def test_the_client_closes(serve, payload, code, reason):
 
 
 @pytest.mark.parametrize("how", ["close", "reset", "shutdown"])
-async def test_a_client_that_is_just_gone(serve, how):
+async def test_a_client_that_leaves_without_a_close_frame(serve, how):
     _, socket, app = await probe(serve)
     getattr(socket.client, how)()
     assert await app.receive() == disconnected(1006)
@@ -985,7 +985,7 @@ async def test_messages_of_just_the_size(serve):
     await socket.expect(TEXT, b"x" * 100)
 
 
-async def test_control_frames_are_no_messages(serve):
+async def test_control_frames_do_not_count_as_messages(serve):
     socket = await WebSocket.open(serve(Echo(), ws_max_size=10))
     await socket.send(PING, b"x" * 100)
     await socket.expect(PONG, b"x" * 100)
@@ -1008,14 +1008,14 @@ async def test_sockets_are_requests_in_progress(serve):
     await (await WebSocket.open(server)).echoes(TEXT, b"x")
 
 
-async def test_the_time_limit_of_requests_is_not_for_sockets(serve):
+async def test_the_request_timeout_does_not_apply_to_websockets(serve):
     server = serve(Echo(), request_timeout=5, ws_ping_interval=0)
     socket = await WebSocket.open(server)
     server.advance(20)
     await socket.echoes(TEXT, b"x")
 
 
-async def test_the_scoreboard_counts_them(serve):
+async def test_the_scoreboard_counts_websockets(serve):
     from esg.scoreboard import Cell
 
     server = serve(Echo())
@@ -1054,7 +1054,7 @@ async def test_an_idle_client_is_pinged(serve):
 
 
 @pytest.mark.parametrize("answer", [None, b"something else"])
-async def test_a_client_that_answers_no_ping_is_gone(serve, answer):
+async def test_a_client_that_answers_no_ping_is_disconnected(serve, answer):
     server, socket, app = await probe(serve, ws_ping_interval=20, ws_ping_timeout=10)
     if answer:
         await socket.send(PONG, answer)
@@ -1086,7 +1086,7 @@ async def test_a_client_that_sends_is_alive(serve):
     app.done.set()
 
 
-async def test_a_client_that_is_not_read_is_not_blamed(serve):
+async def test_a_client_is_not_closed_while_the_server_does_not_read(serve):
     server, socket, app = await probe(
         serve, ws_ping_interval=20, ws_ping_timeout=10, ws_max_queue=1
     )
@@ -1119,7 +1119,7 @@ async def test_pings_without_a_limit(serve):
 # -- draining --------------------------------------------------------------------------
 
 
-async def test_a_draining_worker_takes_no_more(serve):
+async def test_a_draining_worker_accepts_no_websockets(serve):
     gate = Gate()
     server = serve(gate)
     client = server.connect()
@@ -1130,7 +1130,7 @@ async def test_a_draining_worker_takes_no_more(serve):
     assert gate.paths == []
 
 
-async def test_a_handshake_that_the_drain_overtakes(serve):
+async def test_a_drain_during_a_handshake(serve):
     app = Probe()
     server = serve(app)
     client = server.connect()
@@ -1199,7 +1199,7 @@ async def test_offers_that_are_declined(serve, offered):
     await socket.echoes(TEXT, b"x")
 
 
-async def test_a_stream_that_ends_and_one_that_begins(serve):
+async def test_messages_that_each_end_their_deflate_stream(serve):
     """RFC 7692, section 7.2.3.4."""
     app = Echo()
     server = serve(app)

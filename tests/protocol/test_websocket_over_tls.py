@@ -6,40 +6,40 @@ import pytest
 
 from .test_websocket import (
     Echo,
-    test_a_client_that_answers_no_ping_is_gone,
-    test_a_client_that_is_just_gone,
+    test_a_client_that_answers_no_ping_is_disconnected,
+    test_a_client_that_leaves_without_a_close_frame,
     test_a_client_that_never_answers_the_close,
-    test_a_client_that_takes_nothing_is_reset,
+    test_a_client_that_reads_nothing_is_reset,
     test_a_denial_response,
     test_a_message_that_is_too_big,
     test_a_send_that_waits_ends_with_the_connection,
     test_a_slow_client_stops_the_application,
     test_compression_is_agreed_on,
-    test_frames_right_behind_the_handshake,
+    test_frames_sent_together_with_the_handshake,
     test_messages_go_both_ways,
     test_sizes_of_frames,
     test_the_application_closes,
     test_the_client_closes,
-    test_the_queue_has_so_many_messages,
+    test_the_number_of_queued_messages_is_limited,
 )
 from .ws_client import WebSocket
 
 __all__ = [
-    "test_a_client_that_answers_no_ping_is_gone",
-    "test_a_client_that_is_just_gone",
+    "test_a_client_that_answers_no_ping_is_disconnected",
+    "test_a_client_that_leaves_without_a_close_frame",
     "test_a_client_that_never_answers_the_close",
-    "test_a_client_that_takes_nothing_is_reset",
+    "test_a_client_that_reads_nothing_is_reset",
     "test_a_denial_response",
     "test_a_message_that_is_too_big",
     "test_a_send_that_waits_ends_with_the_connection",
     "test_a_slow_client_stops_the_application",
     "test_compression_is_agreed_on",
-    "test_frames_right_behind_the_handshake",
+    "test_frames_sent_together_with_the_handshake",
     "test_messages_go_both_ways",
     "test_sizes_of_frames",
     "test_the_application_closes",
     "test_the_client_closes",
-    "test_the_queue_has_so_many_messages",
+    "test_the_number_of_queued_messages_is_limited",
 ]
 
 

@@ -338,7 +338,7 @@ async def test_the_head_waits_for_the_first_bytes(serve_wsgi):
     assert response[b"x-second"] == b"1"
 
 
-async def test_an_error_after_the_head_is_the_applications_to_raise(serve_wsgi, log):
+async def test_an_application_can_raise_an_error_after_the_head(serve_wsgi, log):
     seen = []
 
     def app(environ, start_response):
@@ -447,7 +447,7 @@ async def test_a_body_that_cannot_be_sent(serve_wsgi, log, body, reason):
     assert reason in log.claim("exception in the application")
 
 
-async def test_an_asgi_application_is_told_to_be_one(serve_wsgi, log):
+async def test_an_asgi_application_that_is_served_as_wsgi_gets_advice(serve_wsgi, log):
     async def app(environ, start_response):
         pass
 
@@ -522,7 +522,7 @@ async def test_writing_more_than_the_length(serve_wsgi, log):
     assert "longer than its Content-Length" in log.claim("exception in the application")
 
 
-async def test_what_follows_all_that_was_written_is_not_sent(serve_wsgi, log):
+async def test_an_iterator_after_a_completely_written_body_is_not_sent(serve_wsgi, log):
     def app(environ, start_response):
         start_response("200 OK", [("Content-Length", "3")])(b"all")
         return [b"more"]
@@ -540,7 +540,7 @@ async def test_a_body_shorter_than_its_length(serve_wsgi, log):
     log.claim("4 bytes shorter than its Content-Length")
 
 
-async def test_what_follows_a_complete_body_does_not_delay_it(serve_wsgi):
+async def test_code_after_a_complete_body_does_not_delay_it(serve_wsgi):
     release, done = threading.Event(), []
 
     def app(environ, start_response):
@@ -595,7 +595,7 @@ async def test_a_generator_of_empty_pieces_notices_that_the_client_left(serve_ws
     await _notices(serve_wsgi, [])
 
 
-async def test_and_so_it_does_behind_its_first_piece(serve_wsgi):
+async def test_it_notices_that_after_its_first_piece_too(serve_wsgi):
     await _notices(serve_wsgi, [b"first"])
 
 
@@ -777,7 +777,7 @@ async def test_an_exception_is_a_500_with_its_traceback_in_the_log(serve_wsgi, l
 @pytest.mark.parametrize(
     "error", [SystemExit(3), KeyboardInterrupt(), StopIteration(), asyncio.CancelledError()]
 )
-async def test_exceptions_that_are_no_errors_end_neither_thread_nor_server(serve_wsgi, log, error):
+async def test_exceptions_such_as_system_exit_end_neither_thread_nor_server(serve_wsgi, log, error):
     def app(environ, start_response):
         if environ["PATH_INFO"] == "/bad":
             raise error
@@ -847,7 +847,7 @@ async def test_a_body_in_pieces_is_read_as_it_comes(serve_wsgi):
     assert (await client.response()).body == b"one\ntwo\nlast"
 
 
-async def test_an_answer_needs_no_body_to_have_come(serve_wsgi):
+async def test_a_response_does_not_wait_for_the_body(serve_wsgi):
     client = serve_wsgi(wsgi()).connect()
     await client.send(request(b"POST", b"/", b"Content-Length: 5"))
     assert (await client.response()).body == b"hello"
@@ -869,7 +869,7 @@ async def test_asking_for_the_body_asks_the_client_to_go_on(serve_wsgi):
     assert (await client.response()).body == b"body"
 
 
-async def test_who_does_not_ask_for_the_body_does_not_get_it(serve_wsgi):
+async def test_without_a_read_the_client_is_not_asked_for_the_body(serve_wsgi):
     client = serve_wsgi(wsgi("403 Forbidden")).connect()
     await client.send(request(b"POST", b"/", b"Content-Length: 4", b"Expect: 100-continue"))
     response = await client.response()
@@ -910,7 +910,7 @@ async def test_an_application_that_does_not_read_stops_the_client(serve_wsgi):
     assert (await client.response()).body == b"%d" % len(body)
 
 
-async def test_a_client_that_leaves_in_its_body_is_an_os_error(serve_wsgi, log):
+async def test_a_client_that_leaves_before_its_body_ends_is_an_oserror(serve_wsgi, log):
     failures = []
 
     def app(environ, start_response):
@@ -992,7 +992,9 @@ async def test_a_client_that_does_not_read_stops_its_thread_but_not_the_loop(ser
     await until(lambda: len(made) == size)
 
 
-async def test_a_thread_that_waits_for_a_slow_client_is_freed_when_that_leaves(serve_wsgi, log):
+async def test_a_thread_that_waits_for_a_slow_client_is_freed_when_the_client_leaves(
+    serve_wsgi, log
+):
     result = Result(*[bytes(MEGABYTE)] * 100)
     server = serve_wsgi(returning(result), threads=1)
     client = server.connect(receive_buffer=65536)
@@ -1145,7 +1147,7 @@ async def test_a_middleware_may_set_variables_for_the_application(serve):
 
 
 @pytest.mark.parametrize("multiprocess", [True, False])
-async def test_what_the_environ_says_of_the_server(serve_wsgi, multiprocess):
+async def test_the_environ_describes_the_server(serve_wsgi, multiprocess):
     seen = {}
 
     def app(environ, start_response):

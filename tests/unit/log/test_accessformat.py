@@ -60,7 +60,7 @@ def test_flags_and_widths_are_printfs():
         ("%(h", "at '%(h'"),
     ],
 )
-def test_what_is_wrong_is_said(text, told):
+def test_an_error_says_what_is_wrong(text, told):
     with pytest.raises(ValueError, match=re.escape(told)):
         parse(text)
 
@@ -89,7 +89,7 @@ def test_the_setting_is_refused_with_its_origin():
         ("log_format", "json"),
     ],
 )
-def test_a_log_config_leaves_nothing_to_say_beside_it(name, value):
+def test_a_log_config_excludes_other_settings_of_the_log(name, value):
     raw = {"app": Raw("a:b", "APP"), "log_config": Raw("l.json", "--log-config")}
     with pytest.raises(ConfigError, match=r"^here: the file of --log-config"):
         build(raw | {name: Raw(value, "here")})

@@ -58,7 +58,7 @@ def log_config(configured, tmp_path):
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_a_stream_of_a_log_config_makes_nobody_wait(log_config, capfd, stream):
+def test_a_stream_of_a_log_config_does_not_block(log_config, capfd, stream):
     log_config(dictionary("esg", stream=f"ext://sys.{stream}"))
     (handler,) = logger.handlers
     assert isinstance(handler.stream, LineStream)
@@ -80,7 +80,7 @@ def test_a_stream_of_a_log_config_makes_nobody_wait(log_config, capfd, stream):
         (["shop"], "", ""),
     ],
 )
-def test_which_loggers_of_a_file_are_esgs(log_config, bare_root, capfd, names, error, access):
+def test_which_loggers_of_a_file_apply_to_esg(log_config, bare_root, capfd, names, error, access):
     bare_root()
     log_config(dictionary(*names))
     logger.info("hello")
@@ -151,7 +151,7 @@ def test_forms_of_a_file(log_config, capfd, suffix, text, mark):
         (".ini", INI.replace("StreamHandler", "NoSuch"), "NoSuch"),
     ],
 )
-def test_a_bad_file_is_told_in_one_line(log_config, suffix, text, told):
+def test_the_error_about_a_bad_file_is_one_line(log_config, suffix, text, told):
     with pytest.raises(ConfigError) as caught:
         log_config(text, suffix)
     assert told in str(caught.value)
@@ -285,7 +285,7 @@ def test_the_text_of_an_ini_file(configured, capfd):
 
 
 @pytest.mark.parametrize(("content", "suffix"), [(INI, ".ini"), (dictionary("esg"), ".json")])
-def test_colours_that_nothing_shows_are_refused(log_config, content, suffix):
+def test_colours_that_no_formatter_supports_are_refused(log_config, content, suffix):
     with pytest.raises(ConfigError, match="needs one of uvicorn's formatters"):
         log_config(content, suffix, use_colors=True)
 
@@ -356,7 +356,7 @@ def test_a_formatter_of_the_applications(configured, capfd, package, in_worker):
     assert capfd.readouterr().err == f"{os.environ['SHOP']} hello V1\n"
 
 
-def test_a_formatter_is_what_is_on_the_disk_at_a_reload(configured, capfd, package):
+def test_a_reload_loads_the_formatter_from_the_disk(configured, capfd, package):
     content = dictionary("esg", **{"()": "shoplog.log.Formatter"})
     made = setup(log_config=LogDefinition(content), app_dir=str(package))
     made.apply(arbiter_subject(1, 4700))
@@ -386,7 +386,7 @@ def test_a_library_within_the_folder_stays_imported(configured, package, monkeyp
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_file_handlers_of_root_follow_no_links_of_others(log_config, tmp_path):
+def test_file_handlers_of_root_do_not_follow_links_of_other_users(log_config, tmp_path):
     secret = tmp_path / "secret"
     secret.touch(0o600)
     definition = dictionary("esg")

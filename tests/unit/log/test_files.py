@@ -46,7 +46,7 @@ def test_a_file_is_appended_to_and_not_inherited_by_programs(file, tmp_path, fil
     assert not os.get_inheritable(file.fd)
 
 
-def test_a_new_file_is_not_for_everybody_to_read(files, tmp_path):
+def test_others_cannot_read_a_new_file(files, tmp_path):
     before = os.umask(0)
     try:
         files.open(str(tmp_path / "new"), 1, "test")
@@ -69,7 +69,7 @@ def test_one_path_is_one_file(files, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["no/such/folder/log", "."])
-def test_what_cannot_be_opened_is_told_with_its_origin(files, tmp_path, monkeypatch, path):
+def test_the_error_of_opening_a_file_names_its_origin(files, tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LogFileError, match=r"^--access-logfile: can't open .*(No such|Is a dir)"):
         files.open(path, 1, "--access-logfile")
@@ -159,7 +159,7 @@ def complaints_of(file):
     return complaints
 
 
-def test_a_full_disk_is_complained_of_once_a_minute(monkeypatch):
+def test_a_full_disk_is_reported_once_a_minute(monkeypatch):
     file = LogFile(open_log("/dev/full"), "/dev/full")
     complaints = complaints_of(file)
     for now in (1000.0, 1001.0, 1059.0, 1061.0):
@@ -192,7 +192,7 @@ def test_a_line_that_was_cut_does_not_run_into_the_next(file, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("closed", ["0", "1", "2", "1 2", "0 1 2"])
-def test_a_closed_standard_stream_is_no_trap_for_the_next_file(closed, tmp_path):
+def test_the_next_file_does_not_become_a_closed_standard_stream(closed, tmp_path):
     code = (
         "import os, socket, sys; from esg.log.files import secure_standard_streams as s; s();"
         "assert socket.socket().fileno() > 2; print('x'); print('y', file=sys.stderr);"
@@ -267,7 +267,7 @@ def blocked(request, monkeypatch):
     _streams.clear()
 
 
-def test_a_stream_that_nobody_reads_makes_nobody_wait(blocked):
+def test_a_stream_that_is_not_read_does_not_block(blocked):
     """Lines are kept, then lost and counted; lines that arrive are whole and in order."""
     file = LogFile(blocked.writer)
     complaints, reports = complaints_of(file), []
@@ -350,7 +350,7 @@ def test_a_child_does_not_write_what_its_parent_keeps(blocked):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) <= 1, "its own line, if that"
 
 
-def test_what_is_complained_of_on_standard_error_does_not_wait(blocked, monkeypatch):
+def test_a_complaint_on_standard_error_does_not_block(blocked, monkeypatch):
     saved = os.dup(2)
     os.dup2(blocked.writer, 2)
     try:
@@ -430,7 +430,7 @@ def linked(link, target, owner=NOBODY):
 @as_root
 @pytest.mark.parametrize("opener", [open_log, probe])
 @pytest.mark.parametrize("case", ["file", "relative", "folder", "nothing yet", "behind another"])
-def test_root_does_not_follow_links_of_others(theirs, secret, tmp_path, case, opener):
+def test_root_does_not_follow_links_of_other_users(theirs, secret, tmp_path, case, opener):
     path = theirs / "log"
     if case == "file":
         linked(path, secret)
@@ -524,7 +524,7 @@ def test_opening_leaves_no_descriptor(theirs, secret, tmp_path):
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_others_follow_links_as_the_kernel_has_it(tmp_path, monkeypatch):
+def test_other_users_follow_all_links(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     (tmp_path / "log").symlink_to("target")
     os.close(open_log(str(tmp_path / "log")))

@@ -155,7 +155,7 @@ def test_a_record_that_names_its_subject_is_not_about_this_process(configured, c
     ]
 
 
-def test_a_filter_that_raises_keeps_nobody_from_going_on(configured, monkeypatch, capfd):
+def test_a_filter_that_raises_does_not_raise_in_the_caller(configured, monkeypatch, capfd):
     def fails(record):
         raise RuntimeError("faulty")
 
@@ -227,7 +227,7 @@ def test_fields_of_a_json_line():
     }
 
 
-def test_a_json_line_is_about_whom_its_record_names():
+def test_a_json_line_has_the_subject_of_its_record():
     fields = as_json(record("%s %s", args=(arbiter_subject(5, 4700), "stopping")))
     assert (fields["worker"], fields["generation"], fields["pid"]) == (None, 5, 4700)
     assert fields["message"] == "stopping"
@@ -260,7 +260,7 @@ def test_a_logger_that_nobody_configured_logs_warnings_here(configured, capfd, b
     assert line.endswith(f"WARNING  {SUBJECT} asyncio: slow callback")
 
 
-def test_an_application_that_configures_logging_has_its_records_for_itself(
+def test_esg_does_not_log_the_records_of_an_application_that_configures_logging(
     configured, capfd, bare_root
 ):
     setup().apply(SUBJECT)
@@ -271,7 +271,7 @@ def test_an_application_that_configures_logging_has_its_records_for_itself(
     assert capfd.readouterr().err == ""
 
 
-def test_python_warnings_are_json_in_a_log_that_is(configured, capfd, bare_root):
+def test_python_warnings_are_json_in_a_json_log(configured, capfd, bare_root):
     bare_root()
     setup(log_format="json").apply(SUBJECT)
     with warnings.catch_warnings():
@@ -308,7 +308,7 @@ def test_python_warnings_forge_no_line(configured, capfd, warn):
     assert "UserWarning: " in record.message
 
 
-def test_python_warnings_are_the_applications_where_it_has_a_log(configured, capfd, bare_root):
+def test_python_warnings_go_to_the_applications_log_if_there_is_one(configured, capfd, bare_root):
     handler = logging.StreamHandler(io.StringIO())
     with warnings.catch_warnings():
         warnings.simplefilter("always")

@@ -77,7 +77,7 @@ def test_sockets_of_other_kinds(text, bind):
         64 * "x" + ":80",
     ],
 )
-def test_no_addresses(text):
+def test_invalid_addresses_are_refused(text):
     with pytest.raises(ConfigError, match="--bind"):
         parse_bind(text, "--bind")
 

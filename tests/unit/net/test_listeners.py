@@ -68,7 +68,7 @@ class Denying(socket.socket):
 
 
 @pytest.mark.parametrize("error", ["EPERM", "ENOPROTOOPT", "ENOSYS", "EACCES", "EINVAL", "ENOMEM"])
-def test_a_filter_that_is_denied_is_done_without(listen, error):
+def test_a_listener_works_without_filters_if_they_are_denied(listen, error):
     (opened,) = listen("127.0.0.1:0")
     with Denying(fileno=opened.sock.detach()) as sock:
         sock.error = getattr(errno, error)
@@ -159,7 +159,7 @@ def test_a_tcp_listener_with_a_filter_that_is_locked_is_replaced_by_another_one(
         assert accepts(listener)
 
 
-def test_what_somebody_else_opened_is_not_opened_again(listen):
+def test_a_socket_that_another_program_opened_is_not_opened_again(listen):
     (listener,) = listen("127.0.0.1:0")
     listener.borrowed = 3
     refused = pytest.raises(ListenError, match="only the program that handed the socket over")

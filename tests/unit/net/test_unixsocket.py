@@ -32,7 +32,7 @@ def path(tmp_path):
     return str(tmp_path / "web")
 
 
-def test_the_mode_is_there_from_the_begin(path):
+def test_the_file_has_its_mode_from_the_beginning(path):
     seen = []
     with Watched(lambda: seen.append(os.lstat(path).st_mode)) as sock:
         unixsocket.listen(sock, path, Access(0o640), 16)
@@ -40,7 +40,7 @@ def test_the_mode_is_there_from_the_begin(path):
     assert os.umask(os.umask(0o22)) != 0o137, "the umask is as it was"
 
 
-def test_a_link_in_its_place_directs_nothing_elsewhere(path, tmp_path):
+def test_a_link_in_place_of_the_file_is_not_followed(path, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
     victim.chmod(0o600)
@@ -107,7 +107,7 @@ def test_a_socket_that_cannot_be_listened_on_leaves_no_file(path):
     assert not os.path.lexists(path)
 
 
-def test_a_file_of_somebody_else_stays(path):
+def test_a_file_of_another_program_is_not_removed(path):
     with socket.socket(socket.AF_UNIX) as sock:
         file = unixsocket.listen(sock, path, Access(), 16)
         os.unlink(path)

@@ -130,7 +130,7 @@ def test_several_listeners_have_the_credit_of_one(world, count):
     assert before == [0, 1, 3, 7, 15, 31, 63]
 
 
-def test_the_others_get_what_comes_meanwhile(world):
+def test_other_workers_get_the_connections_that_arrive_in_a_pause(world):
     others = [5.0]
     service, listeners, acceptor = world(2, 20)
     acceptor._loads = lambda: [service.load, int(others[0])]
@@ -236,7 +236,7 @@ def test_a_tcp_socket_that_was_shut_down_is_an_error_and_no_busy_loop(world):
     assert listener.accepted > 100
 
 
-def test_a_unix_socket_that_was_just_shut_may_be_ours_to_leave(world):
+def test_a_unix_socket_that_was_shut_down_is_not_yet_an_error(world):
     service, (listener,), acceptor = world(1, 0, 0)
     listener.path = "/run/esg.sock"
     listener.error = errno.EINVAL

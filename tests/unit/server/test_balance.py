@@ -144,7 +144,7 @@ def test_endpoints(address, shown):
     assert endpoint(address) == shown
 
 
-def test_what_may_be_said_seldom():
+def test_seldom_allows_one_event_per_interval():
     seldom = Seldom(10)
     assert seldom.now(5) == 0
     assert [seldom.now(time) for time in (5, 6, 14.9)] == [None, None, None]

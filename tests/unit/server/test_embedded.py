@@ -344,7 +344,7 @@ def test_a_cancelled_task_ends_in_good_order():
     asyncio.run(main())
 
 
-def test_nothing_of_a_server_stays_on_the_loop():
+def test_a_server_leaves_nothing_on_the_loop():
     async def main():
         loop = asyncio.get_running_loop()
         before = set(loop._selector.get_map())
@@ -373,7 +373,7 @@ def test_the_process_is_left_alone():
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_it_and_comes_again_when_its_handler_is_back(loop, signum):
+def test_a_signal_stops_it_and_is_raised_again_for_the_previous_handler(loop, signum):
     got = []
     before = signal.signal(signum, lambda *_: got.append(signum))
     app = App()

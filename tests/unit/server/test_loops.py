@@ -19,20 +19,20 @@ def patched(monkeypatch) -> None:
     monkeypatch.setattr(threading.main_thread(), "_ident", 1)
 
 
-def test_without_patches_the_loop_stays(caplog) -> None:
+def test_without_patches_the_loop_is_not_changed(caplog) -> None:
     assert loop_in_place_of(uvloop.new_event_loop, "auto", "worker") is uvloop.new_event_loop
     assert caplog.text == ""
 
 
 @pytest.mark.usefixtures("patched")
-def test_where_threads_are_patched_auto_means_asyncio(caplog) -> None:
+def test_if_threads_are_patched_auto_means_asyncio(caplog) -> None:
     caplog.set_level(logging.INFO, "esg")
     assert loop_in_place_of(loop_factory("auto"), "auto", "worker") is asyncio.new_event_loop
     assert "patches threads" in caplog.text
 
 
 @pytest.mark.usefixtures("patched")
-def test_where_threads_are_patched_uvloop_is_refused() -> None:
+def test_if_threads_are_patched_uvloop_is_refused() -> None:
     with pytest.raises(BootError, match="--loop asyncio"):
         loop_in_place_of(uvloop.new_event_loop, "uvloop", "worker")
     assert loop_in_place_of(asyncio.new_event_loop, "asyncio", "worker") is asyncio.new_event_loop

@@ -35,7 +35,7 @@ def test_what_is_too_long_is_not_kept():
     assert memo.known == {"a": 1}
 
 
-def test_all_is_forgotten_when_it_is_full():
+def test_a_full_cache_is_cleared():
     memo = Memo(2, 10)
     for key in "abc":
         memo.keep(key, key, key)

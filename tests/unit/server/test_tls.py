@@ -103,7 +103,7 @@ def test_a_factory_is_asked_again_at_each_reload(pair):
         (lambda *_: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "a context for clients"),
     ],
 )
-def test_what_a_factory_must_not_do(factory, told):
+def test_factories_that_are_refused(factory, told):
     with pytest.raises(ConfigError, match=f"^argument ssl_context_factory: .*{told}"):
         prepare(*made_by(factory))
 
@@ -116,7 +116,7 @@ def test_no_certificate_is_no_tls():
     assert config().scheme == "http"
 
 
-def test_what_a_context_is(pair):
+def test_the_attributes_of_a_context(pair):
     certfile, keyfile = pair
     made = config(ssl_certfile=certfile, ssl_keyfile=keyfile)
     context = server_context(made)
@@ -222,7 +222,7 @@ def test_clients_certificates_need_authorities_and_the_other_way_round(pair, aut
     assert "give --ssl-ca-certs" in refusal(ssl_cert_reqs="optional", **values)
 
 
-def test_authorities_that_check_nobody_are_worth_a_warning():
+def test_authorities_that_check_no_client_cause_a_warning():
     assert not list(Config(app="a:b", ssl_ca_certs="c", ssl_cert_reqs="optional").notices())
     ((level, text),) = Config(app="a:b", ssl_ca_certs="c").notices()
     assert level == "warning"

@@ -22,7 +22,7 @@ def test_all_records_of_a_piece():
     assert not ends.inside
 
 
-def test_no_more_than_so_many():
+def test_counting_stops_at_its_bound():
     ends = RecordEnds()
     data = record(1) * 10 + record(700)
     assert ends.cut(data, 4) == (4 * 6, 4)

@@ -134,7 +134,7 @@ def test_few_records_are_handled_at_once(desk):
     assert desk.due == []
 
 
-def test_a_turn_handles_so_many_records(desk):
+def test_a_turn_handles_a_limited_number_of_records(desk):
     desk.transport.data_received(desk.tiny(300) + desk.client.data(b"end"))
     assert desk.above.pieces == [b"x" * MOST_RECORDS]
     assert not desk.below.reading
@@ -163,7 +163,7 @@ def test_records_in_pieces_of_any_size(desk, size):
     assert not desk.below.closed
 
 
-def test_what_isnt_small_waits_while_the_turn_is_full(desk):
+def test_large_reads_wait_while_the_turn_is_full(desk):
     desk.turns.spend(1.0)
     desk.transport.data_received(desk.client.data(b"y" * FEW_BYTES))
     assert desk.above.pieces == []
@@ -209,7 +209,7 @@ def test_a_connection_that_is_lost_in_the_middle(desk):
     assert desk.due == []
 
 
-def test_our_end_in_the_middle_drops_the_rest_and_reads_on(desk):
+def test_closing_in_the_middle_drops_the_rest_and_continues_to_read(desk):
     desk.transport.data_received(desk.tiny(200))
     desk.transport.write_eof()
     assert desk.below.reading
@@ -250,7 +250,7 @@ def test_key_updates_now_and_then(desk):
     assert not desk.below.closed
 
 
-def test_who_takes_no_answers_is_not_read(desk):
+def test_a_client_that_reads_no_answers_is_not_read(desk):
     desk.transport.pause_writing()
     desk.transport.data_received(desk.client.data(b"x"))
     assert desk.below.reading

@@ -26,7 +26,7 @@ def run(name, main):
 
 
 @pytest.mark.parametrize("name", ["asyncio", "uvloop"])
-def test_pieces_are_sent_in_order_and_who_is_slow_is_waited_for(name):
+def test_pieces_are_sent_in_order_and_a_slow_reader_is_waited_for(name):
     pieces = [bytes([number]) * 200_000 for number in range(10)]
 
     async def main():

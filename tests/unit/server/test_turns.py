@@ -99,7 +99,7 @@ def test_little_work_costs_no_turn(loop):
     assert loop.due == []
 
 
-def test_work_that_fails_keeps_nobody_else_from_going_on(loop):
+def test_work_that_fails_does_not_stop_other_work(loop):
     done = []
     loop.turns.put_off(lambda: 1 / 0)
     loop.turns.put_off(lambda: done.append(1))

@@ -9,12 +9,12 @@ from esg.settings.schema import SETTINGS
 
 
 @pytest.mark.parametrize("meaning", WORKER_CLASSES.values(), ids=WORKER_CLASSES)
-def test_a_worker_class_stands_for_settings_that_there_are(meaning):
+def test_a_worker_class_implies_settings_that_exist(meaning):
     assert set(meaning) <= set(SETTINGS)
 
 
 @pytest.mark.parametrize("name", RENAMED.values(), ids=RENAMED)
-def test_a_renamed_setting_is_one(name):
+def test_a_renamed_setting_exists(name):
     assert name in SETTINGS
 
 
@@ -29,7 +29,7 @@ def test_a_renamed_setting_is_one(name):
         ("my.Worker", "its own"),
     ],
 )
-def test_why_a_worker_class_cannot_be_had(name, reason):
+def test_why_a_worker_class_cannot_be_replaced(name, reason):
     assert reason in why_not(name)
 
 

@@ -183,11 +183,11 @@ def test_seconds_have_a_least_value():
         seconds(0.1).parse("0.09")
 
 
-def test_a_choice_has_no_case_and_no_blanks_around_it():
+def test_a_choice_is_case_insensitive_and_stripped():
     assert choice("auto", "uvloop").parse(" UVLoop ") == "uvloop"
 
 
-def test_a_wrong_choice_is_told_the_right_ones():
+def test_the_error_about_a_wrong_choice_lists_the_valid_ones():
     with pytest.raises(ValueError, match=r"auto, uvloop.*did you mean 'uvloop'"):
         choice("auto", "uvloop").parse("uvlop")
 
@@ -409,7 +409,7 @@ def test_an_unknown_name_gets_a_hint(name, hint):
         setting_named(name, "esg.toml")
 
 
-def test_every_field_of_a_config_but_what_is_made_of_them_is_declared():
+def test_every_field_of_a_config_is_declared_or_derived():
     names = {field.name for field in dataclasses.fields(Config)}
     assert names - set(SETTINGS) == {
         "app_is_object",
@@ -558,7 +558,7 @@ def test_a_default_that_is_spelt_out_is_fine(declared):
         ("preload", "on", "leave it out"),
     ],
 )
-def test_what_is_not_built_is_refused(name, value, advice):
+def test_a_value_that_is_not_implemented_is_refused(name, value, advice):
     with pytest.raises(ConfigError, match=f"^--{name}: this version of ESG can't.*{advice}"):
         made(**{name: value})
 
@@ -605,11 +605,11 @@ def test_a_worker_class_stands_for_settings(name, interface, http):
 
 
 @pytest.mark.usefixtures("everything_built")
-def test_what_is_said_outright_is_stronger_than_a_worker_class():
+def test_an_explicit_setting_overrides_a_worker_class():
     assert made(worker_class="sync", interface="asgi3").interface == "asgi3"
 
 
-def test_what_a_worker_class_stands_for_is_blamed_on_it(monkeypatch):
+def test_an_error_in_an_implied_setting_names_the_worker_class(monkeypatch):
     interface = dataclasses.replace(SETTINGS["interface"], kind=choice("auto"))
     monkeypatch.setattr(build_module, "SETTINGS", SETTINGS | {"interface": interface})
     with pytest.raises(ConfigError, match=r"^--worker_class sync: invalid value 'wsgi'"):
@@ -617,7 +617,7 @@ def test_what_a_worker_class_stands_for_is_blamed_on_it(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name for name in SETTINGS if "password" in name])
-def test_what_is_secret_is_not_in_a_repr(name):
+def test_a_secret_is_not_in_a_repr(name):
     config = made(**{name: "hunter2"})
     assert getattr(config, name) == "hunter2"
     assert "hunter2" not in repr(config)
@@ -642,7 +642,7 @@ def test_of_several_values_the_bad_one_is_named(name, values, told):
         made(**{name: values})
 
 
-def test_debug_is_warned_of():
+def test_debug_causes_a_warning():
     ((level, text),) = made(debug=True).notices()
     assert level == "warning"
     assert "internet" in text
@@ -961,7 +961,7 @@ def test_what_to_watch_without_a_reload_is_warned_of(name, value):
         ("enable_stdio_inheritance", True),
     ],
 )
-def test_what_has_nothing_to_do_here_says_so(name, value):
+def test_a_setting_without_effect_here_is_reported(name, value):
     ((level, text),) = made(**{name: value}).notices()
     assert level == "info"
     assert text.startswith(f"--{name} has no effect: ")

@@ -91,7 +91,7 @@ def test_the_place_of_the_start_may_be_gone_where_the_application_is_elsewhere(t
     assert [text for _, text in entered.notices() if "is gone" in text]
 
 
-def test_one_comes_back_also_to_a_folder_that_was_deleted(current, tmp_path):
+def test_kept_returns_even_to_a_folder_that_was_deleted(current, tmp_path):
     os.chdir(tmp_path / "1")
     was = os.stat(".")
     before = os.listdir("/proc/self/fd")
@@ -135,7 +135,9 @@ def test_a_worker_without_any_folder_says_so(current, tmp_path):
     assert folders.enter_again(entered)[1] == [f"the folder {tmp_path}/1 is gone"]
 
 
-def test_where_a_link_leads_is_a_notice_and_what_stays_behind_a_warning(current, tmp_path):
+def test_the_target_of_a_link_is_a_notice_and_a_path_that_does_not_follow_it_a_warning(
+    current, tmp_path
+):
     entered = folders.enter(config(tmp_path, chdir="current", pid="esg.pid"))
     assert list(entered.notices()) == [
         ("info", f"--chdir: running in {tmp_path}/1, where {current} leads"),

@@ -43,7 +43,7 @@ def test_every_setting_is_printed_with_its_value(name):
         ("argument port", "# argument port"),
     ],
 )
-def test_the_origin_of_a_value_stands_beside_it(origin, shown):
+def test_the_origin_of_a_value_is_next_to_it(origin, shown):
     line = line_of(printed(port=Raw("9000", origin)), "port")
     assert line.startswith("port = 9000 ")
     assert line.endswith(shown)

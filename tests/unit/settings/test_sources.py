@@ -292,7 +292,7 @@ def test_a_bad_value_names_its_key(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[tool]\nesg = 1", "[tool]\nesg = [1]"])
-def test_a_table_that_is_none(tmp_path, text):
+def test_a_key_that_should_be_a_table(tmp_path, text):
     write(tmp_path, "pyproject.toml", text)
     with pytest.raises(ConfigError, match="table"):
         loaded(tmp_path)
@@ -327,7 +327,7 @@ def test_every_name_of_an_option_is_a_key(tmp_path):
 @pytest.mark.parametrize(
     "text", ["root-path = '/a'\nroot_path = '/b'", "max_requests = 1\nlimit_max_requests = 2"]
 )
-def test_a_setting_stands_in_a_file_once(tmp_path, text):
+def test_a_setting_may_occur_once_in_a_file(tmp_path, text):
     write(tmp_path, "esg.toml", text)
     with pytest.raises(ConfigError, match=r"esg\.toml: [\w-]+ and [\w-]+ are the same"):
         loaded(tmp_path)

@@ -133,14 +133,14 @@ def test_a_client_without_an_address(pipe):
     assert line == 'INFO:      - "GET / HTTP/1.1" 200 OK'
 
 
-def test_colours_can_be_told_from_the_text(pipe):
+def test_colours_do_not_change_the_text(pipe):
     (line,) = written(pipe, (CLIENT, "GET", b"/", "1.1", 404), colors=True)
     assert "\033[" in line
     assert "404 Not Found" in line
     assert line.endswith("\033[0m")
 
 
-def test_no_colours_unless_wanted(pipe):
+def test_by_default_there_are_no_colours(pipe):
     (line,) = written(pipe, (CLIENT, "GET", b"/", "1.1", 404))
     assert "\033" not in line
 
@@ -309,7 +309,7 @@ def test_a_write_in_part_is_completed(pipe, monkeypatch):
     assert b"".join(written) == b'INFO:     192.0.2.1:4711 - "GET / HTTP/1.1" 200 OK\n'
 
 
-def test_a_log_that_cannot_be_written_is_complained_of_once():
+def test_a_log_that_cannot_be_written_is_reported_once():
     complaints = []
 
     async def run():

@@ -99,7 +99,7 @@ EVERYTHING = " ".join(f"%({name})s" for name in ATOMS) + (
         {"headers": [(b"authorization", b"Basic !!")]},
     ],
 )
-def test_lines_are_gunicorns(text, changes):
+def test_lines_are_the_same_as_gunicorns(text, changes):
     made = exchange(**changes)
     expected = of_gunicorn(text, made).replace("\xe9", "\\xe9")
     assert without_time(formatted(text)(made)) == without_time(expected)
@@ -109,7 +109,7 @@ def without_time(line):
     return re.sub(r"\[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\]", "[time]", line)
 
 
-def test_the_time_is_apaches_and_goes_on(monkeypatch):
+def test_the_time_has_apaches_form_and_is_current(monkeypatch):
     line = formatted("%(t)s")
     before = line(exchange())
     assert without_time(before) == "[time]"
@@ -170,7 +170,7 @@ def test_no_user_name_breaks_out_of_its_place(name):
     assert line.isprintable()
 
 
-def test_only_what_a_format_has_is_computed():
+def test_only_values_in_the_format_are_computed():
     bare = SimpleNamespace(scope={}, status=200)
     assert formatted("%(s)s")(bare) == "200"
 
@@ -208,7 +208,7 @@ def test_fields_of_a_json_line():
     }
 
 
-def test_what_a_request_has_not_is_left_out():
+def test_missing_values_are_left_out():
     fields = fields_of(exchange(headers=[], target=b"/"))
     assert not {"query", "request_id"} & fields.keys()
 

@@ -87,5 +87,5 @@ def test_without_a_traceback_the_reason_is_shown():
         {"accept": b"text/html", "type": "websocket"},
     ],
 )
-def test_what_no_browser_asks_to_be_shown_is_served_by_the_last_good_code(request_):
+def test_requests_that_do_not_ask_for_a_page_are_served_by_the_last_good_code(request_):
     assert answered(**request_) == (200, b"good")

@@ -173,7 +173,7 @@ def test_nothing_is_left_running():
         "No application configured for scope type 'lifespan'",
     ],
 )
-def test_auto_takes_a_frameworks_refusal_for_no_support(log, text):
+def test_with_auto_a_frameworks_refusal_means_no_support(log, text):
     async def app(scope, receive, send):
         raise ValueError(text)
 
@@ -184,7 +184,7 @@ def test_auto_takes_a_frameworks_refusal_for_no_support(log, text):
 
 
 @pytest.mark.parametrize("error", [AssertionError(), KeyError("method"), NotImplementedError()])
-def test_auto_takes_an_early_exception_for_no_support(log, error):
+def test_with_auto_an_early_exception_means_no_support(log, error):
     async def app(scope, receive, send):
         raise error
 
@@ -210,7 +210,7 @@ def test_the_reason_fits_into_one_write_whatever_it_is(log):
     assert len(encode(run(app).refusal)) < PIPE_ATOMIC
 
 
-def test_auto_takes_an_early_return_for_no_support(log):
+def test_with_auto_an_early_return_means_no_support(log):
     async def app(scope, receive, send):
         return
 
@@ -250,7 +250,7 @@ def test_on_fails_with_an_early_return():
         (None, "no reason", ""),
     ],
 )
-def test_a_start_that_is_said_to_have_failed(mode, message, told, detail):
+def test_a_startup_that_the_application_reports_as_failed(mode, message, told, detail):
     async def app(scope, receive, send):
         await receive()
         failed = {"type": "lifespan.startup.failed"}
@@ -292,7 +292,7 @@ def test_an_exception_while_serving_is_an_error(log):
     assert max(levels(log)) == logging.ERROR
 
 
-def test_a_shutdown_that_is_said_to_have_failed(log):
+def test_a_shutdown_that_the_application_reports_as_failed(log):
     async def app(scope, receive, send):
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -398,7 +398,7 @@ def test_shutdown_without_a_start_does_nothing():
 
 @pytest.mark.parametrize("mode", ["auto", "on"])
 @pytest.mark.parametrize("error", [SystemExit("no database"), asyncio.CancelledError("no")])
-def test_a_start_that_ends_everything_is_a_failure(mode, error):
+def test_a_startup_that_raises_system_exit_is_a_failure(mode, error):
     async def app(scope, receive, send):
         raise error
 
@@ -406,7 +406,7 @@ def test_a_start_that_ends_everything_is_a_failure(mode, error):
         run(app, mode)
 
 
-def test_a_start_that_is_cancelled_from_outside_is_none():
+def test_a_startup_that_is_cancelled_from_outside_is_not_a_failure():
     async def check():
         async def app(scope, receive, send):
             await asyncio.Event().wait()

@@ -85,7 +85,7 @@ def test_absolute_forms(target, expected):
         b"**",
     ],
 )
-def test_targets_that_are_none(target):
+def test_invalid_targets(target):
     with pytest.raises(BadRequest):
         scope(target)
 

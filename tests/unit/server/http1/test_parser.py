@@ -27,7 +27,7 @@ def no_httptools(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["auto", "h11"])
-def test_h11_where_httptools_is_missing(no_httptools, name):
+def test_h11_is_used_if_httptools_is_missing(no_httptools, name):
     assert parsers.parser_class(name) is H11Parser
 
 
@@ -164,7 +164,7 @@ def test_parsing_stops_behind_the_head_of_an_upgrade(make):
     assert sink.told[-2:] == ["headers", "message"]
 
 
-def test_parsing_goes_on_behind_an_offer_that_nobody_takes_up(make):
+def test_parsing_continues_after_an_offer_that_is_not_accepted(make):
     sink = Sink()
     own = make(sink)
     data = OFFER + b"GET /b HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -176,7 +176,7 @@ def test_parsing_goes_on_behind_an_offer_that_nobody_takes_up(make):
     assert sink.told == [("url", b"/b"), (b"host", b"a"), "headers", "message"]
 
 
-def test_the_body_of_an_offer_that_nobody_takes_up(make):
+def test_the_body_of_an_offer_that_is_not_accepted(make):
     sink = Sink()
     own = make(sink)
     data = UPGRADE + b"hiGET /b HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -198,7 +198,7 @@ def test_what_cannot_be_parsed_is_a_bad_request(make):
         own.recover(caught.value, b"nonsense\r\n\r\n", 0)
 
 
-def test_what_the_sink_raises_comes_back(make):
+def test_an_exception_of_the_sink_is_raised_again(make):
     refusal = ContentTooLarge("too much")
     sink = Sink(refusal)
     own = make(sink)
@@ -210,7 +210,7 @@ def test_what_the_sink_raises_comes_back(make):
     assert sink.raised is None
 
 
-def test_a_target_is_told_before_its_line_is_complete(make):
+def test_a_target_is_passed_on_before_its_line_is_complete(make):
     """So that its length can be limited."""
     sink = Sink()
     own = make(sink)
@@ -233,7 +233,7 @@ def test_a_target_is_told_before_its_line_is_complete(make):
         b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;a\nb",
     ],
 )
-def test_what_is_hopeless_is_refused_before_its_end(make, beginning):
+def test_an_invalid_beginning_is_refused_before_its_end(make, beginning):
     own = make(Sink())
     with pytest.raises(Exception) as caught:  # noqa: PT011
         own.feed(beginning)

@@ -78,7 +78,7 @@ def test_values_may_have_any_other_byte():
     assert lines_of([(b"a", value)]) == [b"a: " + value + b"\r\n"]
 
 
-def test_what_was_checked_once_is_sent_alike_the_second_time():
+def test_a_checked_field_is_sent_the_same_the_second_time():
     fields = [(b"X-A", b"1"), (b"x-a", b"1"), (b"X-A", b"2")]
     first = lines_of(fields)
     assert first == lines_of(fields) == [b"X-A: 1\r\n", b"x-a: 1\r\n", b"X-A: 2\r\n"]
@@ -145,7 +145,7 @@ def test_statuses_that_are_not_final(status):
 
 
 @pytest.mark.parametrize("status", [None, "x", [], b"x"])
-def test_statuses_that_are_none(status):
+def test_invalid_statuses(status):
     with pytest.raises((TypeError, ValueError)):
         check_status(status)
 

@@ -78,7 +78,7 @@ def test_an_error_in_the_thread_closes_them_too(file):
     assert not is_open(copy)
 
 
-def test_nothing_is_left_of_copies_that_cannot_be_made(file):
+def test_copies_that_fail_leave_no_descriptor_open(file):
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(OSError, match="Bad file descriptor"):
         Copies(file, -1)

@@ -129,7 +129,7 @@ def test_fields_of_one_name_are_joined_in_order():
     assert said(*fields, "X-Forwarded-For: 10.0.0.1").client == ("203.0.113.7", 0)
 
 
-def test_where_everyone_is_trusted_the_leftmost_is_the_client():
+def test_if_everyone_is_trusted_the_leftmost_element_is_the_client():
     proxies = trusting("*")
     assert said("X-Forwarded-For: 1.1.1.1, 2.2.2.2", proxies=proxies).client == ("1.1.1.1", 0)
     assert said("X-Forwarded-For: junk, 2.2.2.2", proxies=proxies).client == ("2.2.2.2", 0)
@@ -275,7 +275,7 @@ def test_several_forwarded_fields_are_joined_in_order():
         ("X-Forwarded-Proto: http", Said(None, "http")),
     ],
 )
-def test_x_forwarded_fields_hold_against_forwarded(field, expected):
+def test_x_forwarded_fields_are_preferred_to_forwarded(field, expected):
     """Most proxies pass on a client's own Forwarded field."""
     assert said("Forwarded: for=6.6.6.6;proto=https;host=evil.example", field) == expected
 
@@ -352,7 +352,7 @@ def test_the_scope_is_as_if_there_were_no_proxy():
     }
 
 
-def test_what_is_not_said_stays():
+def test_parts_of_the_scope_without_a_valid_value_stay():
     scope = {"headers": [(b"host", b"a")], "client": ("a", 1), "server": None, "scheme": "http"}
     before = scope | {"headers": [(b"host", b"a")]}
     apply(scope, PROXIES)

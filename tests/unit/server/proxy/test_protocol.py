@@ -90,7 +90,7 @@ def test_a_header_says_whether_the_client_speaks_tls(tlvs, secure):
     assert parse(v2(body=INET + tlvs)).secure is secure
 
 
-def test_what_it_says_of_tls_is_whole():
+def test_an_incomplete_tls_tlv_is_refused():
     with pytest.raises(BadProxyHeader, match="truncated"):
         parse(v2(body=INET + b"\x20\0\4\x01\0\0\0"))
 
@@ -159,7 +159,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("data", BAD)
-def test_what_is_no_header(data):
+def test_invalid_headers(data):
     with pytest.raises(BadProxyHeader):
         parse(data)
 
@@ -198,7 +198,7 @@ def test_hostile_bytes_are_a_header_or_refused(data):
 
 
 @given(hostile, st.integers(0, 300))
-def test_what_was_refused_stays_so_and_what_was_taken_too(data, end):
+def test_more_data_changes_no_result(data, end):
     """The result of a beginning is also the result of the whole."""
 
     def outcome(piece):

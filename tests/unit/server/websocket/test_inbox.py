@@ -118,7 +118,7 @@ def desk(request):
     return Desk(request.param)
 
 
-def test_a_turn_handles_so_many_fragments(desk):
+def test_a_turn_handles_a_limited_number_of_fragments(desk):
     desk.inbox.feed(frame(0x02) + frame(0x00) * 1000)
     assert desk.decoded == MOST_FRAMES
     assert not desk.owner.reading
@@ -130,7 +130,7 @@ def test_a_turn_handles_so_many_fragments(desk):
     assert desk.owner.reading
 
 
-def test_a_turn_handles_so_many_pings(desk):
+def test_a_turn_handles_a_limited_number_of_pings(desk):
     desk.inbox.feed(frame(0x89) * 900)
     assert desk.owner.pings == MOST_FRAMES
     while desk.due:
@@ -141,7 +141,7 @@ def test_a_turn_handles_so_many_pings(desk):
     assert desk.owner.reading
 
 
-def test_a_turn_handles_so_many_messages():
+def test_a_turn_handles_a_limited_number_of_messages():
     desk = Desk(ws_max_queue=0)
     desk.inbox.feed(frame(0x82, b"x") * 1000)
     assert len(desk.inbox.queue) == MOST_FRAMES
@@ -150,7 +150,7 @@ def test_a_turn_handles_so_many_messages():
     assert len(desk.inbox.queue) == 1000
 
 
-def test_a_turn_takes_so_many_frames_from_the_backlog(desk):
+def test_a_turn_takes_a_limited_number_of_frames_from_the_backlog(desk):
     most = desk.service.config.ws_max_queue
     desk.inbox.feed((frame(0x82, b"x") * (most + 1)) + frame(0x02) + frame(0x00) * 600)
     while desk.due:
@@ -192,7 +192,7 @@ def test_a_full_queue_keeps_the_client_from_being_read_when_the_rest_is_done():
     assert desk.owner.reading
 
 
-def test_the_end_in_the_middle_drops_the_rest_and_reads_on(desk):
+def test_stopping_in_the_middle_drops_the_rest_and_continues_to_read(desk):
     desk.inbox.feed(frame(0x89) * 500)
     desk.inbox.stop()
     desk.turn()
@@ -201,7 +201,7 @@ def test_the_end_in_the_middle_drops_the_rest_and_reads_on(desk):
     assert desk.due == []
 
 
-def test_what_isnt_small_waits_while_the_turn_is_full(desk):
+def test_large_reads_wait_while_the_turn_is_full(desk):
     desk.service.turns.spend(1.0)
     desk.inbox.feed(frame(0x89))
     assert desk.owner.pings == 1
@@ -322,7 +322,7 @@ def test_messages_that_wait_count_until_the_application_is_over(room):
 @pytest.mark.parametrize(
     "begin", [mine(0x02, 300_000), mine(0x82, 300_000)[:-1], mine(0x82, 300_000)]
 )
-def test_no_more_than_all_may_hold(room, begin):
+def test_all_connections_together_hold_no_more_than_the_limit(room, begin):
     room.service.holdings.left = 200_000
     room.inbox.feed(begin)
     assert room.owner.failure.code == 1013
@@ -332,7 +332,7 @@ def test_no_more_than_all_may_hold(room, begin):
     assert left(room) == 200_000
 
 
-def test_small_messages_have_room_where_others_hold_all(room):
+def test_small_messages_have_room_even_if_others_hold_everything(room):
     room.service.holdings.left = 0
     for _ in range(20):
         room.inbox.feed(frame(0x82, b"x" * 100) + frame(0x02, b"y") + frame(0x80, b"y"))

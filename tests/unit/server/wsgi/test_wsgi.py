@@ -128,7 +128,7 @@ def test_cookies_are_joined_as_cookies():
 
 
 @pytest.mark.parametrize("name", [b"x_forwarded_for", b"x-forwarded_for", b"content_length", b"_"])
-def test_a_name_with_an_underscore_passes_for_no_other(name):
+def test_a_name_with_an_underscore_is_not_mistaken_for_another(name):
     made = environ(headers=[(name, b"spoofed"), (b"x-forwarded-for", b"real")] * 2)
     assert made["HTTP_X_FORWARDED_FOR"] == "real,real"
     assert "spoofed" not in "".join(map(str, made.values()))
@@ -138,7 +138,7 @@ def test_no_client_sets_http_proxy():
     assert "HTTP_PROXY" not in environ(headers=[(b"proxy", b"http://evil.example")])
 
 
-def test_names_that_are_no_fields_are_not_replaced():
+def test_variables_that_are_not_fields_are_not_replaced():
     made = environ(headers=[(b"request-method", b"x"), (b"path-info", b"/x")])
     assert (made["REQUEST_METHOD"], made["PATH_INFO"]) == ("GET", "/")
 
@@ -345,7 +345,7 @@ def test_the_level_that_a_text_begins_with(caplog, lines, text, level):
     assert [record.levelname for record in caplog.records] == [level]
 
 
-def test_no_text_takes_long_to_find_a_level_in():
+def test_finding_a_level_is_fast_in_any_text():
     """A client's text must not block the interpreter: compare it with an ordinary text."""
 
     def quickest(text):
@@ -432,7 +432,7 @@ def test_lines_of_threads_do_not_mix(lines):
     assert lines() == ["wsgi.errors: other", "wsgi.errors: begun"]
 
 
-def test_a_percent_sign_is_no_format(lines):
+def test_a_percent_sign_is_not_a_format(lines):
     ErrorStream(None).write("100%s\n")
     assert lines() == ["wsgi.errors: 100%s"]
 
