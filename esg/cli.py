@@ -44,7 +44,7 @@ WIDTH = 80
 def run() -> None:
     """Run `esg` as this process's command, and exit with its exit code."""
     code = main()
-    # At exit, Python restores the default actions of signals: a late one would end the process.
+    # At exit, Python restores the signals' default actions: a late signal would end the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     sys.exit(code)
 

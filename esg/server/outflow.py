@@ -2,7 +2,7 @@
 
 An `Outflow` holds the calls of `send` that wait for the client, and measures whether the client
 makes progress. After the server's last byte, it decides how long to wait until the client closes
-the connection. It has no timer: its owner has a deadline, and asks it when the deadline has passed.
+the connection. It has no timer: its owner has a deadline, and calls it once that has passed.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ class Arbiter:
         return _time_until(self._fleet.next_deadline(), self._reloader.next_deadline())
 
     def _time_to_wait(self) -> float | None:
-        """Like `_time_left`, but also until the next work for systemd, `esgctl` or a log is due."""
+        """Like `_time_left`, but ends earlier if the notifier, `_control` or a log needs a turn."""
         return _time_until(
             self._fleet.next_deadline(),
             self._reloader.next_deadline(),

@@ -20,7 +20,7 @@ from esg.supervisor import processes
 from esg.supervisor.child import Child
 
 MOST_EARLY_ENDS = 64
-"""The most ends that are kept of processes that may be children with a pid not yet known."""
+"""The most wait statuses kept for processes that may be children whose pid isn't known yet."""
 
 _Kind = TypeVar("_Kind", bound=Child)
 

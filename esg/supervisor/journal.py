@@ -90,7 +90,7 @@ class Journal:
     def untrusted(self, handle: WorkerHandle, message: mailbox.UntrustedPeer) -> None:
         """Warn of an untrusted peer, once for each setting of the trusted peers.
 
-        Reports by workers of older generations are ignored: their settings may be out of date.
+        Reports by workers of other generations are ignored, because their settings may differ.
         """
         current = self._current()
         if handle.generation == current.number:

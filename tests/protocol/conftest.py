@@ -2,8 +2,8 @@
 
 A test is a coroutine that runs on the server's loop, once with asyncio and once with uvloop,
 and with each parser.
-`serve(app, **settings)` gives a `Server`, and its `connect()` a raw `Client`. Time is moved with
-`Server.advance`. At the end of each test no error may be in the log that the test hasn't claimed,
+`serve(app, **settings)` gives a `Server`, and its `connect()` a raw `Client`. `Server.advance`
+moves the clock. At the end of each test, the log must have no error that the test hasn't claimed,
 nothing may have reached the loop's exception handler, and no connection may be left.
 """
 
@@ -178,7 +178,7 @@ class Server:
         self.service.tick()
 
     async def connections(self, count: int) -> None:
-        """Wait until the service has so many connections."""
+        """Wait until the service has this number of connections."""
         await until(lambda: len(self.service.connections) == count)
 
     async def stop(self) -> None:

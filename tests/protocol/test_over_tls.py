@@ -31,5 +31,5 @@ def tls(authority, certificate):
 
 @pytest.fixture
 def piece():
-    """In whole; those modules also try pieces."""
+    """Clients send everything at once here; the original modules also try pieces."""
     return

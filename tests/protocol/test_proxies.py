@@ -1,4 +1,4 @@
-"""Requests that come through proxies: forwarded headers, and the PROXY protocol before all else."""
+"""Requests that come through proxies: forwarded headers, and the PROXY protocol."""
 
 from __future__ import annotations
 

@@ -377,7 +377,7 @@ def test_a_check_imports_the_application(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("modules")
-def test_what_can_be_imported_is_served_whatever_its_name(tmp_path, capsys):
+def test_any_module_name_that_can_be_imported_is_accepted(tmp_path, capsys):
     (tmp_path / "checked-1.py").write_text("async def app(scope, receive, send): pass")
     assert cli.main(["checked-1:app", "--check-config"]) == 0
 
@@ -460,7 +460,7 @@ def logging_as_it_was():
         (["--http", "httptools"], 2, "--http: httptools is not installed; try: pip install httpt"),
     ],
 )
-def test_a_check_finds_what_would_stop_the_start(
+def test_a_check_finds_errors_that_would_prevent_the_start(
     tmp_path, capsys, monkeypatch, arguments, code, told
 ):
     monkeypatch.setattr(parsers.importlib.util, "find_spec", lambda name: None)
@@ -630,7 +630,7 @@ def test_common_options_exist():
     assert {p.name for p in cli.command.params} >= usage.COMMON
 
 
-def test_help_leaves_out_what_does_nothing(help_of):
+def test_help_leaves_out_options_without_effect(help_of):
     text = help_of("--help")
     for name in NO_EFFECT:
         assert SETTINGS[name].option not in text
@@ -653,7 +653,7 @@ def test_help_all_names_every_flag_of_a_setting(help_of):
             assert f"[{declared.variables[0]}" in " ".join(text.split())
 
 
-def test_help_all_has_what_does_nothing_in_a_group_of_its_own(help_of):
+def test_help_all_has_options_without_effect_in_their_own_group(help_of):
     text = help_of("--help-all")
     ignored = text.partition("\nIgnored (")[2].partition("\n\n")[0]
     for name in NO_EFFECT:

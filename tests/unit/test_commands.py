@@ -31,7 +31,7 @@ def test_a_command_is_decoded_as_it_was_encoded():
 
 
 @pytest.mark.parametrize("line", NO_COMMANDS, ids=lambda line: ascii(line[:30]))
-def test_what_is_no_command_is_a_value_error(line):
+def test_an_invalid_command_is_a_value_error(line):
     with pytest.raises(ValueError, match=r"expected a line such as|unknown command"):
         decode_request(line)
 
@@ -51,7 +51,7 @@ def test_an_answer_is_decoded_as_it_was_encoded(ok, text, detail, stopping):
 @pytest.mark.parametrize(
     "fields", [{}, {"ok": 1, "text": "a"}, {"ok": True, "text": None}, {"ok": True, "more": 1}]
 )
-def test_what_is_no_answer_is_a_value_error(fields):
+def test_an_invalid_answer_is_a_value_error(fields):
     with pytest.raises(ValueError, match="another version"):
         decode_answer(json.dumps(fields).encode())
 

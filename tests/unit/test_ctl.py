@@ -94,7 +94,7 @@ def handles(status: Path, signum: int) -> bool:
     return bool(int(mask, 16) >> (signum - 1) & 1)
 
 
-def test_a_term_between_a_look_and_a_wait_is_not_lost():
+def test_a_term_between_a_check_and_a_wait_is_not_lost():
     """A socket tells of the signal as soon as it arrives; its handler may be called too late."""
     with ctl._termination() as terminated:
         assert not ctl._is_readable(terminated)

@@ -40,7 +40,7 @@ def release():
         forget()
 
 
-def test_children_release_what_is_registered_and_nothing_that_no_longer_is(release) -> None:
+def test_children_only_call_releases_that_are_still_registered(release) -> None:
     released = []
     release(lambda: released.append("kept"))
     forks.release_in_children(lambda: released.append("forgotten"))()
@@ -48,7 +48,7 @@ def test_children_release_what_is_registered_and_nothing_that_no_longer_is(relea
     assert released == []
 
 
-def test_a_release_that_raises_keeps_no_other_from_running(release, capfd) -> None:
+def test_a_release_that_raises_does_not_stop_the_others(release, capfd) -> None:
     released = []
     release(lambda: 1 / 0)
     release(lambda: released.append(1))
@@ -68,7 +68,7 @@ def test_signals_are_as_they_were_after_a_fork_in_parent_and_child(release) -> N
 
 
 @pytest.mark.parametrize("new_loop", LOOPS)
-def test_a_child_has_default_actions_but_for_the_applications_own_handlers(
+def test_a_child_has_default_actions_except_for_the_applications_own_handlers(
     release, new_loop
 ) -> None:
     release(forks.default_signals)

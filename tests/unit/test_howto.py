@@ -1,4 +1,4 @@
-"""The command lines of how-to pages and of files in deploy/, and times that must fit together."""
+"""The command lines on how-to pages and in files of deploy/, and timeouts that must match."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def settings_of(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_what_is_shown_is_taken(settings_of, name):
+def test_the_command_lines_shown_are_accepted(settings_of, name):
     assert lines(name)
     for line in lines(name):
         settings_of(line)

@@ -35,7 +35,7 @@ def test_a_name_of_the_service_does_not_hide_the_application():
     assert " serves m:app as shop (" in line(app="m:app", name="shop")
 
 
-def test_files_that_gave_nothing_are_not_named(folder):
+def test_files_without_settings_are_not_named(folder):
     toml, project, env = str(folder / "esg.toml"), str(folder / "pyproject.toml"), "/etc/shop.env"
     files, gaps = (toml, project, env), {toml: "is missing", env: ""}
     text = line(app="m:app", files=files, gaps={**gaps, project: ""})

@@ -134,7 +134,7 @@ def test_all_of_uvicorns_defaults_at_once():
         ("ssl_context_factory", "example:context"),
     ],
 )
-def test_values_of_uvicorns_that_cannot_be_had(keyword, value):
+def test_uvicorns_values_that_are_refused(keyword, value):
     with pytest.raises(ConfigError, match=f"^argument {keyword}: "):
         esg.Config(application, **{keyword: value})
 

@@ -171,7 +171,7 @@ def test_no_attribute_to_guess(module):
     assert "neither 'application' nor 'app'" in str(failure(module, module("x = 1\n")))
 
 
-def test_something_that_cannot_be_called(module):
+def test_an_attribute_that_is_not_callable(module):
     assert "int" in str(failure(module, module("app = 5\n")))
 
 
@@ -187,7 +187,7 @@ def test_a_factory_that_fails(module):
     assert "in make" in error.detail
 
 
-def test_a_factory_that_is_none(module):
+def test_a_factory_that_is_not_callable(module):
     assert "--factory" in str(failure(module, module("app = 5\n"), factory=True))
 
 
@@ -320,7 +320,7 @@ SPEAKERS = [
 
 
 @pytest.mark.parametrize(("interface", "app"), SPEAKERS)
-def test_an_interface_is_told_from_how_an_application_is_called(interface, app):
+def test_an_interface_is_recognised_by_the_applications_signature(interface, app):
     assert detect(app) == interface
     assert interface_of(app, Config(app="m:app")) == interface
 
@@ -359,13 +359,13 @@ def test_an_async_function_without_parameters_is_no_factory(module):
 
 @pytest.mark.parametrize("interface", ["asgi3", "asgi2", "wsgi"])
 @pytest.mark.parametrize("app", [anything, validator(wsgi)])
-def test_an_interface_that_is_named_is_believed(interface, app):
+def test_a_named_interface_that_may_work_is_used(interface, app):
     assert interface_of(app, Config(app="m:app", interface=interface)) == interface
 
 
 @pytest.mark.parametrize(("looks", "app"), [("asgi3", asgi3), ("asgi2", asgi2), ("wsgi", wsgi)])
 @pytest.mark.parametrize("named", ["asgi3", "asgi2", "wsgi"])
-def test_an_interface_that_cannot_be_is_not_believed(looks, app, named):
+def test_a_named_interface_that_cannot_work_is_refused(looks, app, named):
     if named == looks:
         return
     config = Config(app="m:app", interface=named, origins={"interface": "--interface"})

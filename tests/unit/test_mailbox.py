@@ -158,7 +158,7 @@ class TestBothDirections:
         assert alive
         assert messages == [Due("x" * 1000)] * results.count(True)
 
-    def test_what_is_no_message_is_logged_and_ignored(self, ends, turn, caplog):
+    def test_an_invalid_message_is_logged_and_ignored(self, ends, turn, caplog):
         receiver, sender = ends[::turn]
         raw(sender, b'["Nothing", {}]')
         sender.send(Ready())
@@ -254,7 +254,7 @@ def test_a_message_without_end_takes_bounded_memory(ends, caplog):
 
 
 @given(st.lists(st.binary(max_size=300), max_size=20))
-def test_any_bytes_of_a_worker_are_survived(pieces):
+def test_no_bytes_from_a_worker_raise_an_error(pieces):
     ours, theirs = pair()
     try:
         for piece in pieces:
@@ -303,7 +303,7 @@ def test_descriptors_arrive_as_copies_that_programs_do_not_inherit(ends, tmp_pat
     ],
     ids=lambda data: data[:60].decode("latin-1"),
 )
-def test_what_is_no_message_is_one_kind_of_error(data):
+def test_any_invalid_message_raises_message_error(data):
     with pytest.raises(MessageError):
         decode(data)
 
@@ -314,7 +314,7 @@ def test_only_messages_of_the_arbiter_may_carry_descriptors():
     assert carrying <= set(get_args(FromArbiter))
 
 
-def test_what_the_other_side_has_no_business_to_send_is_ignored(ends, caplog):
+def test_a_message_that_the_other_side_may_not_send_is_ignored(ends, caplog):
     ours, theirs = ends
     theirs.send(Drain("mine", 1.0, final=True))
     theirs.send(NewLogFiles(["/log"], [0]))

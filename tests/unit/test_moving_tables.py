@@ -156,13 +156,13 @@ def options_of(peer: str, row: Row) -> list[Theirs]:
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_every_option_stands_in_the_table_once(peer: str) -> None:
+def test_every_option_is_in_the_table_once(peer: str) -> None:
     told = sorted(name for row in ROWS[peer] if not row.gone for name in row.names)
     assert told == sorted(name for theirs in OPTIONS[peer] for name in theirs.names)
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_every_flag_on_a_page_is_somebodys(peer: str) -> None:
+def test_every_flag_on_a_page_exists(peer: str) -> None:
     theirs = {name for option in OPTIONS[peer] for name in option.names}
     text = (HOWTO / f"from-{peer}.md").read_text()
     told = set(re.findall(r"(?<=[` ])--[a-z0-9][a-z0-9_-]+", text))
@@ -186,7 +186,7 @@ def test_a_row_tells_what_becomes_of_an_option(peer: str, row: Row) -> None:
     ("peer", "row"),
     [each for each in each_row() if re.match("the same|accepted and ignored", each.values[1].told)],
 )
-def test_what_is_the_same_is_taken_under_their_names(peer: str, row: Row) -> None:
+def test_options_with_the_same_meaning_are_accepted_under_their_names(peer: str, row: Row) -> None:
     if not row.flag:
         assert row.ours == "APP"
         return
@@ -242,7 +242,7 @@ def plain(value: Any) -> str:
     ("peer", "row"),
     [each for each in each_row() if each.values[1].flag and "ignored" not in each.id],
 )
-def test_a_default_that_differs_is_said(peer: str, row: Row) -> None:
+def test_a_different_default_is_mentioned(peer: str, row: Row) -> None:
     declared = SETTINGS.get(str(OURS[row.flag].name))
     if declared is None or declared.pending or not set(row.names) & set(declared.flags):
         return  # not a setting, or missing, or renamed with a hint

@@ -20,6 +20,6 @@ def test_a_system_with_too_many_files_is_told_of_the_sysctl():
     assert "fs.file-max" in text
 
 
-def test_any_other_error_is_as_it_is():
+def test_any_other_error_is_unchanged():
     error = OSError(errno.EPERM, "Operation not permitted")
     assert explained(error) == str(error)

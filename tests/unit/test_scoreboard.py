@@ -232,7 +232,7 @@ def test_a_worker_forgets_the_row_of_another():
     board.let_go()
 
 
-def test_what_is_no_row_is_refused_and_closed(tmp_path):
+def test_a_file_that_is_not_a_row_is_refused_and_closed(tmp_path):
     row = Row.alone()
     before = os.listdir("/proc/self/fd")
     with pytest.raises((OSError, ValueError)):

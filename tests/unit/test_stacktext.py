@@ -85,21 +85,21 @@ Current thread 0x00007f0000000003 (most recent call first):
 {SERVER}"""
 
 
-def test_an_import_stands_at_the_innermost_line_of_the_application():
+def test_the_place_of_an_import_is_the_innermost_line_of_the_application():
     assert where_boot_stands(IMPORTING, "/srv/app") == (True, "shop/models.py:12")
 
 
-def test_an_import_outside_the_applications_folder_stands_at_the_innermost_line():
+def test_outside_the_applications_folder_the_place_of_an_import_is_the_innermost_line():
     line = "/venv/lib/python3/site-packages/orm/engine.py:88"
     assert where_boot_stands(IMPORTING, "/elsewhere") == (True, line)
     assert where_boot_stands(IMPORTING, "") == (True, line)
 
 
-def test_a_startup_that_blocks_the_loop_stands_at_the_innermost_line():
+def test_the_place_of_a_startup_that_blocks_the_loop_is_the_innermost_line():
     assert where_boot_stands(STUCK, "/srv/app") == (False, "db.py:7")
 
 
-def test_an_event_loop_that_waits_stands_nowhere():
+def test_an_event_loop_that_waits_has_no_place():
     idle = f"""\
 Current thread 0x00007f0000000003 (most recent call first):
   File "{STANDARD}/selectors.py", line 468 in select
@@ -109,7 +109,7 @@ Current thread 0x00007f0000000003 (most recent call first):
     assert where_boot_stands("", "/srv/app") == (False, "")
 
 
-def test_of_a_long_place_the_end_is_shown():
+def test_only_the_end_of_a_long_place_is_shown():
     line = place([Frame("/" + "x" * 4000 + "/models.py", 12, "f")], "")
     assert len(line) == LONGEST_PLACE
     assert line.endswith("/models.py:12")

@@ -60,7 +60,7 @@ FREE_FRAGMENTS = 4096
 """How many fragments of a message may be of any size."""
 
 FRAGMENT = 8
-"""The smallest average size in bytes of the fragments of a message with more than these."""
+"""The smallest average size of fragments, in bytes, if a message has more than FREE_FRAGMENTS."""
 
 COMPRESSED = 512
 """Bytes of a compressed frame that are decompressed in one step; they may become 500 KB."""

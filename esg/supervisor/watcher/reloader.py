@@ -47,7 +47,7 @@ class Reloader:
         self._since = watcher.stamp()
 
     def code_is_read(self) -> None:
-        """Note that a reload reads the code from now on, perhaps without any later changes."""
+        """Note that a reload begins to read the code now, so it may miss later changes."""
         self._since = watcher.stamp()
 
     def follow(self, config: Config) -> None:

@@ -63,7 +63,7 @@ def test_a_deleted_folder_is_an_error_that_says_so(tmp_path, monkeypatch):
     gone.rmdir()
     with pytest.raises(ConfigError, match="working directory was deleted; change to a folder"):
         folders.current()
-    gone.mkdir()  # another one of the same name
+    gone.mkdir()  # another folder with the same name
     with pytest.raises(ConfigError, match="working directory was deleted"):
         folders.current()
 

@@ -1,4 +1,4 @@
-"""Objects given next to the settings: how a Config gets by without them."""
+"""Objects given next to the settings, and the StandIns that replace them in a Config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arbiter's loop and its actions, with children that are no processes and a clock that is set.
+"""The arbiter's loop and its actions, with simulated children and a clock that the test sets.
 
 A test is a generator. It plays the workers, the kernel and the operator; at each `yield` the
 arbiter works until it would wait. The arbiter's own `run` runs, with real sockets, mailboxes and
@@ -37,7 +37,7 @@ from esg.supervisor.net import FAILURE_PAUSE
 from esg.supervisor.orders import Orders
 
 FIRST_PID = 1_000_001
-"""Above the largest pid that Linux gives by default, so that a slip signals nobody."""
+"""Above the largest pid that Linux gives by default, so that a mistake signals no process."""
 
 KILLED, SEGFAULT, FINE = 9, 11, 0
 """Wait statuses."""
@@ -99,7 +99,7 @@ class World:
             "access_log": False,
         }
         self.workers: dict[int, Worker] = {}
-        """By number, the newest that had it."""
+        """The newest worker with each number."""
         self._mailboxes: list[Mailbox] = []
         self.fork_error: Exception | None = None
         self.kill_error: OSError | None = None
@@ -191,7 +191,7 @@ class World:
         self.signal(signal.SIGCHLD)
 
     def stop(self) -> Iterator[None]:
-        """Stop in good order."""
+        """Stop gracefully."""
         self.signal(signal.SIGTERM)
         yield
         for handle in list(self.arbiter._workers):
@@ -227,7 +227,7 @@ def world(tmp_path, monkeypatch):
 
 
 def script(function):
-    """A test whose body is the script, with a stop in good order at its end."""
+    """A test whose body is the script, with a graceful stop at its end."""
 
     @functools.wraps(function)
     def test(world):
@@ -341,7 +341,7 @@ def test_workers_see_the_rows_of_the_others_and_not_their_own(world):
 
 
 @script
-def test_a_stack_that_cannot_be_read_hides_no_reason(world):
+def test_the_reason_is_logged_even_if_the_stack_cannot_be_read(world):
     def fail():
         raise OSError("no stack")
 
@@ -355,7 +355,7 @@ def test_a_stack_that_cannot_be_read_hides_no_reason(world):
 
 
 @script
-def test_a_pid_that_is_no_childs_is_reaped_in_silence(world):
+def test_an_unknown_process_is_reaped_without_a_log_line(world):
     before = world.log
     world._ended.append((FIRST_PID + 77, 0))
     world.signal(signal.SIGCHLD)
@@ -391,7 +391,7 @@ def test_mail_of_a_worker_becomes_an_event(world, monkeypatch, message, event):
     assert event in events
 
 
-def test_every_message_of_a_worker_is_dealt_with(world):
+def test_every_message_of_a_worker_is_handled(world):
     """Whatever it says, even at an odd time, the arbiter goes on."""
     odd = [
         mailbox.NoLifespan("it returned", usual=True),
@@ -433,7 +433,7 @@ def test_mail_that_does_not_fit_is_sent_later(world):
 
 
 @script
-def test_a_worker_that_hangs_up_is_not_asked_again(world):
+def test_a_closed_mailbox_is_not_read_again(world):
     world._mailboxes[0]._sock.close()
     os.close(world._mailboxes[0]._pipe)
     world._mailboxes[0]._pipe = -1
@@ -522,7 +522,7 @@ def test_a_stuck_worker_is_asked_where_it_is_and_ended(world):
 
 
 @script
-def test_what_the_kernel_forbids_is_said_once_and_done_by_mail(world):
+def test_a_signal_that_is_not_permitted_is_logged_once_and_replaced_by_mail(world):
     worker = world.workers[1]
     world.kill_error = PermissionError(errno.EPERM, "Operation not permitted")
     world.arbiter._perform(do.Quit(1))
@@ -630,7 +630,7 @@ def test_an_action_for_a_worker_that_is_gone_does_no_harm(world, action):
 # -- the net ---------------------------------------------------------------------------
 
 
-def test_what_raises_is_logged_and_the_loop_goes_on(world, monkeypatch):
+def test_an_exception_is_logged_and_the_loop_continues(world, monkeypatch):
     def life(world):
         yield from world.serve()
         monkeypatch.setattr(world.arbiter._sockets, "look_after", lambda: 1 / 0)
@@ -649,7 +649,7 @@ def test_what_raises_is_logged_and_the_loop_goes_on(world, monkeypatch):
     assert world.pauses == [FAILURE_PAUSE] * len(world.pauses) != []
 
 
-def test_an_action_that_raises_does_not_keep_the_next_from_being_done(world, monkeypatch):
+def test_the_next_action_is_performed_after_one_that_raises(world, monkeypatch):
     def life(world):
         yield from world.serve()
         perform = dict(Arbiter._PERFORM) | {do.Log: lambda arbiter, action: 1 / 0}
@@ -665,7 +665,7 @@ def test_an_action_that_raises_does_not_keep_the_next_from_being_done(world, mon
     assert "ZeroDivisionError" in world.log
 
 
-def test_what_raises_before_workers_serve_ends_the_start(world, monkeypatch):
+def test_an_exception_before_workers_serve_ends_the_start(world, monkeypatch):
     monkeypatch.setattr(Arbiter, "_listen", lambda arbiter: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         world.run(lambda world: iter(()))

@@ -55,7 +55,7 @@ def test_the_grace_of_a_drain_that_is_owed_runs(handle_and_worker, monkeypatch) 
     assert received(worker) == [Drain("reload", 18.0, final=False)]
 
 
-def test_of_mail_that_waits_the_newest_of_a_kind_counts(handle_and_worker) -> None:
+def test_only_the_newest_waiting_message_of_a_kind_is_sent(handle_and_worker) -> None:
     handle, worker = handle_and_worker
     fill(handle)
     for reason in ("first", "second"):
@@ -66,7 +66,7 @@ def test_of_mail_that_waits_the_newest_of_a_kind_counts(handle_and_worker) -> No
     assert [message.reason for message in received(worker)] == ["second", "shutdown"]
 
 
-def test_descriptors_of_mail_that_waits_are_of_the_same_files_later(
+def test_descriptors_of_waiting_mail_lead_to_the_same_files_later(
     handle_and_worker, tmp_path
 ) -> None:
     handle, worker = handle_and_worker

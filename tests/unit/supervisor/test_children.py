@@ -80,7 +80,7 @@ class World:
         self.ends.append((child.number, status))
 
     def pair(self, number=1, kind=Helper):
-        """A child, and its end of its mailbox, of which a copy stays open here."""
+        """A child and its end of its mailbox; a copy of that end stays open in this object."""
         ours, theirs = mailbox.pair()
         self.theirs[number] = theirs
         self.opened.append(theirs)
@@ -162,7 +162,7 @@ def test_a_fork_that_fails_leaves_nothing(world):
     assert not world.selector.get_map()
 
 
-def test_in_the_new_process_what_is_the_arbiters_is_closed_before_it_runs(world):
+def test_a_new_process_closes_the_arbiters_descriptors_before_it_runs(world):
     others = [world.start(11, 1), world.start(12, 2)]
     child, _ = world.pair(3)
     assert world.children._run(child, lambda: len(world.released)) == 1
@@ -199,7 +199,7 @@ def test_an_end_before_the_hello_is_kept(world):
     assert child.reaped
 
 
-def test_an_end_before_the_hello_counts_once_however_often_it_is_said(world):
+def test_an_end_before_the_hello_is_handled_once(world):
     """Nothing is sent to the pid meanwhile: it may be another process's by now."""
     child = world.add()
     on_mail = lambda child, messages: child.signal(signal.SIGKILL)  # noqa: E731 - a duty
@@ -289,7 +289,7 @@ def test_nothing_is_sent_to_a_child_that_was_reaped(world):
     assert world.killed == []
 
 
-def test_one_started_in_the_place_of_one_that_ended_stays(world):
+def test_a_child_that_replaces_an_ended_one_stays_in_the_table(world):
     old = world.start(11)
 
     def replace(child, status):

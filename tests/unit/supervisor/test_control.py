@@ -1,4 +1,4 @@
-"""The arbiter's end of the control socket, when the process has no descriptor for a client."""
+"""The arbiter's end of the control socket, also if there is no descriptor for a client."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_it_closes_while_it_waits_for_room(control, selector, path):
 
 
 @pytest.mark.parametrize("line", [b'{"command": "reload"}\n', b'{"command": "reload"}'])
-def test_a_client_that_only_ends_what_it_sends_hears_the_answer(
+def test_a_client_that_only_closes_its_sending_side_gets_the_answer(
     control, selector, path, commands, line
 ):
     with connected(path) as client:

@@ -64,7 +64,7 @@ def test_a_new_generation_opens_nothing_until_it_is_prepared(generations, tmp_pa
     assert [str(listener.bind) for listener in new.listeners] == [f"unix:{tmp_path}/2"]
 
 
-def test_what_only_a_retired_generation_has_is_closed(generations, tmp_path):
+def test_sockets_and_files_of_only_a_retired_generation_are_closed(generations, tmp_path):
     generations.add(settings(tmp_path, f"unix:{tmp_path}/2", log="log2"))
     generations.prepare(2, SUBJECT)
     assert generations.adopt(2).number == 1

@@ -37,11 +37,11 @@ def cgroup(tmp_path, request):
     return write
 
 
-def test_kills_before_the_start_are_not_its_own(cgroup, tmp_path):
+def test_kills_before_the_start_are_ignored(cgroup, tmp_path):
     assert OOMKills(tmp_path).take(0.0) is None
 
 
-def test_each_kill_is_that_of_one_worker(cgroup, tmp_path):
+def test_each_kill_explains_one_worker(cgroup, tmp_path):
     kills = OOMKills(tmp_path)
     file = cgroup(4)
     assert [kills.take(1.0), kills.take(1.0), kills.take(1.0)] == [file, file, None]

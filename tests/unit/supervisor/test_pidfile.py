@@ -55,7 +55,7 @@ def test_a_file_that_is_held_stays(path):
     held.release()
 
 
-def test_what_is_no_pid_file_stays(path):
+def test_a_file_that_is_not_a_pid_file_is_not_replaced(path):
     with open(path, "w") as file:
         file.write("root:x:0:0\n")
     with pytest.raises(ConfigError, match="is not a pid file, so it is left alone"):
@@ -66,7 +66,7 @@ def test_what_is_no_pid_file_stays(path):
 
 
 @pytest.mark.parametrize("where", ["/nowhere/esg.pid", "/tmp"])
-def test_where_no_file_can_be(where):
+def test_a_path_where_no_file_can_be_made(where):
     with pytest.raises((PidFileError, ConfigError), match=rf"^--pid: .*{where}"):
         acquire(where)
 
@@ -77,7 +77,7 @@ def test_a_symbolic_link_is_not_followed(path):
         acquire(path)
 
 
-def test_one_that_is_anothers_by_now_is_left(path):
+def test_a_pid_file_that_belongs_to_another_process_is_not_removed(path):
     held = acquire(path)
     os.unlink(path)
     other = acquire(path)
@@ -87,7 +87,7 @@ def test_one_that_is_anothers_by_now_is_left(path):
 
 
 @pytest.mark.parametrize("moment", ["flock", "lstat"])
-def test_one_that_goes_while_it_is_looked_at_is_no_obstacle(path, monkeypatch, moment):
+def test_a_pid_file_that_is_removed_during_the_check_is_no_obstacle(path, monkeypatch, moment):
     """Its holder may end at any time."""
     with open(path, "w") as file:
         file.write("1\n")
@@ -104,7 +104,7 @@ def test_one_that_goes_while_it_is_looked_at_is_no_obstacle(path, monkeypatch, m
     assert os.listdir(os.path.dirname(path)) == []
 
 
-def test_a_child_that_lets_go_does_not_let_go_for_us(path):
+def test_closing_the_pid_file_in_a_child_does_not_release_it(path):
     held = acquire(path)
     child = os.fork()
     if not child:
@@ -125,7 +125,7 @@ def locks_of_readers(path):
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_a_lock_of_somebody_who_may_only_read_is_no_obstacle(path, number):
+def test_a_lock_by_a_user_with_read_permission_is_no_obstacle(path, number):
     with open(path, "w") as file:
         file.write("1\n")  # left behind by a crash
     with open(path) as reader:
@@ -140,7 +140,7 @@ def test_a_lock_of_somebody_who_may_only_read_is_no_obstacle(path, number):
         held.release()
 
 
-def test_a_kernel_without_such_locks_has_others(path, monkeypatch):
+def test_flock_is_used_if_the_kernel_lacks_open_file_description_locks(path, monkeypatch):
     def refuse(*values):
         raise OSError(errno.EINVAL, "Invalid argument")
 
@@ -162,7 +162,7 @@ def test_others_may_read_it_as_the_umask_says(path):
     held.release()
 
 
-def test_of_many_starts_at_once_one_has_it(path):
+def test_only_one_of_many_simultaneous_starts_acquires_it(path):
     with open(path, "w") as file:
         file.write("1\n")
     go, results = os.pipe(), os.pipe()

@@ -71,14 +71,14 @@ def test_a_number_without_an_entry_needs_a_group():
 
 
 @pytest.mark.parametrize("name", ["user", "group"])
-def test_nobody_of_that_name(name):
+def test_an_unknown_user_or_group_is_refused(name):
     with pytest.raises(ConfigError, match=f"--{name}: this machine has no {name} 'nosuch'"):
         made(**{name: "nosuch"})
 
 
 @pytest.mark.parametrize("number", [2**32 - 1, 2**32, 99999999999, "9" * 5000])
 @pytest.mark.parametrize("name", ["user", "group"])
-def test_numbers_that_no_one_can_have(name, number):
+def test_numbers_that_are_not_valid_ids(name, number):
     """For setresuid(2), 2**32 - 1 is -1, which means "don't change it"."""
     with pytest.raises(ConfigError, match=f"--{name}: this machine has no {name} '{number}'"):
         made(**{name: str(number)})
@@ -87,7 +87,7 @@ def test_numbers_that_no_one_can_have(name, number):
         find_owner(owner, "--uds-owner")
 
 
-def test_the_highest_number_that_one_can_have():
+def test_the_highest_valid_id():
     assert find_owner(f"{2**32 - 2}:{2**32 - 2}", "--uds-owner") == (2**32 - 2, 2**32 - 2)
 
 
@@ -100,7 +100,7 @@ def calls(monkeypatch):
     return called
 
 
-def test_who_has_not_become_who_it_should_does_not_go_on(calls):
+def test_a_worker_whose_identity_is_wrong_does_not_boot(calls):
     with pytest.raises(
         BootError, match=r"workers should run as uid=54321 gid=54321, but they run as uid="
     ):
@@ -118,7 +118,7 @@ def test_nothing_to_change_needs_no_rights(calls):
 
 
 @pytest.mark.usefixtures("unprivileged")
-def test_without_privileges_one_can_only_stay_who_one_is():
+def test_without_privileges_only_the_current_identity_is_accepted():
     assert made(user="nobody", group=str(NOBODY.pw_gid), umask="027") == Identity(umask=0o027)
     with pytest.raises(ConfigError, match="only root can run workers as root"):
         made(user="root")

@@ -49,17 +49,17 @@ def test_an_import_is_named_with_its_place() -> None:
     assert line(Progress(), IMPORTING) == "has been importing for 9 s: shop/models.py:12"
 
 
-def test_a_boot_of_which_nothing_is_known_is_starting() -> None:
+def test_a_boot_without_a_known_place_is_called_starting() -> None:
     assert line(Progress(), "") == "has been starting for 9 s"
 
 
-def test_a_startup_that_waits_is_named_with_the_place_that_the_worker_told() -> None:
+def test_a_waiting_startup_has_the_place_that_the_worker_reported() -> None:
     progress = in_startup("", "shop/db.py:12")
     assert line(progress) == "has been in the lifespan startup of shop:app for 5 s: shop/db.py:12"
     assert line(progress, "") == line(progress)
 
 
-def test_a_startup_that_blocks_the_loop_is_named_with_the_place_in_its_stack() -> None:
+def test_a_startup_that_blocks_the_loop_has_the_place_from_its_stack() -> None:
     progress = in_startup("", "shop/cache.py:3")
     told = "has been in the lifespan startup of shop:app for 5 s: shop/db.py:12"
     assert line(progress, BLOCKED) == told
@@ -71,7 +71,7 @@ def test_a_startup_without_a_place_is_named() -> None:
     assert line(progress, now=102.2).endswith(" for 1 s")
 
 
-def test_a_place_that_a_worker_makes_up_is_cut() -> None:
+def test_an_invented_place_is_shortened() -> None:
     assert len(line(in_startup("x" * 10_000))) < LONGEST_PLACE + 100
 
 
@@ -105,7 +105,7 @@ def test_a_loop_that_stood_still_without_a_request_held_none() -> None:
     assert requests(HeldRequests([], [], 0, -1)) == "it held no request"
 
 
-def test_a_worker_that_could_not_say_anything_has_a_count() -> None:
+def test_without_a_report_only_the_number_of_requests_is_logged() -> None:
     told = "at its last heartbeat"
     assert requests(None) == f"it held 2 requests {told}, and can't say which"
     assert requests(None, 1) == f"it held 1 request {told}, and can't say which"
@@ -120,7 +120,7 @@ def test_a_worker_in_boot_says_where_its_startup_waits() -> None:
     assert Progress().of_stuck(0, 0.0, 130.0) == ""
 
 
-def test_what_it_said_in_an_earlier_standstill_does_not_count() -> None:
+def test_a_report_from_an_earlier_standstill_is_ignored() -> None:
     message = HeldRequests(["GET /"], [2.0], 1, 0)
     assert requests(message, 2, 20.0) == requests(None)
 
@@ -129,7 +129,7 @@ def test_a_worker_that_beats_is_not_stuck() -> None:
     assert requests(HeldRequests(["GET /"], [2.0], 1, 0), 2, 0.9) == ""
 
 
-def test_what_a_worker_makes_up_stays_short_and_forges_no_line() -> None:
+def test_invented_requests_are_shortened_and_forge_no_line() -> None:
     names = ["GET /\nworker=1 ready\x1b[31m" + "x" * 10_000] * 1000
     text = requests(HeldRequests(names, [1e308, -1e308] * 500, 10**30, 7))
     assert len(text.splitlines()) <= MOST_SHOWN + 2

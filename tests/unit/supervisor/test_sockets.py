@@ -1,4 +1,4 @@
-"""The sockets that a generation listens on, and the end of those that it doesn't."""
+"""The sockets that a generation listens on, and when sockets that it doesn't need are closed."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_what_was_opened_for_a_generation_is_known_by_its_number(sockets):
     assert sockets.of(1) is listeners
 
 
-def test_the_next_one_keeps_what_it_has_too(sockets, log):
+def test_the_next_generation_keeps_the_sockets_of_shared_binds(sockets, log):
     first = sockets.open(1, config("127.0.0.1:0", "127.0.0.2:0"))
     wanted = config("127.0.0.2:0", "127.0.0.3:0")
     second = sockets.open(2, wanted)
@@ -111,7 +111,7 @@ def test_the_next_one_keeps_what_it_has_too(sockets, log):
     assert log[-1] == f"no longer listening on http://127.0.0.1:{port}"
 
 
-def test_what_is_given_up_is_named_as_it_was(sockets, log):
+def test_a_listener_that_is_given_up_is_named_with_its_old_scheme(sockets, log):
     sockets.open(1, config("127.0.0.1:0"))
     tls = dataclasses.replace(config("127.0.0.2:0"), ssl_certfile="cert.pem")
     sockets.open(2, tls)
@@ -119,7 +119,7 @@ def test_what_is_given_up_is_named_as_it_was(sockets, log):
     assert log[-1].startswith("no longer listening on http://")
 
 
-def test_what_a_worker_accepts_from_stays_until_it_drains(sockets, workers):
+def test_a_listener_stays_open_until_its_last_worker_drains(sockets, workers):
     sockets.open(1, config("127.0.0.1:0"))
     failed = sockets.open(2, config("127.0.0.1:0", "127.0.0.2:0"))
     workers.append(Worker(failed, generation=2))
@@ -134,7 +134,7 @@ def test_what_a_worker_accepts_from_stays_until_it_drains(sockets, workers):
     assert sockets.given_up(failed) == [failed[1].url()]
 
 
-def test_a_worker_of_another_generation_keeps_only_what_it_has(sockets, workers):
+def test_a_worker_of_another_generation_only_keeps_its_own_listeners_open(sockets, workers):
     first = sockets.open(1, config("127.0.0.1:0", "127.0.0.2:0"))
     second = sockets.open(2, config("127.0.0.1:0"))
     workers += [Worker(first, generation=1), Worker(second, generation=2)]
@@ -151,7 +151,7 @@ def test_a_generation_that_has_nothing_open_can_be_retired(sockets):
     assert sockets.given_up([listener]) == []
 
 
-def test_one_that_fails_leaves_the_rest(sockets):
+def test_a_generation_that_cannot_be_opened_changes_nothing(sockets):
     first = sockets.open(1, config("127.0.0.1:0"))
     count = len(os.listdir("/proc/self/fd"))
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -195,7 +195,9 @@ def test_what_is_opened_is_stored_and_removed_when_it_is_closed(sockets, notifie
     ("capacity", "stored"),
     [(None, [None] * 3), (0, [False] * 3), (2, [True, True, False]), (5, [True] * 3)],
 )
-def test_a_store_is_believed_in_as_far_as_it_says(sockets, notifier, capacity, stored):
+def test_only_descriptors_within_the_stores_capacity_count_as_stored(
+    sockets, notifier, capacity, stored
+):
     notifier.capacity = capacity
     found = sockets.open(1, config("127.0.0.1:0", "127.0.0.2:0", "127.0.0.3:0"))
     assert [listener.stored for listener in found] == stored
@@ -235,14 +237,14 @@ def test_without_a_setting_all_that_is_handed_over_is_listened_on(sockets, notif
     assert len(notifier.names("FDSTORE")) == 1
 
 
-def test_what_no_bind_takes_is_closed_and_named(sockets):
+def test_a_socket_that_no_bind_claims_is_closed_and_named(sockets):
     item = handed("web")
     assert sockets.begin(1, config("127.0.0.1:0"), [item]) == [f"web (fd://{item.fd})"]
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(item.fd)
 
 
-def test_a_socket_that_is_closed_cannot_be_had_back(sockets):
+def test_a_closed_socket_cannot_be_used_again(sockets):
     """Its number belongs to another file by now."""
     item = handed("web")
     sockets.begin(1, config("127.0.0.1:0"), [item])
@@ -313,7 +315,7 @@ def test_a_stored_socket_is_taken_back_once(sockets, notifier):
     assert notifier.names("FDSTOREREMOVE") == [items[0].name]
 
 
-def test_a_stored_unix_socket_is_ours_again(sockets, tmp_path):
+def test_a_stored_unix_socket_belongs_to_esg_again(sockets, tmp_path):
     path = str(tmp_path / "web")
     item = stored(unix_socket(path), UnixAddress(path), identity_of(path))
     wanted = config(f"unix:{path}")
@@ -337,7 +339,7 @@ def test_a_stored_unix_socket_without_its_file_is_replaced(sockets, notifier, tm
         client.connect(path)
 
 
-def test_what_is_at_the_path_of_a_stored_unix_socket_by_now_stays(sockets, tmp_path):
+def test_another_file_at_the_path_of_a_stored_unix_socket_stays(sockets, tmp_path):
     path = str(tmp_path / "web")
     item = stored(unix_socket(path), UnixAddress(path), identity_of(path))
     os.unlink(path)
@@ -359,9 +361,7 @@ def test_a_start_that_fails_leaves_the_store_and_its_files(notifier, tmp_path):
     assert notifier.said == []
 
 
-def test_what_is_stored_and_not_wanted_is_gone_before_anything_is_opened(
-    sockets, notifier, tmp_path
-):
+def test_unwanted_stored_sockets_are_closed_before_anything_is_opened(sockets, notifier, tmp_path):
     sock = socket.create_server(("0.0.0.0", 0))
     port, path = sock.getsockname()[1], str(tmp_path / "web")
     items = [
@@ -387,7 +387,7 @@ def test_a_stored_socket_for_ipv6_alone_is_not_taken_for_all(sockets, notifier):
     assert item.name in notifier.names("FDSTOREREMOVE")
 
 
-def test_a_filter_of_a_stop_that_was_cut_short_is_taken_off(sockets):
+def test_the_filter_of_an_interrupted_stop_is_removed(sockets):
     (blocked,) = sockets.open(1, config("127.0.0.2:0"))
     assert blocked.refuse_new()
     with pytest.raises(TimeoutError):
@@ -447,7 +447,7 @@ def test_a_fault_that_comes_back_is_logged_once_a_minute(sockets, log):
     assert len(log) == before + 1
 
 
-def test_what_cannot_be_mended_is_said(sockets, log):
+def test_a_listener_that_cannot_be_repaired_is_logged(sockets, log):
     name = f"@esg-test-{os.getpid()}"
     (listener,) = sockets.open(1, config(f"unix:{name}"))
     with listener.sock.dup():

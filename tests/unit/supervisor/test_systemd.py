@@ -49,7 +49,7 @@ class Manager:
         ("stopping", ["STOPPING=1"]),
     ],
 )
-def test_what_is_said_of_a_state(state, said):
+def test_the_messages_for_a_state(state, said):
     assert messages(state, 5) == said
 
 
@@ -63,7 +63,7 @@ def test_a_state_is_announced_once_with_its_status(manager):
     ]
 
 
-def test_reloading_comes_with_the_time_in_one_message_and_again_if_it_begins_anew(manager):
+def test_reloading_is_sent_with_the_time_and_again_if_another_reload_begins(manager):
     notifier = Notifier(manager.address)
     notifier.tell("reloading", "")
     notifier.tell("reloading", "", again=True)
@@ -74,7 +74,7 @@ def test_reloading_comes_with_the_time_in_one_message_and_again_if_it_begins_ane
     )
 
 
-def test_a_status_can_not_spoil_the_message_that_it_is_in(manager):
+def test_a_status_cannot_invalidate_its_message(manager):
     notifier = Notifier(manager.address)
     notifier.tell("serving", "last reload refused: \udcff\0\nREADY=0 \x1b[1m \u20ac")
     assert manager.messages() == [
@@ -105,7 +105,7 @@ def test_an_address_of_another_kind_is_a_problem():
     assert not notifier.send("READY=1")
 
 
-def test_nobody_there():
+def test_without_a_service_manager_nothing_is_sent():
     assert not Notifier("/nowhere/at/all").send("READY=1")
     assert not Notifier().send("READY=1")
     assert Notifier().next_deadline() is None
@@ -135,7 +135,7 @@ def test_a_start_and_a_stop_have_more_time_again_and_again(manager):
     assert notifier.next_deadline() is None
 
 
-def test_a_manager_that_is_busy_is_told_later(manager):
+def test_messages_to_a_busy_manager_are_sent_later(manager):
     notifier = Notifier(manager.address)
     while notifier.send("STATUS=many"):
         pass

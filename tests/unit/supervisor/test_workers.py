@@ -1,4 +1,4 @@
-"""The workers as the arbiter holds them: their rows."""
+"""The arbiter's workers: which rows of the scoreboard they are sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that reads slowly has its time, even if it sends other data meanwhile."""
+"""A client that reads slowly has its full time limit, even if it sends other data meanwhile."""
 
 from __future__ import annotations
 

@@ -589,7 +589,7 @@ def failures(actions: list[do.Action]) -> list[do.ShowFailure]:
     return [action for action in actions if isinstance(action, do.ShowFailure)]
 
 
-def test_the_workers_hear_why_a_reload_failed() -> None:
+def test_workers_are_told_why_a_reload_failed() -> None:
     world = serving(2, debug=True)
     old = tuple(world.processes)
     world.reload(terms_of(2, 1))
@@ -600,7 +600,7 @@ def test_the_workers_hear_why_a_reload_failed() -> None:
     assert told.detail == "Traceback"
 
 
-def test_the_workers_hear_why_a_reload_was_refused() -> None:
+def test_workers_are_told_why_a_reload_was_refused() -> None:
     world = serving(2, debug=True)
     (told,) = failures(world.tell(on.ReloadRefused("unknown key")))
     assert told == do.ShowFailure(tuple(world.processes), "unknown key", "")
@@ -613,7 +613,7 @@ def test_workers_without_debug_are_not_told_why_a_reload_failed() -> None:
     assert failures(world.tell(on.WorkerBootFailed(3, "no module", "Traceback", 4))) == []
 
 
-def test_a_worker_that_dies_while_nothing_reloads_is_no_failed_reload() -> None:
+def test_a_worker_that_dies_outside_a_reload_fails_no_reload() -> None:
     world = serving(2)
     number, _ = world.processes.popitem()
     world.may_dip = True
@@ -654,7 +654,7 @@ def test_a_canary_that_served_by_the_time_it_is_discarded_may_finish_its_request
     assert canary.told[1] == "DumpStack"
 
 
-def test_a_reload_asked_for_while_a_canary_boots_takes_its_place() -> None:
+def test_a_reload_requested_while_a_canary_boots_replaces_it() -> None:
     world = serving(2)
     world.reload(terms_of(2, 1))
     world.reload(terms_of(2, 1))
@@ -664,7 +664,7 @@ def test_a_reload_asked_for_while_a_canary_boots_takes_its_place() -> None:
     assert generations(world) == [1, 1, 3]
 
 
-def test_an_overtaken_canary_that_does_not_end_holds_up_the_next_one_for_a_moment_only() -> None:
+def test_an_overtaken_canary_that_does_not_end_delays_the_next_one_only_briefly() -> None:
     world = serving(2)
     world.reload(terms_of(2, 1))
     world.reload(terms_of(2, 1))
@@ -672,7 +672,7 @@ def test_an_overtaken_canary_that_does_not_end_holds_up_the_next_one_for_a_momen
     assert generations(world) == [1, 1, 3]
 
 
-def test_an_overtaken_canary_that_serves_does_not_hold_up_the_next_one() -> None:
+def test_an_overtaken_canary_that_serves_does_not_delay_the_next_one() -> None:
     world = serving(2)
     world.reload(terms_of(2, 1))
     (canary,) = (p for p in world.processes.values() if p.generation == 2)
@@ -715,7 +715,7 @@ def test_a_second_ready_changes_nothing() -> None:
     assert process.told == ["DumpStack", "Abort"]
 
 
-def test_the_line_that_a_reload_is_over_names_the_generation_that_serves() -> None:
+def test_the_last_line_of_a_reload_names_the_generation_that_serves() -> None:
     world = serving(1)
     actions = world.reload(terms_of(1, 1))
     (number,) = [a.number for a in actions if isinstance(a, do.Spawn)]
@@ -726,7 +726,7 @@ def test_the_line_that_a_reload_is_over_names_the_generation_that_serves() -> No
     assert adopted < reloaded
 
 
-def test_a_reload_asked_for_in_a_roll_comes_after_it() -> None:
+def test_a_reload_requested_during_a_roll_begins_after_it() -> None:
     world = serving(3)
     world.reload(terms_of(3, 1))
     boot_all(world)
@@ -737,7 +737,7 @@ def test_a_reload_asked_for_in_a_roll_comes_after_it() -> None:
     assert generations(world) == [3, 3, 3]
 
 
-def test_what_a_reload_came_from_and_what_is_queued_behind_it_is_not_retired() -> None:
+def test_the_previous_and_the_queued_generation_of_a_reload_are_not_retired() -> None:
     world = serving(3)
     world.reload(terms_of(3, 1))
     assert world.unretired == {1, 2}  # the canary boots
@@ -817,7 +817,7 @@ def test_a_reload_that_cannot_be_prepared_leaves_the_canary_before_it_alone() ->
     assert generations(world) == [2, 2]
 
 
-def test_a_preparation_that_ends_in_a_roll_waits_for_the_end_of_it() -> None:
+def test_a_reload_that_is_prepared_during_a_roll_waits_for_its_end() -> None:
     reload = Reload()
     for number, job in ((2, 1), (3, 2)):
         reload.ask(GenerationTerms(number, terms_of(1, 1)), job)
@@ -889,7 +889,7 @@ def test_a_reload_only_goes_where_the_table_says() -> None:
             assert reload.stage is stage
 
 
-def test_the_first_boot_failure_ends_everything_and_is_told_once() -> None:
+def test_the_first_boot_failure_ends_everything_and_is_reported_once() -> None:
     world = World(terms_of(4, 1))
     world.tell(on.Started())
     for process in list(world.processes.values()):
@@ -963,7 +963,7 @@ def test_a_stable_minute_forgives_earlier_crashes() -> None:
     assert 1 in world.processes
 
 
-def test_new_code_that_boots_does_not_wait_for_what_failed_before_it() -> None:
+def test_new_code_that_boots_does_not_wait_for_earlier_failures() -> None:
     world = serving(3)
     world.exit(world.processes[1])
     for _ in range(60):  # the code is broken by now, so every boot fails
@@ -1030,13 +1030,13 @@ def test_a_stuck_worker_is_found_a_second_after_its_timeout(
 
 
 @pytest.mark.parametrize("timeout", [0, 0.5, 1, 2, 30])
-def test_a_healthy_fleet_is_looked_at_once_a_second(timeout: float) -> None:
+def test_a_healthy_fleet_is_checked_once_a_second(timeout: float) -> None:
     times, found = looks(timeout, 0.4, stuck_at=1000, until=100)
     assert found is None
     assert len(times) <= 100
 
 
-def test_a_machine_that_stood_still_for_a_moment_condemns_nobody() -> None:
+def test_no_worker_is_stuck_because_the_machine_stood_still() -> None:
     world = World(dataclasses.replace(terms_of(2, 1), timeout=1.0))
     world.tell(on.Started())
     boot_all(world)
@@ -1057,7 +1057,7 @@ def test_a_beat_in_the_future_is_no_sign_of_life() -> None:
     assert world.processes[2].told == []
 
 
-def test_a_worker_late_once_is_left_alone() -> None:
+def test_a_worker_that_is_late_once_is_not_stuck() -> None:
     """All workers are late when a machine wakes that was suspended for a short time."""
     world = serving(1)
     for age in (BEAT_LIMIT * 3, 0.5, BEAT_LIMIT * 3, 0.5):
@@ -1107,7 +1107,7 @@ def test_the_end_of_an_application_may_block_for_a_moment() -> None:
     assert process.told == ["Drain"]
 
 
-def test_nobody_is_condemned_for_time_in_which_the_arbiter_stood_still() -> None:
+def test_no_worker_is_stuck_because_the_arbiter_stood_still() -> None:
     world = serving(2)
     world.now += SUSPENSION + BEAT_LIMIT * 10
     world.tell(on.BeatsRead({1: 55.0, 2: 55.0}))
@@ -1144,7 +1144,7 @@ def test_load_balancers_have_time_to_notice_a_shutdown() -> None:
     assert [p.told for p in world.processes.values()] == [["Drain"], ["Drain"]]
 
 
-def test_who_goes_while_others_still_accept_leaves_them_the_queue() -> None:
+def test_a_worker_that_drains_while_others_accept_leaves_them_the_queue() -> None:
     world = World(terms_of(2, 1, drain_delay=5.0))
     world.tell(on.Started())
     world.processes[1].ready = True
@@ -1167,7 +1167,7 @@ def test_a_quick_shutdown_does_not_wait_for_load_balancers() -> None:
     assert world.processes[1].told == ["Quit"]
 
 
-# -- what is told of it -----------------------------------------------------------------
+# -- reports and answers ----------------------------------------------------------------
 
 
 def states(world: World) -> list[str]:
@@ -1180,7 +1180,7 @@ def states(world: World) -> list[str]:
     ]
 
 
-def test_serving_is_told_when_every_worker_of_the_first_generation_is_ready() -> None:
+def test_serving_is_reported_when_every_worker_of_the_first_generation_is_ready() -> None:
     world = World(terms_of(2, 1))
     world.tell(on.Started())
     world.tell(on.WorkerReady(1))
@@ -1190,7 +1190,7 @@ def test_serving_is_told_when_every_worker_of_the_first_generation_is_ready() ->
     assert world.told[-1].status == "gen 1: 2 of 2 workers ready"
 
 
-def test_a_reload_is_told_from_its_begin_to_its_end() -> None:
+def test_the_beginning_and_the_end_of_a_reload_are_reported() -> None:
     world = serving(2)
     world.reload(terms_of(2, 1))
     assert states(world)[1:] == ["serving", "reloading"]
@@ -1199,7 +1199,7 @@ def test_a_reload_is_told_from_its_begin_to_its_end() -> None:
     assert states(world)[1:] == ["serving", "reloading", "serving"]
 
 
-def test_a_reload_that_is_refused_is_told_as_one_that_is_over() -> None:
+def test_a_refused_reload_is_reported_as_one_that_ended() -> None:
     world = serving(1)
     world.tell(on.ReloadRefused("unknown key 'wrokers'"))
     assert states(world)[1:] == ["serving", "reloading", "serving"]
@@ -1209,7 +1209,7 @@ def test_a_reload_that_is_refused_is_told_as_one_that_is_over() -> None:
     assert "refused" not in world.told[-1].status
 
 
-def test_a_reload_that_fails_is_told() -> None:
+def test_a_failed_reload_is_reported() -> None:
     world = serving(1)
     world.reload(terms_of(1, 1))
     world.tell(on.WorkerBootFailed(2, "no module", "Traceback", 4))
@@ -1217,21 +1217,21 @@ def test_a_reload_that_fails_is_told() -> None:
     assert "; last reload failed: a worker could not boot" in world.told[-1].status
 
 
-def test_a_reload_asked_for_in_a_reload_is_told_anew() -> None:
+def test_a_reload_requested_during_another_is_reported_again() -> None:
     world = serving(2)
     world.reload(terms_of(2, 1))
     world.reload(terms_of(2, 1))
     assert states(world)[1:] == ["serving", "reloading", "reloading"]
 
 
-def test_a_reload_asked_for_before_anything_serves_is_not_told() -> None:
+def test_a_reload_requested_before_anything_serves_is_not_reported() -> None:
     world = World(terms_of(2, 1))
     world.tell(on.Started())
     world.tell(on.ReloadRefused("unknown key"))
     assert states(world) == ["starting"]
 
 
-def test_who_waits_for_a_reload_hears_of_its_end() -> None:
+def test_a_client_that_waits_for_a_reload_is_told_its_end() -> None:
     world = serving(2)
     job = world.ask_for_reload(terms_of(2, 1))
     boot_all(world)
@@ -1241,7 +1241,7 @@ def test_who_waits_for_a_reload_hears_of_its_end() -> None:
     assert world.told[-1].state == "serving"
 
 
-def test_who_waits_for_a_reload_hears_why_it_failed() -> None:
+def test_a_client_that_waits_for_a_reload_is_told_why_it_failed() -> None:
     world = serving(1)
     job = world.ask_for_reload(terms_of(1, 1))
     actions = world.tell(on.WorkerBootFailed(2, "no module", "Traceback", 4))
@@ -1250,7 +1250,7 @@ def test_who_waits_for_a_reload_hears_why_it_failed() -> None:
     assert isinstance(actions[-2], do.Tell)  # so that the status is known when the answer arrives
 
 
-def test_who_asked_for_a_reload_that_is_overtaken_hears_of_the_one_in_its_place() -> None:
+def test_a_client_whose_reload_is_overtaken_is_told_about_the_newer_one() -> None:
     world = serving(1)
     jobs = [world.ask_for_reload(terms_of(1, 1)) for _ in range(2)]
     (overtaken,) = [p for p in world.processes.values() if p.generation == 2]
@@ -1261,7 +1261,7 @@ def test_who_asked_for_a_reload_that_is_overtaken_hears_of_the_one_in_its_place(
     )
 
 
-def test_a_reload_that_fails_says_nothing_of_the_one_behind_it() -> None:
+def test_a_failed_reload_does_not_answer_for_the_queued_one() -> None:
     world = serving(2)
     first = world.ask_for_reload(terms_of(2, 1))
     boot_all(world)
@@ -1277,7 +1277,7 @@ def test_a_reload_that_fails_says_nothing_of_the_one_behind_it() -> None:
     assert world.answers[second].ok
 
 
-def test_who_waits_for_a_reload_hears_of_a_shutdown() -> None:
+def test_a_client_that_waits_for_a_reload_is_told_about_a_shutdown() -> None:
     world = serving(2)
     jobs = [world.ask_for_reload(terms_of(2, 1))]
     boot_all(world)
@@ -1302,7 +1302,7 @@ def test_there_is_always_a_worker_left_to_remove() -> None:
     assert world.ready_count() == 1
 
 
-def test_a_resize_outlives_a_reload_that_leaves_the_number_alone() -> None:
+def test_a_resize_is_kept_by_a_reload_with_the_same_number_of_workers() -> None:
     world = serving(2)
     world.tell(on.Resize(+1))
     boot_all(world)

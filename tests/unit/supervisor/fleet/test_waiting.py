@@ -30,7 +30,7 @@ def test_a_stop_is_reported_after_two_seconds_and_then_every_five():
     assert reports == [(102.0, report), (107.0, report), (112.0, report)]
 
 
-def test_a_stop_that_is_quick_already_says_so():
+def test_a_report_says_that_a_stop_is_quick():
     assert run(Waiting(), 0.0, 3.0, stopping=(1,), quick=True) == [(2.0, do.ReportStop((1,), True))]
 
 
@@ -57,7 +57,7 @@ def test_the_next_worker_is_asked_before_it_is_reported():
     assert waiting.next_look == 7.0
 
 
-def test_nothing_is_looked_at_when_nothing_is_waited_for():
+def test_no_check_is_due_if_nothing_is_waited_for():
     waiting = Waiting()
     assert waiting.look((), (), 5.0, quick=False) == []
     assert waiting.next_look is None

@@ -60,7 +60,7 @@ def selected(folder, **settings):
 
 
 @pytest.mark.parametrize(("include", "exclude"), [*itertools.product(PATTERNS, PATTERNS)])
-def test_patterns_mean_what_they_mean_to_uvicorn(folder, include, exclude):
+def test_patterns_have_the_same_meaning_as_in_uvicorn(folder, include, exclude):
     theirs = FileFilter(
         uvicorn.Config(
             "example:app",
@@ -126,7 +126,7 @@ def test_a_folder_behind_a_link_is_watched_where_it_is(folder):
 # -- links -----------------------------------------------------------------------------
 
 
-def test_what_a_link_leads_to_is_looked_at(folder, tmp_path_factory):
+def test_the_target_of_a_link_is_checked(folder, tmp_path_factory):
     target = tmp_path_factory.mktemp("elsewhere") / "target.py"
     target.write_text("1")
     link = folder / "pkg" / "link.py"
@@ -146,7 +146,7 @@ def test_what_a_link_leads_to_is_looked_at(folder, tmp_path_factory):
     assert glances.changed() == {link}
 
 
-def test_files_of_settings_are_looked_at_whether_or_not_they_are_there(folder):
+def test_settings_files_are_checked_whether_or_not_they_exist(folder):
     file = folder / "esg.toml"
     glances = Glances([str(file)])
     glances.look_for_links(Selection(made()))
@@ -192,7 +192,7 @@ def nothing():
     pass
 
 
-def test_what_is_saved_before_the_watching_begins_is_told_of(folder):
+def test_a_file_saved_before_the_watching_begins_is_reported(folder):
     since = latest_change() + 1
     eventually(lambda: stamp() > since, "the files are older than what is to come")
     (folder / "app.py").write_text("new")
@@ -200,7 +200,7 @@ def test_what_is_saved_before_the_watching_begins_is_told_of(folder):
     assert told(nothing, since=since) == [("Watching", str(folder)), ("Changed", "app.py")]
 
 
-def test_a_file_of_settings_that_is_saved_before_is_told_of(folder, tmp_path_factory):
+def test_a_settings_file_saved_before_the_watching_begins_is_reported(folder, tmp_path_factory):
     settings = tmp_path_factory.mktemp("elsewhere") / "esg.toml"
     since = latest_change() + 1
     eventually(lambda: stamp() > since, "the files are older than what is to come")
@@ -208,13 +208,13 @@ def test_a_file_of_settings_that_is_saved_before_is_told_of(folder, tmp_path_fac
     assert told(nothing, since=since, files=(str(settings),))[1:] == [("Changed", str(settings))]
 
 
-def test_what_was_there_before_is_not_told_of(folder):
+def test_files_that_did_not_change_are_not_reported(folder):
     os.utime(folder / "app.py", (2e9, 2e9))  # unpacked from an archive with times in the future
     save = (folder / "pkg" / "app.py").write_text
     assert told(lambda: save("new")) == [("Watching", str(folder)), ("Changed", "pkg/app.py")]
 
 
-def test_what_is_saved_while_its_folder_is_elsewhere_is_told_of(folder, monkeypatch):
+def test_a_file_saved_while_its_folder_is_moved_away_is_reported(folder, monkeypatch):
     def edit_and_bring_back(seconds):
         if (folder / "away").exists():
             (folder / "away" / "app.py").write_text("new")
@@ -287,7 +287,7 @@ def value_of(module):
     return int(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
-def test_a_second_save_within_a_second_is_what_is_imported(folder):
+def test_after_two_saves_within_a_second_the_second_one_is_imported(folder):
     file = folder / "module.py"
     file.write_text("VALUE = 1")
     os.utime(file, (1e9, 1e9))
@@ -324,14 +324,14 @@ def test_what_has_no_bytecode_does_no_harm(folder):
 # -- words -----------------------------------------------------------------------------
 
 
-def test_few_names_are_shown_and_from_here(folder):
+def test_few_names_are_shown_relative_to_the_current_folder(folder):
     assert shown([folder / "b.py", folder / "pkg" / "a.py"]) == "b.py, pkg/a.py"
     many = [folder / f"{number}.py" for number in range(9)]
     assert shown(many) == "0.py, 1.py, 2.py and 6 more"
     assert shown([Path("/elsewhere/a.py")]) == "/elsewhere/a.py"
 
 
-def test_without_watchfiles_it_is_said_what_to_do(monkeypatch):
+def test_without_watchfiles_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"^--reload: .* try: pip install watchfiles$"):
         check(Config(app="example:app", reload=True, origins={"reload": "--reload"}))
@@ -347,7 +347,7 @@ def test_an_application_that_is_an_object_cannot_be_reloaded():
         check(made(app_is_object=True))
 
 
-def test_nothing_is_checked_where_nothing_is_watched():
+def test_nothing_is_checked_without_reload():
     check(Config(app="example:app", reload_dir=("no such folder",)))
 
 
@@ -359,7 +359,7 @@ def test_watchfiles_stays_out_of_the_arbiter():
 
 
 @pytest.mark.parametrize(("engine", "polls"), [("auto", None), ("poll", True), ("inotify", False)])
-def test_the_engine_says_whether_files_are_looked_at(monkeypatch, folder, engine, polls):
+def test_the_engine_decides_whether_files_are_polled(monkeypatch, folder, engine, polls):
     watchfiles = pytest.importorskip("watchfiles")
     seen = []
 
