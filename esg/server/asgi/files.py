@@ -23,8 +23,7 @@ def file_part(file: int | BinaryIO, offset: int | None, count: int | None) -> tu
     """Descriptor, offset and size in bytes of a part of an open file.
 
     Without an offset the part begins at the file's position, which then moves to the part's end.
-    Without a count it ends with the file. Raises ValueError if there is no such part, or if the
-    file isn't a regular one.
+    Without a count it ends with the file. Raises ValueError if the file isn't a regular file.
     """
     fd = file if isinstance(file, int) else file.fileno()
     status = os.fstat(fd)
