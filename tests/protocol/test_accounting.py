@@ -178,7 +178,7 @@ async def test_gauges(serve):
     assert server.row[Cell.IN_FLIGHT] == 0
 
 
-async def test_the_worker_is_told_once_when_it_is_due(serve):
+async def test_the_worker_is_called_once_when_it_is_due(serve):
     server = serve(hello, max_requests=3)
     client = server.connect()
     for _ in range(6):

@@ -27,7 +27,7 @@ async def test_an_exception_before_the_response_is_a_500(serve, log):
     assert "worker=1 gen=1 pid=1" in logged
 
 
-async def test_an_exception_after_the_start_message_alone_is_a_500_too(serve, log):
+async def test_an_exception_after_only_the_start_message_is_a_500(serve, log):
     """No byte of the response was sent, so the client can still get a 500."""
 
     async def app(scope, receive, send):
@@ -128,7 +128,7 @@ async def test_return_without_a_response_is_a_500(serve, log):
     log.claim("returned without a response")
 
 
-async def test_return_after_the_start_message_alone_is_a_500(serve, log):
+async def test_a_return_after_only_the_start_message_is_a_500(serve, log):
     async def app(scope, receive, send):
         await start(send)
 
@@ -159,7 +159,7 @@ async def test_an_error_response_to_head_has_no_body(serve, log):
     log.claim("exception in the application")
 
 
-async def test_the_request_behind_a_failed_one_is_not_answered_in_its_place(serve, log):
+async def test_the_request_after_a_failed_one_is_not_answered_instead(serve, log):
     async def app(scope, receive, send):
         if scope["path"] == "/bad":
             raise ValueError

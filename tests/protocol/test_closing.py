@@ -206,7 +206,7 @@ async def test_an_early_response_in_pieces_announces_the_end_of_the_connection(s
 
 
 @pytest.mark.parametrize("app", [hello, refuse_in_pieces, refuse_while_reading])
-async def test_a_body_in_chunks_is_read_on_behind_an_early_response(serve, app):
+async def test_a_chunked_body_is_read_further_after_an_early_response(serve, app):
     """Its size isn't known, so the response can't say that it is too large."""
     client = serve(app).connect()
     await client.send(request(b"POST", b"/", b"Transfer-Encoding: chunked"))

@@ -47,7 +47,7 @@ async def test_a_response_to_head_has_no_traceback(serve, log):
     log.claim("exception in the application")
 
 
-async def test_a_response_that_has_begun_is_cut_all_the_same(serve, log):
+async def test_a_response_that_has_begun_is_still_cut(serve, log):
     async def app(scope, receive, send):
         await start(send, headers=[(b"content-length", b"10")])
         await send({"type": "http.response.body", "body": b"12345", "more_body": True})

@@ -343,7 +343,7 @@ async def test_all_requests_before_the_half_close_are_answered(serve):
     await client.closed()
 
 
-async def test_a_request_cut_off_behind_a_whole_one_is_not_served(serve):
+async def test_an_incomplete_request_after_a_complete_one_is_not_served(serve):
     gate = Gate()
     server = serve(gate)
     client = server.connect()

@@ -162,7 +162,7 @@ async def test_no_continue_inside_a_final_response(serve):
     await client.closed()
 
 
-async def test_behind_another_request_it_waits_its_turn(serve):
+async def test_after_another_request_the_continue_waits_its_turn(serve):
     release = asyncio.Event()
 
     async def app(scope, receive, send):

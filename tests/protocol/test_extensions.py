@@ -83,7 +83,7 @@ def path_of(file):
 
 
 @pytest.mark.parametrize("sendfile", [False, True])
-async def test_each_scope_says_what_is_offered(serve, sendfile):
+async def test_each_scope_has_the_extensions_that_are_offered(serve, sendfile):
     scopes = []
 
     async def app(scope, receive, send):

@@ -80,7 +80,7 @@ async def test_tiny_chunks_of_many_connections(serve):
     assert max(growth) < ATTACKERS * count / 10
 
 
-async def test_a_connection_takes_turns_with_itself(serve):
+async def test_the_rest_of_a_body_waits_for_another_turn(serve):
     """The rest of a body in tiny chunks waits for another turn, in order."""
     pieces = []
 
@@ -215,7 +215,7 @@ class TestOverTLS:
         assert (await client.request(rest[-1:])).body == body
         assert max(map(len, pieces)) <= 2 * MOST_RECORDS
 
-    async def test_the_end_of_tls_behind_a_body_that_waits_for_the_application(self, serve):
+    async def test_the_end_of_tls_after_a_body_that_waits_for_the_application(self, serve):
         """The close_notify is in the same read as data that isn't handled yet."""
         release = asyncio.Event()
         bodies = []

@@ -61,7 +61,7 @@ async def test_a_client_that_does_not_read_stops_the_application(serve, size, kn
     assert source.accepted == SIZE
 
 
-async def test_the_application_goes_on_as_the_client_reads(serve):
+async def test_the_application_continues_as_the_client_reads(serve):
     source = Source(65536, known_length=True)
     client = serve(source).connect(receive_buffer=65536)
     await client.send(get())

@@ -75,7 +75,7 @@ async def test_the_most_fields(serve):
 
 
 @pytest.mark.parametrize("before", [get(b"/first"), post(b"body"), post_chunked(b"body")])
-async def test_fields_that_begin_behind_another_request(serve, before):
+async def test_fields_that_begin_after_another_request(serve, before):
     """In one piece with the end of the other request; that piece must be counted, too."""
     record = Recorder()
     client = serve(record).connect()
@@ -88,7 +88,7 @@ async def test_fields_that_begin_behind_another_request(serve, before):
     assert record.calls == 1
 
 
-async def test_the_most_fields_behind_another_request(serve):
+async def test_the_most_fields_after_another_request(serve):
     record = Recorder()
     client = serve(record).connect()
     await client.send(get(b"/first") + with_fields(100)[:-2])
@@ -144,7 +144,7 @@ async def test_a_header_section_without_end(serve):
     assert (await client.response()).status == 431
 
 
-async def test_limits_hold_behind_another_request_too(serve):
+async def test_limits_also_apply_after_another_request(serve):
     """In one write, so that there is no boundary before the second request."""
     record = Recorder()
     server = serve(record, limit_request_header_size=1000, limit_request_fields=20)
@@ -245,7 +245,7 @@ async def test_a_chunked_body_that_gets_too_large_is_a_disconnect_to_the_applica
     await until(lambda: outcome)
 
 
-async def test_a_body_that_is_too_large_behind_another_request(serve):
+async def test_a_body_that_is_too_large_after_another_request(serve):
     gate = Gate()
     client = serve(gate, limit_request_body=1000).connect()
     await client.send(get(b"/1") + post(bytes(1001)))
@@ -271,7 +271,7 @@ async def test_no_limit_by_default(serve):
     assert (await client.request(post(bytes(20_000_000)))).body == b"20000000"
 
 
-async def test_limits_do_not_hurt_what_follows_on_other_connections(serve):
+async def test_limits_do_not_affect_other_connections(serve):
     server = serve(hello, limit_request_body=10)
     await refused_by(server, post(bytes(11)))
     assert (await server.connect().request(post(bytes(10)))).status == 200

@@ -97,7 +97,7 @@ async def test_trailers_never_become_headers(serve):
         assert dict(scope["headers"])[b"host"] == b"example.org"
 
 
-async def test_trailers_of_a_body_nobody_reads_never_become_headers(serve):
+async def test_trailers_of_an_unread_body_never_become_headers(serve):
     record = Recorder()
     paths = []
 
@@ -116,7 +116,7 @@ async def test_trailers_of_a_body_nobody_reads_never_become_headers(serve):
     assert record.scope["headers"] == [(b"host", b"example.org")]
 
 
-async def test_a_body_comes_as_it_arrives(serve):
+async def test_an_application_receives_a_body_as_it_arrives(serve):
     probe = Probe()
     client = serve(probe).connect()
     await client.send(request(b"POST", b"/", b"Content-Length: 10"))

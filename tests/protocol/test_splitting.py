@@ -72,7 +72,7 @@ async def test_a_request_cut_at_any_position_is_the_same_request(serve, name):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_a_bad_request_cut_at_any_position_is_refused_alike(serve, name):
+async def test_a_bad_request_cut_at_any_position_is_refused_the_same_way(serve, name):
     server = serve(describe, date_header=False)
     data = REFUSED[name]
     whole = await exchange(server, [data])
@@ -81,7 +81,7 @@ async def test_a_bad_request_cut_at_any_position_is_refused_alike(serve, name):
         assert await exchange(server, [data[:at], data[at:]]) == whole, data[:at]
 
 
-async def test_requests_that_come_byte_by_byte(serve):
+async def test_requests_that_arrive_byte_by_byte(serve):
     server = serve(describe, date_header=False)
     data = b"".join(REQUESTS.values()) + LAST
     whole = await exchange(server, [data])

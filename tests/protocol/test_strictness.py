@@ -302,7 +302,7 @@ async def test_hosts_of_all_forms(serve, host):
 
 
 @pytest.mark.parametrize("bad", [b"nonsense\r\n\r\n", head(LINE), NOT_IMPLEMENTED["gzip"]])
-async def test_an_error_behind_another_request_is_answered_in_its_turn(serve, bad):
+async def test_an_error_after_another_request_is_answered_in_its_turn(serve, bad):
     gate = Gate()
     client = serve(gate).connect()
     await client.send(get(b"/1") + get(b"/2") + bad)
@@ -339,7 +339,7 @@ async def test_an_error_never_gets_into_a_response_that_is_being_sent(serve):
     await client.closed()
 
 
-async def test_an_error_in_the_body_behind_another_request(serve):
+async def test_an_error_in_the_body_of_a_later_request(serve):
     gate = Gate()
     client = serve(gate).connect()
     bad = head(POST, HOST, b"Transfer-Encoding: chunked") + b"zz\r\n"
@@ -380,7 +380,7 @@ async def test_an_error_in_a_body_that_was_answered_already_ends_the_connection(
     await client.closed()
 
 
-async def test_nothing_behind_an_error_is_served(serve):
+async def test_no_request_after_an_error_is_served(serve):
     record = Recorder()
     client = serve(record).connect()
     await client.send(head(LINE) + get(b"/behind"))

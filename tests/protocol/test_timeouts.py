@@ -150,7 +150,7 @@ async def test_a_second_header_section_has_as_much_time(serve, part):
     await refused(client)
 
 
-async def test_a_header_section_begun_behind_another_request_has_as_much_time(serve):
+async def test_a_header_section_begun_after_another_request_has_as_much_time(serve):
     """A request is arriving, so the connection isn't idle."""
     gate = Gate()
     server = serve(gate, **LIMITS)
@@ -166,7 +166,7 @@ async def test_a_header_section_begun_behind_another_request_has_as_much_time(se
     assert (await client.response()).body == b"/2"
 
 
-async def test_a_header_section_begun_behind_another_request_and_never_ended(serve):
+async def test_a_header_section_begun_after_another_request_and_never_ended(serve):
     gate = Gate()
     server = serve(gate, **LIMITS)
     client = server.connect()
@@ -288,7 +288,7 @@ async def test_an_unwanted_body_must_still_end(serve):
     await client.closed()
 
 
-async def test_a_stalled_body_behind_another_request_does_not_touch_that_one(serve):
+async def test_a_stalled_body_does_not_affect_the_request_before_it(serve):
     gate = Gate()
     server = serve(gate, **LIMITS)
     client = server.connect()

@@ -332,7 +332,7 @@ async def test_requests_sent_with_the_handshakes_last_flight_are_served(serve):
         assert (await client.response()).body == b"hello"
 
 
-async def test_records_that_come_bytewise(serve):
+async def test_records_that_arrive_byte_by_byte(serve):
     record = Recorder()
     client = serve(record).connect()
     await client.handshake()
@@ -358,7 +358,7 @@ async def test_bodies_of_any_size_arrive(serve, kind, size):
     assert (await serve(app).connect().request(get())).body == body[:size]
 
 
-async def test_a_connection_that_is_over_is_freed_at_once(serve, runner, monkeypatch):
+async def test_a_connection_that_has_ended_is_freed_immediately(serve, runner, monkeypatch):
     """Without the garbage collector, which may come late."""
     made = []
     original = TLSTransport.__init__

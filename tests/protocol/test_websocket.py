@@ -569,7 +569,7 @@ async def test_pings_are_answered_before_a_full_queue_is_read(serve):
 
 
 @pytest.mark.parametrize("middle", [frame(TEXT, b"x"), FRAGMENTS], ids=["whole", "fragments"])
-async def test_what_a_client_sent_before_it_left_is_received(serve, middle):
+async def test_messages_that_a_client_sent_before_it_left_are_received(serve, middle):
     server, socket, app = await probe(serve, ws_max_queue=2)
     sent = frame(TEXT, b"x") * 2 + middle + frame(TEXT, b"x") * 2
     await socket.client.send(sent + frame(CLOSE, close_payload(4001)))

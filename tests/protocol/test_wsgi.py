@@ -185,7 +185,7 @@ async def test_head_has_the_length_but_not_the_body(serve_wsgi):
         assert response[b"content-length"] == b"5"
 
 
-async def test_an_iterator_comes_in_chunks(serve_wsgi):
+async def test_the_pieces_of_an_iterator_are_sent_in_chunks(serve_wsgi):
     client = serve_wsgi(wsgi(body=iter([b"a", b"", b"bc"]))).connect()
     response = await client.request(get())
     assert response.chunks == [b"a", b"bc"]
@@ -411,7 +411,7 @@ async def test_each_piece_is_sent_before_the_next_is_made(serve_wsgi):
     await client.exactly(b"0\r\n\r\n")
 
 
-async def test_write_sends_at_once(serve_wsgi):
+async def test_write_sends_immediately(serve_wsgi):
     release = threading.Event()
 
     def app(environ, start_response):
@@ -490,7 +490,7 @@ async def test_an_endless_body_ends_at_its_length(serve_wsgi, log):
     log.claim("longer than its Content-Length")
 
 
-async def test_an_empty_piece_behind_a_complete_body_ends_it(serve_wsgi):
+async def test_an_empty_piece_after_a_complete_body_ends_it(serve_wsgi):
     result = Result(b"abc", b"", b"never asked for")
     client = serve_wsgi(returning(result, [("Content-Length", "3")])).connect()
     assert (await client.request(get())).body == b"abc"
@@ -855,7 +855,7 @@ async def test_a_response_does_not_wait_for_the_body(serve_wsgi):
     assert (await client.request(get())).body == b"hello"
 
 
-async def test_a_body_nobody_reads_does_not_hurt_the_next_request(serve_wsgi):
+async def test_an_unread_body_does_not_affect_the_next_request(serve_wsgi):
     client = serve_wsgi(wsgi()).connect()
     for body in (b"short", bytes(100_000)):
         assert (await client.request(post(body))).body == b"hello"
@@ -1183,7 +1183,7 @@ async def cancelled(server):
     await asyncio.wait(tasks)
 
 
-async def test_a_cancelled_request_ends_though_its_thread_does_not(serve_wsgi):
+async def test_a_cancelled_request_ends_although_its_thread_does_not(serve_wsgi):
     release, began, failures = threading.Event(), threading.Event(), []
 
     def app(environ, start_response):

@@ -171,7 +171,7 @@ def own_context(config, usual):
 # -- which source wins -----------------------------------------------------------------
 
 
-def test_keywords_are_stronger_than_the_other_sources(tmp_path, monkeypatch):
+def test_keywords_override_the_other_sources(tmp_path, monkeypatch):
     (tmp_path / "esg.toml").write_text("workers = 2\ntimeout = 2\nport = 2")
     monkeypatch.setenv("ESG_WORKERS", "3")
     monkeypatch.setenv("PORT", "3")

@@ -156,7 +156,7 @@ def test_logging_is_left_to_the_application():
 # -- Config ----------------------------------------------------------------------------
 
 
-def test_a_config_takes_keywords_alone(tmp_path, monkeypatch):
+def test_a_config_only_reads_keywords(tmp_path, monkeypatch):
     (tmp_path / "esg.toml").write_text("workers = 2")
     monkeypatch.setenv("PORT", "3")
     made = esg.Config("example:app", host="::1", timeout_keep_alive=7)
@@ -165,7 +165,7 @@ def test_a_config_takes_keywords_alone(tmp_path, monkeypatch):
     assert made.origin("timeout_keep_alive") == "argument timeout_keep_alive"
 
 
-def test_a_config_is_what_the_rest_of_esg_takes():
+def test_a_public_config_is_a_config_for_the_rest_of_esg():
     made = esg.Config(application, port=1)
     assert isinstance(made, schema.Config)
     assert made.objects.app is application

@@ -35,11 +35,11 @@ def test_the_log_says_why_an_orphan_ends() -> None:
     assert "worker ends: its arbiter is gone" in done.stderr
 
 
-def test_an_orphan_ends_though_the_logs_lock_is_held() -> None:
+def test_an_orphan_ends_even_if_the_logs_lock_is_held() -> None:
     assert run("handler.acquire()").returncode == 1
 
 
-def test_an_orphan_ends_though_nobody_reads_its_log() -> None:
+def test_an_orphan_ends_even_if_nobody_reads_its_log() -> None:
     reading, writing = os.pipe()
     try:
         os.set_blocking(writing, False)

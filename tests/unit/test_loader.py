@@ -326,7 +326,7 @@ def test_an_interface_is_recognised_by_the_applications_signature(interface, app
 
 
 @pytest.mark.parametrize(("interface", "app"), SPEAKERS)
-def test_an_interface_that_is_named_agrees_with_what_is_seen(interface, app):
+def test_a_named_interface_may_be_the_detected_one(interface, app):
     assert interface_of(app, Config(app="m:app", interface=interface)) == interface
 
 
@@ -351,7 +351,7 @@ def test_an_unclear_interface_is_asked_for(app, hint):
     assert str(caught.value).startswith("'m:app' is ")
 
 
-def test_an_async_function_without_parameters_is_no_factory(module):
+def test_an_async_function_without_parameters_is_not_a_factory(module):
     error = failure(module, module("async def app():\n    pass\n"))
     assert "--factory" not in str(error)
     assert "async def app(scope, receive, send)" in str(error)
@@ -373,7 +373,7 @@ def test_a_named_interface_that_cannot_work_is_refused(looks, app, named):
         interface_of(app, config)
 
 
-def test_the_interface_of_a_factory_is_that_of_what_it_makes(module):
+def test_the_interface_of_a_factory_is_that_of_its_application(module):
     source = "def make():\n    def app(environ, start_response): pass\n    return app\n"
     app = load(module, f"{module(source)}:make", factory=True)
     assert detect(app) == "wsgi"

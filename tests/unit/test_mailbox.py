@@ -111,7 +111,7 @@ def test_a_long_message_is_not_sent_if_nobody_makes_room(ends, monkeypatch):
     assert ours.receive() == ([Ready()], True)
 
 
-def test_the_end_of_a_long_text_is_what_is_kept():
+def test_the_end_of_a_long_text_is_kept():
     message = decode(encode(BootFailed("m", "first" + "x" * 10**6 + "last", 3)))
     assert len(message.detail) > 10_000
     assert message.detail.endswith("xlast")
@@ -137,7 +137,7 @@ def test_both_ends_send_and_receive(ends):
 
 @pytest.mark.parametrize("turn", [1, -1], ids=["to the arbiter", "to the worker"])
 class TestBothDirections:
-    def test_a_closed_end_is_noticed_behind_what_it_sent(self, ends, turn):
+    def test_a_closed_end_is_noticed_after_its_messages(self, ends, turn):
         receiver, sender = ends[::turn]
         sender.send(Ready())
         sender.close()
@@ -333,7 +333,7 @@ def test_numbers_of_descriptors_are_not_taken_from_the_text(ends):
     assert message.fds == []
 
 
-def test_descriptors_that_nobody_asked_for_are_closed(ends):
+def test_unexpected_descriptors_are_closed(ends):
     ours, theirs = ends
     before = os.listdir("/proc/self/fd")
     socket.send_fds(ours._sock, [encode(Ready())], [0, 1])

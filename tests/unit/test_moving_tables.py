@@ -170,7 +170,7 @@ def test_every_flag_on_a_page_exists(peer: str) -> None:
 
 
 @pytest.mark.parametrize(("peer", "row"), each_row())
-def test_a_row_tells_what_becomes_of_an_option(peer: str, row: Row) -> None:
+def test_a_row_describes_the_equivalent_of_an_option(peer: str, row: Row) -> None:
     if not row.ours:
         accepted = [name for name in row.names if name in OURS and f"`{name}`" not in row.told]
         assert accepted == [], "the row says that there is none"

@@ -29,7 +29,7 @@ def test_the_command_says_what_is_missing(missing, named):
     assert "WSL 2" in line
 
 
-def test_the_package_can_be_imported_anywhere_and_what_it_offers_says_so():
+def test_the_package_can_be_imported_anywhere_and_its_names_raise_the_error():
     program = (
         "import os, signal; del os.fork, signal.SIGURG; import esg; print(esg.__version__)\n"
         "try: esg.run\nexcept Exception as error: print(error)"

@@ -68,7 +68,7 @@ def test_a_server_that_is_stuck_by_itself_is_shown_whole():
     assert of_stuck_worker(text) == text.rstrip("\n")
 
 
-def test_what_is_no_stack_is_left_as_it_is():
+def test_text_that_is_not_a_stack_is_unchanged():
     assert of_stuck_worker("(on standard error)") == "(on standard error)"
     assert of_stuck_worker("") == ""
 

@@ -90,7 +90,7 @@ def test_which_loggers_of_a_file_apply_to_esg(log_config, bare_root, capfd, name
     assert found == [line for line in (error, access) if line]
 
 
-def test_the_level_of_a_file_holds_unless_one_was_given(log_config, capfd):
+def test_the_level_in_a_file_applies_unless_the_setting_is_given(log_config, capfd):
     log_config(dictionary("esg"))
     logger.debug("no")
     log_config(dictionary("esg"), log_level="debug")

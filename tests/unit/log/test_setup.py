@@ -103,7 +103,7 @@ def test_no_color_turns_colours_off(terminal, monkeypatch, value, colours):
     assert wants_colors(None, terminal) is colours
 
 
-def test_a_setting_is_stronger_than_no_color(terminal, monkeypatch):
+def test_the_setting_overrides_no_color(terminal, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     assert wants_colors(True, terminal) is True
 
@@ -364,7 +364,7 @@ def test_other_servers_loggers_log_at_the_level(configured, capfd, name, level, 
     ]
 
 
-def test_what_an_application_copies_from_gunicorns_logger_works(configured, capfd):
+def test_handlers_copied_from_gunicorns_logger_work(configured, capfd):
     setup().apply(SUBJECT)
     theirs, own = logging.getLogger("gunicorn.error"), logging.getLogger("shop.own")
     own.handlers, own.level, own.propagate = theirs.handlers, theirs.level, False

@@ -15,7 +15,7 @@ from tests.support.front import free_port
 # -- sockets ---------------------------------------------------------------------------
 
 
-def test_a_listener_can_be_taken_over_at_once_after_a_restart(listen):
+def test_an_address_can_be_listened_on_immediately_after_a_restart(listen):
     (listener,) = listen("127.0.0.1:0")
     address = listener.sock.getsockname()
     with socket.create_connection(address):
@@ -118,7 +118,7 @@ def test_all_of_ipv4_and_all_of_ipv6_on_one_port(listen, first):
 
 
 @pytest.mark.parametrize(("before", "after"), [("both", "six"), ("six", "both"), ("any", "six")])
-def test_what_the_ipv6_wildcard_means_is_never_changed_silently(listen, before, after):
+def test_the_meaning_of_the_ipv6_wildcard_is_never_changed_silently(listen, before, after):
     port = free_port()
     binds = {
         "both": (f"[::]:{port}", f"0.0.0.0:{port}"),
@@ -148,7 +148,7 @@ def test_an_address_that_is_listened_on_is_kept_under_another_name(listen):
         listener.close()
 
 
-def test_an_address_that_one_of_our_own_has_is_explained(listen):
+def test_an_address_in_use_by_esg_itself_is_explained(listen):
     kept = listen("0.0.0.0:0")
     port = kept[0].sock.getsockname()[1]
     with pytest.raises(

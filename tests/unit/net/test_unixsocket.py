@@ -87,7 +87,7 @@ def test_two_starts_do_not_take_each_others_socket(path):
         assert file.is_there
 
 
-def test_a_folder_that_something_else_has_locked_is_used_all_the_same(path, tmp_path, monkeypatch):
+def test_a_folder_that_another_program_has_locked_is_still_used(path, tmp_path, monkeypatch):
     monkeypatch.setattr(unixsocket, "LONGEST_WAIT", 0.05)
     folder = os.open(tmp_path, os.O_RDONLY)
     try:

@@ -167,7 +167,7 @@ def test_a_listener_that_fails_leaves_the_others_alone(world):
     assert "LimitNOFILE=" in line
 
 
-def test_a_listener_that_failed_does_not_come_back_early(world):
+def test_a_listener_that_failed_is_not_resumed_early(world):
     """A pause for all listeners that ends while one listener has a longer pause."""
     service, (bad, good), _ = world(2, 0, 0)
     bad.error = errno.EMFILE

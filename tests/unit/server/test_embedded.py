@@ -270,7 +270,7 @@ def test_a_server_can_serve_again():
     assert app.notes == ["startup", "shutdown"] * 2
 
 
-def test_a_server_told_to_stop_while_it_starts_does_not_wait_for_that():
+def test_a_server_told_to_stop_during_its_startup_does_not_wait_for_the_startup():
     notes = []
 
     async def app(scope, receive, send):
@@ -310,7 +310,7 @@ def test_enough_requests_stop_it():
     asyncio.run(main())
 
 
-def test_force_exit_cuts_short_what_is_in_flight():
+def test_force_exit_cuts_running_requests_short():
     async def main():
         app, sock = App(), bound()
         server = make(app)

@@ -21,13 +21,13 @@ MOST_BYTES = 4 << 20
 """The most bytes of one cache, including Python's objects for its entries."""
 
 
-def test_what_is_kept_is_found():
+def test_a_kept_value_is_found():
     memo = Memo(2, 10)
     assert memo.keep("a", 1, "a") == 1
     assert memo.known == {"a": 1}
 
 
-def test_what_is_too_long_is_not_kept():
+def test_a_value_that_is_too_long_is_not_kept():
     memo = Memo(2, 10)
     assert memo.keep("a", 1, b"12345", "123456") == 1
     assert memo.known == {}

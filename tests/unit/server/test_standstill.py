@@ -71,7 +71,7 @@ def test_the_age_of_a_request_that_timed_out_is_not_made_up():
     assert math.isnan(held(Exchange(started=math.inf)).ages[0])
 
 
-def test_the_request_that_the_loop_runs_is_named_though_others_are_older():
+def test_the_request_that_the_loop_runs_is_named_even_if_others_are_older():
     crowd = [Exchange(b"/old", started=NOW - 9 - n) for n in range(10_000)]
     message = held(*crowd, Exchange(b"/report", started=NOW, task=None))
     assert message.requests == ["GET /old"] * (MOST_NAMED - 1) + ["GET /report"]
@@ -117,7 +117,7 @@ def test_a_websocket_is_named_as_one():
     assert held(UpgradedExchange(b"/chat?token=secret")).requests == ["WebSocket /chat"]
 
 
-def test_what_an_application_puts_into_its_scope_does_no_harm():
+def test_an_application_that_changes_its_scope_does_no_harm():
     for method in (None, 5, "X" * 1000):
         (name,) = held(Exchange(method=method)).requests
         assert len(name) < 30

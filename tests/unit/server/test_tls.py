@@ -265,7 +265,7 @@ def test_cert_reqs_have_several_names(raw, value):
 
 
 @pytest.mark.parametrize("raw", ["3", "-1", "yes", ""])
-def test_no_cert_reqs(raw):
+def test_invalid_cert_reqs(raw):
     with pytest.raises(ValueError, match="none, optional or required"):
         CERT_REQS.parse(raw)
 

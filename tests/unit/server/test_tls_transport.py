@@ -128,7 +128,7 @@ def desk(config):
     desk.client.close()
 
 
-def test_few_records_are_handled_at_once(desk):
+def test_few_records_are_handled_immediately(desk):
     desk.transport.data_received(desk.tiny(10))
     assert desk.above.pieces == [b"x" * 10]
     assert desk.due == []
@@ -176,7 +176,7 @@ def test_large_reads_wait_while_the_turn_is_full(desk):
     assert desk.above.pieces[1:] == [b"z" * (SMALL // 2)]
 
 
-def test_what_was_put_off_waits_for_the_protocol_above(desk):
+def test_postponed_data_waits_for_the_protocol_above(desk):
     desk.transport.data_received(desk.tiny(200))
     desk.transport.pause_reading()
     while desk.due:
@@ -190,7 +190,7 @@ def test_what_was_put_off_waits_for_the_protocol_above(desk):
     assert desk.below.reading
 
 
-def test_the_end_comes_behind_what_was_put_off(desk):
+def test_the_end_is_passed_on_after_postponed_data(desk):
     desk.transport.data_received(desk.tiny(200))
     assert desk.transport.eof_received()
     assert not desk.above.ended

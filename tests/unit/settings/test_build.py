@@ -59,7 +59,7 @@ def test_whole_numbers_are_read_back(number):
     "raw",
     ["", " ", "x", "1.0", "1e3", "0x10", "1_000", "--1", "+-1", "\u0661", True, None, 1.5, []],
 )
-def test_not_a_whole_number(raw):
+def test_invalid_whole_numbers(raw):
     with pytest.raises(ValueError, match="whole number"):
         whole_number(0).parse(raw)
 
@@ -140,7 +140,7 @@ def test_sizes(raw, value):
         [],
     ],
 )
-def test_no_sizes(raw):
+def test_invalid_sizes(raw):
     with pytest.raises(ValueError, match="of bytes, or a size such as 64k or 16MiB"):
         size(0).parse(raw)
 
@@ -172,7 +172,7 @@ def test_every_time_and_size_takes_units():
         *(True, None, math.nan, datetime.timedelta(seconds=-1)),
     ],
 )
-def test_not_seconds(raw):
+def test_invalid_seconds(raw):
     with pytest.raises(ValueError, match="number of seconds >= 0, or a time such as 500ms, 30s"):
         seconds().parse(raw)
 
@@ -203,7 +203,7 @@ def test_words_for_off(word):
 
 
 @pytest.mark.parametrize("raw", ["", "2", "maybe", None, 2, []])
-def test_no_switch(raw):
+def test_invalid_switches(raw):
     with pytest.raises(ValueError, match="true or false"):
         SWITCH.parse(raw)
 
@@ -237,7 +237,7 @@ def test_texts_come_as_a_list_or_with_commas(raw, texts):
 
 
 @pytest.mark.parametrize("raw", [1, None, [1], ["a\n"], {"a": 1}])
-def test_no_texts(raw):
+def test_invalid_texts(raw):
     with pytest.raises(ValueError, match="expected"):
         TEXTS.parse(raw)
 
@@ -262,7 +262,7 @@ def test_names_of_applications(app):
 @pytest.mark.parametrize(
     "app", ["", ":app", ".:app", ".a:b", "a.:b", "a:b-c", "a:b..c", "a..b:c", "a:b:c", "a:1"]
 )
-def test_no_names_of_applications(app):
+def test_invalid_names_of_applications(app):
     with pytest.raises(ValueError, match="MODULE:ATTRIBUTE"):
         APP.parse(app)
 
@@ -277,7 +277,7 @@ def test_no_names_of_applications(app):
         ("./my-app.py", "my-app:app"),
     ],
 )
-def test_a_file_name_is_told_the_module_name(app, better):
+def test_the_error_about_a_file_name_suggests_the_module_name(app, better):
     with pytest.raises(ValueError, match=re.escape(f"write {better},")):
         APP.parse(app)
 
@@ -312,7 +312,7 @@ def test_a_number_of_workers(raw):
 
 
 @pytest.mark.parametrize("raw", ["0", "513", "many", "", True, None, ["auto"]])
-def test_no_number_of_workers(raw):
+def test_invalid_numbers_of_workers(raw):
     with pytest.raises(ValueError, match="from 1 to 512, or auto"):
         WORKERS.parse(raw)
 
@@ -345,7 +345,7 @@ def test_fields_for_every_response(raw, fields):
         *("Content-Length: 5", "transfer-encoding: chunked", "Connection: close"),
     ],
 )
-def test_no_fields(raw):
+def test_invalid_fields(raw):
     with pytest.raises(ValueError, match=r"expected|field|server"):
         HEADERS.parse(raw)
 
@@ -356,7 +356,7 @@ def test_worker_classes(name):
 
 
 @pytest.mark.parametrize("raw", ["gevent", "SYNC", "my.Worker", 5])
-def test_no_worker_classes(raw):
+def test_unknown_worker_classes(raw):
     with pytest.raises(ValueError, match=r"use one of asgi, .*gthread|expected a string"):
         WORKER_CLASS.parse(raw)
 
@@ -754,7 +754,7 @@ def test_other_levels_leave_the_access_log_on(level):
 
 
 @pytest.mark.parametrize("asked", [{"access_log": True}, {"access_logfile": "-"}])
-def test_an_access_log_that_is_asked_for_has_no_level(asked):
+def test_an_explicit_access_log_does_not_depend_on_the_level(asked):
     assert made(log_level="warning", **asked).access_log
 
 
@@ -788,7 +788,7 @@ def test_levels_by_name_and_number(raw, name):
 
 
 @pytest.mark.parametrize("raw", [51, 0, -1, 25.5, "\u0661", True, "loud", "", None, ["info"]])
-def test_no_levels(raw):
+def test_invalid_levels(raw):
     with pytest.raises(
         ConfigError, match=r"one of critical, .* or a number from 1 to 50 \(50 crit"
     ):
@@ -809,13 +809,13 @@ def test_a_log_configuration_given_in_python():
 
 
 @pytest.mark.parametrize("raw", [5, [1], b"x", None, True])
-def test_no_log_configurations(raw):
+def test_invalid_log_configurations(raw):
     with pytest.raises(ConfigError, match="a file, or a dictionary as for"):
         made(log_config=raw)
 
 
 @pytest.mark.parametrize("name", ["access_logfile", "error_logfile", "log_format"])
-def test_a_log_configuration_leaves_nothing_to_say_beside_it(name):
+def test_a_log_configuration_excludes_other_settings_of_the_log(name):
     value = "json" if name == "log_format" else "file"
     with pytest.raises(ConfigError, match=f"--{name}: --log_config decides this"):
         made(log_config={"version": 1}, **{name: value})
@@ -920,7 +920,7 @@ def test_ways_to_say_where(given, binds):
     assert config.binds_origin == (" and ".join(origins) or "the default")
 
 
-def test_port_of_the_platform_does_not_say_where():
+def test_the_platforms_port_alone_does_not_say_where_to_listen():
     config = build({"app": Raw("example:app", "APP"), "port": Raw("80", "environment PORT")})
     assert config.binds == ("127.0.0.1:80",)
     assert not config.says_where
@@ -945,7 +945,7 @@ def test_only_one_way_to_say_where(given):
         ("reload_engine", "poll"),
     ],
 )
-def test_what_to_watch_without_a_reload_is_warned_of(name, value):
+def test_settings_of_the_watcher_without_reload_cause_a_warning(name, value):
     ((level, text),) = made(**{name: value}).notices()
     assert (level, text) == ("warning", f"--{name} has no effect without --reload")
     assert list(made(reload="on", **{name: value}).notices()) == []

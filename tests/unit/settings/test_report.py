@@ -59,7 +59,7 @@ def test_the_origin_of_a_value_is_next_to_it(origin, shown):
     ],
     ids=["defaults", "bind", "host", "text"],
 )
-def test_what_is_printed_is_a_file_that_says_the_same(tmp_path, values):
+def test_the_printed_settings_are_a_file_with_the_same_settings(tmp_path, values):
     config = build({"app": Raw("example:app", "APP")} | {k: Raw(v, k) for k, v in values.items()})
     path = tmp_path / "esg.toml"
     path.write_text("\n".join(report.lines(config)), encoding="utf-8")

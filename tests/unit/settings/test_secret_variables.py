@@ -42,7 +42,7 @@ def test_a_secret_is_neither_passed_on_nor_shown():
     assert done.stdout.splitlines() == [f"{{'{PASSWORD}': 'hush'}}", "False True kept", "False"]
 
 
-def test_a_secret_is_taken_where_there_is_no_proc(monkeypatch, tmp_path):
+def test_a_secret_is_removed_even_without_proc(monkeypatch, tmp_path):
     monkeypatch.setenv(PASSWORD, "hush")
     monkeypatch.setattr(secret_variables, "Path", lambda path: Path(f"{tmp_path}{path}"))
     assert secret_variables.take() == {PASSWORD: "hush"}

@@ -39,7 +39,7 @@ def installed(monkeypatch, answer):
     )
 
 
-def test_debug_reloads_unless_it_is_told_not_to(tmp_path, monkeypatch):
+def test_debug_turns_reload_on_unless_it_is_off_explicitly(tmp_path, monkeypatch):
     installed(monkeypatch, True)
     config = loaded(tmp_path, command_line={"debug": Raw(True, "--debug")})
     assert config.reload
@@ -50,7 +50,7 @@ def test_debug_reloads_unless_it_is_told_not_to(tmp_path, monkeypatch):
         assert not loaded(tmp_path, where).reload
 
 
-def test_debug_without_the_library_says_so_and_serves(tmp_path, monkeypatch):
+def test_debug_without_watchfiles_serves_with_a_notice(tmp_path, monkeypatch):
     installed(monkeypatch, False)
     config = loaded(tmp_path, {"ESG_DEBUG": "1"})
     assert config.debug
@@ -129,7 +129,7 @@ def test_the_application_may_come_from_anywhere(tmp_path):
     assert load({}, {"ESG_APP": "from_env:app"}, folder=tmp_path).app == "from_env:app"
 
 
-def test_a_file_without_settings_is_the_file_all_the_same(tmp_path):
+def test_an_esg_toml_without_settings_still_has_precedence(tmp_path):
     write(tmp_path, "esg.toml", "# port = 1\n")
     write(tmp_path, "pyproject.toml", "[tool.esg]\nport = 2")
     assert loaded(tmp_path).port == 8000
@@ -150,14 +150,14 @@ def warnings_of(config):
     return [text for level, text in config.notices() if level == "warning"]
 
 
-def test_a_misspelt_variable_is_warned_of(tmp_path):
+def test_a_misspelt_variable_causes_a_warning(tmp_path):
     environment = {"ESG_WROKERS": "s3cret", "ESG_SEAGULL": "x", "ESG_PORT": "1", "ESGISH": "1"}
     assert warnings_of(loaded(tmp_path, environment)) == [
         "environment: no setting is called ESG_SEAGULL, ESG_WROKERS (did you mean ESG_WORKERS?)"
     ]
 
 
-def test_a_misspelt_variable_of_an_env_file_is_warned_of(tmp_path):
+def test_a_misspelt_variable_of_an_env_file_causes_a_warning(tmp_path):
     write(tmp_path, "env", "ESG_TIME_OUT=3\nCOLOR=red")
     config = loaded(tmp_path, {}, {"env_file": Raw("env", "--env-file")})
     assert warnings_of(config) == [
@@ -165,20 +165,20 @@ def test_a_misspelt_variable_of_an_env_file_is_warned_of(tmp_path):
     ]
 
 
-def test_variables_that_uvicorn_reads_are_warned_of(tmp_path):
+def test_variables_that_uvicorn_reads_cause_a_warning(tmp_path):
     environment = {"UVICORN_PORT": "1", "UVICORN_HEADERS": "a:b", "UVICORN_HOME": "/x"}
     assert warnings_of(loaded(tmp_path, environment)) == [
         "environment: UVICORN_HEADERS, UVICORN_PORT not read; use ESG_HEADER, ESG_PORT"
     ]
 
 
-def test_arguments_in_gunicorns_variable_are_warned_of(tmp_path):
+def test_arguments_in_gunicorns_variable_cause_a_warning(tmp_path):
     assert warnings_of(loaded(tmp_path, {"GUNICORN_CMD_ARGS": "-w 4"})) == [
         "environment: GUNICORN_CMD_ARGS not read; put it on the command line"
     ]
 
 
-def test_gunicorns_file_is_warned_of_as_long_as_there_is_none_of_esgs(tmp_path):
+def test_gunicorns_file_causes_a_warning_if_esg_has_no_file(tmp_path):
     write(tmp_path, "gunicorn.conf.py", "workers = 4\nkeepalive = 3\n")
     assert warnings_of(loaded(tmp_path, {})) == [
         "not read: 'gunicorn.conf.py' is Python, and settings are TOML here; write esg.toml "
@@ -188,7 +188,7 @@ def test_gunicorns_file_is_warned_of_as_long_as_there_is_none_of_esgs(tmp_path):
     assert warnings_of(loaded(tmp_path, {})) == []
 
 
-def test_no_variable_of_a_setting_is_warned_of():
+def test_no_variable_of_a_setting_causes_a_warning():
     known = {variable: "" for each in SETTINGS.values() for variable in each.variables}
     assert list(strays_in(known)) == []
 
@@ -199,7 +199,7 @@ def test_web_concurrency_is_a_name_for_workers():
     assert "WEB_CONCURRENCY" in found["workers"].origin
 
 
-def test_esgs_own_name_is_the_stronger_one():
+def test_esgs_own_variable_overrides_another_name():
     found = from_environment({"WEB_CONCURRENCY": "4", "ESG_WORKERS": "5"})
     assert found["workers"].value == "5"
     assert from_environment({"WEB_CONCURRENCY": "4", "ESG_WORKERS": ""})["workers"].value == "4"
@@ -235,7 +235,7 @@ def test_pyproject_has_a_table_for_it(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[tool.other]\nport = 1", "[project]\nname = 'x'"])
-def test_a_pyproject_without_the_table_says_nothing(tmp_path, text):
+def test_a_pyproject_without_the_table_has_no_settings(tmp_path, text):
     write(tmp_path, "pyproject.toml", text)
     assert loaded(tmp_path).port == 8000
 
@@ -266,7 +266,7 @@ def test_a_named_file_must_exist(tmp_path):
         loaded(tmp_path, file=path)
 
 
-def test_a_folder_is_no_file(tmp_path):
+def test_a_folder_is_refused_as_a_settings_file(tmp_path):
     with pytest.raises(ConfigError, match="can't be read"):
         loaded(tmp_path, file=str(tmp_path))
 
@@ -367,7 +367,9 @@ def test_a_setting_may_occur_once_in_a_file(tmp_path, text):
         ("Workers = 1", r"unknown key 'Workers'; did you mean workers\?"),
     ],
 )
-def test_a_bad_file_names_file_key_and_what_would_work(tmp_path, text, pattern):
+def test_the_error_about_a_bad_file_names_the_file_the_key_and_valid_values(
+    tmp_path, text, pattern
+):
     write(tmp_path, "esg.toml", text)
     with pytest.raises(ConfigError, match=rf"^esg\.toml: {pattern}") as caught:
         loaded(tmp_path)
@@ -408,13 +410,13 @@ def test_every_default_has_a_type_that_a_file_may_have(name):
         build(APP | {name: Raw(default, name, typed=True)})
 
 
-def test_a_table_within_the_one_of_pyproject_is_told_so(tmp_path):
+def test_the_error_about_a_nested_table_of_pyproject_gives_advice(tmp_path):
     write(tmp_path, "pyproject.toml", "[tool.esg.sockets]\nport = 1")
     with pytest.raises(ConfigError, match=r"no setting is a table; .* into \[tool\.esg\] itself"):
         loaded(tmp_path)
 
 
-def test_gunicorns_python_file_is_told_what_to_write(tmp_path):
+def test_the_error_about_gunicorns_python_file_says_what_to_write(tmp_path):
     write(tmp_path, "gunicorn.conf.py", "bind = 'a:1'\nkeepalive = 5\ndef post_fork(a, b): 1 / 0")
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, file="gunicorn.conf.py")
@@ -570,7 +572,7 @@ def test_a_config_knows_the_files_that_it_came_from(tmp_path, named, files):
     assert config.files == tuple(str(tmp_path / name) for name in files)
 
 
-def test_the_file_of_variables_is_one_of_them(tmp_path):
+def test_the_env_file_is_among_the_files_of_a_config(tmp_path):
     pytest.importorskip("dotenv")
     (tmp_path / "env").write_text("")
     given = {"app": Raw("a:b", "APP"), "env_file": Raw("env", "--env-file")}
@@ -589,7 +591,7 @@ FILES = {
 @pytest.mark.parametrize(
     ("name", "bad"), [(name, bad) for name, texts in FILES.items() for bad in (*texts[1:], None)]
 )
-def test_a_reload_without_the_file_of_what_serves_is_refused(tmp_path, name, bad, named):
+def test_a_reload_without_the_file_of_the_serving_generation_is_refused(tmp_path, name, bad, named):
     file = name if named else None
     write(tmp_path, name, FILES[name][0])
     before = loaded(tmp_path, file=file)
@@ -666,7 +668,7 @@ def test_a_byte_order_mark_is_no_part_of_a_variable(tmp_path):
     assert config.variables == {"ESG_WORKERS": "2"}
 
 
-def test_a_gunicorn_file_is_read_behind_a_byte_order_mark(tmp_path):
+def test_a_gunicorn_file_is_read_after_a_byte_order_mark(tmp_path):
     (tmp_path / "gunicorn.conf.py").write_text("workers = 2", encoding="utf-8-sig")
     (stray,) = loaded(tmp_path).strays
     assert stray.endswith("write esg.toml with workers")
@@ -678,7 +680,7 @@ def test_another_encoding_is_named(tmp_path):
         loaded(tmp_path)
 
 
-def test_a_secret_of_an_env_file_is_a_setting_and_no_variable(tmp_path):
+def test_a_secret_of_an_env_file_is_a_setting_but_not_a_variable(tmp_path):
     pytest.importorskip("dotenv")
     config = with_env_file(tmp_path, "ESG_SSL_KEYFILE_PASSWORD=hush\nCOLOUR=red")
     assert config.ssl_keyfile_password == "hush"

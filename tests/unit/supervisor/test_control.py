@@ -97,7 +97,7 @@ def test_without_descriptors_a_client_waits_and_the_loop_does_not_spin(
     assert (command, job) == ("reload", 1)
 
 
-def test_a_client_that_goes_makes_room_at_once(control, selector, path):
+def test_a_client_that_disconnects_makes_room_immediately(control, selector, path):
     with connected(path) as first:
         turn(selector)
         with connected(path), no_descriptors():

@@ -61,7 +61,7 @@ def test_an_old_kill_was_that_of_another_process(cgroup, tmp_path):
     assert kills.take(1.1 + RECENT) is None
 
 
-def test_a_count_that_shrinks_or_goes_is_no_kill(cgroup, tmp_path):
+def test_a_count_that_shrinks_or_disappears_is_not_a_kill(cgroup, tmp_path):
     kills = OOMKills(tmp_path)
     cgroup(0).unlink()
     assert kills.take(1.0) is None

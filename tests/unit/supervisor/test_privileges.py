@@ -132,7 +132,7 @@ def test_masks_are_octal(text, mask):
 
 
 @pytest.mark.parametrize("text", ["8", "-1", "1000", "x", True])
-def test_no_masks(text):
+def test_invalid_masks(text):
     with pytest.raises(ConfigError, match=r"--umask: .*in octal, from 000 to 777"):
         made(umask=text)
 

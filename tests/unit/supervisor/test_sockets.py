@@ -93,7 +93,7 @@ def port_of(listener):
     return listener.sock.getsockname()[1]
 
 
-def test_what_was_opened_for_a_generation_is_known_by_its_number(sockets):
+def test_the_listeners_of_a_generation_are_known_by_its_number(sockets):
     listeners = sockets.open(1, config("127.0.0.1:0"))
     assert sockets.of(1) is listeners
 
@@ -177,7 +177,7 @@ def test_a_worker_that_drains_is_named_if_it_has_the_address(sockets, workers):
     sockets.open(3, config("127.0.0.1:0", address))
 
 
-def test_what_is_opened_is_stored_and_removed_when_it_is_closed(sockets, notifier):
+def test_an_opened_listener_is_stored_and_removed_when_it_is_closed(sockets, notifier):
     wanted = config("127.0.0.1:0", "127.0.0.2:0")
     sockets.open(1, wanted)
     less = config("127.0.0.1:0")
@@ -206,7 +206,7 @@ def test_only_descriptors_within_the_stores_capacity_count_as_stored(
     assert notifier.names("FDSTOREREMOVE") == notifier.names("FDSTORE")
 
 
-def test_a_store_has_room_again_for_what_is_new(sockets, notifier):
+def test_a_removed_descriptor_makes_room_in_the_store(sockets, notifier):
     notifier.capacity = 1
     (old,) = sockets.open(1, config("127.0.0.1:0"))
     wanted = config("127.0.0.2:0")
@@ -422,7 +422,9 @@ def test_a_reload_does_not_keep_a_dead_socket(sockets):
     assert kept.fault == ""
 
 
-def test_workers_get_the_new_socket_of_one_beyond_repair(sockets, log, workers, notifier, tmp_path):
+def test_workers_get_the_socket_that_replaces_one_beyond_repair(
+    sockets, log, workers, notifier, tmp_path
+):
     (listener,) = sockets.open(1, config(f"unix:{tmp_path}/socket"))
     other, gone = Worker([]), Worker([listener], reaped=True)
     workers += [Worker([listener]), other, gone]

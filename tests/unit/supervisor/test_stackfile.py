@@ -18,13 +18,13 @@ def stacks() -> Iterator[StackFile]:
     file.close()
 
 
-def test_what_is_written_is_read_once(stacks: StackFile) -> None:
+def test_written_stacks_are_read_once(stacks: StackFile) -> None:
     os.write(stacks.workers_fd, b"Thread 1\n  in main\n")
     assert stacks.read() == "Thread 1\n  in main"
     assert stacks.read() == ""
 
 
-def test_what_was_there_before_can_be_skipped(stacks: StackFile) -> None:
+def test_earlier_stacks_can_be_skipped(stacks: StackFile) -> None:
     os.write(stacks.workers_fd, b"old")
     stacks.skip()
     os.write(stacks.workers_fd, b"new")
@@ -39,7 +39,7 @@ def test_a_worker_cannot_cut_the_file_short(stacks: StackFile) -> None:
         os.open(f"/proc/self/fd/{stacks.workers_fd}", os.O_WRONLY | os.O_TRUNC)
 
 
-def test_a_file_that_shrank_is_read_all_the_same(
+def test_a_file_that_shrank_is_still_read(
     stacks: StackFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing may rely on the seal: the worker may have changed the file's size."""

@@ -191,7 +191,7 @@ def test_sockets_that_are_not_there():
 
 
 @pytest.mark.parametrize("text", ["many", "\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", "1 "])
-def test_no_number_of_sockets(text):
+def test_an_invalid_number_of_sockets(text):
     environ = {"LISTEN_FDS": text, "LISTEN_PID": "7"}
     found, warning = handed_over(environ, 7, needed=True)
     assert found == []
@@ -199,7 +199,7 @@ def test_no_number_of_sockets(text):
 
 
 @pytest.mark.parametrize("text", ["\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", "1s"])
-def test_no_interval_of_a_watchdog(manager, text):
+def test_an_invalid_interval_of_a_watchdog(manager, text):
     environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": text}
     notifier = Notifier.from_environment(environ, 7)
     notifier.tell("serving", "")

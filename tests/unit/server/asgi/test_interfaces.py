@@ -46,7 +46,7 @@ def test_asgi3_is_taken_as_it_is():
     assert adapt(app, Config(app="m:app")) is app
 
 
-def test_asgi2_is_called_twice_and_told_its_version():
+def test_asgi2_is_called_twice_and_its_scope_has_the_version():
     ((seen, received),) = called(adapt(ASGI2, Config(app="m:app")), scope())
     assert seen == {"type": "http", "asgi": {"version": "2.0", "spec_version": "2.4"}}
     assert received == {"type": "something"}

@@ -278,7 +278,7 @@ def test_a_forwarded_field_is_noticed_from_a_proxy_alone():
     st.lists(st.tuples(NAMES, VALUES), max_size=6),
     st.sampled_from(["1.0", "1.1"]),
 )
-def test_a_message_is_framed_the_same_whoever_sent_it(method, headers, version):
+def test_framing_does_not_depend_on_the_peer(method, headers, version):
     def outcome(deciding):
         try:
             framing = examine(method, headers, Parser(version), deciding)

@@ -152,7 +152,7 @@ def test_what_the_head_says(make, version, persists):
     assert sink.told[:3] == [b"QUERY", version, False]
 
 
-def test_parsing_stops_behind_the_head_of_an_upgrade(make):
+def test_parsing_stops_after_the_head_of_an_upgrade(make):
     """The bytes after it belong to the protocol that was offered."""
     sink = Sink()
     own = make(sink)
@@ -190,7 +190,7 @@ def test_the_body_of_an_offer_that_is_not_accepted(make):
     assert sink.told == [*body_and_next, "headers", "message"]
 
 
-def test_what_cannot_be_parsed_is_a_bad_request(make):
+def test_data_that_cannot_be_parsed_is_a_bad_request(make):
     own = make(Sink())
     with pytest.raises(Exception) as caught:  # noqa: PT011
         own.feed(b"nonsense\r\n\r\n")

@@ -292,7 +292,7 @@ sections = st.lists(st.tuples(st.sampled_from([*FIELDS, b"host", b"x-other"]), v
 
 
 @given(sections, st.sampled_from([PROXIES, trusting("*"), trusting("10.0.0.1", "unix:")]))
-def test_nothing_raises_and_what_comes_out_is_well_formed(headers, proxies):
+def test_nothing_raises_and_the_result_is_well_formed(headers, proxies):
     scope = {"headers": list(headers), "client": None, "server": ("::1", 1), "scheme": "http"}
     apply(scope, proxies)
     if scope["client"] is not None:

@@ -113,7 +113,7 @@ def test_crc32c_of_the_usual_example():
 
 
 @pytest.mark.parametrize("header", HEADERS)
-def test_what_is_incomplete_is_waited_for(header):
+def test_an_incomplete_header_is_waited_for(header):
     for end in range(len(header)):
         assert parse(header[:end]) is None, header[:end]
 

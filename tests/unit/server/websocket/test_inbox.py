@@ -169,7 +169,7 @@ def test_a_turn_takes_a_limited_number_of_frames_from_the_backlog(desk):
     assert desk.owner.reading
 
 
-def test_what_comes_while_the_rest_waits_stays_in_order(desk):
+def test_data_that_arrives_while_the_rest_waits_stays_in_order(desk):
     desk.inbox.feed(frame(0x02) + frame(0x00, b"a") * 200)
     desk.inbox.feed(frame(0x80, b"b"))
     while desk.due:
@@ -304,7 +304,7 @@ def test_a_message_in_fragments_is_counted(room):
 
 
 @pytest.mark.parametrize("begin", [mine(0x02, 300_000), mine(0x82, 300_000)[:-1]])
-def test_the_end_of_a_connection_gives_back_what_was_unfinished(room, begin):
+def test_the_end_of_a_connection_releases_its_unfinished_message(room, begin):
     room.inbox.feed(begin)
     assert left(room) < ROOM
     room.inbox.stop()
@@ -422,7 +422,7 @@ def test_a_large_compressed_frame_is_decompressed_in_several_turns(compressing_d
     assert desk.inbox.next() == content
 
 
-def test_others_messages_stay_in_order_behind_it(compressing_desk):
+def test_messages_after_a_large_compressed_frame_stay_in_order(compressing_desk):
     desk, compressor = compressing_desk
     large = random.Random(1).randbytes(20_000)
     desk.inbox.feed(compressed(compressor, large) + frame(0x82, b"plain"))
@@ -432,7 +432,7 @@ def test_others_messages_stay_in_order_behind_it(compressing_desk):
     assert [desk.inbox.next() for _ in range(3)] == [large, b"plain", b"small"]
 
 
-def test_a_client_that_leaves_behind_it_is_still_heard(compressing_desk):
+def test_a_close_frame_after_a_large_compressed_frame_is_handled(compressing_desk):
     desk, compressor = compressing_desk
     large = random.Random(1).randbytes(20_000)
     desk.inbox.feed(compressed(compressor, large))

@@ -250,7 +250,7 @@ def test_a_body_that_is_cut_off_does_not_look_whole(read):
         read(body(b"abc", cut=True))
 
 
-def test_what_came_before_the_cut_can_be_read():
+def test_the_part_of_a_body_before_the_cut_can_be_read():
     made = body(b"abc", cut=True)
     assert made.read(3) == b"abc"
     with pytest.raises(OSError, match="before its request was complete"):
@@ -289,7 +289,7 @@ def test_the_rest_of_a_line_belongs_to_its_record(lines):
     assert lines() == ["wsgi.errors: half and half\nthe rest"]
 
 
-def test_flush_logs_what_was_begun(lines):
+def test_flush_logs_the_unfinished_record(lines):
     stream = ErrorStream(None)
     stream.write("begun")
     assert lines() == []

@@ -844,7 +844,7 @@ def test_settings_are_not_read_for_a_reload_during_a_stop() -> None:
 
 
 @pytest.mark.parametrize("state", WorkerState)
-def test_a_worker_only_goes_where_the_table_says(state: WorkerState) -> None:
+def test_a_worker_only_enters_states_that_the_table_allows(state: WorkerState) -> None:
     for target in WorkerState:
         member = serving(1).fleet.members[1]
         member.state = state
@@ -856,7 +856,7 @@ def test_a_worker_only_goes_where_the_table_says(state: WorkerState) -> None:
                 member.become(target, None)
 
 
-def test_a_reload_only_goes_where_the_table_says() -> None:
+def test_a_reload_only_enters_stages_that_the_table_allows() -> None:
     """Each stage can be followed by the stages in the table, and by no others."""
 
     def at(stage: Stage) -> Reload:
@@ -930,7 +930,7 @@ def test_workers_due_together_are_replaced_one_after_the_other() -> None:
     assert len(booting) == 1
 
 
-def test_a_worker_killed_is_replaced_at_once() -> None:
+def test_a_killed_worker_is_replaced_immediately() -> None:
     world = serving(2)
     world.exit(world.processes[1])
     assert len(world.processes) == 2

@@ -317,7 +317,7 @@ def test_bytecode_that_is_checked_by_its_hash_is_left_alone(folder):
     assert cached.exists()
 
 
-def test_what_has_no_bytecode_does_no_harm(folder):
+def test_a_file_without_bytecode_does_no_harm(folder):
     forget_bytecode([folder / "page.html", folder / "app.py", folder / "gone.py", folder])
 
 
