@@ -33,10 +33,11 @@ $(VENV)/.docs: pyproject.toml $(VENV)/.run
 run: $(VENV)/.run
 	$(BIN)/python -m esg esg.demo:app --workers 2 --port $(PORT)
 
-# Compiled first, since the servers that the tests start write no bytecode themselves.
+# The servers that the tests start write no bytecode, so ESG is compiled first. pytest has to write
+# its own: without it, each of its processes translates all tests again.
 test: $(VENV)/.test
-	$(BIN)/python -m compileall -q esg tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m compileall -q esg
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.check
 	$(BIN)/ruff format --check .

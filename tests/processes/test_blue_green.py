@@ -101,7 +101,7 @@ def test_a_switch_loses_nothing(start: Start, tmp_path: Path) -> None:
     with nginx(tmp_path, {"server 127.0.0.1:8000;": include}) as (front, _):
         assert front.get("/whoami")["version"] == "old"
         # At a reload nginx closes idle connections of its clients, so these clients don't keep any.
-        with Load(front.port, tls=front.tls, fresh=3, slow=1) as load:
+        with Load(front.port, tls=front.tls, fresh=3, slow=1, reconnect=True) as load:
             for line in changed(commands()[1], values).splitlines():
                 if line == "systemctl start esg@green":
                     colour("green", "new")

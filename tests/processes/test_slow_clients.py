@@ -17,8 +17,14 @@ from tests.support.waiting import eventually
 
 Start = Callable[..., Esg]
 
-CONNECTIONS = 1000
+CONNECTIONS = 400
 FILES = CONNECTIONS + 200
+PAUSE = 0.05
+"""Seconds between two requests of the clients that behave; without it, they would be an attack."""
+
+LOOK = 0.3
+"""Seconds between two counts of the connections, which take a lot of time themselves."""
+
 LASTS = 60
 """Seconds after which slowhttptest gives up by itself; the server should end the attack earlier."""
 
@@ -78,12 +84,14 @@ def test_slow_clients_are_cut_and_others_served(
             stdout=file,
         )
     try:
-        eventually(lambda: esg.connections() > CONNECTIONS / 10, "the attack has begun", LASTS)
+        eventually(
+            lambda: esg.connections() > CONNECTIONS / 10, "the attack has begun", LASTS, LOOK
+        )
         with futures.ThreadPoolExecutor(1) as pool:
             cut = pool.submit(
-                eventually, lambda: esg.connections() == 0, "no connection is left", LASTS
+                eventually, lambda: esg.connections() == 0, "no connection is left", LASTS, LOOK
             )
-            served = serve_others(esg, cut.done)
+            served = serve_others(esg, cut)
         cut.result()
         assert served > 0
         # It ends when it has no connections left. A slow reader may still read what it received.
@@ -95,10 +103,10 @@ def test_slow_clients_are_cut_and_others_served(
         attack.wait()
 
 
-def serve_others(esg: Esg, is_over: Callable[[], bool]) -> int:
-    """Send requests until it is over, each on a new connection; returns their number."""
+def serve_others(esg: Esg, attack: futures.Future[bool]) -> int:
+    """Send requests until the attack is over, each on a new connection; returns their number."""
     served = 0
-    while not is_over():
+    while not futures.wait([attack], PAUSE).done:
         with contextlib.closing(esg.connect(timeout=LASTS)) as client:
             client.request("GET", "/", headers={"Connection": "close"})
             response = client.getresponse()

@@ -141,6 +141,7 @@ class Load:
     `keep_alive` clients send consecutive requests on one connection, as long as it may be
     used; `fresh` ones open a connection for each request; `slow` requests take 1.5 s; `downloads`
     take 3 s, every byte is compared, and a short request follows on the same connection.
+    With `reconnect`, slow requests have a connection of their own, too.
     """
 
     def __init__(
@@ -151,6 +152,7 @@ class Load:
         fresh: int = 0,
         slow: int = 0,
         downloads: int = 0,
+        reconnect: bool = False,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.failures: list[Failure] = []
@@ -158,6 +160,7 @@ class Load:
         self.connections: collections.Counter[str] = collections.Counter()
         self._port = port
         self._tls = tls
+        self._reconnect = reconnect
         self._stopping = False
         self._refusal_is_the_end = False
         self._serial = itertools.count()
@@ -289,6 +292,8 @@ class Load:
             return
         while connection.open and not self._stopping:
             await self._ask(name, connection, f"/slow/{next(self._serial)}/{SLOW}")
+            if self._reconnect:
+                break
         connection.close()
 
     async def _download(self, name: str) -> None:

@@ -14,13 +14,18 @@ DEADLINE = 15.0
 POLL = 0.005
 
 
-def eventually(condition: Callable[[], T], what: str, timeout: float = DEADLINE) -> T:
-    """Wait until `condition` returns a true value, and return that."""
+def eventually(
+    condition: Callable[[], T], what: str, timeout: float = DEADLINE, poll: float = POLL
+) -> T:
+    """Wait until `condition` returns a true value, and return that.
+
+    It is called every `poll` seconds; an expensive one should be called less often.
+    """
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout:g} s: {what}")
-        time.sleep(POLL)
+        time.sleep(poll)
     return value
 
 

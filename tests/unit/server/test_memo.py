@@ -56,11 +56,24 @@ def size_of(thing):
     return sys.getsizeof(thing) + sum(map(size_of, inner))
 
 
-def memos():
+@pytest.fixture(scope="module")
+def proxies():
+    return TrustedProxies(["*"], "test")
+
+
+@pytest.fixture(scope="module")
+def heads():
+    return Heads(True, True, ())
+
+
+@pytest.fixture(scope="module")
+def memos(proxies, heads):
+    """All caches that there are; to find them takes a second."""
     gc.unfreeze()  # `get_objects` doesn't list what is frozen
     gc.collect()
     found = [thing for thing in gc.get_objects() if type(thing) is Memo]
     gc.freeze()
+    assert len(found) >= 5
     return found
 
 
@@ -140,13 +153,9 @@ STRANGERS = [
 
 
 @pytest.mark.parametrize("send", STRANGERS)
-def test_no_cache_grows_beyond_its_bound(send):
-    proxies = TrustedProxies(["*"], "test")
-    heads = Heads(True, True, ())
+def test_no_cache_grows_beyond_its_bound(send, proxies, heads, memos):
     for text in texts(500):
         with contextlib.suppress(HTTPError):
             send(proxies, heads, text)
-    found = memos()
-    assert len(found) >= 5
-    assert max(size_of(memo.known) for memo in found) < MOST_BYTES
+    assert max(size_of(memo.known) for memo in memos) < MOST_BYTES
     assert size_of(heads.ready) < MOST_BYTES
