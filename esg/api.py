@@ -7,10 +7,12 @@ The public `Config` is in `esg.keywords`. `Server`, which runs on a program's ow
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,25 @@ def serve(read_config: Callable[[], Config], objects: Objects = NO_OBJECTS) -> i
         return _ready(read_config(), objects)
 
     settings = read()
-    with captured_warnings():
+    with captured_warnings(), _frozen_heap():
         return Arbiter(settings, run_worker, read).run()
+
+
+@contextlib.contextmanager
+def _frozen_heap() -> Iterator[None]:
+    """Exempt all objects from garbage collection, which would write to memory that forks share.
+
+    https://docs.python.org/3/library/gc.html#gc.freeze
+    """
+    if gc.get_freeze_count():
+        yield  # the program has frozen its heap itself
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _ready(config: Config, objects: Objects) -> Settings:

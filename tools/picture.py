@@ -58,6 +58,8 @@ class Terminal:
         for name in [name for name in environment if name.startswith("ESG_")]:
             del environment[name]
         environment.pop("NO_COLOR", None)
+        # Bytecode is cached by times in whole seconds, and the example changes sooner than that.
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "esg", *words],
             cwd=folder,

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from esg.errors import ConfigError
 from esg.payload import Settings
+from esg.server.packages import import_packages
 from esg.server.proxy.headers import trusted_proxies
 from esg.server.tls import server_context
 from esg.settings.objects import NO_OBJECTS, Objects
@@ -43,8 +44,10 @@ def prepare(config: Config, objects: Objects = NO_OBJECTS) -> Settings:
 
     The SSL context is made, and a symbolic link for `--app-dir` is followed. So a generation stays
     in its release: a replacement for one of its workers doesn't load the code of the next release.
+    The packages that serve are imported, so that workers get them by forking.
     """
     check_packages(config)
+    import_packages(config)
     trusted_proxies(config)
     if config.proxy_protocol and not config.forwarded_allow_ips:
         raise ConfigError(

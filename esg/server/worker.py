@@ -33,6 +33,7 @@ from esg.server.asgi.lifespan import Lifespan
 from esg.server.asgi.types import Application
 from esg.server.http1.connection import Connection
 from esg.server.loops import LoopFactory, loop_factory, loop_in_place_of
+from esg.server.packages import forget_replaced
 from esg.server.standstill import Standstill
 from esg.server.state import TICK, Service
 from esg.server.websocket.frames import GOING_AWAY, SERVICE_RESTART
@@ -100,6 +101,7 @@ def load(generation: GenerationPart) -> Loaded:
     It starts no thread, so a process that has loaded the application may fork workers.
     """
     config = generation.config
+    forget_replaced()
     factory = loop_factory(config.loop)  # before the application may patch modules
     app = adapt(_load(config, generation.objects.app), config)
     stay_enabled()

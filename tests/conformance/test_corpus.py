@@ -12,7 +12,7 @@ from tests.support.stage import PARSERS
 
 from .corpus import cases
 
-MOST_BYTES = 500_000
+MOST_BYTES = 250_000
 """The most bytes to send when trying all splits of a case; larger cases are split at some
 places."""
 

@@ -23,6 +23,8 @@ from tests.support.openssl import OpenSSL
 from tests.support.runner import Esg
 from tests.support.waiting import DEADLINE, eventually
 
+pytestmark = pytest.mark.soak
+
 Start = Callable[..., Esg]
 Attack = Callable[[int, threading.Event], None]
 

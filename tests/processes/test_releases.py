@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -9,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
 from tests.support.app import application
-from tests.support.runner import Esg, run_to_its_end
+from tests.support.runner import CHECKOUT, Esg, run_to_its_end
 from tests.support.waiting import eventually
 
 
@@ -144,3 +146,55 @@ def test_a_start_in_a_deleted_folder_is_one_line(tmp_path: Path) -> None:
         "esg: error: the working directory was deleted; change to a folder that exists, and start "
         "again\n"
     )
+
+
+USES_WEBSOCKETS = """\
+import websockets.version
+from websockets.server import ServerProtocol
+
+VERSION = websockets.version.version
+"""
+
+WITH_WEBSOCKETS = """\
+import usual
+
+
+async def app(scope, receive, send):
+    if scope["type"] != "websocket":
+        return await usual.app(scope, receive, send)
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
+"""
+
+
+def test_a_reload_uses_a_package_that_was_replaced_meanwhile(tmp_path: Path) -> None:
+    """The arbiter has imported websockets, too, but workers mustn't mix it with the new files."""
+    packages = tmp_path / "packages"
+    source = Path(importlib.util.find_spec("websockets").origin).parent  # type: ignore[union-attr,arg-type]
+
+    def install(version: str) -> None:
+        new = packages / "new"
+        shutil.copytree(source, new, ignore=shutil.ignore_patterns("__pycache__"))
+        text = (source / "version.py").read_text()
+        (new / "version.py").write_text(f"{text}\nversion = {version!r}\n")
+        shutil.rmtree(packages / "websockets", ignore_errors=True)
+        new.rename(packages / "websockets")
+
+    install("1.0")
+    path = os.pathsep.join([str(packages), str(CHECKOUT)])
+    (tmp_path / "usual.py").write_text(application(at_import=USES_WEBSOCKETS))
+    esg = Esg(tmp_path, source=WITH_WEBSOCKETS, extra={"PYTHONPATH": path})
+    try:
+        esg.wait_for_log("serving workers=")
+        assert esg.whoami()["version"] == "1.0"
+        install("2.0")
+        esg.reload()
+        eventually(lambda: esg.whoami()["generation"] == 2, "the new generation answers")
+        assert esg.whoami()["version"] == "2.0"
+        with connect(f"ws://127.0.0.1:{esg.port}/echo") as client:
+            client.send("hello")
+            assert client.recv() == "hello"
+    finally:
+        esg.stop()

@@ -55,12 +55,22 @@ ON_EVERY_LOOP = {"test_splitting", "test_pipelining", "test_request_bodies", "te
 """Modules whose tests also run with h11 on asyncio's loop, because the loop's reads may matter."""
 
 
+WITH_ONE_PARSER = {"test_over_tls"}
+"""Modules whose tests run with httptools alone: a parser doesn't see how its bytes arrived."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out h11 on asyncio's loop in other modules: it would take time and show nothing new."""
+    """Leave out combinations that would take time and show nothing new.
+
+    These are h11 on asyncio's loop and, in a few modules, h11 on any loop.
+    """
     kept, left_out = [], []
     for item in items:
         names = item.callspec.id.split("-") if hasattr(item, "callspec") else []
-        rare = "asyncio" in names and "h11" in names and item.path.stem not in ON_EVERY_LOOP
+        rare = "h11" in names and (
+            ("asyncio" in names and item.path.stem not in ON_EVERY_LOOP)
+            or item.path.stem in WITH_ONE_PARSER
+        )
         (left_out if rare else kept).append(item)
     items[:] = kept
     if left_out:

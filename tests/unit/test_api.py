@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import io
 import pathlib
 import pickle
@@ -36,6 +37,7 @@ class Spy:
 
     made: Spy | None = None
     code = 0
+    frozen = 0
 
     def __init__(self, settings, payload, read_settings):
         self.config, self.objects = settings.config, settings.objects
@@ -45,6 +47,7 @@ class Spy:
     def run(self):
         for signum in HANDLED:
             signal.signal(signum, signal.SIG_IGN)
+        Spy.frozen = gc.get_freeze_count()
         return Spy.code
 
 
@@ -66,6 +69,23 @@ def run(*arguments, **settings):
 
 
 # -- run -------------------------------------------------------------------------------
+
+
+def test_the_heap_is_frozen_while_the_arbiter_may_fork():
+    gc.unfreeze()  # the test run freezes its own
+    try:
+        run(application)
+        assert Spy.frozen > 1000
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.freeze()
+
+
+def test_a_heap_that_the_program_has_frozen_stays_frozen():
+    gc.freeze()
+    before = gc.get_freeze_count()
+    run(application)
+    assert gc.get_freeze_count() == before
 
 
 def test_the_application_may_be_a_name_or_an_object():

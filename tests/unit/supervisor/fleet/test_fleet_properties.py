@@ -508,7 +508,7 @@ class FleetHistories(RuleBasedStateMachine):
         assert set(world.answers) == set(range(1, world.jobs + 1))
 
 
-HISTORIES = int(os.environ.get("ESG_TEST_HISTORIES", "350"))
+HISTORIES = int(os.environ.get("ESG_TEST_HISTORIES", "250"))
 FleetHistories.TestCase.settings = settings(
     max_examples=HISTORIES,
     stateful_step_count=40,
