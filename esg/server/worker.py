@@ -31,6 +31,7 @@ from esg.server.asgi import debug_page
 from esg.server.asgi.interfaces import adapt, interface_behind
 from esg.server.asgi.lifespan import Lifespan
 from esg.server.asgi.types import Application
+from esg.server.cancellation import cancel
 from esg.server.http1.connection import Connection
 from esg.server.loops import LoopFactory, loop_factory, loop_in_place_of
 from esg.server.packages import forget_replaced
@@ -492,7 +493,7 @@ class Worker:
             noun = "request" if len(tasks) == 1 else "requests"
             logger.warning("%s cancels %d %s: %s", self._subject, len(tasks), noun, why)
         self._service.cancels = True
-        deadlocked = [task for task in tasks if not _cancel(task)]
+        deadlocked = [task for task in tasks if not cancel(task)]
         if deadlocked:
             logger.error(
                 "%s can't cancel %d of them: their tasks wait for each other in a circle",
@@ -511,7 +512,7 @@ class Worker:
         self._wound_down = self._loop.time() + 2 * CANCEL_LIMIT
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
-            _cancel(task)
+            cancel(task)
         if rest:
             await asyncio.wait(rest, timeout=CANCEL_LIMIT)
         generators = asyncio.ensure_future(self._loop.shutdown_asyncgens())
@@ -549,19 +550,6 @@ def _due_at(config: Config) -> int:
     if not config.max_requests:
         return 0
     return config.max_requests + random.randint(0, config.max_requests_jitter)
-
-
-def _cancel(task: asyncio.Task[Any]) -> bool:
-    """Cancel a task; False if that isn't possible.
-
-    A task passes its cancellation on to the task that it waits for, so asyncio follows a circle of
-    tasks until the stack is full.
-    """
-    try:
-        task.cancel()
-    except RecursionError:
-        return False
-    return True
 
 
 def _folder() -> str:

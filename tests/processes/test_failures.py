@@ -545,6 +545,58 @@ def test_tasks_that_wait_for_each_other_hold_up_no_stop(start: Start) -> None:
     assert (esg.folder / "shutdown").exists()
 
 
+def test_a_timed_out_request_whose_tasks_wait_for_each_other_is_only_reported(
+    start: Start,
+) -> None:
+    esg = start("--request-timeout", "1", "--graceful-timeout", "1", source=DEADLOCKED)
+    esg.claim("request timed out")
+    esg.claim("can't cancel the request: its tasks wait for each other in a circle: GET '/circle'$")
+    esg.claim("can't cancel 1 of them: their tasks wait for each other in a circle$")
+    connection = esg.begin("/circle")
+    assert connection.getresponse().status == 503
+    connection.close()
+    esg.wait_for_log("can't cancel the request")
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == 0
+
+
+DEADLOCKED_LIFESPAN = """
+import asyncio
+
+async def wait_for(task):
+    open("circle", "x").close()
+    await task
+
+async def app(scope, receive, send):
+    assert scope["type"] == "lifespan"
+    await receive()
+    if DURING == "shutdown":
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+    await asyncio.create_task(wait_for(asyncio.current_task()))
+"""
+
+
+def test_a_startup_whose_tasks_wait_for_each_other_holds_up_no_stop(start: Start) -> None:
+    source = "DURING = 'startup'" + DEADLOCKED_LIFESPAN
+    esg = start("--graceful-timeout", "1", source=source, wait=False)
+    esg.claim("can't cancel the lifespan: its tasks wait for each other in a circle$")
+    eventually((esg.folder / "circle").exists, "the tasks wait for each other")
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == 0
+    esg.wait_for_log("worker=1 .* gone: exit status 0")
+
+
+def test_a_shutdown_whose_tasks_wait_for_each_other_is_cut_off(start: Start) -> None:
+    source = "DURING = 'shutdown'" + DEADLOCKED_LIFESPAN
+    esg = start("--graceful-timeout", "1", source=source)
+    esg.claim("lifespan shutdown took longer than")
+    esg.claim("can't cancel the lifespan: its tasks wait for each other in a circle$")
+    esg.signal(signal.SIGTERM)
+    assert esg.wait() == 0
+    esg.wait_for_log("worker=1 .* gone: exit status 0")
+
+
 def test_a_worker_that_waits_for_threads_is_not_taken_for_stuck(start: Start) -> None:
     esg = start("--timeout", "1", "--graceful-timeout", "60")
     connection = esg.in_flight("/thread/4")

@@ -41,6 +41,7 @@ from esg.server.asgi.types import (
     Message,
     Scope,
 )
+from esg.server.cancellation import cancel
 from esg.server.outflow import Outflow
 from esg.server.stacks import task_stack
 from esg.server.state import Service
@@ -359,7 +360,12 @@ class Exchange:
             return  # the response was sent, so the application may take longer
         self.log_error("request timed out (--request-timeout)", stack=task_stack(self.task))
         self.end_badly(503)
-        self.task.cancel()
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Cancel the application's task. If that isn't possible, log it."""
+        if not cancel(self.task):
+            self.log_error("can't cancel the request: its tasks wait for each other in a circle")
 
     def end_badly(self, status: int = 500, error: BaseException | None = None) -> None:
         """Answer `status` if no byte of a response was sent; otherwise cut the response off.

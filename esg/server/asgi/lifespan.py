@@ -16,6 +16,7 @@ from esg.loader import application_traceback
 from esg.log.records import Subject
 from esg.mailbox import NoLifespan
 from esg.server.asgi.types import LIFESPAN_SPEC_VERSION, VERSION, Application, Message
+from esg.server.cancellation import cancel
 from esg.server.stacks import where_task_waits
 
 logger = logging.getLogger("esg")
@@ -86,11 +87,17 @@ class Lifespan:
         await self.cancel()
 
     async def cancel(self) -> None:
-        """Cancel the lifespan's task."""
+        """Cancel the lifespan's task and wait for its end, unless it is deadlocked."""
         self._cancelled = True
-        if self._task is not None:
-            self._task.cancel()
+        if self._task is None:
+            return
+        if cancel(self._task):
             await asyncio.gather(self._task, return_exceptions=True)
+        else:
+            logger.error(
+                "%s can't cancel the lifespan: its tasks wait for each other in a circle",
+                self._subject,
+            )
 
     async def _run(self) -> None:
         scope = {

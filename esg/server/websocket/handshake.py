@@ -258,7 +258,7 @@ class Handshake:
         what = "WebSocket handshake not answered (--ws-handshake-timeout)"
         exchange.log_error(what, stack=stack)
         exchange.end_badly(503)
-        exchange.task.cancel()
+        exchange.cancel()
 
 
 def _socket_scope(scope: Scope) -> Scope:
