@@ -9,6 +9,7 @@ import pytest
 from esg.server.asgi.exchange import ClientDisconnected
 from esg.server.http1.connection import SILENCE
 from esg.server.state import TICK
+from tests.support.futures import cancelled_futures
 
 from .apps import Gate, Probe, echo, hello, piece, read_body, respond, start
 from .wire import get, post, request, settled, turns, until
@@ -41,6 +42,27 @@ async def test_send_after_the_client_left_raises_oserror(serve, how):
     with pytest.raises(ClientDisconnected):
         await piece(probe.send, b"still")
     probe.done.set()
+
+
+async def test_cancelled_calls_of_receive_take_no_memory(serve):
+    """Applications that stream may ask often, and briefly, whether the client has left."""
+    probe = Probe()
+    server = serve(probe)
+    client = server.connect()
+    await client.send(get())
+    await probe.called.wait()
+    await probe.receive()
+    before = cancelled_futures()
+    for _ in range(50):
+        call = asyncio.ensure_future(probe.receive())
+        await turns(2)
+        call.cancel()
+        await asyncio.wait([call])
+    del call
+    assert cancelled_futures() - before < 5
+    await respond(probe.send)
+    probe.done.set()
+    assert (await client.response()).status == 200
 
 
 async def test_a_whole_response_to_a_client_that_left_is_ignored(serve):

@@ -13,6 +13,7 @@ import pytest
 from esg.server.asgi.exchange import ClientDisconnected
 from esg.server.transports import unsent
 from esg.server.websocket.inbox import FRAME_OVERHEAD
+from tests.support.futures import cancelled_futures
 
 from .apps import Gate, Probe, hello
 from .wire import get, settled, turns, until
@@ -1013,6 +1014,29 @@ async def test_the_request_timeout_does_not_apply_to_websockets(serve):
     socket = await WebSocket.open(server)
     server.advance(20)
     await socket.echoes(TEXT, b"x")
+
+
+async def test_cancelled_calls_of_receive_take_no_memory(serve):
+    """Applications may wait for a message for a short time, again and again."""
+    counts = []
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        before = cancelled_futures()
+        for _ in range(50):
+            call = asyncio.ensure_future(receive())
+            await turns(2)
+            call.cancel()
+            await asyncio.wait([call])
+        del call
+        counts.append(cancelled_futures() - before)
+        await send({"type": "websocket.close"})
+
+    socket = await WebSocket.open(serve(app))
+    await until(lambda: counts)
+    assert counts[0] < 5
+    await socket.closes()
 
 
 async def test_the_scoreboard_counts_websockets(serve):

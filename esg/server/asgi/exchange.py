@@ -243,7 +243,8 @@ class Exchange:
                 if not self.head_sent:
                     self._connection.send_continue()
             receiver = self._connection.service.loop.create_future()
-            self._receivers = (*self._receivers, receiver)
+            waiting = [other for other in self._receivers if not other.done()]  # or cancelled
+            self._receivers = (*waiting, receiver)
             await receiver
 
     async def send(self, message: Message) -> None:

@@ -174,7 +174,8 @@ class Session(asyncio.Protocol):
                     "reason": self.reason,
                 }
             waiter = self.service.loop.create_future()
-            self._waiters = (*self._waiters, waiter)
+            waiting = [other for other in self._waiters if not other.done()]  # or cancelled
+            self._waiters = (*waiting, waiter)
             await waiter
 
     async def send(self, message: Message) -> None:
