@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import socket
 from collections.abc import Sequence
@@ -69,6 +70,7 @@ def workers():
 
 @pytest.fixture
 def sockets(notifier, log, workers):
+    gc.collect()  # otherwise sockets that earlier tests left may be closed during this test
     before = os.listdir("/proc/self/fd")
     sockets = Sockets(notifier, log.append, lambda: workers)
     yield sockets
