@@ -37,7 +37,7 @@ run: $(VENV)/.run
 # its own: without it, each of its processes translates all tests again.
 test: $(VENV)/.test
 	$(BIN)/python -m compileall -q esg
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.check
 	$(BIN)/ruff format --check .

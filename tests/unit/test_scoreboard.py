@@ -243,28 +243,41 @@ def test_a_file_that_is_not_a_row_is_refused_and_closed(tmp_path):
 
 def test_a_worker_can_write_to_its_own_row_alone():
     """Native code can't do it either: by another descriptor, mprotect(2) or mremap(2)."""
+    files, mappings = open_rows(), mapped_rows()  # of other tests
     board = Scoreboard(3)
     rows = {number: board.new_row(number) for number in (1, 2, 3)}
     rows[1][Cell.PID] = rows[3][Cell.PID] = 1
 
     def attack():
         board.hand_over(rows[2])
-        return [*written_by_descriptor(rows[2]), *written_by_memory(rows[2])]
+        return [
+            *written_by_descriptor(open_rows() - files),
+            *written_by_memory(rows[2], mapped_rows() - mappings),
+        ]
 
     assert in_child(attack) == []
     assert rows[1][Cell.PID] == rows[3][Cell.PID] == 1
 
 
-def written_by_descriptor(own):
-    """The ways to write to a row by one of this process's descriptors."""
-    ways = []
+def open_rows():
+    """This process's descriptors of rows, with their names."""
+    found = set()
     for fd in map(int, os.listdir("/proc/self/fd")):
-        try:
-            name = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:  # the descriptor of listdir()
-            continue
-        if "esg-row" not in name:
-            continue
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of listdir()
+            found.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
+    return {(fd, name) for fd, name in found if "esg-row" in name}
+
+
+def mapped_rows():
+    """The lines of proc(5)'s maps that are about rows."""
+    with open("/proc/self/maps") as maps:
+        return {line for line in maps if "esg-row" in line}
+
+
+def written_by_descriptor(rows):
+    """The ways to write to a row by its descriptor."""
+    ways = []
+    for fd, name in rows:
         os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY))
         again = [fd]
         with contextlib.suppress(OSError):
@@ -283,11 +296,11 @@ def written_by_descriptor(own):
     return ways
 
 
-def written_by_memory(own):
+def written_by_memory(own, rows):
+    """The ways to write to a row by its mapping, except for the worker's own."""
     libc = ctypes.CDLL(None, use_errno=True)
     ways = []
-    with open("/proc/self/maps") as maps:
-        lines = [line.split() for line in maps if "esg-row" in line]
+    lines = [line.split() for line in rows]
     for addresses, access, *_, name, _deleted in lines:
         begin, end = (int(text, 16) for text in addresses.split("-"))
         if access[1] == "w":
