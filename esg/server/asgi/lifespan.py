@@ -22,6 +22,9 @@ from esg.server.stacks import where_task_waits
 logger = logging.getLogger("esg")
 
 
+CANCEL_LIMIT = 1.0
+"""Seconds for a cancelled lifespan to end."""
+
 LONGEST_REASON = 300
 """The most characters of a reported exception; its message fits into one write to a pipe."""
 
@@ -87,17 +90,22 @@ class Lifespan:
         await self.cancel()
 
     async def cancel(self) -> None:
-        """Cancel the lifespan's task and wait for its end, unless it is deadlocked."""
+        """Cancel the lifespan's task and wait for its end, for at most `CANCEL_LIMIT`.
+
+        It doesn't end if it is deadlocked, or if the application catches its cancellation.
+        """
         self._cancelled = True
         if self._task is None:
             return
-        if cancel(self._task):
-            await asyncio.gather(self._task, return_exceptions=True)
-        else:
-            logger.error(
-                "%s can't cancel the lifespan: its tasks wait for each other in a circle",
-                self._subject,
-            )
+        if not cancel(self._task):
+            self._log_endless("its tasks wait for each other in a circle")
+            return
+        await asyncio.wait((self._task,), timeout=CANCEL_LIMIT)
+        if not self._task.done():
+            self._log_endless("it caught the cancellation and goes on")
+
+    def _log_endless(self, why: str) -> None:
+        logger.error("%s can't cancel the lifespan: %s", self._subject, why)
 
     async def _run(self) -> None:
         scope = {

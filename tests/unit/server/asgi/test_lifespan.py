@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 
@@ -12,6 +13,7 @@ from esg.errors import BootError
 from esg.log.records import worker_subject
 from esg.mailbox import PIPE_ATOMIC, encode
 from esg.server.asgi.lifespan import Lifespan
+from tests.support.waiting import DEADLINE
 
 SUBJECT = worker_subject(3, 2, 4711)
 
@@ -338,6 +340,32 @@ def test_a_shutdown_is_bounded(log):
     run(app, limit=0.01)
     assert cancelled == [True]
     assert "lifespan shutdown" in log.text
+
+
+def test_a_shutdown_that_catches_its_cancellation_is_not_waited_for(log, monkeypatch):
+    monkeypatch.setattr("esg.server.asgi.lifespan.CANCEL_LIMIT", 0.01)
+
+    async def check():
+        released = asyncio.Event()
+
+        async def app(scope, receive, send):
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            while not released.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await released.wait()
+
+        lifespan = Lifespan(app, "on", SUBJECT)
+        await lifespan.startup()
+        async with asyncio.timeout(DEADLINE):
+            await lifespan.shutdown(0.01)
+        assert lifespan._task is not None
+        assert not lifespan._task.done()
+        released.set()
+        await lifespan._task
+
+    asyncio.run(check())
+    assert "can't cancel the lifespan: it caught the cancellation" in log.text
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
