@@ -40,7 +40,8 @@ class Outflow:
         self._loop = loop
         self.paused = False
         """Whether so much waits to be sent that `send` has to wait."""
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: dict[asyncio.Future[None], None] = {}
+        """The calls that wait, in order; cancelled ones are removed."""
         self._unsent = 0
         """Bytes that the client hadn't acknowledged at the last check."""
         self._progress_at = 0.0
@@ -69,7 +70,7 @@ class Outflow:
         self._wake()
 
     def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -77,8 +78,12 @@ class Outflow:
     def waiter(self) -> asyncio.Future[None]:
         """A future that `resume` completes."""
         waiter = self._loop.create_future()
-        self._waiters.append(waiter)
+        self._waiters[waiter] = None
+        waiter.add_done_callback(self._forget)
         return waiter
+
+    def _forget(self, waiter: asyncio.Future[None]) -> None:
+        self._waiters.pop(waiter, None)
 
     async def writable(self) -> None:
         """Wait until the client has taken enough of what was sent.

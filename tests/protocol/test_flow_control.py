@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 from esg.server.asgi.exchange import ClientDisconnected
+from tests.support.futures import cancelled_futures
 
 from .apps import Disconnected, Probe, piece, read_body, respond, start
-from .wire import chunked, get, post_chunked, request, settled, until
+from .wire import chunked, get, post_chunked, request, settled, turns, until
 
 MEGABYTE = 1 << 20
 SIZE = 100 * MEGABYTE
@@ -181,6 +182,32 @@ async def test_concurrent_sends_all_wait_and_all_go_on(serve):
     await settled(lambda: len(done))
     assert len(done) < 4
     assert len((await client.response()).body) == 40 * MEGABYTE
+
+
+async def test_cancelled_calls_of_send_take_no_memory(serve):
+    """Applications may give each `send` a time limit while the client reads nothing."""
+    probe = Probe()
+    client = serve(probe).connect(receive_buffer=65536)
+    await client.send(get())
+    await probe.called.wait()
+    await start(probe.send)
+    sending = asyncio.ensure_future(piece(probe.send, bytes(KERNEL)))
+    await turns(5)
+    assert not sending.done()
+    before = cancelled_futures()
+    for _ in range(50):
+        call = asyncio.ensure_future(piece(probe.send, b""))
+        await turns(2)
+        call.cancel()
+        await asyncio.wait([call])
+    del call
+    await turns(2)
+    assert cancelled_futures() - before < 5
+    await client.head()
+    await client.skip(KERNEL)
+    await sending
+    await piece(probe.send, more=False)
+    probe.done.set()
 
 
 async def test_echo_in_both_directions_at_once(serve):
