@@ -46,9 +46,9 @@ def build(
 ) -> Config:
     """Check every value and make a Config from them; missing settings have their defaults.
 
-    `start` is the absolute path that `chdir` is relative to, `objects` are given next to the
-    settings. The other arguments are attributes of the Config. Raises ConfigError for the first
-    value that can't be used.
+    `start` is the absolute path that `chdir` is relative to. `objects` are the objects that belong
+    to the settings. The other arguments are attributes of the Config. Raises ConfigError for the
+    first value that can't be used.
     """
     app_is_object = objects.app is not None
     # The name of an object is only a label.

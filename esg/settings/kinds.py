@@ -381,7 +381,7 @@ LOG_LEVELS: Mapping[str, int] = {
 
 
 def _parse_log_level(raw: object) -> str:
-    """The name of a level; a number between two levels is the higher one.
+    """The name of a level; a number between two levels counts as the higher level.
 
     Each record has one of these levels. So the number 25, which hides all records below it, has the
     same effect as 30.

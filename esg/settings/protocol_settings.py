@@ -41,14 +41,15 @@ class HTTPSettings:
         False,
         SWITCH,
         HTTP,
-        "Let ASGI applications have the kernel send files (http.response.pathsend, zerocopysend). "
+        "Let the kernel send the files of ASGI applications (extensions http.response.pathsend and "
+        "zerocopysend). "
         "Middleware that reads or changes response bodies doesn't see these files.",
     )
     threads: int = setting(
         0,
         whole_number(0, 1024),
         HTTP,
-        "Threads per worker that run a WSGI application; 0: 4 per CPU, 8 to 32.",
+        "Threads per worker that run a WSGI application; 0: 4 per CPU, at least 8, at most 32.",
     )
     timeout_keep_alive: float = setting(
         5.0,
@@ -76,8 +77,8 @@ class HTTPSettings:
         False,
         SWITCH,
         HTTP,
-        "Expect a PROXY protocol header (v1 or v2) on each connection; only --forwarded-allow-ips "
-        "may connect.",
+        "Expect a PROXY protocol header (v1 or v2) on each connection; only proxies in "
+        "--forwarded-allow-ips may connect.",
     )
     server_header: bool = setting(True, SWITCH, HTTP, "Add a Server field to responses.")
     date_header: bool = setting(True, SWITCH, HTTP, "Add a Date field to responses.")
@@ -198,7 +199,7 @@ class LimitSettings:
         0.0,
         seconds(),
         LIMITS,
-        "Cancel a request that takes longer, and log where it was; 0: never.",
+        "Cancel a request that takes longer than this, and log where it was; 0: never.",
     )
 
 

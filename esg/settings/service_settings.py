@@ -309,7 +309,8 @@ class LoggingSettings:
         "",
         LOG_CONFIG,
         LOGGING,
-        "Configure Python's logging from this .ini, .json or .yaml file instead.",
+        "Configure Python's logging from this .ini, .json or .yaml file, in place of "
+        "--access-logfile, --error-logfile and --log-format.",
         flags=("--log-config-json", "--log-config"),
     )
     enable_stdio_inheritance: bool = setting(
@@ -351,7 +352,7 @@ class DevelopmentSettings:
         (),
         TEXTS,
         DEVELOPMENT,
-        "Folder to watch, default: the current one and --app-dir; repeatable.",
+        "Folder to watch; default: the current one and --app-dir; repeatable.",
     )
     reload_include: tuple[str, ...] = setting(
         (), TEXTS, DEVELOPMENT, "Also watch files that match this pattern; repeatable."

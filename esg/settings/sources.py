@@ -51,7 +51,8 @@ def load(
     `file` is the settings file named on the command line. Without it, `esg.toml` and then
     `[tool.esg]` of `pyproject.toml` are looked for in `folder`, the absolute path, as the operator
     sees it, of the folder where ESG was started. The paths of these files, of `--env-file` and of
-    `--chdir` are relative to it. `objects` are given next to the settings. Raises ConfigError.
+    `--chdir` are relative to it. `objects` are the objects that belong to the settings. Raises
+    ConfigError.
     """
     raw, gaps = _read_files(file, folder)
     has_file = bool(raw) or file is not None
