@@ -51,6 +51,8 @@ def read(path: str, origin: str) -> Definition:
         raise ConfigError(f"{where}: YAML needs PyYAML; try: pip install pyyaml") from None
     except (ValueError, configparser.Error) as error:
         raise ConfigError(f"{where}: {_line(error)}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: its values are nested too deeply") from None
 
 
 def _yaml(text: str) -> object:

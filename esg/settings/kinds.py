@@ -241,7 +241,7 @@ def _parse_optional_octal(raw: object) -> str:
 
 def _parse_texts(raw: object) -> tuple[str, ...]:
     if isinstance(raw, str):
-        return tuple(item.strip() for item in raw.split(",") if item.strip())
+        raw = [item.strip() for item in raw.split(",") if item.strip()]
     if isinstance(raw, (list, tuple)):
         return _each(_parse_text, raw)
     raise ValueError("expected a string or a list of strings")

@@ -137,8 +137,8 @@ def _is_generic(port: Raw | None) -> bool:
 
 def from_env_file(given: Raw | None, folder: Path) -> dict[str, str]:
     """The variables of the file that `--env-file` names. Raises ConfigError."""
-    if given is None or not given.value or not isinstance(given.value, str):
-        return {}  # `build` refuses a value that isn't a string
+    if given is None or not given.value or not isinstance(given.value, str) or "\0" in given.value:
+        return {}  # `build` refuses a value that can't be a path
     try:
         dotenv = importlib.import_module("dotenv")
     except ImportError:
@@ -257,6 +257,10 @@ def _settings_of(path: Path, shown: str = "") -> dict[str, Raw]:
         raise ConfigError(f"{where}: not valid TOML: it is not UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: its values are nested too deeply") from None
+    except ValueError:  # from int(): see sys.get_int_max_str_digits
+        raise ConfigError(f"{where}: a number in it has too many digits") from None
     if path.name == PROJECT_FILE:
         tools = document.get("tool", {})
         document = tools.get("esg", {}) if isinstance(tools, dict) else {}

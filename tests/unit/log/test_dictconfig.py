@@ -142,6 +142,7 @@ def test_forms_of_a_file(log_config, capfd, suffix, text, mark):
     [
         (".json", "{", "log.json"),
         (".json", "[]", "dictionary"),
+        (".json", "[" * 100_000, "nested too deeply"),
         (".json", "{}", "version"),
         (".json", json.dumps(dictionary("esg") | {"handlers": {}}), "h"),
         (".json", json.dumps(dictionary("esg", stream="ext://no.such")), "no"),
