@@ -78,7 +78,7 @@ def build(
 def _implied(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[tuple[str, Raw]]:
     """Settings that other settings imply.
 
-    An explicit value wins, or is an error if it conflicts.
+    An explicit value takes precedence, or is an error if it conflicts.
     """
     if values.get("wsgi"):
         if values.get("interface", "auto") not in ("auto", "wsgi"):

@@ -114,7 +114,8 @@ def _files(file: str | None, env_file: Raw | None) -> list[str]:
 def _over(weak: Mapping[str, Raw], strong: Mapping[str, Raw]) -> dict[str, Raw]:
     """The settings of two sources, with precedence for `strong`.
 
-    All settings that say where to listen count as one: if `strong` has one, those of `weak` go.
+    All settings that say where to listen count as one: if `strong` has one of them, those of `weak`
+    are dropped.
     """
     kept = dict(weak)
     if any(name in strong for name in WHERE):
