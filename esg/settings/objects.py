@@ -21,9 +21,9 @@ DATA = (
 
 @frozen
 class Objects:
-    """What belongs to the settings of a generation but isn't data.
+    """The objects that belong to the settings of a generation but aren't data.
 
-    The first three are given by a Python program, and are the same in every generation.
+    A Python program gives the first three; they are the same in every generation.
     """
 
     app: Any = None
@@ -52,7 +52,7 @@ class StandIn:
 def take_out(value: Any, objects: list[Any]) -> Any:
     """A copy of nested dictionaries, lists and tuples in which StandIns replace all objects.
 
-    An object is everything that isn't data. Each is appended to `objects`.
+    Every value that isn't data counts as an object. Each object is appended to `objects`.
     """
     if isinstance(value, dict):
         return {take_out(key, objects): take_out(item, objects) for key, item in value.items()}
