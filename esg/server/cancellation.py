@@ -1,4 +1,4 @@
-"""Cancelling tasks of the application, which may be deadlocked."""
+"""Cancelling tasks of the application, which may be deadlocked or end as if cancelled."""
 
 from __future__ import annotations
 
@@ -17,3 +17,13 @@ def cancel(task: asyncio.Task[Any]) -> bool:
     except RecursionError:
         return False
     return True
+
+
+def was_cancelled() -> bool:
+    """Whether the current task was told to end.
+
+    If not, its CancelledError is the application's own, for example from a cancelled task that it
+    has awaited.
+    """
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

@@ -843,6 +843,18 @@ async def test_a_cancellation_of_the_application_itself_is_a_failure(serve, log)
     log.claim("exception in the application: WebSocket '/'")
 
 
+async def test_a_cancellation_of_the_application_itself_during_the_handshake_is_a_failure(
+    serve, log
+):
+    async def app(scope, receive, send):
+        await receive()
+        raise asyncio.CancelledError
+
+    response = await serve(app).connect().request(offer())
+    assert response.status == 500
+    log.claim("exception in the application: WebSocket '/'")
+
+
 @pytest.mark.parametrize(
     ("message", "code", "reason"),
     [

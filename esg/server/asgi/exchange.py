@@ -41,7 +41,7 @@ from esg.server.asgi.types import (
     Message,
     Scope,
 )
-from esg.server.cancellation import cancel
+from esg.server.cancellation import cancel, was_cancelled
 from esg.server.outflow import Outflow
 from esg.server.stacks import task_stack
 from esg.server.state import Service
@@ -211,7 +211,9 @@ class Exchange:
         service = self._connection.service
         try:
             await app(self.scope, self.receive, self.send)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if not was_cancelled():
+                self.fail_if_open(error)
             self.end_badly()  # nothing more happens in this exchange
             raise
         except BaseException as error:  # noqa: BLE001 - applications may raise anything
@@ -331,6 +333,11 @@ class Exchange:
         forks.end_if_forked_child(self._connection.service.loop, error)
         self.log_error("exception in the application", error)
         self.end_badly(error=error)
+
+    def fail_if_open(self, error: asyncio.CancelledError) -> None:
+        """The application has raised this itself; it is no error once the exchange has ended."""
+        if self.state is not DONE and self.state is not GONE:
+            self.fail(error)
 
     def returned_early(self) -> None:
         """The application has returned before its response was complete."""

@@ -19,6 +19,7 @@ from esg.server.asgi.exchange import DONE, GONE, START
 from esg.server.asgi.responses import REASONS, InvalidHeader
 from esg.server.asgi.types import Application, Headers, Message, Scope
 from esg.server.asgi.upgrade import UpgradableExchange
+from esg.server.cancellation import was_cancelled
 from esg.server.stacks import task_stack
 from esg.server.state import TICK, Service
 from esg.server.websocket.codec import Library
@@ -118,10 +119,12 @@ class Handshake:
             self.deadline = service.now + service.config.ws_handshake_timeout + TICK
             await app(self.scope, session.receive, session.send)
         except asyncio.CancelledError as error:
+            if not was_cancelled():
+                if self.opened:
+                    session.failed(error)
+                else:
+                    exchange.fail_if_open(error)
             exchange.end_badly(503 if service.draining else 500)
-            task = asyncio.current_task()
-            if self.opened and task is not None and not task.cancelling():
-                session.failed(error)  # the application raised it itself
             session.cancelled()
             raise
         except BaseException as error:  # noqa: BLE001 - applications may raise anything
