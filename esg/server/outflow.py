@@ -1,8 +1,9 @@
-"""Tracks whether one client reads what is sent to it, and how long it may take to do so.
+"""What is sent to one client, whether the client reads it, and how long it may take to do so.
 
-An `Outflow` holds the calls of `send` that wait for the client, and measures whether the client
-makes progress. After the server's last byte, it decides how long to wait until the client closes
-the connection. It has no timer: its owner has a deadline, and calls it once that has passed.
+An `Outflow` collects what is sent within one turn of the loop. It holds the calls of `send` that
+wait for the client, and measures whether the client makes progress. After the server's last byte,
+it decides how long to wait until the client closes the connection. It has no timer: its owner has a
+deadline, and calls it once that has passed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,14 @@ from __future__ import annotations
 import asyncio
 import math
 
-from esg.server.transports import reset, unsent
+from esg.server.output import Head, Output
+from esg.server.transports import lines_writer, reset, unsent
+
+MOST_COLLECTED = 16384
+"""Bytes that wait for the end of a turn; more are written at once."""
+
+JOIN_LIMIT = 65536
+"""The largest number of bytes that are copied into one piece, rather than written as several."""
 
 LINGER = 2.0
 """Seconds a closing connection waits for the client's end (RFC 9112, section 9.6; RFC 6455, section
@@ -22,22 +30,37 @@ class Outflow:
     """The data that is sent to one client. Times are seconds by the event loop's clock."""
 
     __slots__ = (
+        "_collected",
         "_loop",
+        "_output",
         "_progress_at",
         "_said_all",
         "_silence",
         "_talk_until",
-        "_transport",
         "_unsent",
         "_waiters",
         "heard",
+        "held",
         "paused",
+        "pieces",
+        "transport",
+        "waits",
     )
 
-    _transport: asyncio.Transport
+    transport: asyncio.Transport
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, output: Output) -> None:
         self._loop = loop
+        self._output = output
+        self.pieces: list[bytes] = []
+        """What waits for the end of this turn. While a head is held, a small piece may be appended
+        without `write`."""
+        self._collected = 0
+        """The bytes of these pieces that came by `write`."""
+        self.held: Head | None = None
+        """The response whose head waits for its body, but not beyond this turn."""
+        self.waits = False
+        """Whether `Output` will write the pieces at the end of this turn."""
         self.paused = False
         """Whether so much waits to be sent that `send` has to wait."""
         self._waiters: dict[asyncio.Future[None], None] = {}
@@ -54,14 +77,50 @@ class Outflow:
 
     def attach(self, transport: asyncio.Transport) -> None:
         """Use this transport, whose protocol passes on `pause_writing` and `resume_writing`."""
-        self._transport = transport
+        self.transport = transport
+
+    # -- sending -------------------------------------------------------------------------
+
+    def hold(self, head: Head) -> None:
+        """Send the head of this response at the end of the turn, unless its body comes before."""
+        self.held = head
+        if not self.waits:
+            self._output.add(self)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, in order, together with all others of this turn of the loop."""
+        pieces = self.pieces
+        if not pieces:
+            self._collected = 0
+            if not self.waits:
+                self._output.add(self)
+        pieces.append(data)
+        self._collected += len(data)
+        if self._collected > MOST_COLLECTED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was collected: before the connection is closed or used by something else."""
+        pieces = self.pieces
+        if len(pieces) == 1:
+            self.transport.write(pieces.pop())
+        elif pieces:
+            self.pieces = []
+            if sum(map(len, pieces)) > JOIN_LIMIT:
+                lines_writer(self.transport)(pieces)
+            else:
+                self.transport.write(b"".join(pieces))
+
+    def drop(self) -> None:
+        """The connection is lost."""
+        self.pieces.clear()
 
     # -- waiting for the client ----------------------------------------------------------
 
     def pause(self, now: float) -> None:
         """Too much waits to be sent; from now on the client has to make progress."""
         self.paused = True
-        self._unsent = unsent(self._transport)
+        self._unsent = unsent(self.transport)
         self._progress_at = now
 
     def resume(self) -> None:
@@ -91,7 +150,7 @@ class Outflow:
         If the connection breaks, this takes at least one turn of the loop, so that the loop
         notices.
         """
-        if self._transport.is_closing():
+        if self.transport.is_closing():
             await asyncio.sleep(0)
         while self.paused and not self._said_all:
             await self.waiter()
@@ -105,7 +164,7 @@ class Outflow:
 
     def stalls(self, now: float, limit: float) -> bool:
         """Whether the client has taken nothing for `limit` seconds."""
-        before, self._unsent = self._unsent, unsent(self._transport)
+        before, self._unsent = self._unsent, unsent(self.transport)
         if self._unsent < before:
             self._progress_at = now
         return now - self._progress_at >= limit
@@ -135,7 +194,7 @@ class Outflow:
         if heard and now < self._talk_until:
             self._progress_at = now
         self.stalls(now, 0)
-        waits = self._unsent if acknowledged else self._transport.get_write_buffer_size()
+        waits = self._unsent if acknowledged else self.transport.get_write_buffer_size()
         return now - self._progress_at < (limit if waits else self._silence)
 
     @property
@@ -145,7 +204,7 @@ class Outflow:
 
     def end(self) -> None:
         """End the connection, and drop unsent data, which the kernel would otherwise keep."""
-        if self._transport.get_write_buffer_size():
-            reset(self._transport)
+        if self.transport.get_write_buffer_size():
+            reset(self.transport)
         else:
-            self._transport.abort()
+            self.transport.abort()

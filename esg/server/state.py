@@ -20,6 +20,7 @@ from esg.server.accesslog.access_log import AccessLog, LoggedAccess
 from esg.server.accesslog.entries import Entry, Observation, SocketRecord
 from esg.server.asgi.types import Application, Endpoint, Headers, Receive, Scope, Send
 from esg.server.holdings import Holdings
+from esg.server.output import Output
 from esg.server.proxy.headers import trusted_proxies
 from esg.server.turns import Turns
 from esg.settings.schema import Config
@@ -118,7 +119,6 @@ class Service:
         "due_at",
         "handshakes",
         "heads",
-        "held",
         "holdings",
         "idle_deadline",
         "load",
@@ -126,6 +126,7 @@ class Service:
         "now",
         "observes",
         "on_due",
+        "output",
         "parser",
         "proxies",
         "requests",
@@ -208,8 +209,8 @@ class Service:
         self.attentive_from = 0 if self.trace else _attentive_from(config, due_at)
         """The number of the first request that `attend` is to look at."""
         self._row = row
-        self.held: list[Exchange] = []
-        """Exchanges whose response's head waits for its body, until the end of this turn."""
+        self.output = Output(loop)
+        """What connections send in this turn."""
         self.small_head = min(
             config.limit_request_line,
             config.limit_request_header_size,
@@ -255,13 +256,6 @@ class Service:
         """Count new or ended connections, and publish their number to the other workers."""
         self.load += by
         self._row[Cell.LOAD] = self.load if self.accepting else NOT_ACCEPTING
-
-    def release_heads(self) -> None:
-        """Send the heads that no body has followed; one call per turn serves all of them."""
-        held, self.held = self.held, []
-        for exchange in held:
-            if exchange.held_head is not None:
-                exchange.flush_head()
 
     def log_error(self, event: str) -> None:
         """Log something that went wrong in this worker."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from esg.server.http1.response import Heads, plain_response
 from esg.server.http1.upgrade import UpgradeExchange
 from esg.server.outflow import LINGER, Outflow
 from esg.server.state import TICK, Service
-from esg.server.transports import end_output, lines_writer, reset
+from esg.server.transports import end_output, reset
 
 DISCARD_LIMIT = 262144
 """Bytes of unread request body that are read and dropped to keep a connection alive.
@@ -94,7 +94,7 @@ class Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
     write: Callable[[bytes], None]
-    """Send bytes, in order: the transport's own method."""
+    """Send bytes, in order: a method of the outflow."""
     is_closing: Callable[[], bool]
     """Whether written data is dropped because the transport is closing: the transport's method."""
 
@@ -114,7 +114,7 @@ class Connection(asyncio.Protocol):
         self.service = service
         self._client = client
         self.reader = Reader(self, service, client, server, tls, scheme)
-        self.outflow = Outflow(service.loop)
+        self.outflow = Outflow(service.loop, service.output)
         # requests: about to begin (then `current` is the same), being answered, waiting behind that
         self.starting: Exchange | None = None
         self.current: Exchange | None = None
@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport = cast(asyncio.Transport, transport)
-        self.write = transport.write
+        self.write = self.outflow.write
         self.is_closing = transport.is_closing
         self.outflow.attach(transport)
         self.reader.attach(transport)
@@ -162,6 +162,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client sends no more, but may still wait for responses."""
         self.ends_soon = True
+        self.outflow.flush()  # the transport may close when this returns
         if self._wait is END:
             return False
         self.write = self._write_half_closed
@@ -192,6 +193,7 @@ class Connection(asyncio.Protocol):
         self._wait = END
         self.reader.lost()
         self.write = _write_nothing
+        self.outflow.drop()
         if self.current is not None:
             if self.current.head_sent and self.current.state is not DONE:
                 self.current.record()
@@ -318,6 +320,7 @@ class Connection(asyncio.Protocol):
         self.deadline = math.inf
         self.write = _write_nothing
         self.service.connections.discard(self)
+        self.outflow.flush()
         successor.take_transport(self.transport, self.outflow.paused)
         return self.reader.release()
 
@@ -400,6 +403,7 @@ class Connection(asyncio.Protocol):
         self.reader.pending = b""
         if self.transport.is_closing():
             return
+        self.outflow.flush()
         if self.ends_soon or not self.transport.can_write_eof():
             self.transport.close()
             return
@@ -414,6 +418,7 @@ class Connection(asyncio.Protocol):
         """End an incomplete response with a reset, so that it can't be mistaken for a complete
         one."""
         self._forget_exchanges()
+        self.outflow.flush()
         reset(self.transport)
 
     def _forget_exchanges(self) -> None:
@@ -427,18 +432,11 @@ class Connection(asyncio.Protocol):
         self.write(CONTINUE)
         self.watch()
 
-    def write_lines(self, pieces: Iterable[bytes]) -> None:
-        """Send several pieces at once, in order."""
-        if self.ends_soon:
-            self.write(b"".join(pieces))
-        elif self.write is not _write_nothing:
-            lines_writer(self.transport)(pieces)
-
     def _write_half_closed(self, data: bytes) -> None:
         """Replaces `write` after the client has closed its side: see `_look_for_client`."""
         self._wrote = True
         self.client_left = False
-        self.transport.write(data)
+        self.outflow.write(data)
 
     # -- time ----------------------------------------------------------------------------
 

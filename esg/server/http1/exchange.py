@@ -5,7 +5,6 @@ The states of the response are those of `asgi/exchange.py`. RFC 9112, sections 6
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Protocol
 
 from esg.server.asgi import exchange as asgi
@@ -33,11 +32,9 @@ from esg.server.http1.response import (
     status_line,
 )
 from esg.server.http1.sendfile import FileWire, send_file
+from esg.server.outflow import MOST_COLLECTED
 
 LAST_CHUNK = b"0\r\n\r\n"
-
-JOIN_LIMIT = 65536
-"""The largest body, in bytes, that is copied so that it is sent together with its head."""
 
 
 class Wire(asgi.Carrier, FileWire, Protocol):
@@ -45,9 +42,6 @@ class Wire(asgi.Carrier, FileWire, Protocol):
 
     ends_soon: bool
     """Whether the client has closed its side, so that no further request can come."""
-
-    def write_lines(self, pieces: Iterable[bytes]) -> None:
-        """Send several pieces at once, in order."""
 
     def may_go_on(self, exchange: Any) -> bool:
         """Whether the connection can stay open after this response."""
@@ -81,8 +75,8 @@ class Exchange(asgi.Exchange):
     # -- the head ------------------------------------------------------------------------
 
     def _start(self, message: Message, reason: bytes | None = None) -> None:
-        service = self._connection.service
-        heads: Heads = service.heads
+        connection = self._connection
+        heads: Heads = connection.service.heads
         status = message["status"]
         ready = heads.ready.get(status) or heads.add(status)
         code, begin, no_content, fields, head, flags, length = ready
@@ -113,9 +107,7 @@ class Exchange(asgi.Exchange):
         self._remaining = length
         self.held_head = lines
         self.state = BODY
-        if not service.held:
-            service.loop.call_soon(service.release_heads)
-        service.held.append(self)
+        connection.outflow.hold(self)
 
     def flush_head(self) -> None:
         lines = self.held_head
@@ -179,14 +171,20 @@ class Exchange(asgi.Exchange):
             body = self._framed(body, more)
         elif self.observation is not None:
             self.observation.sent += size
+        connection = self._connection
         if lines is not None:
-            if size <= JOIN_LIMIT or not body:
+            outflow = connection.outflow
+            if size < MOST_COLLECTED:
                 lines.append(body)
-                self._connection.write(b"".join(lines))
+                body = b""
+            data = b"".join(lines)
+            if outflow.held is self and not connection.ends_soon:
+                outflow.pieces.append(data)  # `write`, inlined for the usual response
+                outflow.held = None
             else:
-                self._connection.write_lines((b"".join(lines), body))
-        elif body:
-            self._connection.write(body)
+                connection.write(data)
+        if body:
+            connection.write(body)
 
     def _framed(self, body: bytes, more: bool) -> bytes:
         """A piece of the body as it is sent."""

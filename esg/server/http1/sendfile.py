@@ -118,6 +118,7 @@ async def send_file(wire: FileWire, fd: int, offset: int, count: int) -> int:
             return await copy_part(
                 loop, lambda piece: wire.write(piece), copies, offset, count, flushed
             )
+    wire.outflow.flush()
     transport.set_write_buffer_limits(0)  # so that a writable socket means that nothing is unsent
     try:
         # Event loops don't allow waiting for a transport's descriptor, but for a copy of it.

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from esg import forks
@@ -29,7 +29,7 @@ from esg.server.asgi.exchange import ClientDisconnected, is_disconnect
 from esg.server.asgi.types import Message, Scope
 from esg.server.outflow import LINGER, Outflow
 from esg.server.state import TICK, Service
-from esg.server.transports import end_output, lines_writer, reset
+from esg.server.transports import end_output, reset
 from esg.server.websocket.codec import Codec
 from esg.server.websocket.frames import (
     ABNORMAL,
@@ -113,14 +113,11 @@ class Session(asyncio.Protocol):
         "service",
         "state",
         "write",
-        "write_lines",
     )
 
     _transport: asyncio.Transport
     write: Callable[[bytes], None]
-    """Send bytes, in order: the transport's own method."""
-    write_lines: Callable[[Iterable[bytes]], None]
-    """Send several pieces, in order, in one system call if the transport can."""
+    """Send bytes, in order: a method of the outflow."""
     is_closing: Callable[[], bool]
     """Whether written data is dropped because the transport is closing: the transport's method."""
 
@@ -141,7 +138,7 @@ class Session(asyncio.Protocol):
         # writing
         self.sent = 0
         """The bytes of the messages that the application sent."""
-        self._outflow = Outflow(service.loop)
+        self._outflow = Outflow(service.loop, service.output)
         self._owed_pong: bytes | None = None
         """The content of a ping that arrived while the client read nothing."""
         # time
@@ -194,7 +191,8 @@ class Session(asyncio.Protocol):
         elif size < LARGE:
             self.write(pack(first, content))
         else:
-            self.write_lines((frame_head(first, size), content))
+            self.write(frame_head(first, size))
+            self.write(content)
         self.sent += size
         if self._outflow.paused or self.is_closing():
             await self._writable()
@@ -277,7 +275,7 @@ class Session(asyncio.Protocol):
         """Become the protocol of the transport of an HTTP connection."""
         self._transport = transport
         self._outflow.attach(transport)
-        self.write, self.write_lines = transport.write, lines_writer(transport)
+        self.write = self._outflow.write
         self.is_closing = transport.is_closing
         transport.set_protocol(self)
         if write_paused:
@@ -295,13 +293,15 @@ class Session(asyncio.Protocol):
         if self.state is OPEN:
             self.state = CLOSED
             self._await_end(LINGER)
+        self._outflow.flush()  # the transport closes when this returns
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._inbox.stop()
         self.deadline = math.inf
         self.state = CLOSED
-        self.write = self.write_lines = _write_nothing
+        self.write = _write_nothing
+        self._outflow.drop()
         self._outflow.resume()
         self._wake()
         self.service.socket_lost(self)
@@ -357,6 +357,7 @@ class Session(asyncio.Protocol):
             self.write(pack(CLOSE_FRAME, content))
         self._inbox.stop()
         self._await_end(LINGER)
+        self._outflow.flush()
         self._transport.close()
 
     def on_failure(self, failure: Failure) -> None:
@@ -399,6 +400,7 @@ class Session(asyncio.Protocol):
         """End our side, and drop data that still arrives: unread data would cause a reset."""
         self._inbox.stop()
         self._await_end(LINGER)
+        self._outflow.flush()
         end_output(self._transport)
 
     def _await_end(self, silence: float) -> None:
@@ -412,6 +414,7 @@ class Session(asyncio.Protocol):
 
     def close(self) -> None:
         """End the connection now, because the worker ends; data that isn't sent yet is lost."""
+        self._outflow.flush()
         if self._transport.get_write_buffer_size():
             self._transport.abort()
         else:

@@ -1,0 +1,91 @@
+"""What the connections of a worker send within one turn of the event loop, until the turn's end.
+
+Each connection's bytes then leave together in one write. A response's head waits here for the body,
+which usually follows in the same turn, so that the head can tell the body's length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+logger = logging.getLogger("esg")
+
+MOST_WAITING = 16
+"""Connections that wait for the turn's end with something to send. Before there are more, these are
+written: a turn may be long.
+"""
+
+
+class Head(Protocol):
+    """A response whose head may wait for its body."""
+
+    def flush_head(self) -> None:
+        """Send the head without waiting for the body, if it wasn't sent."""
+
+
+class Flow(Protocol):
+    """What one connection sends: an `Outflow`."""
+
+    transport: asyncio.Transport
+    pieces: list[bytes]
+    held: Head | None
+    waits: bool
+
+    def flush(self) -> None:
+        """Write the pieces."""
+
+
+class Output:
+    """Everything that is to be sent at the end of this turn."""
+
+    __slots__ = ("_due", "_flows", "_loop", "_most")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._flows: list[Flow] = []
+        self._most = MOST_WAITING
+        self._due = False
+        """Whether `_end_turn` is scheduled."""
+
+    def add(self, flow: Flow) -> None:
+        """Flush this one at the end of the turn, or earlier if there are many."""
+        flows = self._flows
+        flow.waits = True
+        if len(flows) >= self._most:
+            self._make_room()
+            flows = self._flows
+        flows.append(flow)
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._end_turn)
+
+    def _make_room(self) -> None:
+        flows = self._flows
+        self._flows = [flow for flow in flows if flow.held is not None]
+        self._most = len(self._flows) + MOST_WAITING
+        _end([flow for flow in flows if flow.held is None])
+
+    def _end_turn(self) -> None:
+        flows, self._flows = self._flows, []
+        self._most = MOST_WAITING
+        self._due = False
+        _end(flows)
+
+
+def _end(flows: list[Flow]) -> None:
+    for flow in flows:
+        try:
+            if flow.held is not None:
+                head, flow.held = flow.held, None
+                head.flush_head()
+            flow.waits = False
+            pieces = flow.pieces
+            if len(pieces) == 1:  # `flush`, inlined for the usual response
+                flow.transport.write(pieces.pop())
+            elif pieces:
+                flow.flush()
+        except Exception:  # the others have something to send, too
+            flow.waits = False
+            logger.exception("can't send what a connection has to send")

@@ -1,0 +1,154 @@
+"""What connections send within one turn of the loop leaves at its end, in order."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from esg.server.outflow import JOIN_LIMIT, MOST_COLLECTED, Outflow
+from esg.server.output import MOST_WAITING, Output
+
+
+class Wire(asyncio.Transport):
+    def __init__(self):
+        super().__init__()
+        self.written = []
+        self.fails = False
+
+    def write(self, data):
+        if self.fails:
+            raise RuntimeError("broken")
+        self.written.append(data)
+
+
+class Head:
+    """A response whose head is held until its body comes."""
+
+    def __init__(self, outflow):
+        self.outflow = outflow
+        self.sent = False
+
+    def flush_head(self):
+        if not self.sent:
+            self.sent = True
+            self.outflow.write(b"head")
+
+
+@pytest.fixture
+def loop():
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def output(loop):
+    return Output(loop)
+
+
+@pytest.fixture
+def flow(loop, output):
+    """Makes outflows."""
+
+    def make():
+        outflow = Outflow(loop, output)
+        outflow.attach(Wire())
+        return outflow
+
+    return make
+
+
+def end_turn(loop):
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+
+
+def test_the_writes_of_a_turn_become_one(loop, flow):
+    one = flow()
+    for piece in (b"a", b"b", b"c"):
+        one.write(piece)
+    assert one.transport.written == []
+    end_turn(loop)
+    assert one.transport.written == [b"abc"]
+
+
+def test_the_next_turn_has_writes_of_its_own(loop, flow):
+    one = flow()
+    for piece in (b"a", b"b"):
+        one.write(piece)
+        end_turn(loop)
+    assert one.transport.written == [b"a", b"b"]
+
+
+def test_a_flush_writes_at_once_and_only_once(loop, flow):
+    one = flow()
+    one.write(b"a")
+    one.flush()
+    assert one.transport.written == [b"a"]
+    one.write(b"b")
+    end_turn(loop)
+    assert one.transport.written == [b"a", b"b"]
+
+
+def test_many_bytes_do_not_wait(flow):
+    one = flow()
+    one.write(b"a")
+    one.write(bytes(MOST_COLLECTED))
+    assert one.transport.written == [b"a" + bytes(MOST_COLLECTED)]
+
+
+def test_a_large_piece_is_not_copied(flow):
+    one = flow()
+    large = bytes(JOIN_LIMIT + 1)
+    one.write(b"a")
+    one.write(large)
+    assert one.transport.written[0] == b"a"
+    assert one.transport.written[1] is large
+
+
+def test_many_connections_do_not_wait_for_the_end_of_a_long_turn(loop, flow):
+    flows = [flow() for _ in range(MOST_WAITING + 1)]
+    for one in flows:
+        one.write(b"a")
+    assert [one.transport.written for one in flows] == [[b"a"]] * MOST_WAITING + [[]]
+    end_turn(loop)
+    assert flows[-1].transport.written == [b"a"]
+
+
+def test_a_held_head_waits_for_the_end_of_the_turn_although_there_are_many(loop, flow):
+    flows = [flow() for _ in range(3 * MOST_WAITING)]
+    for one in flows:
+        one.hold(Head(one))
+    assert not any(one.transport.written for one in flows)
+    end_turn(loop)
+    assert [one.transport.written for one in flows] == [[b"head"]] * len(flows)
+
+
+def test_a_head_follows_what_was_written_before(loop, flow):
+    one = flow()
+    one.write(b"a")
+    one.hold(Head(one))
+    end_turn(loop)
+    assert one.transport.written == [b"ahead"]
+
+
+def test_a_connection_that_fails_does_not_hold_up_the_others(loop, flow):
+    flows = [flow() for _ in range(3)]
+    for one in flows:
+        one.write(b"a")
+    flows[1].transport.fails = True
+    end_turn(loop)
+    assert [one.transport.written for one in flows] == [[b"a"], [], [b"a"]]
+    flows[1].transport.fails = False
+    flows[1].write(b"b")
+    end_turn(loop)
+    assert flows[1].transport.written == [b"b"]
+
+
+def test_what_a_lost_connection_had_to_send_is_dropped(loop, flow):
+    one = flow()
+    one.write(b"a")
+    one.drop()
+    end_turn(loop)
+    assert one.transport.written == []
