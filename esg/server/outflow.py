@@ -89,11 +89,15 @@ class Outflow:
 
     def write(self, data: bytes) -> None:
         """Send bytes, in order, together with all others of this turn of the loop."""
-        pieces = self.pieces
+        pieces, output = self.pieces, self._output
         if not pieces:
             self._collected = 0
             if not self.waits:
-                self._output.add(self)
+                output.add(self)
+            if output.first is self:
+                output.first = None
+                self.transport.write(data)
+                return
         pieces.append(data)
         self._collected += len(data)
         if self._collected > MOST_COLLECTED:

@@ -1,7 +1,8 @@
 """What the connections of a worker send within one turn of the event loop, until the turn's end.
 
-Each connection's bytes then leave together in one write. A response's head waits here for the body,
-which usually follows in the same turn, so that the head can tell the body's length.
+Each connection's bytes then leave together in one write. Only the first write of a turn leaves at
+once: while there is little to do, nothing waits. A response's head waits here for the body, which
+usually follows in the same turn, so that the head can tell the body's length.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Flow(Protocol):
 class Output:
     """Everything that is to be sent at the end of this turn."""
 
-    __slots__ = ("_due", "_flows", "_loop", "_most")
+    __slots__ = ("_due", "_flows", "_loop", "_most", "first")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -48,6 +49,8 @@ class Output:
         self._most = MOST_WAITING
         self._due = False
         """Whether `_end_turn` is scheduled."""
+        self.first: Flow | None = None
+        """The connection that was added first in this turn, until it has written something."""
 
     def add(self, flow: Flow) -> None:
         """Flush this one at the end of the turn, or earlier if there are many."""
@@ -59,6 +62,7 @@ class Output:
         flows.append(flow)
         if not self._due:
             self._due = True
+            self.first = flow
             self._loop.call_soon(self._end_turn)
 
     def _make_room(self) -> None:
@@ -71,6 +75,7 @@ class Output:
         flows, self._flows = self._flows, []
         self._most = MOST_WAITING
         self._due = False
+        self.first = None
         _end(flows)
 
 

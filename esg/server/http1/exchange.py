@@ -179,8 +179,13 @@ class Exchange(asgi.Exchange):
                 body = b""
             data = b"".join(lines)
             if outflow.held is self and not connection.ends_soon:
-                outflow.pieces.append(data)  # `write`, inlined for the usual response
-                outflow.held = None
+                outflow.held = None  # `write`, inlined for the usual response
+                output = connection.service.output
+                if output.first is outflow:
+                    output.first = None
+                    outflow.transport.write(data)
+                else:
+                    outflow.pieces.append(data)
             else:
                 connection.write(data)
         if body:
