@@ -41,10 +41,12 @@ class Flow(Protocol):
 class Output:
     """Everything that is to be sent at the end of this turn."""
 
-    __slots__ = ("_due", "_flows", "_loop", "_most", "first")
+    __slots__ = ("_due", "_flows", "_loop", "_most", "_subject", "first")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, subject: str) -> None:
+        """`subject` names this worker in the log."""
         self._loop = loop
+        self._subject = subject
         self._flows: list[Flow] = []
         self._most = MOST_WAITING
         self._due = False
@@ -69,28 +71,27 @@ class Output:
         flows = self._flows
         self._flows = [flow for flow in flows if flow.held is not None]
         self._most = len(self._flows) + MOST_WAITING
-        _end([flow for flow in flows if flow.held is None])
+        self._write([flow for flow in flows if flow.held is None])
 
     def _end_turn(self) -> None:
         flows, self._flows = self._flows, []
         self._most = MOST_WAITING
         self._due = False
         self.first = None
-        _end(flows)
+        self._write(flows)
 
-
-def _end(flows: list[Flow]) -> None:
-    for flow in flows:
-        try:
-            if flow.held is not None:
-                head, flow.held = flow.held, None
-                head.flush_head()
-            flow.waits = False
-            pieces = flow.pieces
-            if len(pieces) == 1:  # `flush`, inlined for the usual response
-                flow.transport.write(pieces.pop())
-            elif pieces:
-                flow.flush()
-        except Exception:  # the others have something to send, too
-            flow.waits = False
-            logger.exception("can't send what a connection has to send")
+    def _write(self, flows: list[Flow]) -> None:
+        for flow in flows:
+            try:
+                if flow.held is not None:
+                    head, flow.held = flow.held, None
+                    head.flush_head()
+                flow.waits = False
+                pieces = flow.pieces
+                if len(pieces) == 1:  # `flush`, inlined for the usual response
+                    flow.transport.write(pieces.pop())
+                elif pieces:
+                    flow.flush()
+            except Exception:  # the others have something to send, too
+                flow.waits = False
+                logger.exception("%s can't write to a connection", self._subject)

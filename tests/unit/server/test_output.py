@@ -1,4 +1,4 @@
-"""What connections send within one turn of the loop leaves at its end, except for the first write."""
+"""What is sent within one turn of the loop leaves at its end, except for the first write."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def loop():
 
 @pytest.fixture
 def output(loop):
-    return Output(loop)
+    return Output(loop, "worker=1")
 
 
 @pytest.fixture
@@ -147,13 +147,14 @@ def test_a_head_follows_what_was_written_before(loop, flow):
     assert one.transport.written == [b"ahead"]
 
 
-def test_a_connection_that_fails_does_not_hold_up_the_others(loop, flow):
+def test_a_connection_that_fails_does_not_hold_up_the_others(loop, flow, caplog):
     flows = [flow() for _ in range(3)]
     for one in flows:
         one.write(b"a")
     flows[1].transport.fails = True
     end_turn(loop)
     assert [one.transport.written for one in flows] == [[b"a"], [], [b"a"]]
+    assert "worker=1 can't write to a connection" in caplog.text
     flows[1].transport.fails = False
     flows[1].write(b"b")
     end_turn(loop)
