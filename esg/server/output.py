@@ -95,3 +95,4 @@ class Output:
             except Exception:  # the others have something to send, too
                 flow.waits = False
                 logger.exception("%s can't write to a connection", self._subject)
+                flow.transport.abort()
