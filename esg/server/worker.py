@@ -34,6 +34,7 @@ from esg.server.asgi.types import Application
 from esg.server.cancellation import cancel
 from esg.server.http1.connection import Connection
 from esg.server.loops import LoopFactory, loop_factory, loop_in_place_of
+from esg.server.malloc import keep_free_memory
 from esg.server.packages import forget_replaced
 from esg.server.standstill import Standstill
 from esg.server.state import TICK, Service
@@ -86,6 +87,7 @@ def run_worker(assignment: Assignment) -> int:
 def begin(assignment: Assignment) -> Subject:
     """Make this process the worker of the assignment; returns its subject in the log."""
     own = assignment.worker
+    keep_free_memory(assignment.generation.config.malloc_trim)
     faulthandler.enable(own.stack_fd)
     faulthandler.register(DUMP_SIGNAL, own.stack_fd)
     info = WorkerInfo(own.number, assignment.generation.number, os.getpid())

@@ -21,6 +21,7 @@ from esg.settings.kinds import (
     LogDefinition,
     choice,
     seconds,
+    size,
     whole_number,
 )
 
@@ -194,6 +195,13 @@ class ProcessSettings:
     )
     preload: bool = setting(
         False, SWITCH, PROCESSES, "Import APP once, then fork workers from that.", pending=True
+    )
+    malloc_trim: int = setting(
+        4 << 20,
+        size(0),
+        PROCESSES,
+        "Keep up to this much free memory in a worker, in bytes, for its next requests (with "
+        "glibc; see mallopt(3)); 0: as glibc does by default.",
     )
     drain_delay: float = setting(
         0.0,

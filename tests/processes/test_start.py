@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import platform
 import re
 import shutil
 import signal
@@ -440,3 +441,27 @@ def test_a_long_stop_is_reported_with_what_it_waits_for(start: Start) -> None:
     esg.write("", "gate")
     assert client.getresponse().read() == b"ok"
     client.close()
+
+
+MAPPED = """\
+import ctypes
+
+class Info(ctypes.Structure):  # struct mallinfo2, mallinfo(3)
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks rest".split()]
+    _fields_.append(("more", ctypes.c_size_t * 5))
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+before = libc.mallinfo2().hblks
+block = bytes(1_500_000)
+VERSION = "mapped" if libc.mallinfo2().hblks > before else "heap"
+del block
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize(
+    ("options", "place"), [([], "heap"), (["--malloc-trim", "1MiB"], "mapped")]
+)
+def test_a_worker_keeps_free_memory_as_malloc_trim_says(start, options, place):
+    assert start(*options, source=application(at_import=MAPPED)).whoami()["version"] == place
