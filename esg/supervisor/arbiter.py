@@ -277,7 +277,7 @@ class Arbiter:
                 settings = self._read_settings_again()
                 check_reload(self._generations.current.config, settings.config)
                 privileges.identity(settings.config)
-        except Exception as error:  # noqa: BLE001 - whatever it is, what serves goes on serving
+        except Exception as error:  # noqa: BLE001 - the running generation keeps serving after any error
             return on.ReloadRefused(_reason(error), action.job)
         if settings.config.app_is_object:
             self._journal.log(
@@ -291,7 +291,7 @@ class Arbiter:
     def _prepare(self, action: do.Prepare) -> on.Event:
         try:
             self._generations.prepare(action.generation, self._journal.subject)
-        except Exception as error:  # noqa: BLE001 - whatever it is, what serves goes on serving
+        except Exception as error:  # noqa: BLE001 - the running generation keeps serving after any error
             return on.PrepareFailed(action.generation, _reason(error))
         return on.Prepared(action.generation)
 

@@ -49,7 +49,7 @@ class Orders:
             return on.SpawnFailed(action.number, explained(error))
         except ESGError as error:
             return on.SpawnFailed(action.number, str(error))
-        except Exception as error:  # noqa: BLE001 - the fleet must hear of it, whatever it is
+        except Exception as error:  # noqa: BLE001 - the fleet is told about any error
             self._journal.unexpected(error)
             return on.SpawnFailed(action.number, f"unexpected error: {error!r}")
         self._journal.warn_once(handle.stacks.problem)
