@@ -165,9 +165,18 @@ class Workers:
             handle.unseen.discard(number)
 
     def tell(self, numbers: Iterable[int], message: FromArbiter) -> None:
-        """Post a message to those of these workers that still exist."""
+        """Post a message to those of these workers that still exist.
+
+        Raises the last OSError of `WorkerHandle.post` after all others have been sent the message.
+        """
+        error: OSError | None = None
         for handle in filter(None, map(self.get, numbers)):
-            handle.post(message)
+            try:
+                handle.post(message)
+            except OSError as failed:
+                error = failed
+        if error is not None:
+            raise error
 
     def beats(self) -> dict[int, float]:
         """Seconds since each worker's last heartbeat."""

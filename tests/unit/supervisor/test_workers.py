@@ -1,7 +1,8 @@
-"""The arbiter's workers: which rows of the scoreboard they are sent."""
+"""The arbiter's workers: their mail, and the rows of the scoreboard that they are sent."""
 
 from __future__ import annotations
 
+import errno
 import os
 from types import SimpleNamespace
 
@@ -50,3 +51,22 @@ def test_a_worker_is_sent_the_rows_of_newer_ones_once_it_serves(handle_and_worke
     workers.look_after()
     assert rows(worker) == []
     board.remove(2)
+
+
+def test_a_worker_that_cannot_be_told_keeps_no_other_from_being_told():
+    class Handle:
+        def __init__(self, full):
+            self.full, self.mail = full, []
+
+        def post(self, message):
+            if self.full:
+                raise OSError(errno.EMFILE, "Too many open files")
+            self.mail.append(message)
+
+    handles = {1: Handle(full=False), 2: Handle(full=True), 3: Handle(full=False)}
+    children = SimpleNamespace(of=lambda kind: [], get=lambda kind, number: handles.get(number))
+    workers = Workers(children, None, "", None)
+    message = ReloadFailed("a reason", "")
+    with pytest.raises(OSError, match="Too many open files"):
+        workers.tell([1, 2, 3, 4], message)
+    assert [handle.mail for handle in handles.values()] == [[message], [], [message]]
