@@ -85,10 +85,20 @@ class Terminal:
         text = self._written.replace(f":{self.port}", ":8000")
         return _OTHER_ESCAPE.sub("", text).replace("\r\n", "\n").splitlines()
 
-    def ask(self) -> str:
-        """What it answers."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=LIMIT) as response:
-            return response.read().decode().rstrip("\n")
+    def ask(self, expected: str) -> str:
+        """Its answer, once that has the expected word: an old worker may answer until it drains.
+
+        Raises TimeoutError.
+        """
+        deadline = time.monotonic() + LIMIT
+        while time.monotonic() < deadline:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.port}/", timeout=LIMIT
+            ) as response:
+                answer: str = response.read().decode().rstrip("\n")
+            if expected in answer:
+                return answer
+        raise TimeoutError(f"no {expected!r} in {answer!r}")
 
     def reload(self) -> None:
         os.kill(self._process.pid, signal.SIGHUP)
@@ -108,14 +118,14 @@ def transcript(port: int = 8000) -> tuple[list[str], list[str]]:
         terminal = Terminal(Path(folder), port)
         try:
             terminal.read_until("serving workers=2")
-            typed = [f"$ {ASK}", terminal.ask()]
+            typed = [f"$ {ASK}", terminal.ask("world")]
             example = terminal.folder / "example.py"
             example.write_text(APPLICATION.replace("world", "again"))
             terminal.reload()
             typed += [f"$ {CHANGE}", f"$ {RELOAD}"]
             terminal.read_until("reloaded workers=2")
             terminal.read_until("\n")
-            typed += [f"$ {ASK}", terminal.ask()]
+            typed += [f"$ {ASK}", terminal.ask("again")]
             lines = terminal.lines
         finally:
             terminal.close()
