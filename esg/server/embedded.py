@@ -32,10 +32,11 @@ from esg.net.unixsocket import access
 from esg.payload import Assignment, GenerationPart, WorkerPart
 from esg.scoreboard import Row
 from esg.server.asgi.interfaces import adapt
+from esg.server.cancellation import cancel_others, close_generators
 from esg.server.loops import loop_factory
 from esg.server.prepare import check_packages, prepare
 from esg.server.reminder import Reminder
-from esg.server.worker import Worker
+from esg.server.worker import CANCEL_LIMIT, Worker
 from esg.settings.declaration import PROCESSES
 from esg.settings.schema import SETTINGS
 
@@ -99,8 +100,21 @@ class Server:
 
         Raises the same errors as `serve`.
         """
-        with asyncio.Runner(loop_factory=loop_factory(self.config.loop)) as runner:
+        runner = asyncio.Runner(loop_factory=loop_factory(self.config.loop))
+        loop = runner.get_loop()
+        try:
             runner.run(self.serve(sockets))
+        finally:
+            endless = runner.run(_end_rest())
+            if not endless:
+                runner.close()
+            else:  # `Runner.close` would wait for them without a limit
+                loop.close()
+                self._log(
+                    "closed the event loop without waiting for tasks that can't be cancelled: "
+                    f"{endless}",
+                    "error",
+                )
 
     async def serve(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Serve until told to stop.
@@ -330,6 +344,13 @@ _in_force: list[tuple[LogSetup, Subject]] = []
 
 _before: list[SavedLogging] = []
 """The state of logging before the first server; at most one item."""
+
+
+async def _end_rest() -> int:
+    """End the tasks and generators that still run in the loop; returns how many tasks go on."""
+    await cancel_others(CANCEL_LIMIT)
+    await close_generators(CANCEL_LIMIT)
+    return len(asyncio.all_tasks()) - 1
 
 
 @contextlib.contextmanager

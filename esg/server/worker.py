@@ -31,7 +31,7 @@ from esg.server.asgi import debug_page
 from esg.server.asgi.interfaces import adapt, interface_behind
 from esg.server.asgi.lifespan import Lifespan
 from esg.server.asgi.types import Application
-from esg.server.cancellation import cancel
+from esg.server.cancellation import cancel, cancel_others, close_generators
 from esg.server.http1.connection import Connection
 from esg.server.loops import LoopFactory, loop_factory, loop_in_place_of
 from esg.server.malloc import keep_free_memory
@@ -512,13 +512,8 @@ class Worker:
     async def _wind_down(self) -> None:
         """End the application's tasks and generators that still run in the loop."""
         self._wound_down = self._loop.time() + 2 * CANCEL_LIMIT
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            cancel(task)
-        if rest:
-            await asyncio.wait(rest, timeout=CANCEL_LIMIT)
-        generators = asyncio.ensure_future(self._loop.shutdown_asyncgens())
-        await asyncio.wait((generators,), timeout=self._time_left())
+        await cancel_others(CANCEL_LIMIT)
+        await close_generators(self._time_left())
 
     async def finish(self) -> None:
         """Wait for the application's threads and processes that still run.

@@ -41,7 +41,7 @@ from esg.server.asgi.types import (
     Message,
     Scope,
 )
-from esg.server.cancellation import cancel, was_cancelled
+from esg.server.cancellation import cancel, is_destroyed, was_cancelled
 from esg.server.outflow import Outflow
 from esg.server.stacks import task_stack
 from esg.server.state import Service
@@ -216,7 +216,9 @@ class Exchange:
                 self.fail_if_open(error)
             self.end_badly()  # nothing more happens in this exchange
             raise
-        except BaseException as error:  # noqa: BLE001 - applications may raise anything
+        except BaseException as error:  # applications may raise anything
+            if is_destroyed(error, service.loop):
+                raise
             self.fail(error)
         else:
             if self.state is not DONE and self.state is not GONE:

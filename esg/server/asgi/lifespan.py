@@ -16,7 +16,7 @@ from esg.loader import application_traceback
 from esg.log.records import Subject
 from esg.mailbox import NoLifespan
 from esg.server.asgi.types import LIFESPAN_SPEC_VERSION, VERSION, Application, Message
-from esg.server.cancellation import cancel
+from esg.server.cancellation import cancel, is_destroyed
 from esg.server.stacks import where_task_waits
 
 logger = logging.getLogger("esg")
@@ -113,10 +113,13 @@ class Lifespan:
             "asgi": {"version": VERSION, "spec_version": LIFESPAN_SPEC_VERSION},
             "state": self.state,
         }
+        loop = asyncio.get_running_loop()
         try:
             await self._app(scope, self._inbox.get, self._send)
         except BaseException as error:
-            forks.end_if_forked_child(asyncio.get_running_loop(), error)
+            if is_destroyed(error, loop):
+                raise
+            forks.end_if_forked_child(loop, error)
             self._ended(error)
             if isinstance(error, asyncio.CancelledError):
                 raise

@@ -19,7 +19,7 @@ from esg.server.asgi.exchange import DONE, GONE, START
 from esg.server.asgi.responses import REASONS, InvalidHeader
 from esg.server.asgi.types import Application, Headers, Message, Scope
 from esg.server.asgi.upgrade import UpgradableExchange
-from esg.server.cancellation import was_cancelled
+from esg.server.cancellation import is_destroyed, was_cancelled
 from esg.server.stacks import task_stack
 from esg.server.state import TICK, Service
 from esg.server.websocket.codec import Library
@@ -127,7 +127,9 @@ class Handshake:
             exchange.end_badly(503 if service.draining else 500)
             session.cancelled()
             raise
-        except BaseException as error:  # noqa: BLE001 - applications may raise anything
+        except BaseException as error:  # applications may raise anything
+            if is_destroyed(error, service.loop):
+                raise
             if self.opened:
                 session.failed(error)
             else:

@@ -328,6 +328,45 @@ def test_force_exit_cuts_running_requests_short():
     asyncio.run(main())
 
 
+@pytest.fixture
+def short_limits(monkeypatch):
+    """Little time for the application's shutdown and for cancelled tasks."""
+    for module in ("worker", "embedded", "asgi.lifespan"):
+        monkeypatch.setattr(f"esg.server.{module}.CANCEL_LIMIT", 0.01)
+    monkeypatch.setattr("esg.server.worker.SHUTDOWN_MINIMUM", 0.01)
+
+
+@pytest.mark.usefixtures("short_limits")
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("stubborn", ["lifespan", "http"])
+def test_a_task_that_catches_every_cancellation_does_not_hold_up_run(loop, stubborn, caplog):
+    begun, released = threading.Event(), threading.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+        while scope["type"] == stubborn and not released.is_set():
+            begun.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    sock = bound()
+    address = sock.getsockname()
+    try:
+        with (
+            in_thread(make(app, loop=loop, graceful_timeout=0), sock),
+            socket.create_connection(address) as client,
+        ):
+            client.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert begun.wait(DEADLINE)
+    finally:
+        released.set()
+    gc.collect()
+    assert "without waiting for tasks that can't be cancelled: 1" in caplog.text
+    assert "GeneratorExit" not in caplog.text
+
+
 def test_a_cancelled_task_ends_in_good_order():
     async def main():
         app, sock = App(), bound()
