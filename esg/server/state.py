@@ -50,7 +50,10 @@ class Connection(Protocol):
         """Handle a deadline that has passed."""
 
     def close(self) -> None:
-        """End it, because the worker ends."""
+        """Close it, because the worker ends."""
+
+    def end(self) -> None:
+        """End it without waiting for the client; data that isn't sent yet is lost."""
 
 
 class Handshake(Protocol):

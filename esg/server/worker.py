@@ -216,6 +216,8 @@ class Worker:
                 await self._drain()
             if own_process:
                 await self._wind_down()
+            else:
+                await self._end_connections()
         finally:
             self._ticker.cancel()
             loop.remove_reader(self._mailbox.fileno())
@@ -506,8 +508,13 @@ class Worker:
             await asyncio.wait(tasks, timeout=CANCEL_LIMIT)
         for connection in list(self._service.connections):
             connection.close()
-        for _ in range(2):  # so that they notice the end, and log it: TCP, and TLS above it
-            await asyncio.sleep(0)
+        await _let_connections_end()
+
+    async def _end_connections(self) -> None:
+        """End connections that clients keep open; otherwise they would outlive the server."""
+        for connection in list(self._service.connections):
+            connection.end()
+        await _let_connections_end()
 
     async def _wind_down(self) -> None:
         """End the application's tasks and generators that still run in the loop."""
@@ -533,6 +540,12 @@ class Worker:
         have."""
         end = 0.0 if self._quick.is_set() else max(self._deadline, self._wound_down)
         return max(end - self._loop.time(), CANCEL_LIMIT / 2)
+
+
+async def _let_connections_end() -> None:
+    """Let closed connections notice their end, and log it: TCP, and TLS above it."""
+    for _ in range(2):
+        await asyncio.sleep(0)
 
 
 def _time_without_arbiter(assignment: Assignment) -> float:

@@ -421,6 +421,10 @@ class Connection(asyncio.Protocol):
         self.outflow.flush()
         reset(self.transport)
 
+    def end(self) -> None:
+        """See `state.Connection`."""
+        self.outflow.end()
+
     def _forget_exchanges(self) -> None:
         self.current = self.starting = None
         self.queue.clear()

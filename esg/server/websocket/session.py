@@ -420,6 +420,10 @@ class Session(asyncio.Protocol):
         else:
             self._transport.close()
 
+    def end(self) -> None:
+        """See `state.Connection`."""
+        self._outflow.end()
+
     # -- time ----------------------------------------------------------------------------
 
     def _look_at(self, moment: float) -> None:

@@ -19,11 +19,18 @@ import pytest
 import esg
 from esg import waits
 from esg.errors import AppImportError, BootError, ConfigError, ListenError
+from esg.server.loops import loop_factory
 from tests.support.certificates import Authority
 from tests.support.log import records
 from tests.support.waiting import DEADLINE, eventually
 
 LOOPS = ["asyncio", "uvloop"]
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -358,7 +365,7 @@ def test_a_task_that_catches_every_cancellation_does_not_hold_up_run(loop, stubb
             in_thread(make(app, loop=loop, graceful_timeout=0), sock),
             socket.create_connection(address) as client,
         ):
-            client.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+            client.sendall(REQUEST)
             assert begun.wait(DEADLINE)
     finally:
         released.set()
@@ -397,6 +404,37 @@ def test_a_server_leaves_nothing_on_the_loop():
         assert asyncio.all_tasks() == tasks
 
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("protocol", ["http", "websocket"])
+def test_no_connection_outlives_the_server(loop, protocol):
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            await receive()
+            await receive()
+        else:
+            await App()(scope, receive, send)
+
+    async def main():
+        sock = bound()
+        server = make(app, loop=loop, lifespan="off", graceful_timeout=0)
+        task = asyncio.create_task(server.serve(sockets=[sock]))
+        await until(lambda: server.started)
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        writer.write(UPGRADE if protocol == "websocket" else REQUEST)
+        await reader.readuntil(b"\r\n\r\n")
+        worker = server._worker
+        assert len(worker._service.connections) == 1
+        server.should_exit = True
+        await task
+        left = len(worker._service.connections)
+        writer.close()
+        assert left == 0
+
+    with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
         runner.run(main())
 
 
