@@ -88,8 +88,8 @@ class Exchange(Entry, Protocol):
     def time_out(self) -> None:
         """`--request-timeout` has passed."""
 
-    def flush_head(self) -> None:
-        """Send the response's head, if it is still held."""
+    def end_badly(self) -> None:
+        """End the response, which the application won't complete."""
 
 
 class Upgrades(Protocol):

@@ -506,6 +506,8 @@ class Worker:
             )
         if tasks:
             await asyncio.wait(tasks, timeout=CANCEL_LIMIT)
+        for exchange in list(self._service.running):  # their tasks go on
+            exchange.end_badly()
         for connection in list(self._service.connections):
             connection.close()
         await _let_connections_end()

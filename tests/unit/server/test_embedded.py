@@ -374,6 +374,33 @@ def test_a_task_that_catches_every_cancellation_does_not_hold_up_run(loop, stubb
     assert "GeneratorExit" not in caplog.text
 
 
+@pytest.mark.usefixtures("short_limits")
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_request_that_goes_on_after_its_cancellation_is_answered_by_the_server(loop):
+    begun, released = threading.Event(), threading.Event()
+
+    async def app(scope, receive, send):
+        begun.set()
+        while not released.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    sock = bound()
+    address = sock.getsockname()
+    server = make(app, loop=loop, lifespan="off", graceful_timeout=0)
+    try:
+        with (
+            in_thread(server, sock),
+            socket.create_connection(address, timeout=DEADLINE) as client,
+        ):
+            client.sendall(REQUEST)
+            assert begun.wait(DEADLINE)
+            server.should_exit = True
+            assert client.recv(1000).startswith(b"HTTP/1.1 503 ")
+    finally:
+        released.set()
+
+
 def test_a_cancelled_task_ends_in_good_order():
     async def main():
         app, sock = App(), bound()
