@@ -101,7 +101,8 @@ _DURATION_UNITS: Mapping[str, float] = {
 _SIZE_UNITS: Mapping[str, int] = {"k": 1024, "m": 1024**2, "g": 1024**3}
 """Powers of 1024, as in nginx and systemd; `kB` and `KiB` are the same as `k`."""
 
-_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
+_AMOUNT = re.compile(r"([0-9]++(?:\.[0-9]++)?+) ?+([A-Za-z]*+)")
+"""A number and a unit. Nothing is matched in two ways, so a repetition of it takes linear time."""
 
 
 def seconds(least: float = 0.0) -> Kind:
@@ -138,9 +139,7 @@ def _seconds_in(raw: object) -> float:
     amounts = _AMOUNT.findall(text)
     if len({unit for _, unit in amounts}) < len(amounts):
         return math.nan
-    return math.fsum(
-        float(number) * _DURATION_UNITS.get(unit, math.nan) for number, unit in amounts
-    )
+    return sum(float(number) * _DURATION_UNITS.get(unit, math.nan) for number, unit in amounts)
 
 
 def size(least: int) -> Kind:

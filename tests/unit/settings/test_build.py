@@ -101,6 +101,16 @@ def test_times_with_units(raw, value):
 
 
 @pytest.mark.parametrize(
+    "raw",
+    ["1" * 40 + "!", "1 " * 40 + "!", "17" + "0" * 307 + "s29" + "0" * 305 + "m"],
+    ids=["digits", "numbers", "a sum that no float can hold"],
+)
+def test_a_time_of_absurd_length_is_refused_at_once(raw):
+    with pytest.raises(ValueError, match="expected a number of seconds"):
+        seconds().parse(raw)
+
+
+@pytest.mark.parametrize(
     ("raw", "value"),
     [
         (65536, 65536),
