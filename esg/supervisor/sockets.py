@@ -142,10 +142,14 @@ class Sockets:
             return f"can't listen again: {error}; restart ESG"
         self._store.remove(listener)
         self._store.put(listener)
+        untold = ""
         for worker in self._workers():
             if any(one is listener for one in worker.listeners) and not worker.reaped:
-                worker.post(NewListener(listener.url(), [listener.fileno()]))
-        return "listening again with a new socket"
+                try:
+                    worker.post(NewListener(listener.url(), [listener.fileno()]))
+                except OSError as error:  # the others need it, too
+                    untold += f"; worker={worker.number} can't be sent it: {error}"
+        return f"listening again with a new socket{untold}"
 
     def _complain(self, listener: Listener, config: Config, text: str) -> None:
         complaints = self._complaints.setdefault(listener, Seldom())

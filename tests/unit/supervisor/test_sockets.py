@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
 import os
 import socket
@@ -458,3 +459,20 @@ def test_a_listener_that_cannot_be_repaired_is_logged(sockets, log):
         listener.sock.shutdown(socket.SHUT_RD)
         sockets.look_after()
     assert "can't listen again: an abstract name is in use" in log[-1]
+
+
+def test_a_worker_that_cannot_be_sent_a_new_socket_keeps_no_other_from_getting_it(
+    sockets, log, workers, tmp_path
+):
+    class Full(Worker):
+        def post(self, message):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    (listener,) = sockets.open(1, config(f"unix:{tmp_path}/socket"))
+    workers += [Full([listener], number=8), Worker([listener])]
+    listener.sock.shutdown(socket.SHUT_RD)
+    sockets.look_after()
+    assert log[-1].endswith(
+        "a new socket; worker=8 can't be sent it: [Errno 24] Too many open files"
+    )
+    assert [type(mail) for mail in workers[1].mail] == [NewListener]
