@@ -116,7 +116,7 @@ class Outflow:
                 self.transport.write(b"".join(pieces))
 
     def drop(self) -> None:
-        """The connection is lost."""
+        """Forget what was collected, because the connection is lost."""
         self.pieces.clear()
 
     # -- waiting for the client ----------------------------------------------------------
@@ -167,7 +167,7 @@ class Outflow:
         self._progress_at = now
 
     def stalls(self, now: float, limit: float) -> bool:
-        """Whether the client has taken nothing for `limit` seconds."""
+        """Check progress; return whether the client has taken nothing for `limit` seconds."""
         before, self._unsent = self._unsent, unsent(self.transport)
         if self._unsent < before:
             self._progress_at = now
@@ -179,7 +179,7 @@ class Outflow:
         """The server has sent its last byte, so no `send` waits; wait until the client closes.
 
         Once the client has taken everything, it may be silent for `silence` seconds. Until
-        `talk_until`, everything that it sends gives it that time again.
+        `talk_until`, that time begins again whenever the client sends something.
         """
         self._said_all = True
         self._wake()

@@ -1,8 +1,8 @@
-"""What the connections of a worker send within one turn of the event loop, until the turn's end.
+"""Collects what the connections of a worker send within one turn of the event loop.
 
-Each connection's bytes then leave together in one write. Only the first write of a turn leaves at
-once: while there is little to do, nothing waits. A response's head waits here for the body, which
-usually follows in the same turn, so that the head can tell the body's length.
+At the end of the turn, each connection's bytes leave together in one write. Only the first write of
+a turn leaves at once: while there is little to do, nothing waits. A response's head waits here for
+the body, which usually follows in the same turn, so that the head can contain the body's length.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Protocol
 logger = logging.getLogger("esg")
 
 MOST_WAITING = 16
-"""Connections that wait for the turn's end with something to send. Before there are more, these are
-written: a turn may be long.
+"""The most connections that wait for the turn's end with something to send. When another one comes,
+they are written first, except those whose head waits for its body: a turn may be long.
 """
 
 
@@ -55,7 +55,7 @@ class Output:
         """The connection that was added first in this turn, until it has written something."""
 
     def add(self, flow: Flow) -> None:
-        """Flush this one at the end of the turn, or earlier if there are many."""
+        """Flush this connection at the end of the turn, or earlier if many are waiting."""
         flows = self._flows
         flow.waits = True
         if len(flows) >= self._most:

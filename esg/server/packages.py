@@ -22,7 +22,7 @@ SHARED = {
     "websockets": "esg.server.websocket.websockets_codec",
     "wsproto": "esg.server.websocket.wsproto_codec",
 }
-"""Packages that applications also use, and the module of ESG's that uses each.
+"""Packages that applications also use, each with the module of ESG that uses it.
 
 uvloop and httptools aren't among them: no application imports more of them than is in memory
 already, and extension modules can't be imported twice.
