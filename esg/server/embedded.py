@@ -98,8 +98,14 @@ class Server:
     def run(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Serve on a new event loop until told to stop, in any thread.
 
-        Raises the same errors as `serve`.
+        Raises the same errors as `serve`, and RuntimeError in an event loop.
         """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise RuntimeError("esg.Server.run() can't run in an event loop; await serve()")
         runner = asyncio.Runner(loop_factory=loop_factory(self.config.loop))
         loop = runner.get_loop()
         try:

@@ -8,6 +8,7 @@ the body, which usually follows in the same turn, so that the head can contain t
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from typing import Protocol
 
@@ -41,11 +42,17 @@ class Flow(Protocol):
 class Output:
     """Everything that is to be sent at the end of this turn."""
 
-    __slots__ = ("_due", "_flows", "_loop", "_most", "_subject", "first")
+    __slots__ = ("_context", "_due", "_flows", "_loop", "_most", "_subject", "first")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, subject: str) -> None:
-        """`subject` names this worker in the log."""
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, subject: str, context: contextvars.Context
+    ) -> None:
+        """`subject` names this worker in the log; `context` is the context to write in.
+
+        Without it, the context variables of one request would be seen while others are written.
+        """
         self._loop = loop
+        self._context = context
         self._subject = subject
         self._flows: list[Flow] = []
         self._most = MOST_WAITING
@@ -65,7 +72,7 @@ class Output:
         if not self._due:
             self._due = True
             self.first = flow
-            self._loop.call_soon(self._end_turn)
+            self._loop.call_soon(self._end_turn, context=self._context)
 
     def _make_room(self) -> None:
         flows = self._flows

@@ -212,7 +212,7 @@ class Service:
         self.attentive_from = 0 if self.trace else _attentive_from(config, due_at)
         """The number of the first request that `attend` is to look at."""
         self._row = row
-        self.output = Output(loop, subject)
+        self.output = Output(loop, subject, self.context)
         """What connections send in this turn."""
         self.small_head = min(
             config.limit_request_line,

@@ -670,3 +670,12 @@ def test_a_forked_child_has_the_signals_of_the_program_and_no_socket_of_the_serv
         signal.signal(signal.SIGTERM, before)
     assert seen == [2, 0, -signal.SIGTERM]  # the listener and the client's connection
     assert in_child(lambda: sockets_at(port)) == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_run_in_an_event_loop_says_what_to_do():
+    async def run():
+        make(App()).run()
+
+    with pytest.raises(RuntimeError, match=r"await serve\(\)"):
+        asyncio.run(run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 
 import pytest
 
@@ -47,7 +48,7 @@ def loop():
 
 @pytest.fixture
 def output(loop):
-    return Output(loop, "worker=1")
+    return Output(loop, "worker=1", contextvars.copy_context())
 
 
 @pytest.fixture
@@ -167,3 +168,19 @@ def test_what_a_lost_connection_had_to_send_is_dropped(loop, flow):
     one.drop()
     end_turn(loop)
     assert one.transport.written == []
+
+
+def test_no_request_lends_its_context_variables_to_the_writes(loop, flow):
+    variable = contextvars.ContextVar("request", default="none")
+    one, seen = flow(), []
+    end_turn(loop)
+
+    class NotingHead:
+        def flush_head(self):
+            seen.append(variable.get())
+
+    context = contextvars.copy_context()
+    context.run(variable.set, "the first request")
+    context.run(one.hold, NotingHead())
+    end_turn(loop)
+    assert seen == ["none"]
