@@ -174,6 +174,11 @@ class Draining:
 
 
 @frozen
+class StoppedAccepting:
+    """Worker to arbiter: from now on, it accepts no connections."""
+
+
+@frozen
 class Drain:
     """Arbiter to worker: finish your requests within `grace` seconds, then exit.
 
@@ -266,6 +271,7 @@ FromWorker = (
     | UntrustedPeer
     | Due
     | Draining
+    | StoppedAccepting
 )
 FromWatcher = Watching | Changed | CantWatch
 FromArbiter = Drain | NewListener | NewLogFiles | NewRow | ReloadFailed | RowGone

@@ -438,6 +438,7 @@ class Worker:
         else:
             orphaned = self._order.reason == ORPHANED
             await self._acceptor.stop_last(self._ends, empties_all=orphaned)
+        self._mailbox.send(mailbox.StoppedAccepting())
         if self._config.reload:
             self._close_idle()
         await self._wait_until_idle(deadline)

@@ -43,7 +43,9 @@ from esg.supervisor.systemd import Notifier, handed_over
 from esg.supervisor.watcher.reloader import Reloader
 from esg.supervisor.workers import LAST_LINES, Workers
 
-_ForFleet = mailbox.Ready | mailbox.BootFailed | mailbox.Due | mailbox.Draining
+_ForFleet = (
+    mailbox.Ready | mailbox.BootFailed | mailbox.Due | mailbox.Draining | mailbox.StoppedAccepting
+)
 """Kinds of workers' mail that become events of the fleet."""
 
 LOG_PAUSE = 0.25
@@ -258,6 +260,8 @@ class Arbiter:
                 return on.WorkerDue(number, message.reason)
             case mailbox.Draining():
                 return on.WorkerRetiring(number, message.reason)
+            case mailbox.StoppedAccepting():
+                return on.WorkerStoppedAccepting(number)
 
     # -- what to do --------------------------------------------------------------------
 

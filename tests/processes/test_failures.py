@@ -327,7 +327,7 @@ def test_nothing_that_raises_ends_an_arbiter_that_serves(start: Start, where: st
     assert record.level == "CRITICAL"
     assert "in fails" in record.detail
     esg.reload()
-    eventually(lambda: esg.whoami()["generation"] == 2, "the new generation alone serves")
+    assert esg.whoami()["generation"] == 2
     assert len(esg.logged("unexpected error")) == 1
 
 

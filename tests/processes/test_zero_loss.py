@@ -12,7 +12,6 @@ import pytest
 
 from tests.support.load import Load
 from tests.support.runner import Esg
-from tests.support.waiting import eventually
 
 Start = Callable[..., Esg]
 
@@ -28,7 +27,7 @@ def test_a_reload_loses_nothing(start: Start) -> None:
             esg.wait_for_log(rf"arbiter gen={generation} .* reloaded workers={WORKERS}")
         load.wait_until_answered("download", 2)
         load.wait_until_answered("fresh", 100)
-    eventually(lambda: esg.whoami()["generation"] == 3, "the new generation answers")
+    assert esg.whoami()["generation"] == 3
 
 
 def test_max_requests_loses_nothing(start: Start) -> None:

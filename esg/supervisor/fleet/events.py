@@ -51,6 +51,13 @@ class WorkerRetiring:
 
 
 @frozen
+class WorkerStoppedAccepting:
+    """The worker drains, and accepts no connections any more."""
+
+    number: int
+
+
+@frozen
 class WorkerExited:
     """The process has ended; `status` is text such as "exit status 1" or "killed by SIGKILL".
 
@@ -148,6 +155,7 @@ Event = (
     | WorkerBootFailed
     | WorkerDue
     | WorkerRetiring
+    | WorkerStoppedAccepting
     | WorkerExited
     | SpawnFailed
     | BeatsRead

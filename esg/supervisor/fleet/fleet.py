@@ -89,6 +89,8 @@ class Fleet:
             deadlines.append(self._backoff.retry_at)
         if self._waiting.next_look is not None:
             deadlines.append(self._waiting.next_look)
+        if self.reload.closing is not None:
+            deadlines.append(self._accepting_ends())
         return min(deadlines)
 
     @property
@@ -141,6 +143,11 @@ class Fleet:
         if member is not None and member.active:
             self._log("info", f"draining reason={event.reason}", member)
             member.finish_requests(now)
+
+    def _on_stopped_accepting(self, event: on.WorkerStoppedAccepting, now: float) -> None:
+        member = self.members.get(event.number)
+        if member is not None:
+            member.accepts_until = -math.inf
 
     def _on_exited(self, event: on.WorkerExited, now: float) -> None:
         member = self.members.pop(event.number, None)
@@ -332,6 +339,19 @@ class Fleet:
         ready = sum(member.ready for member in self.members.staying(self.current.number))
         return self.reload.stage is Stage.ROLLING and ready >= self.target
 
+    def _accepting_ends(self) -> float:
+        """The time from which on no replaced worker accepts connections, as far as is known."""
+        replaced = [m for m in self.members.values() if m.generation != self.current]
+        return max((m.accepts_until for m in replaced), default=-math.inf)
+
+    def _report_rolled(self) -> None:
+        """Report that a reload is done: all new connections reach its generation."""
+        if self.reload.closing is None:
+            return
+        jobs = self.reload.closed()
+        self._log("info", f"reloaded workers={self.target}")
+        self._answer(jobs, True, f"reloaded gen={self.current.number} workers={self.target}")
+
     def _retire(self) -> None:
         """Retire the generations that get no more workers."""
         unneeded = self._unretired - self.reload.needed() - {self.current.number}
@@ -357,6 +377,7 @@ class Fleet:
         delay = 0.0 if quick else self.current.terms.drain_delay
         self._shutdown = Shutdown(code, now + delay, failure=failure)
         self._out.append(do.StopWatching())
+        self._report_rolled()
         self._answer(self.reload.give_up(), False, "reload given up: stopping")
         self._log("info", f"stopping in {delay:g} s (--drain-delay)" if delay else "stopping")
         return self._shutdown
@@ -385,17 +406,16 @@ class Fleet:
         if not self._started:
             return
         self._discard_booting(now)
-        rolled = self._is_rolled()
-        jobs = self.reload.finish() if rolled else ()
+        if self._is_rolled():
+            self.reload.close()
         # The order matters. A generation can take over the sockets of another generation only
         # before that is retired. And when the last worker of a retired generation drains, it is
         # told which sockets only this worker has.
         self._prepare_next()
         self._retire()
         self._drain_surplus(now)
-        if rolled:
-            self._log("info", f"reloaded workers={self.target}")
-            self._answer(jobs, True, f"reloaded gen={self.current.number} workers={self.target}")
+        if now >= self._accepting_ends():
+            self._report_rolled()
         self._spawn_canary(now)
         self._spawn_missing(now)
         self._note_complete()
@@ -444,7 +464,7 @@ class Fleet:
 
     def _spawn_canary(self, now: float) -> None:
         candidate = self.reload.candidate
-        if candidate is None or self._room() <= 0:
+        if candidate is None or self._room() <= 0 or self.reload.closing is not None:
             return
         if any(self._waits_for(member, now) for member in self.members.values()):
             return
@@ -537,6 +557,7 @@ class Fleet:
         on.WorkerBootFailed: _on_boot_failed,
         on.WorkerDue: _on_due,
         on.WorkerRetiring: _on_retiring,
+        on.WorkerStoppedAccepting: _on_stopped_accepting,
         on.WorkerExited: _on_exited,
         on.SpawnFailed: _on_spawn_failed,
         on.BeatsRead: _on_beats,

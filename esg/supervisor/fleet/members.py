@@ -6,6 +6,7 @@ outlives its deadline.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -47,6 +48,9 @@ EXIT_MARGIN = 8.0
 QUIT_GRACE = 8.0
 """Seconds for a worker to end after it was told to quit, or reported that it can't boot."""
 
+ACCEPTING_WAIT = 1.0
+"""Seconds for which a reload waits until a draining worker says that it accepts no connections."""
+
 
 @dataclass(slots=True)
 class Member:
@@ -58,6 +62,8 @@ class Member:
     since: float
     """The time at which it was forked."""
     grace_ends: float | None = None
+    accepts_until: float = -math.inf
+    """The time until which it may still accept connections, although it drains."""
     state: WorkerState = WorkerState.BOOTING
     due: str = ""
     """Why it has to be replaced; empty if it needn't be."""
@@ -102,6 +108,7 @@ class Member:
     def finish_requests(self, now: float) -> None:
         """Give it the grace period for its requests, and then a margin to end by itself."""
         self.grace_ends = now + self.generation.terms.graceful_timeout
+        self.accepts_until = now + ACCEPTING_WAIT
         self.leave(self.grace_ends + EXIT_MARGIN)
 
     def drain(self, reason: str, now: float, *, final: bool) -> Action:

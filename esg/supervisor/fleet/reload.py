@@ -2,7 +2,8 @@
 
 A request is queued, then its generation is prepared (sockets and log files are opened), then its
 first worker, the canary, boots. Once the canary is ready, the reload rolls: new workers replace the
-old ones. This module only keeps the state; the fleet decides what to do with the workers.
+old ones. It is reported as done once the old ones accept no connections any more. This module only
+keeps the state; the fleet decides what to do with the workers.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Reload:
     There is at most one request of each kind: of several that are queued, only the newest is kept.
     """
 
-    __slots__ = ("_jobs", "candidate", "preparing", "queued", "roll", "settled", "stage")
+    __slots__ = ("_jobs", "candidate", "closing", "preparing", "queued", "roll", "settled", "stage")
 
     def __init__(self) -> None:
         self.stage = Stage.IDLE
@@ -65,12 +66,16 @@ class Reload:
         self.preparing: Request | None = None
         self.settled = 1
         """The newest generation that has served or failed."""
+        self.closing: tuple[int, ...] | None = None
+        """The commands to answer once the workers that a roll replaced accept no connections; None
+        if no roll waits for that."""
         self._jobs: tuple[int, ...] = ()
 
     @property
     def running(self) -> bool:
-        """Whether a reload is preparing, booting its canary or rolling."""
-        return self.stage is not Stage.IDLE or self.preparing is not None
+        """Whether a reload is preparing, booting its canary, rolling, or not reported yet."""
+        idle = self.stage is Stage.IDLE and self.preparing is None
+        return not idle or self.closing is not None
 
     def needed(self) -> set[int]:
         """The generations that may still get new workers because of a reload."""
@@ -144,6 +149,16 @@ class Reload:
         self._enter(Stage.IDLE)
         self.candidate = self.roll = None
         jobs, self._jobs = self._jobs, ()
+        return jobs
+
+    def close(self) -> None:
+        """Note that the roll is over; its jobs are to be answered when the old workers have
+        stopped accepting."""
+        self.closing = self.finish()
+
+    def closed(self) -> tuple[int, ...]:
+        """Note that the old workers have stopped accepting. Returns the jobs of the roll."""
+        jobs, self.closing = self.closing or (), None
         return jobs
 
     def give_up(self) -> tuple[int, ...]:

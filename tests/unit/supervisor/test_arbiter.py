@@ -373,6 +373,7 @@ def test_an_unknown_process_is_reaped_without_a_log_line(world):
         (mailbox.BootFailed("why", "where", 3), on.WorkerBootFailed(1, "why", "where", 3)),
         (mailbox.Due("max-requests"), on.WorkerDue(1, "max-requests")),
         (mailbox.Draining("SIGTERM"), on.WorkerRetiring(1, "SIGTERM")),
+        (mailbox.StoppedAccepting(), on.WorkerStoppedAccepting(1)),
     ],
 )
 def test_mail_of_a_worker_becomes_an_event(world, monkeypatch, message, event):
@@ -402,6 +403,7 @@ def test_every_message_of_a_worker_is_handled(world):
         mailbox.Ready(),
         mailbox.Due("max-requests"),
         mailbox.Draining("SIGTERM"),
+        mailbox.StoppedAccepting(),
     ]
     kinds = set(get_args(mailbox.FromWorker)) - {mailbox.BootFailed}
     assert {type(message) for message in odd} == kinds

@@ -23,6 +23,7 @@ from esg.supervisor.fleet import events as on
 from esg.supervisor.fleet.fleet import OVERTAKEN_WAIT, Fleet
 from esg.supervisor.fleet.heartbeats import CHECK_INTERVAL, STANDSTILL, SUSPENSION
 from esg.supervisor.fleet.members import (
+    ACCEPTING_WAIT,
     ESCALATION,
     EXIT_MARGIN,
     NEXT_STATES,
@@ -52,6 +53,8 @@ class Process:
     stuck_since: float = 0.0
     dead: bool = False
     repeats_ready: bool = False
+    may_accept: bool = False
+    """Whether it was told to drain, and hasn't said yet that it accepts no connections."""
 
 
 class World:
@@ -78,10 +81,14 @@ class World:
         self.spawns = 0
         self.violations: list[str] = []
         self.may_dip = False
+        self.confirms = True
+        """Whether workers say that they accept no connections any more."""
 
     def tell(self, event: on.Event) -> list[do.Action]:
         """Pass an event to the fleet and perform the actions that it returns."""
         ready_before = self.ready_count()
+        if isinstance(event, on.WorkerStoppedAccepting) and event.number in self.processes:
+            self.processes[event.number].may_accept = False
         actions = self.fleet.handle(event, self.now)
         for action in actions:
             self.perform(action)
@@ -106,6 +113,9 @@ class World:
                 process.told.append(type(action).__name__)
                 if process.leaving_since is None:
                     process.leaving_since = self.now
+                    process.may_accept = isinstance(action, do.Drain)
+                    if process.may_accept and self.confirms:
+                        self.consequences.append(on.WorkerStoppedAccepting(action.number))
             case do.DumpStack() | do.Abort():
                 process = self.processes[action.number]
                 process.told.append(type(action).__name__)
@@ -149,6 +159,15 @@ class World:
         serving = {p.generation for p in self.processes.values() if p.leaving_since is None}
         if serving != {self.adopted}:
             self.violations.append(f"reloaded gen={self.adopted}, while {serving} serve")
+        accepting = {p.number for p in self.processes.values() if self.is_waited_for(p)}
+        if accepting and not self.fleet.stopping:
+            self.violations.append(f"reloaded, while {accepting} may accept connections")
+
+    def is_waited_for(self, process: Process) -> bool:
+        """Whether a reload waits until this process of an old generation stops accepting."""
+        since = process.leaving_since
+        waited = since is not None and self.now >= since + ACCEPTING_WAIT
+        return process.may_accept and process.generation != self.adopted and not waited
 
     def prepare(self, generation: int) -> on.Event:
         """Open the sockets and log files of a generation."""
@@ -260,6 +279,12 @@ class FleetHistories(RuleBasedStateMachine):
         """The arbiter has ended."""
 
     # -- what workers do -----------------------------------------------------------------
+
+    @alive
+    @rule(confirms=st.booleans())
+    def drains_are_confirmed(self, confirms: bool) -> None:
+        """Workers say, or don't say, that they accept no connections any more."""
+        self.world.confirms = confirms
 
     @alive
     @rule(data=st.data())
@@ -587,6 +612,56 @@ def test_a_canary_that_fails_leaves_exactly_the_old_generation() -> None:
 
 def failures(actions: list[do.Action]) -> list[do.ShowFailure]:
     return [action for action in actions if isinstance(action, do.ShowFailure)]
+
+
+def test_a_reload_is_done_once_no_old_worker_accepts() -> None:
+    world = serving(workers=2)
+    world.confirms = False
+    old = sorted(world.processes)
+    job = world.ask_for_reload(terms_of(2, 1))
+    while not all(process.leaving_since for process in list(world.processes.values())[:2]):
+        boot_all(world)
+    assert job not in world.answers
+    assert world.told[-1].state == "reloading"
+    world.tell(on.WorkerStoppedAccepting(old[0]))
+    assert job not in world.answers
+    world.tell(on.WorkerStoppedAccepting(old[1]))
+    assert world.answers[job].ok
+    assert world.told[-1].state == "serving"
+
+
+def test_a_reload_does_not_wait_long_for_an_old_worker_that_says_nothing() -> None:
+    world = serving(workers=1)
+    world.confirms = False
+    job = world.ask_for_reload(terms_of(1, 1))
+    boot_all(world)
+    assert job not in world.answers
+    world.pass_time(ACCEPTING_WAIT)
+    assert world.answers[job].ok
+
+
+def test_a_reload_during_that_wait_begins_after_it() -> None:
+    world = serving(workers=1)
+    world.confirms = False
+    first = world.ask_for_reload(terms_of(1, 1))
+    boot_all(world)
+    second = world.ask_for_reload(terms_of(1, 1))
+    boot_all(world)
+    assert world.answers == {}
+    world.pass_time(ACCEPTING_WAIT)
+    assert world.answers == {first: do.Answer(first, True, "reloaded gen=2 workers=1")}
+    boot_all(world)
+    world.pass_time(ACCEPTING_WAIT)
+    assert world.answers[second].text == "reloaded gen=3 workers=1"
+
+
+def test_a_stop_during_that_wait_answers_that_the_reload_is_done() -> None:
+    world = serving(workers=1)
+    world.confirms = False
+    job = world.ask_for_reload(terms_of(1, 1))
+    boot_all(world)
+    world.tell(on.ShutdownRequested())
+    assert world.answers[job].ok
 
 
 def test_workers_are_told_why_a_reload_failed() -> None:
