@@ -145,8 +145,8 @@ def _complaint(declared: Setting, origin: str, value: object, error: ValueError)
 def _check_together(config: Config) -> None:
     if not config.app:
         raise ConfigError("no application given; expected MODULE:ATTRIBUTE, as in: esg example:app")
-    said = [*config.ways]
-    if "bind" in config.ways:
+    said = [*config.listen_settings]
+    if "bind" in config.listen_settings:
         said += [name for name in ("host", "port") if name in config.origins]
     if len(said) > 1:
         raise ConfigError(

@@ -80,13 +80,13 @@ def kept() -> Iterator[None]:
         os.close(fd)
 
 
-def follow(config: Config) -> None:
+def enter_serving(config: Config) -> None:
     """In the arbiter: change to the folder of the generation that now serves, if it exists."""
     with contextlib.suppress(OSError):
         os.chdir(config.real_folder or ".")
 
 
-def enter_again(config: Config, start: str = "") -> tuple[Config, list[str]]:
+def enter_in_worker(config: Config, start: str = "") -> tuple[Config, list[str]]:
     """In a worker: change to its generation's folder; return the settings to use, and warnings.
 
     If the release was deleted meanwhile, the worker follows the original path again: the code of

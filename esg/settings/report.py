@@ -40,7 +40,7 @@ def lines(config: Config) -> Iterator[str]:
             group = declared.group
             yield f"# {group}"
         text = _assignment(declared, getattr(config, declared.name))
-        if config.ways and declared.name in ("host", "port"):
+        if config.listen_settings and declared.name in ("host", "port"):
             text = f"# {text}"
         yield f"{text:<{ORIGIN_COLUMN}}  # {_origin(config, declared)}"
 

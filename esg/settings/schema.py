@@ -70,7 +70,7 @@ class Config(
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
     """Environment variables that `env_file` adds to the workers' environment."""
     strays: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
-    """Warnings about variables that look like settings but aren't; one line for each source."""
+    """Warnings about variables and files that ESG doesn't read, or `--debug` without reloads."""
     files: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
     """Absolute paths of the files that settings are read from, also of files that don't exist."""
     gaps: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
@@ -99,7 +99,7 @@ class Config(
         return "https" if self.ssl_certfile or self.has_ssl_context_factory else "http"
 
     @property
-    def ways(self) -> tuple[str, ...]:
+    def listen_settings(self) -> tuple[str, ...]:
         """The settings of WHERE that are set. If none is, host and port say where to listen."""
         return tuple(name for name in WHERE if getattr(self, name) not in ((), "", None))
 
@@ -127,11 +127,11 @@ class Config(
 
     @property
     def _binds_origins(self) -> list[str]:
-        names = self.ways or ("host", "port")
+        names = self.listen_settings or ("host", "port")
         return list(dict.fromkeys(self.origins[n] for n in names if n in self.origins))
 
     @property
-    def says_where(self) -> bool:
+    def has_explicit_address(self) -> bool:
         """Whether a source other than PORT says where to listen.
 
         Platforms set PORT for every program, so it doesn't count.
@@ -154,7 +154,7 @@ class Config(
                 f"{self.origin('worker_class')}: {self.worker_class} means "
                 f"{text or 'the defaults of ESG'}",
             )
-        if "uds" in self.ways or "fd" in self.ways:
+        if "uds" in self.listen_settings or "fd" in self.listen_settings:
             for name in ("host", "port"):
                 if name in self.origins:
                     yield (

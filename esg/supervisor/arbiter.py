@@ -66,7 +66,7 @@ class Arbiter:
         # This removes variables from the environment, and must open nothing: see below.
         self._notifier = Notifier.from_environment(os.environ, os.getpid())
         # Nothing may be opened before this: another file could be mistaken for one of the sockets.
-        self._handed = handed_over(os.environ, os.getpid(), needed=not config.says_where)
+        self._handed = handed_over(os.environ, os.getpid(), needed=not config.has_explicit_address)
         self._read_settings_again = read_settings
         self._journal = Journal(lambda: self._generations.current)
         self._net = Net(self._journal.unexpected)
@@ -302,7 +302,7 @@ class Arbiter:
     def _adopt(self, action: do.Adopt) -> None:
         before = self._generations.adopt(action.generation)
         after = self._generations.current
-        folders.follow(after.config)
+        folders.enter_serving(after.config)
         if after.logs is not None:
             try:
                 after.logs.apply(self._journal.subject)

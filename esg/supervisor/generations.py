@@ -87,7 +87,7 @@ class Generations:
         """
         generation = self[number]
         with folders.kept():  # relative paths are relative to the generation's folder
-            folders.follow(generation.config)
+            folders.enter_serving(generation.config)
             generation.logs = self._open_log(generation)
             if self.current.logs is not None:
                 generation.logs.check(subject, self.current.logs)

@@ -207,7 +207,7 @@ class Sockets:
         ]
 
     def _binds(self, config: Config) -> tuple[str, ...]:
-        if config.says_where or not self._handed:
+        if config.has_explicit_address or not self._handed:
             return config.binds
         return tuple(f"fd://{item.fd}" for item in self._handed)
 

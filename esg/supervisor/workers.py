@@ -95,7 +95,7 @@ class Workers:
         number, generation = assignment.worker.number, assignment.generation
         setproctitle(f"esg: worker {number} gen {generation.number} [{generation.config.title}]")
         subject = worker_subject(number, generation.number, os.getpid())
-        config, warnings = folders.enter_again(generation.config, self._folder)
+        config, warnings = folders.enter_in_worker(generation.config, self._folder)
         generation = dataclasses.replace(generation, config=config)
         generation.logs.keep_only()
         generation.logs.apply(subject)

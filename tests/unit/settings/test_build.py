@@ -925,7 +925,7 @@ def test_nearest():
 def test_ways_to_say_where(given, binds):
     config = made(**given)
     assert config.binds == binds
-    assert config.says_where == bool(given)
+    assert config.has_explicit_address == bool(given)
     origins = [f"--{name}" for name in given]
     assert config.binds_origin == (" and ".join(origins) or "the default")
 
@@ -933,7 +933,7 @@ def test_ways_to_say_where(given, binds):
 def test_the_platforms_port_alone_does_not_say_where_to_listen():
     config = build({"app": Raw("example:app", "APP"), "port": Raw("80", "environment PORT")})
     assert config.binds == ("127.0.0.1:80",)
-    assert not config.says_where
+    assert not config.has_explicit_address
 
 
 @pytest.mark.parametrize(

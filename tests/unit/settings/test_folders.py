@@ -106,7 +106,7 @@ def test_a_worker_stays_with_the_release_of_its_generation(current, tmp_path):
     entered = folders.enter(config(tmp_path, chdir="current"))
     switch(current)
     os.chdir("/")
-    again, warnings = folders.enter_again(entered)
+    again, warnings = folders.enter_in_worker(entered)
     assert (again, warnings) == (entered, [])
     assert os.getcwd() == str(tmp_path / "1")
 
@@ -120,7 +120,7 @@ def test_a_worker_whose_release_was_deleted_uses_the_current_release(current, tm
     switch(current)
     (tmp_path / "1/code").rmdir()
     (tmp_path / "1").rmdir()
-    again, warnings = folders.enter_again(entered, str(tmp_path / "1"))
+    again, warnings = folders.enter_in_worker(entered, str(tmp_path / "1"))
     assert os.getcwd() == sys.path[0] == str(tmp_path / "2")
     assert again.app_dir == str(tmp_path / "2/code")
     assert [w for w in warnings if f"uses {tmp_path}/2, where {current} leads" in w]
@@ -132,7 +132,7 @@ def test_a_worker_without_any_folder_says_so(current, tmp_path):
     current.unlink()
     os.chdir(tmp_path)
     (tmp_path / "1").rmdir()
-    assert folders.enter_again(entered)[1] == [f"the folder {tmp_path}/1 is gone"]
+    assert folders.enter_in_worker(entered)[1] == [f"the folder {tmp_path}/1 is gone"]
 
 
 def test_the_target_of_a_link_is_a_notice_and_a_path_that_does_not_follow_it_a_warning(

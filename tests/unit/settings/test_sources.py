@@ -479,7 +479,7 @@ def test_platforms_reach_the_port_that_they_give(tmp_path):
     assert config.binds == ("0.0.0.0:5000",)
     assert config.origin("host") == config.origin("port") == "environment PORT"
     assert config.binds_origin == "environment PORT"
-    assert not config.says_where
+    assert not config.has_explicit_address
     assert loaded(tmp_path, {"ESG_PORT": "5000"}).host == "127.0.0.1"
     assert loaded(tmp_path, {"ESG_PORT": "5000", "PORT": "6000"}).binds == ("127.0.0.1:5000",)
     assert loaded(tmp_path, {"PORT": "5000"}, {"port": Raw("7", "--port")}).host == "127.0.0.1"
@@ -493,7 +493,7 @@ def test_a_host_from_any_source_goes_with_the_platforms_port(tmp_path, source):
     command_line = {"host": Raw("127.0.0.1", "--host")} if source == "command line" else {}
     config = loaded(tmp_path, environment | {"PORT": "5000"}, command_line)
     assert config.binds == ("127.0.0.1:5000",)
-    assert config.says_where
+    assert config.has_explicit_address
 
 
 @pytest.mark.parametrize("source", ["file", "environment", "command line"])
