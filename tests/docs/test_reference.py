@@ -32,14 +32,14 @@ def first_cells(text: str) -> list[str]:
     return [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")][2:]
 
 
-def test_signals():
+def test_the_documented_signals_are_the_handled_ones():
     named = set(
         re.findall(r"`([A-Z0-9]+)`", "".join(first_cells(section("signals.md", "Signals"))))
     )
     assert {signal.Signals[f"SIG{name}"] for name in named} == set(HANDLED) - {signal.SIGCHLD}
 
 
-def test_exit_codes():
+def test_the_documented_exit_codes_are_those_of_the_errors():
     codes = {int(cell) for cell in first_cells(section("signals.md", "Exit codes"))}
     classes = [each for _, each in inspect.getmembers(errors, inspect.isclass)]
     raised = {each.exit_code for each in classes if issubclass(each, errors.ESGError)}
@@ -56,7 +56,7 @@ def test_events_are_in_the_code():
             assert piece.strip(" :") in LITERALS, event
 
 
-def test_what_the_supervisor_logs_is_among_the_events():
+def test_every_line_of_the_supervisor_is_among_the_events():
     listed = section("logging.md", "Events")
     level = r'(?:logging\.(?!DEBUG)\w+|"\w+"),\s*'
     calls = rf"\b(?:_log\(\s*{level}|_journal\.(?:(?:info|error)\(|log\(\s*{level}))"
@@ -67,7 +67,7 @@ def test_what_the_supervisor_logs_is_among_the_events():
             assert piece.strip(" :") in listed, event
 
 
-def test_fields_of_json_requests():
+def test_the_documented_fields_of_json_requests_are_complete():
     where = (CHECKOUT / "esg" / "server" / "accesslog" / "access_log.py").read_text()
     made = re.findall(r'^            "(\w+)": |fields\["(\w+)"\] = ', where, re.M)
     made_names = {one or other for one, other in made}
@@ -75,13 +75,13 @@ def test_fields_of_json_requests():
     assert set(re.findall(r"`(\w+)`", "".join(first_cells(table)))) - {"exception"} == made_names
 
 
-def test_levels():
+def test_the_documented_levels_are_those_of_the_log():
     grammar = section("logging.md", "The log's grammar")
     names = [logging.getLevelName(level) for level in (TRACE, 10, 20, 30, 40, 50)]
     assert all(f'"{name:<8}"' in grammar for name in names)
 
 
-def test_fields_of_json_records():
+def test_the_documented_fields_of_json_records_are_complete():
     table = section("logging.md", "JSON")
     cells = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
     listed = [
@@ -94,7 +94,7 @@ def test_fields_of_json_records():
     assert listed == list(json.loads(JSONFormatter().format(record)))
 
 
-def test_python_names():
+def test_the_python_interface_is_documented_completely():
     headings = re.findall(r"^## esg\.(\w+)\(", (DOCS / "api.md").read_text(), re.M)
     assert sorted(headings) == sorted(set(esg.__all__) - {"__version__", "WorkerInfo"})
 

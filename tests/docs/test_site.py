@@ -23,12 +23,12 @@ SOURCES = [str(page.relative_to(CHECKOUT)) for page in PAGES]
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_links_lead_somewhere(source):
+def test_every_link_leads_to_a_file(source):
     site.links(source, (CHECKOUT / source).read_text())
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_links_to_a_heading_lead_to_one(source):
+def test_every_link_to_a_heading_leads_to_one(source):
     wrong = []
     text = (CHECKOUT / source).read_text()
     for link in re.findall(r"\]\(([^)\s:]*\.md)?#([^)\s]+)\)", text):
@@ -50,7 +50,7 @@ def test_a_link_that_leads_nowhere_is_found():
         site.links("docs/x.md", "[a](settings.md#tls) [b](https://example.org/) [c](../gone)")
 
 
-def test_a_link_in_a_block_is_none():
+def test_a_link_in_a_code_block_does_not_count():
     assert site.links("docs/x.md", "```text\n[a](gone.md)\n```\n[b](tls.md)") == ["docs/tls.md"]
 
 
@@ -74,7 +74,7 @@ def test_where_a_link_leads_on_the_site(source, link, there):
     assert site.relinked(f"a [b]({link})\n", source) == f"a [b]({there})\n"
 
 
-def test_what_is_linked_beyond_the_folder_is_on_the_site():
+def test_linked_files_outside_docs_are_on_the_site():
     pages = site.beyond(["CHANGELOG.md"])
     assert "### Added" in pages["CHANGELOG.md"]
     assert "## esg.socket { #esg-socket }" in pages["deploy/systemd/index.md"]
@@ -89,7 +89,7 @@ def test_every_page_is_in_the_navigation():
     assert len(entries) == len(set(entries))
 
 
-def test_patterns_in_the_navigation():
+def test_patterns_in_the_navigation_are_expanded():
     nav = ["a.md", {"B": ["b/[!f]*.md", {"From": ["b/from-*.md"]}]}, {"None": ["c/*.md"]}]
     pages = ["a.md", "b/x.md", "b/from-y.md", "b/w.md"]
     assert site.expanded(nav, pages) == [

@@ -41,31 +41,31 @@ def console(*lines: str) -> str:
     return "\n".join(["```console", *lines, "```", ""])
 
 
-def test_output_is_compared(play):
+def test_output_that_matches_is_accepted(play):
     with pytest.raises(AssertionError, match=r"page\.md:1: .*doesn't write what is shown"):
         play(console("$ echo one", "two"))
 
 
-def test_more_output_than_shown_is_wrong(play):
+def test_more_output_than_shown_is_refused(play):
     with pytest.raises(AssertionError, match="doesn't write what is shown"):
         play(console("$ printf 'one\\ntwo\\n'", "one"))
 
 
-def test_a_failure_is_wrong(play):
+def test_a_failure_is_refused(play):
     with pytest.raises(AssertionError, match="'false' failed with 1, which the page doesn't show"):
         play(console("$ false", "$ true"))
 
 
-def test_a_failure_at_the_end_is_wrong(play):
+def test_a_failure_at_the_end_is_refused(play):
     with pytest.raises(AssertionError, match="'false' failed with 1, which the page doesn't show"):
         play(console("$ false"))
 
 
-def test_a_failure_that_is_shown_is_right(play):
+def test_a_failure_that_is_shown_is_accepted(play):
     play(console("$ (exit 3)", "$ echo $?", "3"))
 
 
-def test_what_never_serves_nor_ends_is_wrong(play, monkeypatch):
+def test_a_command_that_neither_serves_nor_ends_is_refused(play, monkeypatch):
     monkeypatch.setattr("tests.docs.terminal.eventually", impatient)
     with pytest.raises(AssertionError, match="neither ends nor serves"):
         play(console("$ sleep 60"))
@@ -75,7 +75,7 @@ def impatient(condition, what):
     assert condition(), what
 
 
-def test_folder_and_variables_stay(play):
+def test_the_folder_and_variables_are_kept(play):
     more = ("$ export WHO='a", "b'", '$ echo "$WHO ${PWD##*/}"', "a", "b one")
     play(console("$ mkdir one", "$ cd one", *more))
 
@@ -95,7 +95,7 @@ arbiter gen=1 pid=1 serving workers=1
 """
 
 
-def test_a_server_goes_on_until_interrupted(play):
+def test_a_server_runs_until_it_is_interrupted(play):
     play(
         console(SERVER.strip(), "$ curl -o /dev/null http://localhost:4321/")
         + console('INFO:     127.0.0.1:50434 - "GET / HTTP/1.1" 200 OK')
@@ -103,7 +103,7 @@ def test_a_server_goes_on_until_interrupted(play):
     )
 
 
-def test_what_a_server_never_writes_is_wrong(play, monkeypatch):
+def test_a_line_that_the_server_does_not_write_is_refused(play, monkeypatch):
     page = console(SERVER.strip()) + console("^C", "...", "arbiter gen=1 pid=1 exploded")
     with pytest.raises(AssertionError, match="doesn't go on with"):
         play(page)
@@ -155,7 +155,7 @@ def test_a_bad_block_is_found(tmp_path, monkeypatch, language, text, complaint):
     assert re.search(complaint, str(caught.value))
 
 
-def test_marks_are_read(tmp_path):
+def test_the_marks_of_a_page_are_read(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
         '<!-- not run: why -->\n\n- item\n\n  ```sh title="a.sh"\n  a\n  ```\n\n```\n```\n'

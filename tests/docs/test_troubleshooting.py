@@ -61,13 +61,13 @@ def literal(node: ast.expr) -> str:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
-def test_lines_are_in_the_code():
+def test_lines_on_the_page_are_in_the_code():
     lines = [line for line in shown() if not any(words in line for words in OF_OTHERS)]
     assert len(lines) > 60
     assert [line for line in lines for piece in pieces(line) if piece not in LITERALS] == []
 
 
-def test_what_is_logged_is_on_the_page():
+def test_logged_warnings_and_errors_are_on_the_page():
     texts = [text for text in logged() if " " in text]
     assert len(texts) > 30
     page = "\n".join(shown())

@@ -67,7 +67,7 @@ def test_a_worker_that_is_added_gets_its_share_of_new_connections(start: Start) 
     assert workers.count(2) >= 13
 
 
-def test_a_stopped_worker_strands_no_new_connection(start: Start) -> None:
+def test_no_new_connection_waits_for_a_stopped_worker(start: Start) -> None:
     esg = start("--workers", "2")
     stopped, other = esg.workers()
     os.kill(stopped, signal.SIGSTOP)
@@ -77,7 +77,7 @@ def test_a_stopped_worker_strands_no_new_connection(start: Start) -> None:
     os.kill(stopped, signal.SIGCONT)
 
 
-def test_a_blocked_worker_strands_no_new_connection(start: Start) -> None:
+def test_no_new_connection_waits_for_a_blocked_worker(start: Start) -> None:
     esg = start("--workers", "2")
     blocked = esg.in_flight("/block/2")
     (pid,) = esg.notes("block")

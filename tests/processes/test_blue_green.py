@@ -45,7 +45,7 @@ def shell(line: str, folder: Path) -> None:
     assert done.returncode == 0, (line, done.stdout, done.stderr)
 
 
-def test_a_release_is_a_link_that_changes(tmp_path: Path) -> None:
+def test_a_reload_serves_the_release_that_the_link_leads_to(tmp_path: Path) -> None:
     folder = tmp_path / "app"
     for number in ("1", "2"):
         (folder / "releases" / number).mkdir(parents=True)
@@ -116,5 +116,5 @@ def test_a_switch_loses_nothing(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("language", ["console", "toml", "nginx"])
-def test_the_page_has_what_is_run_here(language: str) -> None:
+def test_the_page_has_the_blocks_that_these_tests_run(language: str) -> None:
     assert len(blocks(language)) == {"console": 2, "toml": 1, "nginx": 1}[language]

@@ -135,7 +135,7 @@ def get(esg: Esg, path: str) -> Any:
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_child_has_default_signals_and_nothing_of_the_servers(
+def test_a_child_has_default_signals_and_no_descriptors_of_the_server(
     start: Start, kind: str, loop: str
 ) -> None:
     esg = start("--loop", loop, "--lifespan", "off", source=KINDS[kind])
@@ -151,7 +151,7 @@ def test_a_child_has_default_signals_and_nothing_of_the_servers(
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_child_that_comes_back_to_the_server_ends(start: Start, kind: str, loop: str) -> None:
+def test_a_child_that_returns_to_the_server_ends(start: Start, kind: str, loop: str) -> None:
     esg = start("--loop", loop, "--lifespan", "off", source=KINDS[kind])
     esg.claim("ended by an exception")
     (worker,) = esg.workers()
@@ -174,7 +174,7 @@ def long_child() -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_worker_held_is_free_while_its_child_lives_on(
+def test_a_child_that_outlives_its_worker_keeps_none_of_its_sockets(
     start: Start, kind: str, long_child: list[int]
 ) -> None:
     esg = start("--lifespan", "off", source=KINDS[kind])
@@ -292,7 +292,7 @@ def begin():
 """
 
 
-def test_threads_get_the_rest_of_the_grace_and_are_named_when_they_are_late(start: Start) -> None:
+def test_threads_get_the_rest_of_the_grace_period_and_late_ones_are_named(start: Start) -> None:
     source = application(at_import=THREADS.strip(), at_startup="begin()")
     esg = start("--graceful-timeout", "1.5", source=source)
     workers = esg.workers()
@@ -311,7 +311,7 @@ def begin():
 """
 
 
-def test_processes_that_outlast_the_grace_are_ended_and_named(start: Start) -> None:
+def test_processes_that_outlast_the_grace_period_are_ended_and_named(start: Start) -> None:
     source = application(at_import=PROCESS.strip(), at_startup="begin()")
     esg = start("--graceful-timeout", "0", source=source)
     esg.claim("ends child processes")

@@ -41,7 +41,7 @@ def test_an_application_that_fails_to_import_fails_the_check(tmp_path: Path) -> 
     assert last == "esg: error: importing 'example' failed: ZeroDivisionError: division by zero"
 
 
-def test_a_module_that_exits_fails_the_check_all_the_same(tmp_path: Path) -> None:
+def test_a_module_that_exits_fails_the_check(tmp_path: Path) -> None:
     (tmp_path / "example.py").write_text("raise SystemExit(0)\n")
     assert run_to_its_end(tmp_path, "example:app", "--check-config").code == 4
 
@@ -55,7 +55,7 @@ def test_a_wrong_setting_fails_the_check_before_the_import(tmp_path: Path) -> No
     assert not (tmp_path / "imported").exists()
 
 
-def test_what_is_printed_is_a_file_of_settings(tmp_path: Path) -> None:
+def test_printed_settings_are_a_valid_settings_file(tmp_path: Path) -> None:
     finished = run_to_its_end(tmp_path, "example:app", "--workers", "3", "--print-config")
     assert (finished.code, finished.log) == (0, "")
     assert tomllib.loads(finished.output)["workers"] == 3
@@ -93,7 +93,7 @@ def test_a_reload_reads_the_env_file_again(start: Start) -> None:
     assert esg.whoami()["version"] == "blue"
 
 
-def test_an_env_file_gone_bad_refuses_the_reload_and_changes_nothing(start: Start) -> None:
+def test_a_reload_with_a_bad_env_file_is_refused_and_changes_nothing(start: Start) -> None:
     esg = start(
         "--env-file",
         "vars",
@@ -110,7 +110,7 @@ def test_an_env_file_gone_bad_refuses_the_reload_and_changes_nothing(start: Star
     assert esg.whoami()["version"] == "red"
 
 
-def test_the_server_runs_in_the_folder_it_is_told(start: Start, tmp_path: Path) -> None:
+def test_the_server_runs_in_the_folder_of_chdir(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "example.py").write_text(application("there"))
@@ -123,7 +123,7 @@ def test_the_server_runs_in_the_folder_it_is_told(start: Start, tmp_path: Path) 
 
 
 @pytest.mark.skipif(not shutil.which("taskset"), reason="there's no taskset")
-def test_as_many_workers_as_cpus(start: Start) -> None:
+def test_workers_auto_starts_one_worker_per_cpu(start: Start) -> None:
     cpu = str(min(os.sched_getaffinity(0)))
     prefix = ("taskset", "-c", cpu, "sh", "-c", '"$@"; exit $?', "-")
     esg = start("--workers", "auto", prefix=prefix)
@@ -149,7 +149,7 @@ def test_a_gunicorn_command_line_serves(start: Start) -> None:
     assert esg.whoami()["version"] == "one"
 
 
-def test_a_python_file_is_refused_with_what_to_write(tmp_path: Path) -> None:
+def test_a_python_settings_file_is_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "gunicorn.conf.py").write_text("bind = ':80'\nkeepalive = 5\n")
     finished = run_to_its_end(tmp_path, "example:app", "-c", "gunicorn.conf.py")
     assert finished.code == 2
@@ -160,7 +160,7 @@ def test_a_python_file_is_refused_with_what_to_write(tmp_path: Path) -> None:
 # -- --debug and --header --------------------------------------------------------------
 
 
-def test_debug_is_warned_of_and_shows_tracebacks(start: Start) -> None:
+def test_debug_causes_a_warning_and_shows_tracebacks(start: Start) -> None:
     esg = start("--debug", "--header", "X-Shop: open", "--no-reload")
     assert esg.watchers() == []
     (warning,) = esg.logged("--debug")
@@ -181,7 +181,7 @@ def test_debug_reloads_when_a_file_changes(start: Start) -> None:
     esg.wait_for_log("reloaded workers=1")
 
 
-def test_debug_that_a_reload_turns_on_is_warned_of(start: Start) -> None:
+def test_debug_turned_on_by_a_reload_causes_a_warning(start: Start) -> None:
     esg = start()
     assert esg.logged("tracebacks") == []
     esg.write("debug = true\n", "esg.toml")

@@ -118,7 +118,7 @@ def get(container: Container, path: str) -> str:
     return output.strip()
 
 
-def test_hadolint_has_nothing_to_say() -> None:
+def test_hadolint_reports_nothing() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     if not hadolint.exists():
         pytest.skip("needs hadolint")
@@ -127,7 +127,7 @@ def test_hadolint_has_nothing_to_say() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_it_serves_without_rights(container: Container, built: tuple[Builder, Image]) -> None:
+def test_it_serves_without_privileges(container: Container, built: tuple[Builder, Image]) -> None:
     assert get(container, "/") == "10001 1"
     assert get(container, "/write") in ("Permission denied", "Read-only file system")
     assert built[1].user == "10001:10001"
@@ -149,7 +149,9 @@ def test_its_bytecode_is_used(container: Container) -> None:
     assert [path for path in loaded if not path.endswith(".pyc")] == []
 
 
-def test_the_health_check_tells(container: Container, built: tuple[Builder, Image]) -> None:
+def test_the_health_check_fails_while_the_application_is_unhealthy(
+    container: Container, built: tuple[Builder, Image]
+) -> None:
     check = built[1].healthcheck
     assert container.run(*check) == (0, "")
     assert container.run("touch", "/tmp/sick")[0] == 0
@@ -158,7 +160,7 @@ def test_the_health_check_tells(container: Container, built: tuple[Builder, Imag
     assert container.run(*check) == (0, "")
 
 
-def test_the_health_check_fails_where_nothing_serves(
+def test_the_health_check_fails_if_nothing_serves(
     built: tuple[Builder, Image], tmp_path: Path
 ) -> None:
     builder, image = built
@@ -170,7 +172,7 @@ def test_the_health_check_fails_where_nothing_serves(
         container.kill()
 
 
-def test_it_reaps_what_is_orphaned(container: Container) -> None:
+def test_it_reaps_orphaned_processes(container: Container) -> None:
     before = {child.pid for child in container.init.children()}
     orphan = int(get(container, "/orphan"))
     assert orphan > 1
@@ -181,7 +183,7 @@ def test_it_reaps_what_is_orphaned(container: Container) -> None:
     eventually(lambda: not left(), "nothing is left of it")
 
 
-def test_it_stops_in_good_order(built: tuple[Builder, Image], tmp_path: Path) -> None:
+def test_it_finishes_requests_when_it_stops(built: tuple[Builder, Image], tmp_path: Path) -> None:
     with started(built, tmp_path) as container:
         slow = container.begin("python", "-c", GET, "http://127.0.0.1:8000/slow")
         eventually(lambda: container.run("test", "-e", "/tmp/slow")[0] == 0, "it has the request")
@@ -191,7 +193,7 @@ def test_it_stops_in_good_order(built: tuple[Builder, Image], tmp_path: Path) ->
         assert "stopped, exit status 0" in container.log
 
 
-def test_compose_says_what_the_dockerfile_says(built: tuple[Builder, Image]) -> None:
+def test_compose_matches_the_dockerfile(built: tuple[Builder, Image]) -> None:
     service: dict[str, Any] = yaml.safe_load((FILES / "compose.yaml").read_text())["services"][
         "web"
     ]

@@ -60,7 +60,7 @@ def connected(esg: Esg) -> socket.socket:
     return client
 
 
-def test_a_reload_is_over_when_the_command_is(start: Start) -> None:
+def test_the_command_ends_when_the_reload_has_ended(start: Start) -> None:
     esg = start("--workers", "2", *SOCKET)
     fds = esg.arbiter.num_fds()
     esg.write(application("two"))
@@ -116,7 +116,7 @@ def test_an_address_in_use_refuses_a_reload(start: Start) -> None:
     assert esg.whoami()["generation"] == 1
 
 
-def test_the_settings_of_the_arbiter_say_where_it_is(start: Start) -> None:
+def test_esgctl_finds_the_socket_in_the_settings(start: Start) -> None:
     esg = start(files={"esg.toml": "port = 0\ncontrol_socket = 'control'\n"}, listen=())
     esg.write("control_socket = 'control'\n", "other.toml")
     assert ctl(esg, "reload")[:2] == (0, "reloaded gen=2 workers=1\n")
@@ -127,7 +127,7 @@ def test_the_settings_of_the_arbiter_say_where_it_is(start: Start) -> None:
     assert (code, errors[:30]) == (2, "esgctl: error: which arbiter? ")
 
 
-def test_those_who_ask_at_once_all_hear_the_same(start: Start) -> None:
+def test_clients_of_an_overtaken_reload_are_told_the_newer_result(start: Start) -> None:
     esg = start(*SOCKET)
     esg.write(HANGS_IN_STARTUP)
     first = command(esg, *SOCKET, "reload")
@@ -137,7 +137,7 @@ def test_those_who_ask_at_once_all_hear_the_same(start: Start) -> None:
     assert ended(first)[:2] == ended(second)[:2] == (0, "reloaded gen=3 workers=1\n")
 
 
-def test_who_waits_hears_of_a_stop(start: Start) -> None:
+def test_a_waiting_client_is_told_about_a_stop(start: Start) -> None:
     esg = start(*SOCKET)
     esg.write(HANGS_IN_STARTUP)
     waiting = command(esg, *SOCKET, "reload")
@@ -148,7 +148,7 @@ def test_who_waits_hears_of_a_stop(start: Start) -> None:
     assert not (esg.folder / "control").exists()
 
 
-def test_who_asks_while_it_stops_opens_nothing(start: Start) -> None:
+def test_a_reload_request_during_a_stop_opens_nothing(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     esg = start(*SOCKET, listen=("--port", str(port)))
@@ -165,7 +165,7 @@ def test_who_asks_while_it_stops_opens_nothing(start: Start) -> None:
     slow.close()
 
 
-def test_who_waits_hears_that_the_arbiter_was_killed(start: Start) -> None:
+def test_a_waiting_client_is_told_that_the_arbiter_was_killed(start: Start) -> None:
     esg = start(*SOCKET, wait=True)
     esg.write(HANGS_IN_STARTUP)
     waiting = command(esg, *SOCKET, "reload")
@@ -181,7 +181,7 @@ def test_who_waits_hears_that_the_arbiter_was_killed(start: Start) -> None:
     eventually(lambda: session(esg.process.pid) == [], "the workers have ended")
 
 
-def test_nobody_there_is_a_clear_error(start: Start) -> None:
+def test_without_an_arbiter_esgctl_prints_a_clear_error(start: Start) -> None:
     esg = start()
     code, output, errors = reload(esg)
     assert (code, output) == (1, "")
@@ -225,7 +225,7 @@ def test_a_second_instance_leaves_the_socket_alone(start: Start) -> None:
     assert reload(esg)[0] == 0
 
 
-def test_a_socket_that_nobody_listens_on_is_no_obstacle(start: Start, tmp_path: Path) -> None:
+def test_an_abandoned_control_socket_is_replaced(start: Start, tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "1" / "control"))
@@ -243,7 +243,9 @@ def test_a_socket_that_nobody_listens_on_is_no_obstacle(start: Start, tmp_path: 
         ("x" * 120, "AF_UNIX path too long"),
     ],
 )
-def test_what_is_not_ours_is_not_touched(tmp_path: Path, path: str, reason: str) -> None:
+def test_a_path_that_cannot_be_used_is_refused_and_left_alone(
+    tmp_path: Path, path: str, reason: str
+) -> None:
     (tmp_path / "file").write_text("kept")
     (tmp_path / "folder").mkdir()
     (tmp_path / "example.py").write_text(application())
@@ -256,7 +258,7 @@ def test_what_is_not_ours_is_not_touched(tmp_path: Path, path: str, reason: str)
     assert not (tmp_path / "pid").exists()
 
 
-def test_a_reload_can_not_move_it(start: Start) -> None:
+def test_a_reload_cannot_move_the_control_socket(start: Start) -> None:
     esg = start(files={"esg.toml": "port = 0\ncontrol_socket = 'control'\n"}, listen=())
     esg.claim("reload refused")
     esg.write("port = 0\ncontrol_socket = 'other'\n", "esg.toml")
@@ -279,7 +281,7 @@ def test_a_reload_can_not_move_it(start: Start) -> None:
         (b"\xff" * 5000, 'expected a line such as {"command": "reload"}'),
     ],
 )
-def test_nonsense_is_answered(start: Start, sent: bytes, text: str) -> None:
+def test_invalid_commands_are_answered_with_an_error(start: Start, sent: bytes, text: str) -> None:
     esg = start(*SOCKET)
     with connected(esg) as client:
         client.sendall(sent)
@@ -289,7 +291,7 @@ def test_nonsense_is_answered(start: Start, sent: bytes, text: str) -> None:
     assert esg.whoami()["worker"] == 1
 
 
-def test_clients_that_say_nothing_cost_a_bounded_number_of_descriptors(start: Start) -> None:
+def test_silent_clients_use_a_bounded_number_of_descriptors(start: Start) -> None:
     esg = start(*SOCKET)
     fds = esg.arbiter.num_fds()
     with contextlib.ExitStack() as clients:
@@ -302,7 +304,7 @@ def test_clients_that_say_nothing_cost_a_bounded_number_of_descriptors(start: St
     eventually(lambda: esg.arbiter.num_fds() == fds, "all are gone")
 
 
-def test_who_goes_before_the_answer_changes_nothing(start: Start) -> None:
+def test_a_client_that_leaves_before_its_answer_changes_nothing(start: Start) -> None:
     esg = start(*SOCKET)
     with connected(esg) as client:
         client.sendall(b'{"command": "reload"}\n')

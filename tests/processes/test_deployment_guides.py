@@ -178,7 +178,7 @@ class Deployment:
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_the_line_serves(line: str, tmp_path: Path) -> None:
+def test_the_command_line_serves(line: str, tmp_path: Path) -> None:
     deployment = Deployment(line, tmp_path)
     try:
         assert deployment.get() == (200, b"served")
@@ -191,7 +191,7 @@ def test_the_line_serves(line: str, tmp_path: Path) -> None:
         print(deployment.log)  # noqa: T201 - for a test that fails
 
 
-def test_what_is_not_in_this_version_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_an_option_of_a_later_version_is_refused_in_one_line(tmp_path: Path) -> None:
     done = run_to_its_end(tmp_path, *shlex.split(REFUSED)[1:])
     line = "esg: error: --preload: this version of ESG can't do that yet; leave it out\n"
     assert (done.code, done.log) == (2, line)

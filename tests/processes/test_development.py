@@ -48,7 +48,7 @@ def test_a_saved_file_is_served(watching: Start, workers: str) -> None:
     assert {esg.whoami()["version"] for _ in range(6)} == {"two"}
 
 
-def test_the_new_code_is_served_in_a_moment(watching: Start) -> None:
+def test_the_new_code_is_served_soon(watching: Start) -> None:
     """A save takes little longer than the reload that it causes.
 
     A fixed delay, such as that of a watcher that looks once a second, must fail here.
@@ -102,7 +102,7 @@ def test_editors_save_in_several_ways(watching: Start, save: Callable[[Path, str
         wait_for_version(esg, version)
 
 
-def test_changes_are_found_by_looking_at_the_files(watching: Start) -> None:
+def test_polling_finds_changes(watching: Start) -> None:
     esg = watching("--reload-engine", "poll")
     esg.write(application("two"))
     wait_for_version(esg, "two")
@@ -118,7 +118,7 @@ def test_a_burst_of_changes_is_one_reload_or_two(watching: Start) -> None:
     all_along(0.6, lambda: len(esg.logged("changed: ")) <= 2, "at most two reloads")
 
 
-def test_the_delay_is_the_least_time_between_two_reloads(watching: Start) -> None:
+def test_the_delay_is_the_shortest_time_between_two_reloads(watching: Start) -> None:
     esg = watching("--reload-delay", "1.5")
     esg.write(application("two"))
     esg.wait_for_log("changed: ")
@@ -129,7 +129,7 @@ def test_the_delay_is_the_least_time_between_two_reloads(watching: Start) -> Non
     wait_for_version(esg, "three")
 
 
-def test_what_counts_can_be_chosen(watching: Start) -> None:
+def test_patterns_select_the_files_that_count(watching: Start) -> None:
     esg = watching("--reload-include", "*.html", "--reload-exclude", "data.py")
     esg.write("<p>", "page.txt")
     esg.write("x = 1", "data.py")
@@ -138,7 +138,7 @@ def test_what_counts_can_be_chosen(watching: Start) -> None:
     esg.wait_for_log(" reloaded workers=")
 
 
-def test_a_folder_can_be_named(watching: Start, tmp_path: Path) -> None:
+def test_a_folder_can_be_chosen(watching: Start, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     esg = watching("--reload-dir", str(other))
@@ -150,7 +150,7 @@ def test_a_folder_can_be_named(watching: Start, tmp_path: Path) -> None:
     assert len(esg.logged("changed: ")) == 1
 
 
-def test_a_file_behind_a_link_and_a_folder_behind_one(watching: Start, tmp_path: Path) -> None:
+def test_files_and_folders_behind_links_are_watched(watching: Start, tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared.py").write_text("VERSION = 'old'")
     (tmp_path / "shared" / "__init__.py").write_text("")
@@ -173,7 +173,7 @@ def test_a_file_behind_a_link_and_a_folder_behind_one(watching: Start, tmp_path:
     esg.wait_for_log(" reloaded workers=", count=before + 1)
 
 
-def test_a_folder_of_code_that_comes_as_a_whole(watching: Start, tmp_path: Path) -> None:
+def test_a_folder_moved_into_place_is_noticed(watching: Start, tmp_path: Path) -> None:
     esg = watching()
     package = tmp_path / "package"
     package.mkdir()
@@ -183,7 +183,7 @@ def test_a_folder_of_code_that_comes_as_a_whole(watching: Start, tmp_path: Path)
     esg.wait_for_log(" reloaded workers=")
 
 
-def test_a_watched_folder_that_is_replaced_is_watched_on(watching: Start, tmp_path: Path) -> None:
+def test_a_replaced_folder_is_still_watched(watching: Start, tmp_path: Path) -> None:
     folder = tmp_path / "watched"
     folder.mkdir()
     esg = watching("--reload-dir", str(folder))
@@ -198,7 +198,7 @@ def test_a_watched_folder_that_is_replaced_is_watched_on(watching: Start, tmp_pa
     esg.wait_for_log(" reloaded workers=", count=2)
 
 
-def test_code_that_cannot_be_imported_keeps_the_last_good_one(watching: Start) -> None:
+def test_code_that_cannot_be_imported_leaves_the_last_good_code_serving(watching: Start) -> None:
     esg = watching("--workers", "2")
     esg.claim("can't boot: ", "reload failed, gen=1 goes on serving")
     old = esg.workers()
@@ -214,7 +214,7 @@ def test_code_that_cannot_be_imported_keeps_the_last_good_one(watching: Start) -
     esg.wait_for_log(" reloaded workers=2")
 
 
-def test_with_debug_a_browser_is_shown_why_a_reload_failed(watching: Start) -> None:
+def test_with_debug_a_browser_shows_why_a_reload_failed(watching: Start) -> None:
     esg = watching("--debug", "--workers", "2")
     esg.claim("can't boot: ", "reload failed, gen=1 goes on serving")
     assert esg.whoami()["version"] == "one"
@@ -230,7 +230,7 @@ def test_with_debug_a_browser_is_shown_why_a_reload_failed(watching: Start) -> N
     assert b'"two"' in page(esg)[1]
 
 
-def test_without_debug_nobody_is(watching: Start) -> None:
+def test_without_debug_a_browser_does_not_show_why_a_reload_failed(watching: Start) -> None:
     esg = watching()
     esg.claim("can't boot: ", "reload failed, gen=1 goes on serving")
     esg.write("def app(:\n")
@@ -249,7 +249,7 @@ def page(esg: Esg) -> tuple[int, bytes]:
         connection.close()
 
 
-def test_a_browsers_idle_connection_does_not_keep_to_the_old_code(watching: Start) -> None:
+def test_a_reload_closes_idle_connections(watching: Start) -> None:
     esg = watching("--timeout-keep-alive", "60")
     connection = esg.begin("/whoami")
     assert answer(connection)["version"] == "one"
@@ -272,14 +272,14 @@ def is_closed(sock) -> bool:
 # -- settings ------------------------------------------------------------------------------
 
 
-def test_the_file_of_settings_is_watched(watching: Start) -> None:
+def test_the_settings_file_is_watched(watching: Start) -> None:
     esg = watching(files={"esg.toml": "workers = 1"})
     esg.write("workers = 2", "esg.toml")
     assert esg.wait_for_log("changed: ").event == "changed: esg.toml"
     esg.wait_for_log(" reloaded workers=2")
 
 
-def test_the_file_of_variables_is_watched(watching: Start) -> None:
+def test_the_env_file_is_watched(watching: Start) -> None:
     pytest.importorskip("dotenv")
     source = application(at_import="VERSION = os.environ['RELEASE']")
     esg = watching("--env-file", "local.env", source=source, files={"local.env": "RELEASE=one"})
@@ -288,7 +288,7 @@ def test_the_file_of_variables_is_watched(watching: Start) -> None:
     wait_for_version(esg, "two")
 
 
-def test_a_bad_file_of_settings_changes_nothing(watching: Start) -> None:
+def test_a_bad_settings_file_changes_nothing(watching: Start) -> None:
     esg = watching(files={"esg.toml": "workers = 1"})
     esg.claim("reload refused, gen=1 goes on serving")
     esg.write("wrokers = 2", "esg.toml")
@@ -296,7 +296,7 @@ def test_a_bad_file_of_settings_changes_nothing(watching: Start) -> None:
     assert esg.whoami()["generation"] == 1
 
 
-def test_a_reload_can_begin_and_end_the_watching(start: Start) -> None:
+def test_a_reload_can_start_and_end_the_watcher(start: Start) -> None:
     esg = start("-c", "esg.toml", files={"esg.toml": ""})
     assert esg.watchers() == []
     esg.write("reload = true", "esg.toml")
@@ -313,7 +313,7 @@ def test_a_reload_can_begin_and_end_the_watching(start: Start) -> None:
     assert len(esg.logged("changed: ")) == 1
 
 
-def test_a_change_while_nothing_has_changed_for_the_watcher_keeps_it(watching: Start) -> None:
+def test_a_reload_with_the_same_settings_keeps_the_watcher(watching: Start) -> None:
     esg = watching()
     before = esg.watchers()
     esg.write(application("two"))
@@ -324,7 +324,7 @@ def test_a_change_while_nothing_has_changed_for_the_watcher_keeps_it(watching: S
 # -- the process -----------------------------------------------------------------------------
 
 
-def test_a_watcher_that_dies_is_started_again_and_ends_nothing(watching: Start) -> None:
+def test_a_watcher_that_dies_is_replaced(watching: Start) -> None:
     esg = watching()
     esg.claim("the watcher of --reload ended")
     worker = esg.workers()
@@ -340,7 +340,7 @@ def test_a_watcher_that_dies_is_started_again_and_ends_nothing(watching: Start) 
     wait_for_version(esg, "two")
 
 
-def test_what_is_saved_while_no_watcher_runs_is_served(watching: Start) -> None:
+def test_files_saved_while_no_watcher_runs_are_served(watching: Start) -> None:
     esg = watching()
     esg.claim("the watcher of --reload ended")
     esg.write(application("two"))
@@ -354,14 +354,14 @@ def test_what_is_saved_while_no_watcher_runs_is_served(watching: Start) -> None:
     assert len(esg.logged("changed: ")) == 2, "nothing is told of twice"
 
 
-def test_what_is_saved_in_the_middle_of_the_start_is_served(start: Start) -> None:
+def test_files_saved_during_startup_are_served(start: Start) -> None:
     late = "os.path.exists('late.py') or open('late.py', 'w').close()"
     esg = start("--reload", source=application(at_import=late))
     assert esg.wait_for_log("changed: ").event == "changed: late.py"
     esg.wait_for_log(" reloaded workers=")
 
 
-def test_the_watcher_takes_no_notice_of_signals_to_the_whole_group(watching: Start) -> None:
+def test_the_watcher_ignores_signals_to_the_whole_group(watching: Start) -> None:
     esg = watching()
     (watcher,) = esg.watchers()
     for signum in (signal.SIGHUP, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
@@ -387,7 +387,7 @@ def ended(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-def test_the_watcher_holds_nothing_of_the_arbiters(watching: Start) -> None:
+def test_the_watcher_holds_no_descriptors_of_the_arbiter(watching: Start) -> None:
     esg = watching("--error-logfile", "log", log="log")
     folder = f"/proc/{esg.watchers()[0]}/fd"
     numbers = {int(name): os.readlink(f"{folder}/{name}") for name in os.listdir(folder)}
@@ -397,7 +397,7 @@ def test_the_watcher_holds_nothing_of_the_arbiters(watching: Start) -> None:
     assert not any(what.endswith("/log") for what in numbers.values())
 
 
-def test_a_shutdown_takes_the_watcher_along(watching: Start) -> None:
+def test_a_shutdown_ends_the_watcher(watching: Start) -> None:
     esg = watching("--workers", "2")
     connection = esg.in_flight("/slow/0.5")
     esg.signal(signal.SIGTERM)

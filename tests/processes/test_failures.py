@@ -70,7 +70,7 @@ HOSTILE = """\
 """
 
 
-def test_whatever_a_worker_sends_the_arbiter_lives_on(start: Start) -> None:
+def test_a_hostile_worker_does_not_block_the_arbiter(start: Start) -> None:
     """Invalid mail and descriptors that are slow to close don't block the arbiter."""
     esg = start(source=application(at_startup=HOSTILE.strip()))
     esg.claim("by mailbox")
@@ -91,7 +91,7 @@ FROM_THE_FUTURE = """\
 """
 
 
-def test_a_worker_whose_heartbeat_is_in_the_future_is_not_believed(start: Start) -> None:
+def test_a_heartbeat_in_the_future_does_not_count(start: Start) -> None:
     esg = start("--timeout", "2", source=application(at_startup=FROM_THE_FUTURE.strip()))
     esg.claim("stuck: its last heartbeat is in the future")
     esg.claim(STACKS)
@@ -103,7 +103,7 @@ def test_a_worker_whose_heartbeat_is_in_the_future_is_not_believed(start: Start)
 # -- workers that die ------------------------------------------------------------------
 
 
-def test_a_killed_worker_loses_only_what_it_held(start: Start) -> None:
+def test_a_killed_worker_loses_only_its_own_requests(start: Start) -> None:
     esg = start("--workers", "2")
     esg.claim("died: killed by SIGKILL")
     connections = [esg.in_flight("/slow/0.7") for _ in range(10)]
@@ -155,7 +155,9 @@ def test_a_segfault_leaves_the_stack_in_the_log(start: Start) -> None:
 
 
 @pytest.mark.parametrize("how", ["killed", "segfault"])
-def test_a_stack_that_somebody_asked_for_is_not_where_it_died(start: Start, how: str) -> None:
+def test_stacks_that_another_process_requested_are_not_logged_at_a_death(
+    start: Start, how: str
+) -> None:
     esg = start()
     esg.claim("died: killed by")
     (worker,) = esg.workers()
@@ -213,7 +215,7 @@ def die_together(esg: Esg, count: int) -> None:
     esg.signal(signal.SIGCONT)
 
 
-def test_workers_that_die_together_while_booting_are_told_once(start: Start) -> None:
+def test_workers_that_die_together_while_booting_are_logged_once(start: Start) -> None:
     source = application(at_startup=f"if True:\n        {GATE}")
     esg = start("--workers", "4", source=source, wait=False)
     esg.claim("can't boot: died while booting: exit status 9")
@@ -317,7 +319,7 @@ runpy.run_module("esg", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize("where", ["action", "callback"])
-def test_nothing_that_raises_ends_an_arbiter_that_serves(start: Start, where: str) -> None:
+def test_no_exception_ends_an_arbiter_that_serves(start: Start, where: str) -> None:
     esg = start("--workers", "2", where, wrapper=("-c", FAULTY))
     esg.claim("unexpected error, the arbiter goes on: RuntimeError")
     for count in (1, 2):
@@ -350,7 +352,7 @@ def test_a_worker_that_cannot_be_signalled_is_replaced(start: Start) -> None:
 # -- workers that stand still ----------------------------------------------------------
 
 
-def test_a_blocked_worker_is_replaced_and_the_log_has_the_line_it_stands_at(start: Start) -> None:
+def test_a_blocked_worker_is_replaced_and_the_log_has_the_blocking_line(start: Start) -> None:
     esg = start("--workers", "2", "--timeout", "1")
     esg.claim("stuck: its event loop has stood still", STACKS)
     connection = esg.in_flight("/block/60")
@@ -395,7 +397,9 @@ async def app(scope, receive, send):
 """
 
 
-def test_a_worker_that_no_thread_can_speak_for_has_a_count_of_requests(start: Start) -> None:
+def test_a_worker_whose_threads_cannot_run_is_logged_with_its_number_of_requests(
+    start: Start,
+) -> None:
     esg = start("--timeout", "1", "--lifespan", "off", source=HOLDS_THE_INTERPRETER)
     esg.claim("stuck: its event loop has stood still", STACKS)
     connection = esg.begin("/")
@@ -416,7 +420,7 @@ runpy.run_module("esg", run_name="__main__", alter_sys=True)
 """
 
 
-def test_where_memory_files_are_denied_stacks_are_on_standard_error(start: Start) -> None:
+def test_stacks_go_to_standard_error_if_memory_files_are_denied(start: Start) -> None:
     esg = start(
         "--workers", "2", "--timeout", "1", wrapper=("-c", DENIED.format(function="memfd_create"))
     )
@@ -485,7 +489,7 @@ def test_a_worker_that_drains_for_longer_than_its_grace_is_cut_off(start: Start)
     assert len(esg.notes("shutdown")) == 1
 
 
-def test_a_blocked_worker_holds_up_no_stop(start: Start) -> None:
+def test_a_blocked_worker_does_not_delay_a_stop(start: Start) -> None:
     """--timeout would let it stand still for longer."""
     esg = start("--workers", "1", "--graceful-timeout", "1")
     esg.claim(
@@ -498,7 +502,7 @@ def test_a_blocked_worker_holds_up_no_stop(start: Start) -> None:
     assert "report_of_the_month" in esg.wait_for_log(STACKS).text
 
 
-def test_a_request_that_swallows_its_cancellation_holds_no_worker_for_ever(start: Start) -> None:
+def test_a_request_that_swallows_its_cancellation_does_not_keep_its_worker(start: Start) -> None:
     esg = start("--workers", "1", "--graceful-timeout", "0.5", "--timeout", "2")
     esg.claim("gen=1 .* (stuck|overdue): ", f"gen=1 .* {STACKS}")
     connection = esg.in_flight("/stubborn")
@@ -532,7 +536,7 @@ async def app(scope, receive, send):
 """
 
 
-def test_tasks_that_wait_for_each_other_hold_up_no_stop(start: Start) -> None:
+def test_tasks_that_wait_for_each_other_do_not_delay_a_stop(start: Start) -> None:
     esg = start("--graceful-timeout", "1", source=DEADLOCKED)
     esg.claim("can't cancel 1 of them: their tasks wait for each other in a circle$")
     lost, told = esg.begin("/circle"), esg.begin("/other")
@@ -577,7 +581,7 @@ async def app(scope, receive, send):
 """
 
 
-def test_a_startup_whose_tasks_wait_for_each_other_holds_up_no_stop(start: Start) -> None:
+def test_a_startup_whose_tasks_wait_for_each_other_does_not_delay_a_stop(start: Start) -> None:
     source = "DURING = 'startup'" + DEADLOCKED_LIFESPAN
     esg = start("--graceful-timeout", "1", source=source, wait=False)
     esg.claim("can't cancel the lifespan: its tasks wait for each other in a circle$")
@@ -608,7 +612,7 @@ def test_a_worker_that_waits_for_threads_is_not_taken_for_stuck(start: Start) ->
     assert esg.notes("thread_done")
 
 
-def test_threads_that_never_end_hold_no_worker_for_ever(start: Start) -> None:
+def test_threads_that_never_end_do_not_keep_their_worker(start: Start) -> None:
     esg = start("--graceful-timeout", "0")
     connection = esg.in_flight("/thread/1000")
     assert answer(connection)["worker"] == 1
@@ -619,7 +623,7 @@ def test_threads_that_never_end_hold_no_worker_for_ever(start: Start) -> None:
     esg.wait_for_log("ends with threads that are still busy")
 
 
-def test_exit_handlers_of_the_application_run_in_its_workers_alone(start: Start) -> None:
+def test_exit_handlers_of_the_application_run_only_in_its_workers(start: Start) -> None:
     source = application(at_import="import atexit\natexit.register(note, 'exit')")
     esg = start("--workers", "2", source=source)
     workers = sorted(esg.workers())
@@ -675,7 +679,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_a_stopped_arbiter_kills_nobody_when_it_goes_on(start: Start) -> None:
+def test_an_arbiter_that_was_stopped_kills_no_worker_when_it_continues(start: Start) -> None:
     esg = start("--workers", "2", "--timeout", "1")
     workers = esg.workers()
     esg.signal(signal.SIGSTOP)
@@ -686,7 +690,7 @@ def test_a_stopped_arbiter_kills_nobody_when_it_goes_on(start: Start) -> None:
 
 
 @pytest.mark.parametrize("seconds", [2.0, 4.0])
-def test_a_suspended_machine_kills_nobody_when_it_wakes(start: Start, seconds: float) -> None:
+def test_no_worker_is_killed_when_a_suspended_machine_wakes(start: Start, seconds: float) -> None:
     esg = start("--workers", "2", "--timeout", "1")
     workers = esg.workers()
     everybody = [esg.pid, *workers]
@@ -700,7 +704,7 @@ def test_a_suspended_machine_kills_nobody_when_it_wakes(start: Start, seconds: f
 
 
 @pytest.mark.parametrize("error", ["KeyboardInterrupt", "SystemExit(0)"])
-def test_a_module_that_ends_the_interpreter_ends_its_worker_only(start: Start, error: str) -> None:
+def test_a_module_that_exits_ends_only_its_worker(start: Start, error: str) -> None:
     source = application(at_import=f"if os.path.exists('bad'): raise {error}")
     esg = start("--workers", "1", source=source)
     esg.claim("died: killed by SIGKILL", f"can't boot: importing 'example' failed: {error[:10]}")
@@ -717,7 +721,7 @@ QUICK_ENDINGS = {"QUIT": [signal.SIGQUIT], "INT INT": [signal.SIGINT, signal.SIG
 
 
 @pytest.mark.parametrize("signals", QUICK_ENDINGS.values(), ids=QUICK_ENDINGS)
-def test_a_quick_shutdown_waits_for_no_request_but_runs_the_lifespan(
+def test_a_quick_shutdown_does_not_wait_for_requests_but_runs_the_lifespan(
     start: Start, signals: list[signal.Signals]
 ) -> None:
     esg = start("--workers", "2")
@@ -797,7 +801,7 @@ def importing(start: Start, *options: str, prefix: tuple[str, ...] = ()) -> Esg:
     ],
     ids=["", "as PID 1"],
 )
-def test_it_ends_in_good_order_before_it_has_begun(
+def test_a_signal_during_the_first_imports_ends_it_with_0(
     start: Start, prefix: tuple[str, ...], signum: int
 ) -> None:
     esg = importing(start, prefix=prefix)
@@ -806,14 +810,14 @@ def test_it_ends_in_good_order_before_it_has_begun(
     assert esg.log == ""
 
 
-def test_a_check_that_is_interrupted_finds_nothing_good(start: Start) -> None:
+def test_an_interrupted_check_does_not_succeed(start: Start) -> None:
     esg = importing(start, "--check-config")
     esg.exit_code = -signal.SIGTERM
     esg.signal(signal.SIGTERM)
     assert esg.wait() == -signal.SIGTERM
 
 
-def test_it_ends_in_good_order_while_it_reads_its_settings(start: Start, tmp_path: Path) -> None:
+def test_a_signal_while_settings_are_read_ends_it_with_0(start: Start, tmp_path: Path) -> None:
     fifo = tmp_path / "fifo.toml"
     os.mkfifo(fifo)
     esg = start("-c", str(fifo), wait=False)
@@ -831,7 +835,7 @@ def test_it_ends_in_good_order_while_it_reads_its_settings(start: Start, tmp_pat
 
 
 @pytest.mark.skipif(not may_unshare(), reason="no permission for a pid namespace")
-def test_as_pid_1_it_reaps_strangers_and_ends_when_told(start: Start) -> None:
+def test_as_pid_1_it_reaps_adopted_processes_and_ends_on_term(start: Start) -> None:
     esg = start("--workers", "2", prefix=NAMESPACE)
     assert "arbiter gen=1 pid=1 " in esg.log
     connection = esg.begin("/strand")

@@ -158,7 +158,9 @@ def websocket_flood(first: bytes, frame: bytes) -> Attack:
     [websocket_flood(EMPTY_BEGINNING, EMPTY_FRAGMENT), websocket_flood(b"", EMPTY_PING)],
     ids=["fragments", "pings"],
 )
-def test_tiny_frames_of_a_websocket(start: Start, attack: Attack, library: str) -> None:
+def test_tiny_websocket_frames_do_not_delay_others(
+    start: Start, attack: Attack, library: str
+) -> None:
     esg = start("--ws", library, *OPTIONS, source=APP)
     hold_to_the_bound(esg, attack, 2)
 
@@ -167,7 +169,7 @@ def test_tiny_frames_of_a_websocket(start: Start, attack: Attack, library: str) 
 
 
 @pytest.mark.parametrize(("parser", "clients"), [("httptools", 20), ("h11", 3)])
-def test_tiny_chunks(start: Start, parser: str, clients: int) -> None:
+def test_tiny_chunks_do_not_delay_others(start: Start, parser: str, clients: int) -> None:
     """h11 takes ten times as long for a chunk, so fewer clients do the same harm."""
 
     def attack(port: int, over: threading.Event) -> None:
@@ -191,7 +193,7 @@ def encrypted(start: Start, tmp_path: Path) -> Esg:
     return esg
 
 
-def test_records_of_one_byte(encrypted: Esg) -> None:
+def test_one_byte_tls_records_do_not_delay_others(encrypted: Esg) -> None:
     context = encrypted.tls
     assert context is not None
     count, clients = 10_000, 20
@@ -236,7 +238,7 @@ def _one_byte_records(
     return sock, outgoing.read()
 
 
-def test_changes_of_keys(encrypted: Esg) -> None:
+def test_key_updates_do_not_delay_others(encrypted: Esg) -> None:
     def attack(port: int, over: threading.Event) -> None:
         client = OpenSSL()
         with contextlib.closing(client), connected(port) as sock:

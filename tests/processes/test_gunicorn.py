@@ -192,7 +192,7 @@ def test_a_subclass_chooses_settings(gunicorn: Start, tmp_path: Path) -> None:
     connection.close()
 
 
-def test_a_subclass_with_an_unknown_setting_is_told_so(gunicorn: Start, tmp_path: Path) -> None:
+def test_a_subclass_with_an_unknown_setting_is_refused(gunicorn: Start, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SUBCLASS.replace("server_header", "serve_header"))
     server = gunicorn(worker="mine.Mine", wait=False)
     server.claims += ["."]
@@ -250,7 +250,7 @@ def test_a_hook_may_make_a_tls_context_of_its_own(gunicorn: Start, tmp_path: Pat
         assert connection.getresponse().status == 200
 
 
-def test_a_certificate_that_is_none_stops_the_boot(gunicorn: Start, tmp_path: Path) -> None:
+def test_an_invalid_certificate_prevents_the_boot(gunicorn: Start, tmp_path: Path) -> None:
     (tmp_path / "bad.pem").write_text("nonsense")
     server = gunicorn("--certfile", "bad.pem", "--keyfile", "bad.pem", wait=False)
     server.claims += ["."]
@@ -332,7 +332,7 @@ def test_a_worker_whose_loop_is_blocked_is_replaced_and_its_stack_logged(gunicor
     connection.close()
 
 
-def test_the_access_log_is_gunicorns(gunicorn: Start) -> None:
+def test_the_access_log_is_written_by_gunicorn(gunicorn: Start) -> None:
     form = "%(h)s %(m)s %(U)s?%(q)s %(s)s %(B)s %({x-tag}i)s %({content-length}o)s %(p)s"
     server = gunicorn("--access-logfile", "access", "--access-logformat", form)
     connection = server.begin("/whoami/a?b=1%0a", **{"X-Tag": 'one"two'})
@@ -357,7 +357,7 @@ class Mine(Logger):
 """
 
 
-def test_a_logger_of_ones_own_has_the_requests(gunicorn: Start, tmp_path: Path) -> None:
+def test_a_custom_logger_class_gets_the_requests(gunicorn: Start, tmp_path: Path) -> None:
     (tmp_path / "mylog.py").write_text(LOGGER)
     server = gunicorn("--logger-class", "mylog.Mine")
     server.whoami()
@@ -397,7 +397,7 @@ def test_the_proxies_that_gunicorn_trusts_are_trusted(
     connection.close()
 
 
-def test_keep_alive_lasts_as_long_as_gunicorn_says(gunicorn: Start) -> None:
+def test_gunicorns_keepalive_is_obeyed(gunicorn: Start) -> None:
     server = gunicorn("--keep-alive", "1")
     connection = server.begin("/whoami")
     answer(connection)
@@ -406,14 +406,14 @@ def test_keep_alive_lasts_as_long_as_gunicorn_says(gunicorn: Start) -> None:
     connection.close()
 
 
-def test_limits_are_gunicorns(gunicorn: Start) -> None:
+def test_gunicorns_limits_are_obeyed(gunicorn: Start) -> None:
     server = gunicorn("--limit-request-line", "100")
     connection = server.begin("/whoami/" + "x" * 200)
     assert connection.getresponse().status == 414
     connection.close()
 
 
-def test_a_lifespan_that_fails_stops_the_boot(gunicorn: Start) -> None:
+def test_a_lifespan_that_fails_prevents_the_boot(gunicorn: Start) -> None:
     source = application(at_startup="raise RuntimeError('no such bucket')")
     server = gunicorn("--asgi-lifespan", "on", source=source, wait=False)
     server.claims += ["."]
@@ -468,7 +468,7 @@ def test_a_proxy_on_a_unix_socket_is_trusted_as_by_gunicorn(
 WITHOUT_MEMFD = "import os; del os.memfd_create; from gunicorn.app.wsgiapp import run; run()"
 
 
-def test_where_esg_cannot_run_one_line_says_so(tmp_path: Path) -> None:
+def test_an_unsupported_system_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "example.py").write_text(SCOPE)
     line = ["example:app", "-k", CLASSES[0], "-b", "127.0.0.1:0", "--no-control-socket"]
     with subprocess.Popen(
@@ -507,7 +507,7 @@ def test_an_upgrade_of_gunicorn_keeps_the_sockets_working(gunicorn: Start) -> No
         eventually(lambda: session(server.process.pid) == [], "all have ended")
 
 
-def test_settings_without_meaning_are_warned_of(gunicorn: Start, tmp_path: Path) -> None:
+def test_settings_without_effect_cause_a_warning(gunicorn: Start, tmp_path: Path) -> None:
     (tmp_path / "conf.py").write_text("def pre_request(worker, req):\n    pass\n")
     server = gunicorn("-c", "conf.py", "--strip-header-spaces")
     server.wait_for_log(
@@ -568,7 +568,7 @@ def end_a_child():
 
 
 @pytest.mark.parametrize("worker", CLASSES)
-def test_a_signal_to_a_forked_child_is_not_the_workers(gunicorn: Start, worker: str) -> None:
+def test_a_signal_to_a_forked_child_does_not_reach_the_worker(gunicorn: Start, worker: str) -> None:
     source = application(at_import=FORKS, at_startup='note(f"ended{end_a_child()}")')
     running = gunicorn(worker=worker, source=source)
     pid = running.whoami()["pid"]

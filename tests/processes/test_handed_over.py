@@ -110,7 +110,7 @@ def restart_under_load(program: Started, port: int) -> None:
         assert again.num_fds() == files
 
 
-def test_supervisor(tmp_path: Path) -> None:
+def test_supervisor_hands_over_its_socket(tmp_path: Path) -> None:
     port = free_port()
     conf = deployed(
         "supervisor/esg.conf",
@@ -135,7 +135,7 @@ def test_supervisor(tmp_path: Path) -> None:
         assert connects(port)
 
 
-def test_circus(tmp_path: Path) -> None:
+def test_circus_hands_over_its_socket(tmp_path: Path) -> None:
     port = free_port()
     conf = deployed(
         "circus/circus.ini",
@@ -154,7 +154,7 @@ def test_circus(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     shutil.which("systemd-socket-activate") is None, reason="needs systemd-socket-activate"
 )
-def test_systemd_socket_activate(tmp_path: Path) -> None:
+def test_systemd_socket_activate_hands_over_its_socket(tmp_path: Path) -> None:
     """The program executes ESG at the first connection, and this client gets a response."""
     port = free_port()
     command = ["systemd-socket-activate", "--listen", f"127.0.0.1:{port}", "--fdname", "web"]

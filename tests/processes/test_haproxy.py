@@ -96,7 +96,7 @@ def behind(start: Start, tmp_path: Path) -> Iterator[HAProxy]:
         yield proxy
 
 
-def test_the_file_does_what_it_says(behind: HAProxy) -> None:
+def test_the_configuration_does_what_its_comments_say(behind: HAProxy) -> None:
     """One HAProxy for all checks: starting one for each would take longer than the checks."""
     it_says_who_the_client_is(behind.front)
     it_takes_no_clients_word(behind.front)
@@ -146,7 +146,9 @@ def it_leads_to_tls(plain: int) -> None:
     assert response.headers["location"] == "https://example.org/order?n=1"
 
 
-def test_a_server_that_stops_is_seen_to_and_nothing_is_lost(start: Start, tmp_path: Path) -> None:
+def test_haproxy_notices_a_server_that_stops_and_loses_nothing(
+    start: Start, tmp_path: Path
+) -> None:
     first, second = (start(*OPTIONS, source=SOURCE, files=FILES) for _ in range(2))
     options: Any = {"keep_alive": 2, "fresh": 2}
     with haproxy(tmp_path, first.port, second.port) as proxy:

@@ -76,7 +76,7 @@ def test_asgi2_is_served(start: Start, flags: list[str]) -> None:
         ([], "def app(): pass\n", 4, "add --factory"),
     ],
 )
-def test_what_cannot_be_served_is_refused(
+def test_an_application_that_cannot_be_served_is_refused(
     tmp_path: Path, flags: list[str], source: str, code: int, text: str
 ) -> None:
     (tmp_path / "example.py").write_text(source)
@@ -129,7 +129,7 @@ def test_a_thread_that_hangs_does_not_keep_a_worker_alive(start: Start) -> None:
     assert esg.logged("gone: exit status 0")
 
 
-def test_the_loop_beats_while_every_thread_is_busy(start: Start) -> None:
+def test_the_loop_sends_heartbeats_while_every_thread_is_busy(start: Start) -> None:
     esg = start("--timeout", "1", "--threads", "2", source=WSGI)
     busy = [esg.in_flight("/slow/2.5") for _ in range(2)]
     pids = {answer(connection)["pid"] for connection in busy}

@@ -38,7 +38,7 @@ def settings(deployment: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("version", ["1.25", "1.31"])
 @pytest.mark.parametrize("name", ["deployment.yaml", "autoscaler.yaml"])
-def test_the_schemas_allow_it(name: str, version: str) -> None:
+def test_the_manifests_are_valid_by_the_schemas(name: str, version: str) -> None:
     validator = pytest.importorskip("kubernetes_validate")
     for manifest in manifests(name):
         validator.validate(manifest, version, strict=True)
@@ -52,7 +52,7 @@ def test_a_pod_has_time_to_drain(deployment: dict[str, Any], settings: dict[str,
     assert settings["timeout_keep_alive"] > 60  # the value of ingress-nginx
 
 
-def test_the_probes_leave_esg_its_times(
+def test_the_probes_wait_longer_than_esgs_timeouts(
     deployment: dict[str, Any], settings: dict[str, Any]
 ) -> None:
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -65,7 +65,9 @@ def test_the_probes_leave_esg_its_times(
     assert patience(container["readinessProbe"]) < patience(container["livenessProbe"])
 
 
-def test_what_belongs_together_fits(deployment: dict[str, Any], settings: dict[str, Any]) -> None:
+def test_labels_ports_and_volumes_match(
+    deployment: dict[str, Any], settings: dict[str, Any]
+) -> None:
     _, service, budget = manifests("deployment.yaml")
     (autoscaler,) = manifests("autoscaler.yaml")
     pod = deployment["spec"]["template"]
@@ -83,7 +85,7 @@ def test_what_belongs_together_fits(deployment: dict[str, Any], settings: dict[s
     }
 
 
-def test_it_is_for_the_image_of_the_dockerfile(deployment: dict[str, Any]) -> None:
+def test_the_deployment_matches_the_dockerfile(deployment: dict[str, Any]) -> None:
     told = dict(instructions((CHECKOUT / "deploy/container/Dockerfile").read_text()))
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]

@@ -107,7 +107,7 @@ def test_both_logs_are_reopened_by_the_arbiter_and_by_workers(start: Start) -> N
     assert (esg.folder / "stderr").read_text() == ""
 
 
-def test_a_worker_in_boot_gets_the_new_file_too(start: Start) -> None:
+def test_a_booting_worker_gets_the_new_file_too(start: Start) -> None:
     esg = start("--workers", "1", "--access-logfile", "access.log")
     waits = 'note("booting")\nwhile not os.path.exists("go"): time.sleep(0.01)'
     esg.write(application("two", at_import=waits))
@@ -122,7 +122,7 @@ def test_a_worker_in_boot_gets_the_new_file_too(start: Start) -> None:
     eventually(lambda: len(lines_of(esg.folder, "access.log")) == 1, "a line in the new file")
 
 
-def test_a_signal_to_one_worker_reopens_its_files_alone(start: Start) -> None:
+def test_a_signal_to_one_worker_reopens_only_its_files(start: Start) -> None:
     esg = start("--workers", "2", "--access-logfile", "access.log")
     first, second = esg.workers()
     (esg.folder / "access.log").rename(esg.folder / "access.log.1")
@@ -131,7 +131,7 @@ def test_a_signal_to_one_worker_reopens_its_files_alone(start: Start) -> None:
     assert open_logs(second) == open_logs(esg.pid) == {"access.log.1"}
 
 
-def test_a_file_that_cannot_be_reopened_is_kept_and_told(start: Start, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_reopened_is_kept_and_reported(start: Start, tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     esg = start("--access-logfile", str(tmp_path / "logs" / "access.log"))
     esg.claim("can't reopen the log file")
@@ -150,7 +150,7 @@ def test_a_file_that_cannot_be_reopened_is_kept_and_told(start: Start, tmp_path:
 
 
 @pytest.mark.parametrize("option", ["--access-logfile", "--error-logfile", "--log-file"])
-def test_a_file_that_cannot_be_opened_ends_the_start_with_one_line(
+def test_a_file_that_cannot_be_opened_prevents_startup_with_one_line(
     tmp_path: Path, option: str
 ) -> None:
     (tmp_path / "example.py").write_text(application())
@@ -163,7 +163,7 @@ def test_a_file_that_cannot_be_opened_ends_the_start_with_one_line(
 
 
 @pytest.mark.parametrize("which", ["--access-logfile", "--error-logfile"])
-def test_a_full_disk_is_complained_of_and_survived(start: Start, which: str) -> None:
+def test_a_full_disk_is_reported_once_and_requests_are_served(start: Start, which: str) -> None:
     esg = start("--workers", "1", which, "/dev/full", wait=False)
     esg.claim("can't be written", "STRAY")
     esg._port = eventually(lambda: listening_port(esg.pid), "it listens")
@@ -175,7 +175,7 @@ def test_a_full_disk_is_complained_of_and_survived(start: Start, which: str) -> 
     assert len(complaints) == 1
 
 
-def test_output_that_nobody_reads_any_more_is_survived(start: Start) -> None:
+def test_output_whose_reader_has_gone_does_not_stop_requests(start: Start) -> None:
     reader, writer = os.pipe()
     esg = start("--workers", "1", stdout=writer)
     esg.claim("standard output: can't be written")
@@ -193,7 +193,7 @@ FLOOD = """
 """
 
 
-def test_output_that_nobody_reads_for_a_while_stops_nothing(start: Start) -> None:
+def test_output_that_nobody_reads_for_a_while_does_not_stop_requests(start: Start) -> None:
     """Both logs go into one full pipe: lines are lost and counted, everything else continues."""
     reader, writer = os.pipe()
     source = application(at_startup=FLOOD.strip())
@@ -227,7 +227,7 @@ def test_output_that_nobody_reads_for_a_while_stops_nothing(start: Start) -> Non
     assert "stopped, exit status 0" in lines[-1]
 
 
-def test_a_stop_is_not_held_up_by_output_that_nobody_reads(start: Start) -> None:
+def test_output_that_nobody_reads_does_not_delay_a_stop(start: Start) -> None:
     """Neither ESG's lines nor the application's output may delay it."""
     reader, writer = os.pipe()
     source = application(at_startup=f"{FLOOD.strip()}\n    print('x' * 5000)")
@@ -243,7 +243,7 @@ def test_a_stop_is_not_held_up_by_output_that_nobody_reads(start: Start) -> None
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
-def test_closed_standard_streams_are_survived(start: Start, redirection: str) -> None:
+def test_requests_are_served_with_closed_standard_streams(start: Start, redirection: str) -> None:
     esg = start(
         "--error-logfile",
         "error.log",
@@ -265,7 +265,7 @@ def configure(esg_or_folder: Esg | Path, text: str) -> None:
     (folder / "esg.toml").write_text(text)
 
 
-def test_a_reload_may_change_the_files_and_closes_the_old(start: Start) -> None:
+def test_a_reload_may_change_the_files_and_closes_the_old_ones(start: Start) -> None:
     esg = start(files={"esg.toml": 'access-logfile = "one.log"'}, listen=("--port", "0"))
     esg.whoami()
     for name in ("two.log", "one.log", "three.log"):
@@ -302,7 +302,7 @@ def test_a_reload_with_a_bad_log_is_refused(start: Start, text: str, reason: str
     assert esg.whoami()["generation"] == 1
 
 
-def test_a_failed_reload_goes_on_with_the_old_files(start: Start) -> None:
+def test_a_failed_reload_keeps_the_old_files(start: Start) -> None:
     esg = start(files={"esg.toml": 'access-logfile = "one.log"'}, listen=("--port", "0"))
     esg.claim("can't boot", "reload failed")
     configure(esg, 'access-logfile = "two.log"')
@@ -370,7 +370,7 @@ format=mine %(levelname)s %(name)s %(message)s
 @pytest.mark.parametrize(
     ("name", "text"), [("log.yaml", YAML), ("log.json", JSON), ("log.ini", INI)]
 )
-def test_a_log_config_takes_over_both_logs(start: Start, name: str, text: str, logger: str) -> None:
+def test_a_log_config_configures_both_logs(start: Start, name: str, text: str, logger: str) -> None:
     files = {name: text.replace("LOGGER", logger)}
     esg = start("--log-config", name, files=files, wait=False)
     log = esg.folder / "mine.log"
@@ -413,7 +413,7 @@ SHOP = json.dumps(
 
 @pytest.mark.parametrize("app_dir", ["", "src"])
 @pytest.mark.parametrize("command", [(), ("-P",)], ids=["python -m esg", "esg"])
-def test_a_formatter_of_the_applications(
+def test_a_log_config_may_use_a_formatter_of_the_application(
     start: Start, command: tuple[str, ...], app_dir: str
 ) -> None:
     """With -P the current folder isn't on Python's path, as for the `esg` command."""
@@ -434,7 +434,7 @@ def test_a_formatter_of_the_applications(
     assert esg.reload().message.endswith(" [books second]")
 
 
-def test_a_bad_log_config_ends_the_start_with_one_line(tmp_path: Path) -> None:
+def test_a_bad_log_config_prevents_startup_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "example.py").write_text(application())
     (tmp_path / "log.json").write_text('{"version": 1, "handlers": {"h": {"class": "No.Such"}}}')
     options = ["--port", "0", "--log-config", "log.json"]
@@ -447,7 +447,7 @@ def test_a_bad_log_config_ends_the_start_with_one_line(tmp_path: Path) -> None:
 # -- warnings --------------------------------------------------------------------------
 
 
-def test_python_warnings_are_records_that_forge_nothing(start: Start) -> None:
+def test_python_warnings_cannot_forge_records(start: Start) -> None:
     at_import = 'import warnings\nwarnings.warn("w\\nforged", UserWarning)\n'
     esg = start("--port", "0", source=application(at_import=at_import))
     warning = esg.wait_for_log("py.warnings")

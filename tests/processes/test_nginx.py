@@ -43,7 +43,7 @@ def behind(
         yield esg, front, plain
 
 
-def test_the_site_does_what_it_says(behind: tuple[Esg, Front, int]) -> None:
+def test_the_site_does_what_its_comments_say(behind: tuple[Esg, Front, int]) -> None:
     """One nginx for all checks: starting one for each would take longer than the checks."""
     _, front, plain = behind
     it_says_who_the_client_is(front)
@@ -125,7 +125,7 @@ def test_websockets_without_http11_are_served_with_a_warning(start: Start, tmp_p
     assert "set `proxy_http_version 1.1;` in its location" in warnings[0].message
 
 
-def test_its_connections_are_kept(start: Start, tmp_path: Path) -> None:
+def test_connections_from_nginx_are_kept_alive(start: Start, tmp_path: Path) -> None:
     esg = start(source=SOURCE, files=FILES)
     (worker,) = esg.workers()
 
@@ -142,7 +142,7 @@ def test_its_connections_are_kept(start: Start, tmp_path: Path) -> None:
         assert connections() == before
 
 
-def test_behind_a_cdn_it_finds_the_client(start: Start, tmp_path: Path) -> None:
+def test_the_client_is_found_behind_a_cdn(start: Start, tmp_path: Path) -> None:
     page = (CHECKOUT / "docs/howto/cdn.md").read_text()
     (lines,) = re.findall(r"```nginx\n(.*?)```", page, re.DOTALL)
     assert "set_real_ip_from 192.0.2.0/24;" in lines
@@ -158,7 +158,7 @@ def test_behind_a_cdn_it_finds_the_client(start: Start, tmp_path: Path) -> None:
     assert told["headers"]["x-forwarded-for"] == "203.0.113.7"
 
 
-def test_a_reload_behind_it_loses_nothing(start: Start, tmp_path: Path) -> None:
+def test_a_reload_behind_nginx_loses_nothing(start: Start, tmp_path: Path) -> None:
     esg = start("--workers", "2", source=SOURCE, files=FILES)
     options: Any = {"keep_alive": 4, "fresh": 2, "slow": 1}
     with (

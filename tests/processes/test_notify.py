@@ -50,7 +50,7 @@ def manager() -> Iterator[Manager]:
         folder.rmdir()
 
 
-def test_ready_is_said_when_every_worker_serves(start: Start, manager: Manager) -> None:
+def test_ready_is_sent_when_every_worker_serves(start: Start, manager: Manager) -> None:
     esg = start("--workers", "3", source=SLOW_START, extra=manager.environment, wait=False)
     manager.wait_for("READY")
     assert len(esg.notes("startup")) == 3
@@ -62,7 +62,7 @@ def test_ready_is_said_when_every_worker_serves(start: Start, manager: Manager) 
     assert manager.states() == ["READY", "STOPPING"]
 
 
-def test_a_start_that_fails_is_never_ready(start: Start, manager: Manager) -> None:
+def test_a_failed_startup_never_sends_ready(start: Start, manager: Manager) -> None:
     esg = start(source="import no_such_module", extra=manager.environment, wait=False)
     esg.claim("can't boot")
     esg.exit_code = 4
@@ -70,7 +70,7 @@ def test_a_start_that_fails_is_never_ready(start: Start, manager: Manager) -> No
     assert manager.states() == ["STOPPING"]
 
 
-def test_a_reload_is_told_of_with_the_time(start: Start, manager: Manager) -> None:
+def test_a_reload_is_reported_with_its_time(start: Start, manager: Manager) -> None:
     esg = start("--workers", "2", extra=manager.environment)
     files = open_files(esg.arbiter)
     begin = time.monotonic_ns() // 1000
@@ -83,7 +83,7 @@ def test_a_reload_is_told_of_with_the_time(start: Start, manager: Manager) -> No
     wait_for_open_files(esg.arbiter, files)
 
 
-def test_a_reload_that_is_refused_is_told_of_as_over(start: Start, manager: Manager) -> None:
+def test_a_refused_reload_is_reported_as_ended(start: Start, manager: Manager) -> None:
     esg = start("-c", "esg.toml", files={"esg.toml": ""}, extra=manager.environment)
     esg.claim("reload refused")
     esg.write("wrokers = 2", "esg.toml")
@@ -96,7 +96,7 @@ def test_a_reload_that_is_refused_is_told_of_as_over(start: Start, manager: Mana
     )
 
 
-def test_a_reload_that_fails_is_told_of_as_over(start: Start, manager: Manager) -> None:
+def test_a_failed_reload_is_reported_as_ended(start: Start, manager: Manager) -> None:
     esg = start(extra=manager.environment)
     esg.claim("can't boot", "reload failed")
     esg.write("import no_such_module")
@@ -105,7 +105,7 @@ def test_a_reload_that_fails_is_told_of_as_over(start: Start, manager: Manager) 
     assert "; last reload failed: a worker could not boot" in manager.said("STATUS")[-1]
 
 
-def test_children_know_nothing_of_the_manager(start: Start, manager: Manager) -> None:
+def test_workers_do_not_inherit_the_managers_variables(start: Start, manager: Manager) -> None:
     extra = manager.environment | {"WATCHDOG_USEC": "60000000", "FDSTORE": "4"}
     with listening() as a, high(a) as c:
         extra |= {"LISTEN_PIDFDID": "7", "WATCHDOG_PID": "1"}
@@ -118,7 +118,7 @@ def test_children_know_nothing_of_the_manager(start: Start, manager: Manager) ->
     assert not [name for name in seen if name.startswith(ours)]
 
 
-def test_a_status_that_is_no_text_does_no_harm(start: Start, manager: Manager) -> None:
+def test_a_status_that_is_not_utf8_is_escaped(start: Start, manager: Manager) -> None:
     name = os.fsdecode(b"\xff.toml")
     esg = start("-c", name, listen=(), files={name: "port = 0"}, extra=manager.environment)
     esg.claim("reload refused")
@@ -141,7 +141,7 @@ def test_the_watchdog_is_answered_while_the_arbiter_lives(start: Start, manager:
     manager.wait_for("WATCHDOG", count=count + 3)
 
 
-def test_a_watchdog_of_another_process_is_left_alone(start: Start, manager: Manager) -> None:
+def test_a_watchdog_for_another_process_is_ignored(start: Start, manager: Manager) -> None:
     extra = {"WATCHDOG_USEC": "100000", "WATCHDOG_PID": "1"}
     esg = start(extra=manager.environment | extra)
     esg.reload()
@@ -176,7 +176,7 @@ def test_listeners_survive_a_crash_of_the_arbiter(start: Start, manager: Manager
 
 
 @pytest.mark.parametrize("store", [None, "1"])
-def test_what_is_queued_at_a_crash_is_answered_without_a_store(
+def test_queued_connections_are_answered_after_a_crash_without_a_store(
     start: Start, manager: Manager, store: str | None
 ) -> None:
     """There may be no store, or the store may be emptied because the unit isn't started again."""
@@ -197,7 +197,7 @@ def test_what_is_queued_at_a_crash_is_answered_without_a_store(
     eventually(lambda: session(esg.process.pid) == [], "the worker ends")
 
 
-def test_what_is_in_the_store_and_not_wanted_is_removed(start: Start, manager: Manager) -> None:
+def test_a_stored_socket_without_a_bind_is_removed(start: Start, manager: Manager) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
@@ -206,7 +206,7 @@ def test_what_is_in_the_store_and_not_wanted_is_removed(start: Start, manager: M
     assert removed[0] == "esg/10.0.0.1_80/ab/1"
 
 
-def test_sockets_of_a_unit_serve_on_over_a_restart_under_load(
+def test_sockets_of_a_unit_lose_nothing_in_a_restart_under_load(
     start: Start, manager: Manager
 ) -> None:
     """As with a socket unit, the manager keeps the socket, and starts ESG again when it ends."""

@@ -62,7 +62,9 @@ def _removed(folder: Path) -> bool:
     return True
 
 
-def test_the_log_says_that_memory_ran_out(cgroup: Path, tmp_path: Path) -> None:
+def test_the_log_says_that_a_worker_was_killed_for_lack_of_memory(
+    cgroup: Path, tmp_path: Path
+) -> None:
     prefix = ("sh", "-c", f'echo $$ >{cgroup}/cgroup.procs; "$@"; exit $?', "sh")
     esg = Esg(tmp_path, source=application(at_import=EATS), prefix=prefix)
     try:

@@ -62,7 +62,7 @@ def open_folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def test_workers_run_as_who_they_should(open_folder: Path) -> None:
+def test_workers_run_as_the_configured_user(open_folder: Path) -> None:
     python, extra = as_nobody()
     log, pid_file = open_folder / "secret.log", open_folder / "esg.pid"
     authority = Authority(open_folder)
@@ -111,7 +111,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
 
-def test_root_that_may_not_signal_workers_says_so_at_the_start(open_folder: Path) -> None:
+def test_root_without_cap_kill_is_warned_at_startup(open_folder: Path) -> None:
     python, extra = as_nobody()
     wrapper = ("-c", WITHOUT_CAP_KILL)
     esg = Esg(open_folder, "--user", "nobody", wrapper=wrapper, python=python, extra=extra)
@@ -183,7 +183,7 @@ def test_workers_have_all_groups_of_their_user(open_folder: Path) -> None:
         (("--uds-owner", ":99999999999"), "--uds-owner: this machine has no group '99999999999'"),
     ],
 )
-def test_one_line_for_who_there_is_not(
+def test_an_unknown_user_or_group_is_reported_in_one_line(
     tmp_path: Path, arguments: tuple[str, ...], reason: str
 ) -> None:
     finished = run_to_its_end(tmp_path, "example:app", "--port", "0", *arguments)
@@ -195,7 +195,7 @@ def test_one_line_for_who_there_is_not(
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv isn't installed")
 @pytest.mark.parametrize("option", ["--user", "--group"])
-def test_one_line_for_root_without_the_capabilities(tmp_path: Path, option: str) -> None:
+def test_root_without_capabilities_fails_with_one_line(tmp_path: Path, option: str) -> None:
     (tmp_path / "example.py").write_text(application())
     without = ("setpriv", "--bounding-set", "-setuid,-setgid")
     finished = run_to_its_end(
@@ -221,7 +221,9 @@ def test_the_pid_file_names_the_arbiter_and_is_removed(start: Start) -> None:
     assert not path.exists()
 
 
-def test_a_second_start_with_the_pid_file_of_a_running_one(start: Start, tmp_path: Path) -> None:
+def test_a_pid_file_of_a_running_arbiter_prevents_a_second_start(
+    start: Start, tmp_path: Path
+) -> None:
     esg = start("--pid", "esg.pid")
     path = str(esg.folder / "esg.pid")
     finished = run_to_its_end(tmp_path, "example:app", "--port", "0", "--pid", path)
@@ -245,7 +247,7 @@ def test_of_two_starts_at_once_one_has_the_pid_file(start: Start, tmp_path: Path
     loser.claim("is running with the pid file")
 
 
-def test_a_folder_in_the_place_of_the_pid_file_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_folder_at_the_path_of_the_pid_file_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "esg.pid").mkdir()
     finished = run_to_its_end(tmp_path, "example:app", "--port", "0", "--pid", "esg.pid")
     assert finished.code == 1
@@ -254,7 +256,7 @@ def test_a_folder_in_the_place_of_the_pid_file_is_told_in_a_line(tmp_path: Path)
     assert (tmp_path / "esg.pid").is_dir()
 
 
-def test_a_pid_file_that_was_left_behind_blocks_nobody(start: Start) -> None:
+def test_an_abandoned_pid_file_does_not_prevent_startup(start: Start) -> None:
     """Even if its pid is that of a process, and workers of the crashed arbiter are draining."""
     crashed = start("--pid", "esg.pid")
     crashed.claim("the arbiter is gone")
@@ -292,12 +294,12 @@ def test_programs_of_workers_do_not_hold_the_pid_file(start: Start) -> None:
 # -- containers ------------------------------------------------------------------------
 
 
-def test_a_folder_for_heartbeats_is_needless(start: Start) -> None:
+def test_worker_tmp_dir_has_no_effect(start: Start) -> None:
     esg = start("--worker-tmp-dir", "/dev/shm")
     assert esg.logged("--worker-tmp-dir has no effect: heartbeats are in shared memory")
 
 
-def test_load_balancers_have_time_to_notice(start: Start) -> None:
+def test_the_drain_delay_keeps_accepting_connections(start: Start) -> None:
     esg = start("--workers", "2", "--drain-delay", "1")
     with Load(esg.port, fresh=2, keep_alive=2) as load:
         begin = time.monotonic()
@@ -310,7 +312,7 @@ def test_load_balancers_have_time_to_notice(start: Start) -> None:
         assert time.monotonic() - begin >= 1.0
 
 
-def test_who_is_in_a_hurry_does_not_wait_for_load_balancers(start: Start) -> None:
+def test_a_second_interrupt_skips_the_drain_delay(start: Start) -> None:
     esg = start("--drain-delay", "60")
     esg.signal(signal.SIGINT)
     esg.wait_for_log("stopping in 60 s")
@@ -318,7 +320,7 @@ def test_who_is_in_a_hurry_does_not_wait_for_load_balancers(start: Start) -> Non
     assert esg.wait(timeout=5.0) == 0
 
 
-def test_variables_of_platforms(start: Start) -> None:
+def test_port_and_web_concurrency_are_obeyed(start: Start) -> None:
     with socket.create_server(("0.0.0.0", 0)) as free:
         port = free.getsockname()[1]
     esg = start(listen=(), extra={"PORT": str(port), "WEB_CONCURRENCY": "3"})

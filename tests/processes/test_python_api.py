@@ -130,7 +130,7 @@ def test_an_object_is_served_by_several_workers(script: Callable[[str], Script])
     assert program.output.splitlines()[-1] == "after"
 
 
-def test_a_reload_goes_on_with_the_object_and_says_so(script: Callable[[str], Script]) -> None:
+def test_a_reload_keeps_an_application_object_and_warns(script: Callable[[str], Script]) -> None:
     program = script("esg.run(app, port=0)")
     program.wait_for("serving workers=1")
     before = program.ask()
@@ -145,7 +145,7 @@ def test_a_reload_goes_on_with_the_object_and_says_so(script: Callable[[str], Sc
     assert program.wait() == 0
 
 
-def test_a_reload_loads_a_named_application_anew(script: Callable[[str], Script]) -> None:
+def test_a_reload_imports_a_named_application_again(script: Callable[[str], Script]) -> None:
     program = script('esg.run("script:app", port=0)')
     program.wait_for("serving workers=1")
     assert program.ask()[0] == "one"
@@ -176,7 +176,7 @@ def test_a_factory_is_called_in_each_worker(script: Callable[[str], Script]) -> 
     ],
     ids=["import", "no application", "boot", "unknown keyword", "address"],
 )
-def test_what_fails_ends_the_program(
+def test_run_ends_the_program_if_startup_fails(
     script: Callable[[str], Script], main: str, code: int, told: str
 ) -> None:
     program = script(main)
@@ -185,7 +185,7 @@ def test_what_fails_ends_the_program(
     assert program.output == ""
 
 
-def test_uvicorns_own_configuration_of_logging(script: Callable[[str], Script]) -> None:
+def test_uvicorns_logging_config_is_accepted(script: Callable[[str], Script]) -> None:
     program = script(
         "from uvicorn.config import LOGGING_CONFIG; "
         "esg.run(app, port=0, log_config=LOGGING_CONFIG, log_level=20, timeout='1m')"
@@ -201,7 +201,7 @@ def test_uvicorns_own_configuration_of_logging(script: Callable[[str], Script]) 
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, -15), (signal.SIGINT, -2)])
-def test_a_server_stopped_by_a_signal_dies_of_it_in_the_end(
+def test_a_server_stopped_by_a_signal_ends_by_that_signal(
     script: Callable[[str], Script], signum: int, code: int
 ) -> None:
     program = script("esg.Server(esg.Config(app, port=0)).run()")
@@ -216,7 +216,7 @@ def test_a_server_stopped_by_a_signal_dies_of_it_in_the_end(
     assert told[2:] == ["ready", f"received {name}", "draining reason=should_exit", "stopped"]
 
 
-def test_a_server_that_stops_of_itself_returns(script: Callable[[str], Script]) -> None:
+def test_a_server_that_stops_by_itself_returns(script: Callable[[str], Script]) -> None:
     program = script("esg.Server(esg.Config(app, port=0, limit_max_requests=1)).run()")
     program.wait_for("worker=1 gen=1 pid=.* ready")
     program.ask()
@@ -226,7 +226,7 @@ def test_a_server_that_stops_of_itself_returns(script: Callable[[str], Script]) 
     assert told[-2:] == ["draining reason=max-requests", "stopped"]
 
 
-def test_the_package_is_light_for_an_application() -> None:
+def test_importing_esg_does_not_import_the_arbiter() -> None:
     """Applications use `esg.current_worker`, so it must not import the arbiter."""
     listed = "print(*(m for m in sys.modules if m.startswith('esg.')))"
     program = f"import sys, esg; esg.current_worker(); {listed}"

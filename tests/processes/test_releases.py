@@ -72,7 +72,7 @@ def test_a_reload_follows_the_link(esg: Esg, releases: Releases) -> None:
     assert worker.readlink() == Path(f"/proc/{esg.pid}/cwd").readlink() == releases.path("2")
 
 
-def test_a_reload_follows_the_link_where_the_old_release_was_deleted(
+def test_a_reload_follows_the_link_after_the_old_release_was_deleted(
     tmp_path: Path, releases: Releases
 ) -> None:
     esg = Esg(tmp_path, "--chdir", "app/current", source="1 / 0")
@@ -112,7 +112,7 @@ def test_a_refused_reload_leaves_the_old_generation_in_its_release(
         esg.stop()
 
 
-def test_settings_are_those_of_the_release_and_a_socket_is_in_its_folder(
+def test_relative_paths_belong_to_the_release(
     releases: Releases,
 ) -> None:
     """`esg.toml` is found by the startup path; other paths are relative to the release."""
@@ -133,7 +133,7 @@ def test_settings_are_those_of_the_release_and_a_socket_is_in_its_folder(
         esg.stop()
 
 
-def test_a_start_in_a_deleted_folder_is_one_line(tmp_path: Path) -> None:
+def test_startup_in_a_deleted_folder_fails_with_one_line(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     done = run_to_its_end(

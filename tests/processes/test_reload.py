@@ -98,7 +98,7 @@ def test_a_bad_config_file_changes_nothing(start: Start, text: str, reason: str)
     assert esg.whoami()["generation"] == 2
 
 
-def test_a_config_file_that_is_gone_changes_nothing(start: Start) -> None:
+def test_a_missing_config_file_changes_nothing(start: Start) -> None:
     esg = start("-c", "esg.toml", files={"esg.toml": ""})
     esg.claim("reload refused")
     old = esg.workers()
@@ -109,7 +109,7 @@ def test_a_config_file_that_is_gone_changes_nothing(start: Start) -> None:
 
 
 @pytest.mark.parametrize("bad", ["", None, "workers = 2"], ids=["empty", "missing", "truncated"])
-def test_a_file_of_settings_that_vanishes_moves_nothing(start: Start, bad: str | None) -> None:
+def test_a_settings_file_without_the_binds_changes_nothing(start: Start, bad: str | None) -> None:
     good = 'workers = 2\nbind = ["127.0.0.1:0"]\n'
     esg = start(listen=(), files={"esg.toml": good})
     old = esg.workers()
@@ -126,7 +126,7 @@ def test_a_file_of_settings_that_vanishes_moves_nothing(start: Start, bad: str |
     esg.wait_for_workers(1)
 
 
-def test_a_folder_that_is_gone_changes_nothing(start: Start) -> None:
+def test_a_missing_folder_changes_nothing(start: Start) -> None:
     esg = start("--workers", "2")
     esg.claim("reload refused", "lifespan ended with an exception")  # it writes there
     old = esg.workers()
@@ -197,7 +197,7 @@ def test_a_second_hup_while_the_first_worker_boots_takes_the_newest_code(start: 
     assert {(answer["version"], answer["generation"]) for answer in answers} == {("three", 3)}
 
 
-def test_a_hup_in_the_middle_of_a_roll_is_done_after_it(start: Start) -> None:
+def test_a_hup_during_a_roll_takes_effect_after_it(start: Start) -> None:
     esg = start("--workers", "3")
     with Load(esg.port, keep_alive=1, fresh=1):
         esg.write(application("two", at_startup="await asyncio.sleep(0.2)"))
@@ -241,7 +241,7 @@ def test_twenty_reloads_leak_neither_descriptors_nor_zombies(start: Start) -> No
     assert esg.whoami()["generation"] == 22
 
 
-def test_workers_added_by_hand_outlive_a_reload(start: Start) -> None:
+def test_workers_added_by_ttin_stay_through_a_reload(start: Start) -> None:
     esg = start("--workers", "1")
     esg.signal(signal.SIGTTIN)
     esg.wait_for_workers(2)

@@ -105,7 +105,7 @@ def test_forwarded_fields_of_a_unix_proxy_count_if_it_is_trusted(
     connection.close()
 
 
-def test_a_unix_proxy_that_is_not_trusted_is_warned_of_once(start: Start, folder: Path) -> None:
+def test_an_untrusted_unix_proxy_causes_one_warning(start: Start, folder: Path) -> None:
     path = f"{folder}/web"
     esg = start("--workers", "2", listen=("--uds", path))
     seen = set()
@@ -131,7 +131,7 @@ def test_a_unix_proxy_that_is_not_trusted_is_warned_of_once(start: Start, folder
 
 
 @pytest.mark.parametrize(("mode", "bits"), [(None, 0o666), ("600", 0o600), ("0660", 0o660)])
-def test_the_mode_of_a_socket_is_what_was_asked_for(
+def test_a_socket_has_the_mode_of_uds_mode(
     start: Start, folder: Path, mode: str | None, bits: int
 ) -> None:
     path = f"{folder}/web"
@@ -143,14 +143,14 @@ def test_the_mode_of_a_socket_is_what_was_asked_for(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_the_owner_of_a_socket_is_who_was_asked_for(start: Start, folder: Path) -> None:
+def test_a_socket_has_the_owner_of_uds_owner(start: Start, folder: Path) -> None:
     path = f"{folder}/web"
     start("--uds-owner", "nobody:daemon", "--uds-mode", "660", listen=("--uds", path))
     status = os.stat(path)
     assert (status.st_uid, status.st_gid) == (65534, 1)
 
 
-def test_a_socket_that_nobody_listens_on_is_replaced(start: Start, folder: Path) -> None:
+def test_an_abandoned_socket_file_is_replaced(start: Start, folder: Path) -> None:
     path = f"{folder}/web"
     esg = start(listen=("--uds", path))
     esg.process.kill()
@@ -170,7 +170,9 @@ def served(path: str) -> bool:
     return True
 
 
-def test_a_socket_that_is_somebody_elses_by_now_is_left(start: Start, folder: Path) -> None:
+def test_a_socket_file_of_another_program_is_not_removed_at_the_end(
+    start: Start, folder: Path
+) -> None:
     path = f"{folder}/web"
     esg = start(listen=("--uds", path))
     os.unlink(path)
@@ -188,7 +190,7 @@ def test_a_socket_that_is_somebody_elses_by_now_is_left(start: Start, folder: Pa
         (lambda path: path.symlink_to("/nowhere"), "which isn't a socket"),
     ],
 )
-def test_what_is_no_socket_stays(
+def test_a_file_that_is_not_a_socket_is_not_replaced(
     folder: Path, tmp_path: Path, prepare: Callable[[Path], object], reason: str
 ) -> None:
     path = folder / "web"
@@ -202,7 +204,7 @@ def test_what_is_no_socket_stays(
     assert os.lstat(path).st_ino == before.st_ino
 
 
-def test_a_socket_that_is_served_stays(folder: Path, tmp_path: Path) -> None:
+def test_a_socket_that_another_program_serves_is_not_replaced(folder: Path, tmp_path: Path) -> None:
     path = f"{folder}/web"
     with listening(socket.AF_UNIX, path):
         finished = run_to_its_end(tmp_path, "example:app", "--uds", path)
@@ -211,7 +213,7 @@ def test_a_socket_that_is_served_stays(folder: Path, tmp_path: Path) -> None:
         assert served(path)
 
 
-def test_a_path_that_is_too_long(tmp_path: Path) -> None:
+def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
     finished = run_to_its_end(tmp_path, "example:app", "--bind", "unix:/" + 120 * "x")
     assert finished.code == 2
     assert "has 121 bytes, but the path of a UNIX socket has at most 107" in finished.log
@@ -221,7 +223,7 @@ def test_a_path_that_is_too_long(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--fd {}", "--bind fd://{}"])
-def test_a_socket_of_another_program(start: Start, option: str) -> None:
+def test_a_socket_of_another_program_is_served_and_left_open(start: Start, option: str) -> None:
     with listening() as sock:
         listen = option.format(sock.fileno()).split()
         esg = start("--workers", "2", listen=listen, pass_fds=(sock.fileno(),))
@@ -239,7 +241,9 @@ def test_a_socket_of_another_program(start: Start, option: str) -> None:
 @pytest.mark.parametrize(
     ("family", "where"), [(socket.AF_INET6, ("::1", 0)), (socket.AF_UNIX, "{}/web")]
 )
-def test_sockets_of_other_families(start: Start, folder: Path, family: int, where: object) -> None:
+def test_ipv6_and_unix_sockets_can_be_handed_over(
+    start: Start, folder: Path, family: int, where: object
+) -> None:
     where = where.format(folder) if isinstance(where, str) else where
     with listening(family, where) as sock:
         esg = start(listen=("--fd", str(sock.fileno())), pass_fds=(sock.fileno(),))
@@ -256,7 +260,7 @@ def test_sockets_of_other_families(start: Start, folder: Path, family: int, wher
 @pytest.mark.parametrize(
     ("family", "where"), [(socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_UNIX, "{}/web")]
 )
-def test_a_socket_that_is_only_bound(
+def test_a_handed_over_socket_may_be_only_bound(
     start: Start, folder: Path, family: int, where: object
 ) -> None:
     with socket.socket(family) as sock:
@@ -304,7 +308,7 @@ BAD_DESCRIPTORS = {
 
 
 @pytest.mark.parametrize(("make", "reason"), BAD_DESCRIPTORS.values(), ids=BAD_DESCRIPTORS)
-def test_descriptors_that_cannot_be_listened_on(
+def test_descriptors_that_cannot_listen_are_refused(
     tmp_path: Path, make: Callable[[], socket.socket] | None, reason: str
 ) -> None:
     with contextlib.ExitStack() as stack:
@@ -357,7 +361,7 @@ def test_all_sockets_of_a_unit_are_listened_on(start: Start) -> None:
         assert esg.whoami()["generation"] == 2
 
 
-def test_a_socket_of_a_unit_by_its_name(start: Start) -> None:
+def test_a_socket_of_a_unit_is_found_by_its_name(start: Start) -> None:
     with listening() as a, listening() as b, high(a) as c, high(b) as d:
         esg = start(listen=("--bind", "fd://admin"), **activated("web:admin", c, d))
         assert esg.port == b.getsockname()[1]
@@ -365,7 +369,7 @@ def test_a_socket_of_a_unit_by_its_name(start: Start) -> None:
         assert esg.logged(r"web \(fd://3\) was handed over, and no --bind takes it")
 
 
-def test_a_name_that_was_not_handed_over(tmp_path: Path) -> None:
+def test_a_socket_name_that_was_not_handed_over_is_refused(tmp_path: Path) -> None:
     with listening() as a, high(a) as c:
         finished = run_to_its_end(
             tmp_path, "example:app", "--bind", "fd://admin", **activated("web", c)
@@ -383,7 +387,7 @@ def test_an_address_that_a_unit_holds_is_taken_from_it(start: Start) -> None:
 
 
 @pytest.mark.parametrize("count", ["2", "4"])
-def test_descriptors_of_its_own_are_not_taken_for_handed_over(tmp_path: Path, count: str) -> None:
+def test_esgs_own_descriptors_do_not_count_as_handed_over(tmp_path: Path, count: str) -> None:
     with listening() as a, high(a) as c:
         port = str(a.getsockname()[1])
         finished = run_to_its_end(
@@ -396,7 +400,7 @@ def test_descriptors_of_its_own_are_not_taken_for_handed_over(tmp_path: Path, co
     assert finished.log == f"esg: error: LISTEN_FDS={count}, but descriptor 4 isn't open\n"
 
 
-def test_sockets_that_are_another_processs_are_refused(tmp_path: Path) -> None:
+def test_sockets_meant_for_another_process_are_refused(tmp_path: Path) -> None:
     extra = {"FAKE_PID": "1"}
     with listening() as a, high(a) as c:
         options = activated("web", c)
@@ -406,7 +410,7 @@ def test_sockets_that_are_another_processs_are_refused(tmp_path: Path) -> None:
     assert len(finished.log.splitlines()) == 1
 
 
-def test_sockets_that_are_another_processs_are_ignored_if_there_is_a_bind(start: Start) -> None:
+def test_sockets_meant_for_another_process_are_ignored_if_there_is_a_bind(start: Start) -> None:
     with listening() as a, high(a) as c:
         esg = start(extra={"FAKE_PID": "1"}, **activated("web", c))
         assert esg.port != a.getsockname()[1]
@@ -433,7 +437,7 @@ def test_a_reload_adds_and_drops_binds_and_keeps_the_rest(start: Start, folder: 
     wait_for_open_files(esg.arbiter, files)
 
 
-def test_who_waits_on_a_bind_that_is_dropped_is_served(start: Start) -> None:
+def test_queued_connections_of_a_dropped_bind_are_served(start: Start) -> None:
     text = 'bind = ["127.0.0.1:0", "127.0.0.2:0"]\nworkers = 2\n'
     esg = start("-c", "esg.toml", listen=(), files={"esg.toml": text})
     port = esg.port
@@ -457,7 +461,7 @@ ONE = 'bind = ["127.0.0.1:0"]\nworkers = 2\n'
 
 
 @pytest.mark.parametrize("kind", ["TCP", "UNIX"])
-def test_a_bind_that_is_back_before_it_was_gone_is_served(
+def test_a_bind_that_returns_before_it_is_closed_is_served(
     start: Start, folder: Path, kind: str
 ) -> None:
     """During the reload that drops it, the next reload, which has it again, is asked for."""
@@ -522,7 +526,7 @@ def asked(kind: str, port: int, folder: Path | None = None) -> dict[str, object]
         connection.close()
 
 
-def test_a_bind_that_is_back_while_a_worker_leaves_it_is_refused_with_its_name(
+def test_a_bind_that_returns_while_a_worker_closes_it_is_refused_with_the_workers_name(
     start: Start,
 ) -> None:
     both = BOTH.format(f"127.0.0.2:{free_port()}").replace("workers = 2", "workers = 1")
@@ -541,7 +545,7 @@ def test_a_bind_that_is_back_while_a_worker_leaves_it_is_refused_with_its_name(
     esg.reload()
 
 
-def test_the_ipv6_wildcard_takes_ipv4_clients_or_says_that_it_cannot(start: Start) -> None:
+def test_the_ipv6_wildcard_accepts_ipv4_clients_or_is_refused(start: Start) -> None:
     with socket.socket() as free:
         free.bind(("0.0.0.0", 0))
         port = free.getsockname()[1]
@@ -559,7 +563,7 @@ def test_the_ipv6_wildcard_takes_ipv4_clients_or_says_that_it_cannot(start: Star
     wait_for_open_files(esg.arbiter, files)
 
 
-def test_a_reload_takes_no_descriptor_of_the_arbiters_own(start: Start) -> None:
+def test_a_reload_does_not_adopt_the_arbiters_own_descriptors(start: Start) -> None:
     esg = start("-c", "esg.toml", listen=(), files={"esg.toml": 'bind = ["127.0.0.1:0"]\n'})
     esg.claim("reload refused")
     files = open_files(esg.arbiter)

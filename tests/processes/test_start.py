@@ -157,7 +157,7 @@ NO_APPLICATION = {
 
 
 @pytest.mark.parametrize(("app", "source", "pattern"), NO_APPLICATION.values(), ids=NO_APPLICATION)
-def test_what_is_no_application_is_explained_once_and_ends_with_4(
+def test_a_name_without_an_application_is_explained_once_and_ends_with_4(
     tmp_path: Path, app: str, source: str, pattern: str
 ) -> None:
     (tmp_path / "example.py").write_text(source)
@@ -224,7 +224,7 @@ async def app(scope, receive, send):
 
 
 @pytest.mark.parametrize(("source", "text"), LIFESPAN_FAILURES.values(), ids=LIFESPAN_FAILURES)
-def test_a_lifespan_that_does_not_start_is_told_once_and_ends_with_3(
+def test_a_failed_lifespan_startup_is_logged_once_and_ends_with_3(
     tmp_path: Path, source: str, text: str
 ) -> None:
     (tmp_path / "example.py").write_text(source)
@@ -236,7 +236,7 @@ def test_a_lifespan_that_does_not_start_is_told_once_and_ends_with_3(
     assert finished.code == 3
 
 
-def test_a_start_up_that_hangs_ends_with_3_and_the_stack(tmp_path: Path) -> None:
+def test_a_startup_that_hangs_ends_with_3_and_the_stack(tmp_path: Path) -> None:
     source = application(at_import="def connect():\n    time.sleep(60)\n\nconnect()")
     (tmp_path / "example.py").write_text(source)
     options = ["--timeout-boot", "1", "--workers", "2", "--port", "0"]
@@ -246,7 +246,9 @@ def test_a_start_up_that_hangs_ends_with_3_and_the_stack(tmp_path: Path) -> None
     assert finished.code == 3
 
 
-def test_a_lifespan_startup_that_waits_for_ever_ends_with_3_and_the_place(tmp_path: Path) -> None:
+def test_a_lifespan_startup_that_never_ends_exits_with_3_and_the_line_where_it_waits(
+    tmp_path: Path,
+) -> None:
     source = application(at_startup="await asyncio.sleep(60)")
     (tmp_path / "example.py").write_text(source)
     finished = run_to_its_end(tmp_path, "example:app", "--timeout-boot", "3", "--port", "0")
@@ -264,7 +266,7 @@ def test_a_worker_that_dies_while_booting_ends_with_3(tmp_path: Path) -> None:
     assert finished.code == 3
 
 
-def test_a_signal_at_the_very_end_changes_no_exit_code(tmp_path: Path) -> None:
+def test_signals_during_a_failed_startup_do_not_change_the_exit_code(tmp_path: Path) -> None:
     (tmp_path / "example.py").write_text("import time; time.sleep(0.3); raise RuntimeError")
     arguments = [sys.executable, "-m", "esg", "example:app", "--port", "0", "--workers", "2"]
     log = tmp_path / "log"
@@ -312,7 +314,7 @@ def listening_port(esg: Esg) -> int:
     return next((c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN), 0)
 
 
-def test_process_titles_say_who_is_who(start: Start) -> None:
+def test_process_titles_distinguish_arbiter_and_workers(start: Start) -> None:
     esg = start("--workers", "2")
     assert title(esg.pid) == "esg: arbiter [example:app] gen 1"
     titles = [title(pid) for pid in esg.workers()]
@@ -332,7 +334,7 @@ def test_a_name_replaces_the_application_in_titles(start: Start) -> None:
     assert title(esg.pid) == "esg: arbiter [shop] gen 1"
 
 
-def test_the_log_says_when_each_worker_and_when_all_can_serve(start: Start) -> None:
+def test_the_log_says_when_each_worker_is_ready_and_when_all_are(start: Start) -> None:
     esg = start("--workers", "3")
     listening, introduction, *events = [record.event for record in esg.records]
     assert listening == f"listening on {esg.url}"
@@ -349,7 +351,7 @@ def test_the_log_says_what_is_served_and_with_what(start: Start) -> None:
     assert line.event == f"esg {version} {told}"
 
 
-def test_the_access_log_is_alone_on_standard_output(start: Start) -> None:
+def test_standard_output_has_only_the_access_log(start: Start) -> None:
     esg = start()
     esg.whoami()
     esg.stop()
@@ -367,7 +369,7 @@ def test_the_access_log_is_alone_on_standard_output(start: Start) -> None:
         ("ConnectionError('no database')", "WARNING"),
     ],
 )
-def test_the_log_says_once_a_generation_that_there_is_no_lifespan(
+def test_the_log_says_once_per_generation_that_there_is_no_lifespan(
     start: Start, error: str, level: str
 ) -> None:
     source = (
@@ -381,7 +383,7 @@ def test_the_log_says_once_a_generation_that_there_is_no_lifespan(
     assert [(record.level, record.generation) for record in told] == [(level, 1), (level, 2)]
 
 
-def test_signals_that_the_parent_had_blocked_are_heard(start: Start) -> None:
+def test_signals_that_the_parent_had_blocked_are_handled(start: Start) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         esg = start("--workers", "2")

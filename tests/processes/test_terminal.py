@@ -156,7 +156,7 @@ def test_requests_have_a_time_and_a_duration(on_terminal: Start) -> None:
     assert re.fullmatch(rf"{time} INFO +{request} in [\d.]+ ms", line)
 
 
-def test_a_long_stop_says_that_ctrl_c_again_cuts_it(on_terminal: Start) -> None:
+def test_a_long_stop_is_logged_with_the_hint_to_press_ctrl_c_again(on_terminal: Start) -> None:
     terminal = on_terminal("--no-use-colors")
     terminal.wait_for("serving workers=1")
     client = terminal.connect("/slow/60")
@@ -168,7 +168,7 @@ def test_a_long_stop_says_that_ctrl_c_again_cuts_it(on_terminal: Start) -> None:
     client.close()
 
 
-def test_a_server_in_a_program_says_the_same(on_terminal: Start) -> None:
+def test_an_embedded_server_says_the_same(on_terminal: Start) -> None:
     settings = "port=0, use_colors=False, loop='asyncio', http='h11'"
     program = f"import esg, example; esg.Server(esg.Config(example.app, {settings})).run()"
     terminal = on_terminal("-c", program)

@@ -86,7 +86,7 @@ def test_the_log_says_https(serving: Esg) -> None:
         (lambda ca, folder: ["--forwarded-allow-ips", "127.0.0.1,10.0.0.256"], "'10.0.0.256'"),
     ],
 )
-def test_what_cannot_work_stops_the_start(
+def test_settings_that_cannot_work_prevent_startup(
     authority: Authority,
     tmp_path: Path,
     make: Callable[[Authority, Path], list[str]],
@@ -102,7 +102,7 @@ def test_what_cannot_work_stops_the_start(
 
 
 @pytest.mark.skipif(IS_ROOT and not shutil.which("setpriv"), reason="root, and there's no setpriv")
-def test_an_unreadable_key_stops_the_start(
+def test_an_unreadable_key_prevents_startup(
     authority: Authority, options: list[str], tmp_path: Path
 ) -> None:
     os.chmod(options[-1], 0)
@@ -116,7 +116,7 @@ def test_an_unreadable_key_stops_the_start(
 # -- reloads ---------------------------------------------------------------------------------
 
 
-def test_a_password_in_the_environment_is_the_arbiters_alone(
+def test_only_the_arbiter_keeps_the_password_from_the_environment(
     start: Start, authority: Authority
 ) -> None:
     certificate, key = authority.issue()
@@ -193,7 +193,7 @@ def test_a_session_is_resumed_by_another_worker(serving: Esg) -> None:
 # -- handshakes ------------------------------------------------------------------------------
 
 
-def test_a_handshake_that_stands_still_is_cut(
+def test_a_stalled_handshake_is_cut_off(
     start: Start, authority: Authority, options: list[str]
 ) -> None:
     esg = start(*options, "--ssl-handshake-timeout", "0.2")
@@ -204,7 +204,9 @@ def test_a_handshake_that_stands_still_is_cut(
     assert esg.whoami()["version"] == "one"
 
 
-def test_clients_show_certificates(start: Start, authority: Authority, options: list[str]) -> None:
+def test_clients_without_a_certificate_are_refused(
+    start: Start, authority: Authority, options: list[str]
+) -> None:
     esg = start(*options, "--ssl-ca-certs", authority.file, "--ssl-cert-reqs", "2")
     esg.tls = authority.client_context(authority.issue("client"))
     assert esg.whoami()["version"] == "one"
@@ -216,7 +218,9 @@ def test_clients_show_certificates(start: Start, authority: Authority, options: 
 @pytest.mark.parametrize(
     ("flags", "spoken"), [(["-tls1_1"], False), (["-tls1_2"], True), (["-tls1_3"], True)]
 )
-def test_with_openssl(serving: Esg, flags: list[str], spoken: bool) -> None:
+def test_openssl_connects_with_tls_1_2_and_1_3(
+    serving: Esg, flags: list[str], spoken: bool
+) -> None:
     command = ["openssl", "s_client", "-connect", f"127.0.0.1:{serving.port}", *flags]
     request = b"GET /whoami HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
     done = subprocess.run(
@@ -231,7 +235,7 @@ def test_with_openssl(serving: Esg, flags: list[str], spoken: bool) -> None:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
 @pytest.mark.parametrize("flags", [[], ["--http1.0"], ["-H", "Connection: close"]])
-def test_with_curl(serving: Esg, authority: Authority, flags: list[str]) -> None:
+def test_curl_gets_responses(serving: Esg, authority: Authority, flags: list[str]) -> None:
     url = f"https://127.0.0.1:{serving.port}/whoami"
     command = ["curl", "--silent", "--show-error", "--cacert", authority.file, *flags, url, url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)

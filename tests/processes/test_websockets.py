@@ -118,7 +118,7 @@ WINDOW = 8
 """The grace period in seconds; WebSockets are closed in its first half."""
 
 
-def test_two_thousand_sockets_through_a_reload(start, many_files):
+def test_two_thousand_clients_reconnect_during_a_reload(start, many_files):
     count = 2000
     server = start(
         "--workers", "2", "--graceful-timeout", str(WINDOW), "--no-access-log", source=APP
@@ -153,7 +153,7 @@ def test_two_thousand_sockets_through_a_reload(start, many_files):
 
 
 @pytest.mark.parametrize("library", ["websockets", "wsproto"])
-def test_clients_of_aiohttp(start, library):
+def test_a_client_of_aiohttp_is_served(start, library):
     server = start("--ws", library, source=APP)
 
     async def run():
@@ -191,7 +191,7 @@ def test_an_application_has_time_to_finish(start):
         assert len(server.notes("left_1001")) == 1
 
 
-def test_what_is_left_when_the_time_is_up_is_cut(start):
+def test_an_application_that_outlasts_the_grace_period_is_cancelled(start):
     server = start("--graceful-timeout", "1", source=APP)
     with connect(server, "/?60") as socket:
         socket.recv()
@@ -202,7 +202,7 @@ def test_what_is_left_when_the_time_is_up_is_cut(start):
     assert len(server.notes("shutdown")) == 1
 
 
-def test_a_quick_shutdown_says_goodbye(start):
+def test_a_quick_shutdown_closes_with_1001(start):
     server = start("--graceful-timeout", "60", source=APP)
     with connect(server) as socket:
         socket.recv()
@@ -213,7 +213,7 @@ def test_a_quick_shutdown_says_goodbye(start):
         server.wait()
 
 
-def test_a_recycled_worker_says_that_it_comes_back(start):
+def test_a_recycled_worker_closes_with_1012(start):
     server = start("--max-requests", "2", source=APP)
     with connect(server) as first, connect(server) as second:
         for socket in (first, second):
@@ -225,7 +225,7 @@ def test_a_recycled_worker_says_that_it_comes_back(start):
 
 
 @pytest.mark.parametrize("module", ["websockets", "wsproto"])
-def test_a_library_that_is_not_there(tmp_path, module):
+def test_a_missing_library_is_reported_in_one_line(tmp_path, module):
     (tmp_path / "example.py").write_text(APP)
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util as u\n"

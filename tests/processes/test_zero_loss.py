@@ -38,7 +38,7 @@ def test_max_requests_loses_nothing(start: Start) -> None:
         load.wait_until_answered("download", 1)
 
 
-def test_more_workers_and_fewer_lose_nothing(start: Start) -> None:
+def test_adding_and_removing_workers_loses_nothing(start: Start) -> None:
     esg = start("--workers", "2")
     with Load(esg.port, **MIX) as load:
         for wanted in (3, 4):
@@ -65,7 +65,7 @@ def test_a_shutdown_loses_nothing(start: Start) -> None:
 
 
 @pytest.mark.parametrize("round_", range(4))
-def test_a_shutdown_in_a_storm_of_new_connections_loses_none(start: Start, round_: int) -> None:
+def test_a_shutdown_under_many_new_connections_loses_none(start: Start, round_: int) -> None:
     esg = start("--workers", str(1 + round_ % 3))
     with Load(esg.port, fresh=40) as load:
         load.wait_until_answered("fresh", 200)
