@@ -53,7 +53,7 @@ class AppImportError(BootError):
 
 
 class HTTPError(ESGError):
-    """A request that the server answers itself with an error status, before it closes."""
+    """A request that the server answers itself with an error status before it disconnects."""
 
     status = 400
 

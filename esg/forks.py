@@ -172,12 +172,12 @@ def default_signals() -> None:
     signal.set_wakeup_fd(-1)
     for signum in signal.valid_signals():
         handler = signal.getsignal(signum)
-        if _is_servers(handler) or (signum == signal.SIGCHLD and handler == signal.SIG_DFL):
+        if _belongs_to_server(handler) or (signum == signal.SIGCHLD and handler == signal.SIG_DFL):
             python = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
             signal.signal(signum, python)
 
 
-def _is_servers(handler: Any) -> bool:
+def _belongs_to_server(handler: Any) -> bool:
     handler = getattr(handler, "func", handler)  # asyncio.Runner's is a partial
     module = getattr(handler, "__module__", None)
     return isinstance(module, str) and module.partition(".")[0] in SERVERS

@@ -315,7 +315,7 @@ class _Serving(Worker):
             GenerationPart(
                 number=1,
                 config=settings.config,
-                listeners=[Listener(_own(sock.sock)) for sock in owner.sockets],
+                listeners=[Listener(_nonblocking(sock.sock)) for sock in owner.sockets],
                 logs=LogSetup.open(_quiet(settings.config), LogFiles()),
                 objects=settings.objects,
             ),
@@ -404,7 +404,7 @@ class _Serving(Worker):
             self._leave("reload")
 
 
-def _own(sock: Any) -> Any:
+def _nonblocking(sock: Any) -> Any:
     """A socket of gunicorn's, made non-blocking."""
     sock.setblocking(False)
     return sock

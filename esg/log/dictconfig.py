@@ -170,14 +170,14 @@ def _misfit_of_entry(entry: object, section: str) -> str:
 class Application:
     """The folder of the modules that a definition may name, and the environment for importing them.
 
-    If `forgotten`, modules imported for a definition are removed again, so that a later import
-    loads them from the disk. The arbiter needs that: it forks the workers of later generations,
-    and these must import the code that is on the disk by then.
+    If `forgets_modules`, modules imported for a definition are removed again, so that a later
+    import loads them from the disk. The arbiter needs that: it forks the workers of later
+    generations, and these must import the code that is on the disk by then.
     """
 
     folder: str
     variables: Mapping[str, str]
-    forgotten: bool
+    forgets_modules: bool
 
     @contextlib.contextmanager
     def importable(self) -> Iterator[None]:
@@ -199,7 +199,7 @@ class Application:
         try:
             yield
         finally:
-            if self.forgotten:
+            if self.forgets_modules:
                 for name in os.environ.keys() - environment.keys():
                     del os.environ[name]
                 os.environ.update(environment)

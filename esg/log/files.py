@@ -1,10 +1,10 @@
 """Opens log files, writes whole lines to them, and reopens them under the same descriptor.
 
 A log file keeps its descriptor's number for life; reopening puts another file behind the number
-(dup3(2)), so the code that writes to it needn't be notified. Nothing here raises an exception
-because a log can't be written, and nothing waits: a full disk, a reader that has gone or a pipe
-that nobody reads must not end or stop a server. Lines that can't be written immediately are kept,
-up to a limit; lines beyond the limit are lost and counted.
+(dup3(2)), so the code that writes to it needn't be notified. Nothing here raises an exception if a
+log can't be written, and nothing waits: a full disk, a reader that has gone or a pipe that nobody
+reads must not end or block a server. Lines that can't be written immediately are kept, up to a
+limit; lines beyond the limit are lost and counted.
 
 O_NONBLOCK belongs to the open file, which a standard stream shares with other processes, so it is
 never set there. Instead, a pipe or a terminal is opened a second time, through /proc/self/fd, and
@@ -34,7 +34,7 @@ STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 """Names of the standard streams. They can't be opened by name if they are sockets (systemd)."""
 
 MODE = 0o640
-"""Permissions of a new log file, less the umask. They are strict because logs have clients'
+"""Permissions of a new log file, less the umask. They are strict because logs contain clients'
 data."""
 
 PIPE_ATOMIC = 4096
@@ -191,7 +191,7 @@ def _require(place: str, access: int, path: str) -> None:
 
 
 Sink = Callable[[bytes], int]
-"""Writes as much as there is room for, without waiting. Raises BlockingIOError without any room."""
+"""Writes as much as there is room for, without waiting. Raises BlockingIOError if there is none."""
 
 
 class LogFile:
@@ -225,7 +225,7 @@ class LogFile:
         )
 
     @property
-    def waits(self) -> bool:
+    def has_backlog(self) -> bool:
         """Whether lines are kept because there was no room; `flush` tries to write them."""
         return bool(self._backlog)
 
@@ -515,7 +515,7 @@ class LogFiles:
     def reopen(self) -> tuple[list[LogFile], list[str]]:
         """Reopen every path.
 
-        Returns the reopened files, and an error message for each other one.
+        Returns the reopened files, and an error message for each of the others.
         """
         reopened, errors = [], []
         for file in self._files.values():
@@ -527,9 +527,9 @@ class LogFiles:
                 reopened.append(file)
         return reopened, errors
 
-    def waiting(self) -> bool:
+    def has_backlog(self) -> bool:
         """Whether any file keeps lines because there was no room."""
-        return any(file.waits for file in self._all())
+        return any(file.has_backlog for file in self._all())
 
     def flush(self, limit: float = 0.0) -> None:
         """Write the lines that the files keep, and wait up to `limit` seconds for room."""

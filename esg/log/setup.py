@@ -109,7 +109,7 @@ class LogSetup:
         for log in (logger, *_peers_loggers()):
             for handler in log.handlers:
                 if type(handler) is LineHandler:
-                    handler.addFilter(_nobody_else_does)
+                    handler.addFilter(_root_has_no_handlers)
             log.propagate = True
             if logging.root.handlers and "log_level" not in self.config.origins:
                 log.setLevel(logging.NOTSET)
@@ -262,7 +262,7 @@ def _take_warnings(handler: LineHandler) -> None:
 
     In that case the application or `--log-config` handles them.
     """
-    handler.addFilter(_nobody_else_does)
+    handler.addFilter(_root_has_no_handlers)
     log = logging.getLogger("py.warnings")
     log.handlers[:] = [handler]
     log.propagate, log.disabled = True, False
@@ -270,7 +270,7 @@ def _take_warnings(handler: LineHandler) -> None:
     logging.captureWarnings(True)
 
 
-def _nobody_else_does(record: logging.LogRecord) -> bool:
+def _root_has_no_handlers(record: logging.LogRecord) -> bool:
     """A filter: true if the root logger has no handlers, so that nothing else logs the record."""
     return not logging.root.handlers
 

@@ -226,7 +226,7 @@ def _is_elsewhere(listener: Listener, address: Bind) -> bool:
 
 
 def takes_ipv4(address: Address, siblings: Iterable[Listener], addresses: Iterable[Bind]) -> bool:
-    """Whether `::` in `address` accepts IPv4 clients as well: if no other bind does on that port.
+    """Whether `::` in `address` also accepts IPv4 clients, because no other bind does on that port.
 
     `siblings` are other listeners of the same bind, `addresses` are all binds.
     """

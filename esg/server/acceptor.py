@@ -51,7 +51,7 @@ DRAIN_TIME = 0.25
 """Seconds that TCP handshakes in progress have to finish before a listener closes for good."""
 
 FULL_PAUSE = 0.05
-"""Seconds until a worker that has as many connections as it may have checks again."""
+"""Seconds until a worker that has reached its limit of connections checks again."""
 
 SHUT_PAUSE = 0.5
 """Seconds to wait before accepting again on a socket that was shut down."""
@@ -64,9 +64,8 @@ class Balance:
     """Decides from the loads of all workers whether to accept a connection now. Pure.
 
     A worker that is ahead pauses. If the workers behind it have as many connections after the pause
-    as before, they may be blocked, and new connections must not wait for them. So one connection
-    is accepted, two after the next pause like that, then four. So a blocked worker soon costs
-    little.
+    as before, they may be blocked, and new connections must not wait for them. So one connection is
+    accepted, two after the next of these pauses, then four, and a blocked worker soon costs little.
     """
 
     __slots__ = ("_behind", "_credit", "_paused", "_to_accept")
@@ -130,7 +129,7 @@ class Acceptor:
         self._closing = False
         self._shut: set[Listener] = set()
         """UNIX sockets that another process has shut down."""
-        self._rest: asyncio.TimerHandle | None = None
+        self._pause_timer: asyncio.TimerHandle | None = None
         """Ends a pause of all listeners."""
 
     def start(self) -> None:
@@ -144,7 +143,7 @@ class Acceptor:
         """Stop accepting. Connections that the kernel has queued stay there for other workers."""
         self._service.accepting = False
         self._service.change_load(0)
-        self._end_rest()
+        self._end_pause()
         for listener in self._listeners:
             self._unwatch(listener)
             listener.close()
@@ -160,7 +159,7 @@ class Acceptor:
         """
         self._limit = sys.maxsize
         self._closing = True
-        self._end_rest()
+        self._end_pause()
         unfinished = False
         for listener in self._listeners:
             self._unwatch(listener)
@@ -176,14 +175,14 @@ class Acceptor:
 
     @property
     def busy(self) -> bool:
-        """Whether accepted connections aren't HTTP connections yet, for example in a handshake."""
+        """Whether some accepted connections aren't HTTP connections yet, as during a handshake."""
         return self._service.load > len(self._service.connections)
 
     # -- the listeners -----------------------------------------------------------------
 
     def _watch(self, listener: Listener) -> None:
         self._timers.pop(listener, None)
-        if self._rest is None:
+        if self._pause_timer is None:
             self._service.loop.add_reader(listener.fileno(), self._on_readable, listener)
 
     def _unwatch(self, listener: Listener) -> None:
@@ -205,21 +204,21 @@ class Acceptor:
         """
         for listener in self._listeners:
             self._service.loop.remove_reader(listener.fileno())
-        self._rest = self._service.loop.call_later(seconds, self._watch_all)
+        self._pause_timer = self._service.loop.call_later(seconds, self._watch_all)
 
     def _watch_all(self) -> None:
-        self._rest = None
+        self._pause_timer = None
         for listener in self._listeners:
             if listener not in self._timers:
                 self._watch(listener)
 
-    def _end_rest(self) -> None:
-        if self._rest is not None:
-            self._rest.cancel()
-            self._rest = None
+    def _end_pause(self) -> None:
+        if self._pause_timer is not None:
+            self._pause_timer.cancel()
+            self._pause_timer = None
 
     def _on_readable(self, listener: Listener) -> None:
-        if self._rest is not None:
+        if self._pause_timer is not None:
             return  # another listener began a pause earlier in this turn
         if self._service.load >= self._limit:
             self._pause_all(FULL_PAUSE)
@@ -326,7 +325,7 @@ class Acceptor:
             self._service.loop,
             lambda named: (
                 self._begin(named.client, named.server, "https" if named.secure else "http")
-                if named.names
+                if named.has_addresses
                 else self._begin(client, server)
             ),
             limit=self._service.config.timeout_request_header,

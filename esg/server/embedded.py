@@ -90,7 +90,7 @@ class Server:
         self._reason = "should_exit"
         self._subject = worker_subject(next(_numbers), 1, os.getpid())
         self._log_fd = -1
-        """The log set-up while it serves."""
+        """The descriptor of the log; -1 before it serves."""
         self._startup: tuple[float, str] | None = None
         """The time at which the application's startup began, and the place where it waits."""
         self._reminder: Reminder
@@ -165,7 +165,7 @@ class Server:
         self._loop.add_reader(self._mailbox.fileno(), self._on_mail)
         try:
             with self._signals():
-                await self._attended(self._worker)
+                await self._run_to_end(self._worker)
         finally:
             self._reminder.end()
             self._log("stopped")
@@ -177,14 +177,14 @@ class Server:
             for listener in listeners:
                 listener.remove()
 
-    async def _attended(self, worker: Worker) -> None:
+    async def _run_to_end(self, worker: Worker) -> None:
         """Let the worker run to its end, gracefully even if this task is cancelled."""
         running = asyncio.ensure_future(worker.run(own_process=False))
         self._pass_on()
         try:
             await asyncio.shield(running)
         except asyncio.CancelledError:
-            self._drains("cancelled")
+            self._log_draining("cancelled")
             worker.hurry("cancelled")
             await asyncio.gather(running, return_exceptions=True)
             raise
@@ -230,14 +230,14 @@ class Server:
             self._logged += 1
             self._log(f"received {signum.name}")
         if self._worker is not None and self._should_exit:
-            self._drains(self._reason)
+            self._log_draining(self._reason)
             grace = self.config.graceful_timeout
             self._mailbox.send(mailbox.Drain("should_exit", grace, self._final))
         if self._worker is not None and self._force_exit:
-            self._drains("force_exit")
+            self._log_draining("force_exit")
             self._worker.hurry("force_exit")
 
-    def _drains(self, reason: str) -> None:
+    def _log_draining(self, reason: str) -> None:
         """Log that the worker drains, once."""
         if not self._draining:
             self._draining = True

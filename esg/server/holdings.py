@@ -1,7 +1,7 @@
 """The memory that all WebSockets of a worker use for their clients' messages.
 
-Each is bounded by itself, but a thousand of them can hold a thousand times as much, and 15 KB that
-a client sends can become 16 MB when they are decompressed.
+The memory of each WebSocket is limited, but a thousand of them can hold a thousand times as much,
+and 15 KB that a client sends can become 16 MB when they are decompressed.
 """
 
 from __future__ import annotations

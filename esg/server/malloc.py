@@ -26,7 +26,7 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20
 def keep_free_memory(size: int) -> None:
     """Let this process keep `size` bytes at the end of its heap; 0 changes nothing.
 
-    This does nothing either with another libc than glibc, or if one of malloc's variables is set.
+    It also changes nothing if libc isn't glibc, or if one of malloc's variables is set.
     """
     if not size or any(name in os.environ for name in _VARIABLES):
         return

@@ -31,10 +31,10 @@ class Outflow:
 
     __slots__ = (
         "_collected",
+        "_finished",
         "_loop",
         "_output",
         "_progress_at",
-        "_said_all",
         "_silence",
         "_talk_until",
         "_unsent",
@@ -71,7 +71,7 @@ class Outflow:
         """When a check last found fewer unacknowledged bytes than the check before it."""
         self.heard = False
         """Whether the client has sent something since the last check."""
-        self._said_all = False
+        self._finished = False
         self._silence = LINGER
         self._talk_until = -math.inf
 
@@ -156,7 +156,7 @@ class Outflow:
         """
         if self.transport.is_closing():
             await asyncio.sleep(0)
-        while self.paused and not self._said_all:
+        while self.paused and not self._finished:
             await self.waiter()
 
     # -- progress ------------------------------------------------------------------------
@@ -181,7 +181,7 @@ class Outflow:
         Once the client has taken everything, it may be silent for `silence` seconds. Until
         `talk_until`, that time begins again whenever the client sends something.
         """
-        self._said_all = True
+        self._finished = True
         self._wake()
         self.begin(now)
         self.heard = False

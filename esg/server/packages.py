@@ -29,7 +29,7 @@ already, and extension modules can't be imported twice.
 """
 
 _imported: dict[str, tuple[int, ...]] = {}
-"""The files of the shared packages when they were imported."""
+"""The fingerprints of the shared packages' files when they were imported."""
 
 
 def import_packages(config: Config) -> None:
@@ -59,7 +59,7 @@ def forget_replaced() -> None:
 
 
 def _files(name: str) -> tuple[int, ...]:
-    """What tells the files of an imported package from those of another version."""
+    """A fingerprint of the files of an imported package, which differs for another version."""
     path = getattr(sys.modules.get(name), "__file__", None) or ""
     try:
         found = os.stat(path)

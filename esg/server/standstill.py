@@ -29,7 +29,7 @@ a report is its line in the log.
 """
 
 PAUSE = 3.0
-"""The least seconds between two reports, so that they can't fill the mailbox."""
+"""The shortest time between two reports, in seconds, so that they can't fill the mailbox."""
 
 MOST_NAMED = 5
 """The most requests that a report names."""

@@ -28,10 +28,10 @@ from esg.settings.schema import Config
 logger = logging.getLogger("esg")
 
 TICK = 1.0
-"""Seconds between two turns of the clock, the resolution of deadlines and the Date."""
+"""Seconds between two ticks of the clock, the resolution of deadlines and the Date."""
 
 STANDSTILL = 2 * TICK
-"""If more seconds pass between two turns, this process or its loop stood still."""
+"""If more seconds pass between two ticks, this process or its loop stood still."""
 
 LATE_TURNS = 3
 """Turns of the loop for reading the data that arrived while the loop stood still."""
@@ -99,7 +99,7 @@ class Upgrades(Protocol):
         """Whether a request that offers to upgrade is for this protocol."""
 
     def begin(self, exchange: Any) -> Any:
-        """The `Upgrade` of a request that this accepts, an `UpgradableExchange`."""
+        """The `Upgrade` for an `UpgradableExchange` whose request `accepts` has accepted."""
 
 
 class Service:
@@ -192,7 +192,7 @@ class Service:
         self._full = Seldom()
         self._refusals = Seldom()
         self._stood_still = False
-        """Whether the last turn of the clock came late."""
+        """Whether the last tick of the clock came late."""
         self.proxies = trusted_proxies(config) if config.proxy_headers else None
         """The proxies that are trusted to name a request's client."""
         self.state: dict[str, Any] = {}
@@ -347,7 +347,7 @@ class Service:
         for connection in [c for c in self.connections if c.deadline < now]:
             try:
                 connection.expire(now)
-            except Exception as error:  # noqa: BLE001 - the others are to be looked at, too
+            except Exception as error:  # noqa: BLE001 - the others must be handled, too
                 self._failed_to_expire(connection, error)
         for handshake in [h for h in self.handshakes if h.deadline < now]:
             try:

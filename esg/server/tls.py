@@ -1,7 +1,7 @@
 """TLS: the SSL context of one generation, and the `tls` extension of a connection's scopes.
 
 The context is made in the arbiter whenever the settings are read. So a bad certificate stops the
-start or the reload, a reload loads a renewed certificate, and all workers share the keys of
+startup or the reload, a reload loads a renewed certificate, and all workers share the keys of
 session tickets.
 """
 

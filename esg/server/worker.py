@@ -43,7 +43,7 @@ from esg.settings.schema import Config
 from esg.waits import Load
 
 SHUTDOWN_MINIMUM = 3.0
-"""The least seconds for the lifespan's shutdown, even if the drain ended late."""
+"""The least time for the lifespan's shutdown, in seconds, even if the drain ended late."""
 
 IDLE_TIME = 1.0
 """Seconds of silence after which, in development, a connection can be closed: no request is due."""
@@ -118,7 +118,7 @@ def serve(assignment: Assignment, loaded: Loaded) -> int:
     lifeline.watch(assignment.worker.mailbox.fileno(), subject, limit)
     lifeline.untie()
     loop = assignment.generation.config.loop
-    # Not closed: what that does is done with a limit, by a worker that beats meanwhile.
+    # The runner isn't closed: `finish` does the same, with a time limit and heartbeats.
     runner = asyncio.Runner(loop_factory=loop_in_place_of(loaded.loop_factory, loop, subject))
     worker = Worker(assignment, loaded.app)
     runner.run(worker.run(own_process=True))
@@ -193,7 +193,7 @@ class Worker:
         self._why_quick = ""
         self._terminations = 0
         self._deadline = 0.0
-        self._wound_down = 0.0
+        self._wind_down_deadline = 0.0
         """The time by which the loop should have ended all work, even if the drain ended late."""
 
     async def run(self, *, own_process: bool) -> None:
@@ -268,8 +268,8 @@ class Worker:
         loop.set_exception_handler(self._on_loop_error)
         loop.add_signal_handler(signal.SIGTERM, self._on_terminate)
         loop.add_signal_handler(signal.SIGQUIT, self._on_quit)
-        # Signals that a terminal or a careless `pkill` sends to workers too, and whose meaning is
-        # the arbiter's. Runner.run() has taken SIGINT over as well by now.
+        # Signals that are meant for the arbiter, but that a terminal or a careless `pkill` sends to
+        # workers, too. Runner.run() has taken SIGINT over as well by now.
         for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
             loop.add_signal_handler(signum, _ignore)
         loop.add_signal_handler(signal.SIGUSR2, _ignore)
@@ -521,15 +521,16 @@ class Worker:
 
     async def _wind_down(self) -> None:
         """End the application's tasks and generators that still run in the loop."""
-        self._wound_down = self._loop.time() + 2 * CANCEL_LIMIT
+        self._wind_down_deadline = self._loop.time() + 2 * CANCEL_LIMIT
         await cancel_others(CANCEL_LIMIT)
         await close_generators(self._time_left())
 
     async def finish(self) -> None:
         """Wait for the application's threads and processes that still run.
 
-        It is for a process that the worker has for itself, as the main task after that of `run`:
-        libraries keep their threads until the main task ends (AnyIO does, and so Starlette).
+        Only for a worker that has its process to itself. It must run in a second main task, after
+        that of `run`: some libraries (AnyIO, and so Starlette) keep their threads until the main
+        task ends.
         """
         self._tick()
         try:
@@ -541,7 +542,7 @@ class Worker:
     def _time_left(self) -> float:
         """Seconds until the worker should have ended, or the short time that the last steps
         have."""
-        end = 0.0 if self._quick.is_set() else max(self._deadline, self._wound_down)
+        end = 0.0 if self._quick.is_set() else max(self._deadline, self._wind_down_deadline)
         return max(end - self._loop.time(), CANCEL_LIMIT / 2)
 
 
@@ -559,7 +560,7 @@ def _time_without_arbiter(assignment: Assignment) -> float:
 
 
 def _due_at(config: Config) -> int:
-    """The request at which this worker is due: --max-requests and its share of jitter."""
+    """The number of the request at which this worker is due: --max-requests plus random jitter."""
     if not config.max_requests:
         return 0
     return config.max_requests + random.randint(0, config.max_requests_jitter)

@@ -14,7 +14,14 @@ from esg.errors import ConfigError
 from esg.frozen import frozen
 from esg.settings import aliases
 from esg.settings.declaration import Setting
-from esg.settings.kinds import CALL, LOG_LEVELS, SPOKEN, BadItemError, check_type, without_interface
+from esg.settings.kinds import (
+    CALL,
+    INTERFACE_PREFIXES,
+    LOG_LEVELS,
+    BadItemError,
+    check_type,
+    without_interface,
+)
 from esg.settings.objects import NO_OBJECTS, Objects
 from esg.settings.schema import SETTINGS, WHERE, Config
 
@@ -105,7 +112,7 @@ def _implied_by_name(
     interface, app = without_interface(values["app"])
     meant: dict[str, object] = {}
     if interface:
-        meant["interface"] = SPOKEN[interface]
+        meant["interface"] = INTERFACE_PREFIXES[interface]
     if app.endswith(CALL):
         meant["factory"] = True
     for name, value in meant.items():

@@ -250,7 +250,7 @@ def _parse_items(raw: object) -> tuple[str, ...]:
     return _parse_texts(",".join(_parse_texts(raw)))
 
 
-SPOKEN: Mapping[str, str] = {"asgi": "asgi3", "wsgi": "wsgi"}
+INTERFACE_PREFIXES: Mapping[str, str] = {"asgi": "asgi3", "wsgi": "wsgi"}
 """Interfaces by hypercorn's prefixes of an application's name, as in `wsgi:app:main`."""
 
 CALL = "()"
@@ -277,7 +277,7 @@ def without_interface(app: str) -> tuple[str, str]:
     Only a name with two colons has an interface, because a module may be called `asgi`.
     """
     interface, _, rest = app.partition(":")
-    return (interface, rest) if interface in SPOKEN and ":" in rest else ("", app)
+    return (interface, rest) if interface in INTERFACE_PREFIXES and ":" in rest else ("", app)
 
 
 def _parse_workers(raw: object) -> int:

@@ -16,7 +16,7 @@ DATA = (
     *(str, bytes, int, float, bool, type(None)),
     *(datetime.datetime, datetime.date, datetime.time),
 )
-"""Types of values that are data, next to dictionaries, lists and tuples; those of TOML and more."""
+"""Types of values that are data, besides dictionaries, lists and tuples: TOML's and a few more."""
 
 
 @frozen

@@ -94,13 +94,13 @@ the host 0.0.0.0.
 imports the application.
 
 To turn a switch off, write `--no-` in front of its name. A repeatable option is a list in a file,
-and a text with commas in the environment (`ESG_HEADER` has one field per line). In a file, numbers,
-`true` and `false` have no quotes. At startup, ESG warns about variables `ESG_*` that aren't
-settings. *Restart*: a reload can't change this setting. *Not yet*: this version knows the option,
-but refuses it.
+and comma-separated text in the environment (`ESG_HEADER` has one field per line). In a file,
+numbers, `true` and `false` have no quotes. At startup, ESG warns about variables `ESG_*` that
+aren't settings. *Restart*: a reload can't change this setting. *Not yet*: this version knows the
+option, but refuses it.
 
-A *DURATION* is a number of seconds, or a text with units: `500ms`, `30s`, `5m`, `1h`, `1d`,
-`1h30m`. A *SIZE* is a number of bytes, or a text with a unit: `64k`, `16MiB`, `1g`. `k`, `kB` and
+A *DURATION* is a number of seconds, or text with units: `500ms`, `30s`, `5m`, `1h`, `1d`,
+`1h30m`. A *SIZE* is a number of bytes, or text with a unit: `64k`, `16MiB`, `1g`. `k`, `kB` and
 `KiB` all mean 1024 bytes; the other units work in the same way. In a file, a value with a unit is a
 string: `timeout = "5m"`.
 

@@ -248,6 +248,6 @@ def setting_named(name: str, where: str) -> Setting:
 
 
 def nearest(name: str, names: Mapping[str, object] | list[str]) -> str:
-    """A hint ", did you mean X?" for a misspelt name, or nothing."""
+    """A hint "; did you mean X?" for a misspelt name, or nothing."""
     close = difflib.get_close_matches(name, list(names), 1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -194,14 +194,18 @@ class ProcessSettings:
         flags=("-k", "--worker-class"),
     )
     preload: bool = setting(
-        False, SWITCH, PROCESSES, "Import APP once, then fork workers from that.", pending=True
+        False,
+        SWITCH,
+        PROCESSES,
+        "Import APP once, in a process that forks the workers.",
+        pending=True,
     )
     malloc_trim: int = setting(
         4 << 20,
         size(0),
         PROCESSES,
         "Keep up to this much free memory in a worker, in bytes, for its next requests (with "
-        "glibc; see mallopt(3)); 0: as glibc does by default.",
+        "glibc; see mallopt(3)); 0: glibc's default.",
     )
     drain_delay: float = setting(
         0.0,

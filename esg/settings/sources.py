@@ -66,7 +66,7 @@ def load(
         from_environment(environment),
         command_line,
     ):
-        raw = _over(raw, stronger)
+        raw = _merged(raw, stronger)
     port = raw.get("port")
     if port is not None and _is_generic(port) and "host" not in raw:
         raw["host"] = Raw(EVERYWHERE, port.origin)
@@ -111,7 +111,7 @@ def _files(file: str | None, env_file: Raw | None) -> list[str]:
     return [*files, named] if named else files
 
 
-def _over(weak: Mapping[str, Raw], strong: Mapping[str, Raw]) -> dict[str, Raw]:
+def _merged(weak: Mapping[str, Raw], strong: Mapping[str, Raw]) -> dict[str, Raw]:
     """The settings of two sources, with precedence for `strong`.
 
     All settings that say where to listen count as one: if `strong` has one of them, those of `weak`

@@ -151,7 +151,7 @@ class Arbiter:
             self._reloader.next_deadline(),
             self._notifier.next_deadline(),
             self._control.next_deadline(),
-            time.monotonic() + LOG_PAUSE if self._generations.files.waiting() else None,
+            time.monotonic() + LOG_PAUSE if self._generations.files.has_backlog() else None,
         )
 
     def _dispatch(self, event: on.Event) -> None:
@@ -290,7 +290,7 @@ class Arbiter:
                 "give MODULE:ATTRIBUTE to load new code at a reload",
             )
         generation = self._generations.add(settings)
-        return on.ReloadRequested(generation.number, generation.terms, action.job)
+        return on.ReloadAccepted(generation.number, generation.terms, action.job)
 
     def _prepare(self, action: do.Prepare) -> on.Event:
         try:

@@ -72,7 +72,7 @@ class Child:
         while self._owed:
             posted_at, posted = self._owed[0]
             message = posted
-            if isinstance(message, Drain):  # its time began when it was posted
+            if isinstance(message, Drain):  # its grace period began when it was posted
                 left = max(0.0, message.grace - (time.monotonic() - posted_at))
                 message = dataclasses.replace(message, grace=left)
             if not self.mailbox.offer(message):
@@ -113,7 +113,7 @@ class Child:
 
         Other processes may send it DUMP_SIGNAL, too; those stacks say nothing about its end.
         """
-        if self.aborted:  # they were logged then
+        if self.aborted:  # they were logged when it was aborted
             return ""
         written = self.stack()
         if DUMP_SIGNAL in self._sent:

@@ -94,7 +94,7 @@ class Children:
         finally:
             theirs.close()
         self._early_ends.pop(pid, None)  # the end of an earlier process with the same pid
-        self._know(child, pid)
+        self._record_pid(child, pid)
 
     def add(self, child: _Kind, duties: Duties[_Kind]) -> None:
         """Add a child to the table, and read its mail. Its pid may be unknown.
@@ -106,7 +106,7 @@ class Children:
         self._duties[child] = duties
 
     def _remove(self, child: Child) -> None:
-        self._expect_no_mail(child)
+        self._stop_reading(child)
         self._duties.pop(child, None)
         number = type(child), child.number
         if self._by_number.get(number) is child:  # not a child that was started meanwhile
@@ -121,13 +121,13 @@ class Children:
         self._let_go(own)
         return main()
 
-    def _know(self, child: Child, pid: int) -> None:
+    def _record_pid(self, child: Child, pid: int) -> None:
         child.pid = pid
         self._by_pid[pid] = child
-        if not self._any_unknown():
+        if not self._any_pid_unknown():
             self._early_ends.clear()
 
-    def _any_unknown(self) -> bool:
+    def _any_pid_unknown(self) -> bool:
         return any(child.pid is None for child in self._by_number.values())
 
     def _on_hello(self, child: Child, pid: int) -> int | None:
@@ -142,7 +142,7 @@ class Children:
         if status is None and not processes.is_own_child(pid):
             child.mailbox.refuse(f"Hello with a pid that is no child's: {pid}")
             return None
-        self._know(child, pid)
+        self._record_pid(child, pid)
         child.reaped = status is not None
         return status
 
@@ -155,7 +155,7 @@ class Children:
             return  # its end was noticed earlier in this turn of the loop
         messages, alive = child.mailbox.receive(duties.mail | Hello)
         if not alive:
-            self._expect_no_mail(child)
+            self._stop_reading(child)
         status = None
         for message in messages:
             if isinstance(message, Hello) and status is None:
@@ -166,11 +166,11 @@ class Children:
         if status is not None or not (alive or child.pid or child.reaped):
             self._on_end(child, status)
 
-    def _is_heard(self, child: Child) -> bool:
+    def _is_read(self, child: Child) -> bool:
         return child.mailbox in [key.fileobj for key in self._selector.get_map().values()]
 
-    def _expect_no_mail(self, child: Child) -> None:
-        if self._is_heard(child):
+    def _stop_reading(self, child: Child) -> None:
+        if self._is_read(child):
             self._selector.unregister(child.mailbox)
 
     def dismiss(self, child: Child) -> None:
@@ -179,7 +179,7 @@ class Children:
         The child is reaped later. If its pid isn't known, it can't be reaped, so this counts as its
         end.
         """
-        self._expect_no_mail(child)
+        self._stop_reading(child)
         child.mailbox.close()
         if child.pid is None:
             self._on_end(child, None)
@@ -192,7 +192,7 @@ class Children:
             child = self._by_pid.get(pid)
             if child is not None:
                 self._on_end(child, status)
-            elif self._any_unknown() and len(self._early_ends) < MOST_EARLY_ENDS:
+            elif self._any_pid_unknown() and len(self._early_ends) < MOST_EARLY_ENDS:
                 self._early_ends[pid] = status
 
     def _on_end(self, child: Child, status: int | None) -> None:
@@ -202,7 +202,7 @@ class Children:
         child.reaped = True
         if child.pid is not None:
             self._by_pid.pop(child.pid, None)
-        if self._is_heard(child):
+        if self._is_read(child):
             self._attempt(self._read_mail, child)  # its last words
         self._attempt(duties.on_end, child, status)
         self._attempt(self._remove, child)
@@ -213,7 +213,8 @@ class Children:
         for child in self.of(kind):
             self.dismiss(child)
             if child.pid is not None:
-                # A child that can't be killed isn't waited for: it ends, as its mailbox is closed.
+                # A child that can't be killed isn't waited for: it ends because its mailbox is
+                # closed.
                 with contextlib.suppress(PermissionError, ChildProcessError):
                     child.signal(signal.SIGKILL)
                     os.waitpid(child.pid, 0)

@@ -26,7 +26,7 @@ MODE = 0o600
 """Permissions of the socket's file."""
 
 MOST_CLIENTS = 32
-"""The most connections at once. Beyond it, the oldest one without a command is closed."""
+"""The most connections at once. Beyond that, the oldest one without a command is closed."""
 
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """Errors with which accept(2) fails and leaves the connection in the queue."""

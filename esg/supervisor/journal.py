@@ -97,7 +97,7 @@ class Journal:
             self.warn_once(message.line, f"peers other than {current.config.forwarded_allow_ips}")
 
     def unexpected(self, error: Exception) -> None:
-        """Write an uncaught error; one of the same type and place is written once a minute."""
+        """Write an uncaught error, but errors of the same type and place at most once a minute."""
         *_, (frame, line) = traceback.walk_tb(error.__traceback__)
         place = (type(error), frame.f_code.co_filename, line)
         more = self._failures.setdefault(place, Seldom()).now(time.monotonic())

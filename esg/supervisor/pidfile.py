@@ -1,9 +1,9 @@
-"""The pid file: replaced as a whole, locked while the arbiter runs, removed only if still its own.
+"""The pid file: replaced as a whole, locked while the arbiter runs, removed if it is still ours.
 
 The lock says whether the program runs. The number in the file doesn't: another process may have
-been given the same pid. So a file that was left behind never prevents a start. The lock is a write
-lock ("Open file description locks" in fcntl(2)), which only a process with write permission can
-take. With flock(2), any user who may read the file could lock it and prevent the start.
+been given the same pid. So a file that was left behind never prevents the startup. The lock is a
+write lock ("Open file description locks" in fcntl(2)), which only a process with write permission
+can take. With flock(2), any user who may read the file could lock it and prevent the startup.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PidFile:
         """
         path = os.path.abspath(path)
         try:
-            with _turn(path):
+            with _sole_writer(path):
                 while (fd := _replace(path, exists=_is_stale(path, origin))) is None:
                     continue
                 return cls(path, fd)
@@ -65,7 +65,7 @@ class PidFile:
 
 
 @contextlib.contextmanager
-def _turn(path: str) -> Iterator[None]:
+def _sole_writer(path: str) -> Iterator[None]:
     """Keep other arbiters from writing the pid file, by locking a file only our user can open.
 
     Raises OSError if that file can't be created, or another arbiter holds it too long.

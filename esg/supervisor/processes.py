@@ -29,7 +29,7 @@ def fork(main: Callable[[], int]) -> int:
     from here, and it is killed when this process ends, unless it calls `lifeline.untie`. Raises
     OSError if the kernel has no room for a process.
     """
-    _flush_what_is_read()
+    _flush_unless_blocked()
     lifeline.prepare()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
@@ -93,8 +93,8 @@ def _end(signum: int, frame: FrameType | None) -> None:
     os._exit(0)
 
 
-def _flush_what_is_read() -> None:
-    """Flush the standard streams, unless that would wait: a child would write the same text."""
+def _flush_unless_blocked() -> None:
+    """Flush the standard streams unless that would block: a child would write their text again."""
     poll = select.poll()
     for fd in (1, 2):
         poll.register(fd, select.POLLOUT)

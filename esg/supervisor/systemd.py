@@ -22,7 +22,8 @@ EXTENSION = 15.0
 """Seconds by which each EXTEND_TIMEOUT_USEC= extends the time for a start, reload or stop."""
 
 EXTEND_EVERY = 5.0
-"""Seconds between two of these messages. They end, because the time of each worker is limited."""
+"""Seconds between two of these messages. They don't go on forever, because the time of each worker
+is limited."""
 
 RETRY_EVERY = 0.1
 """Seconds until a message is sent again if the service manager was too busy to take it."""
@@ -53,8 +54,8 @@ class Notifier:
         `capacity` is FDSTORE.
         """
         self.capacity = capacity
-        """How many descriptors the manager stores; None if it doesn't say. systemd says it since
-        version 254, except to units that may not store any.
+        """How many descriptors the manager stores; None if the manager doesn't announce it. systemd
+        has done so since version 254, except for units that may not store any.
         """
         self.problem = ""
         """Why nothing can be sent to the address; empty if there is no problem."""

@@ -3,7 +3,7 @@
 The lines of one turn of the event loop are written together. That makes a line ten times cheaper
 than a logging call, and a crash loses at most the lines of one turn. The duration, the number of
 bytes and the response's fields are only recorded if the log `observes`: see `Observation` in
-`asgi/exchange.py`.
+`entries.py`.
 """
 
 from __future__ import annotations
@@ -102,14 +102,14 @@ class AccessLog:
         lines, self._pending = self._pending, []
         for batch in _batches(lines):
             self._file.write(batch)
-        if self._file.waits and self._retry is None:
+        if self._file.has_backlog and self._retry is None:
             self._retry = self._loop.call_later(RETRY_PAUSE, self._write_rest)
 
     def _write_rest(self) -> None:
         """Write the lines that the file had no room for."""
         self._retry = None
         self._file.flush()
-        if self._file.waits:
+        if self._file.has_backlog:
             self._retry = self._loop.call_later(RETRY_PAUSE, self._write_rest)
 
 

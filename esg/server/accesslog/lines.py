@@ -143,7 +143,7 @@ def peer(scope: Mapping[str, Any]) -> str:
 
 
 def printable(target: bytes) -> str:
-    """A request target that is safe to log: characters that could end the line are escaped.
+    """A request target, made safe to log: characters that could end the line are escaped.
 
     Quotes and backslashes are escaped as well, as in nginx's log, because parsers honour `\\"`.
     """
@@ -157,7 +157,7 @@ def printable(target: bytes) -> str:
 
 
 def shown(value: bytes | str) -> str:
-    """The value of a field that is safe to log: like `printable`, but spaces aren't escaped."""
+    """The value of a field, made safe to log: like `printable`, but spaces aren't escaped."""
     text = value if isinstance(value, str) else value.decode("latin-1")
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
         return text

@@ -67,7 +67,7 @@ WSGI applications; ASGI has no such field.
 """
 
 TURNS_TO_CANCEL = 5
-"""Turns of the event loop before a `send` to a client that has left raises.
+"""Turns of the event loop before a `send` to a client that has left raises ClientDisconnected.
 
 A framework that listens for `http.disconnect` cancels its stream meanwhile, which it handles better
 than an error.
@@ -89,7 +89,7 @@ class Source(Protocol):
 
 
 class Carrier(Protocol):
-    """The connection of an exchange, or its stream of a connection."""
+    """The connection that an exchange is on, or its stream on that connection."""
 
     service: Service
     outflow: Outflow

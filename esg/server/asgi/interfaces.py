@@ -50,7 +50,7 @@ async def _call_asgi2(app: Any, scope: Scope, receive: Receive, send: Send) -> N
 
 
 def interface_behind(app: Application) -> str:
-    """The interface's name, for the log, of the application that `adapt` made `app` from."""
+    """The name, for the log, of the interface of the application that `adapt` made `app` from."""
     if isinstance(app, WSGIAdapter):
         return "WSGI"
     if isinstance(app, functools.partial) and app.func is _call_asgi2:

@@ -26,7 +26,7 @@ CANCEL_LIMIT = 1.0
 """Seconds for a cancelled lifespan to end."""
 
 LONGEST_REASON = 300
-"""The most characters of a reported exception; its message fits into one write to a pipe."""
+"""The most characters of a reported exception, so that the report fits into one write to a pipe."""
 
 
 class Lifespan:

@@ -20,9 +20,9 @@ Endpoint = tuple[str, int | None]
 
 VERSION = "3.0"
 HTTP_SPEC_VERSION = "2.3"
-"""Not 2.4, though ESG does what 2.4 adds. Starlette (1.10 still) takes 2.4 to mean that it needn't
-listen for `http.disconnect` while it streams, so a generator that waits for something to send is
-never cancelled when its client leaves.
+"""Not 2.4, though ESG does what 2.4 adds. Starlette (still in 1.10) takes 2.4 to mean that it
+needn't listen for `http.disconnect` while it streams, so a generator that waits for something to
+send is never cancelled when its client leaves.
 """
 LIFESPAN_SPEC_VERSION = "2.0"
 

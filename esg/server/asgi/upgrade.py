@@ -1,4 +1,4 @@
-"""How a request becomes another protocol, without HTTP and that protocol knowing each other.
+"""How a request switches to another protocol, without HTTP and that protocol knowing each other.
 
 If there is a protocol to upgrade to, the worker's state has a hook for it, `Service.upgrades`. A
 connection asks the hook about each request that offers to upgrade, and makes the request an
@@ -43,7 +43,7 @@ class UpgradableExchange(Exchange):
         """
         raise NotImplementedError
 
-    def part(self) -> None:
+    def end_unanswered(self) -> None:
         """The client has left: end the connection without a response."""
         raise NotImplementedError
 

@@ -226,7 +226,7 @@ class Connection(asyncio.Protocol):
         else:
             self.queue.append(exchange)
 
-    def offers_upgrade(self) -> bool:
+    def make_upgradable(self) -> bool:
         """Make an `UpgradeExchange` of the last request, which offers an upgrade.
 
         Returns False if the upgrade isn't to a protocol that is served here.

@@ -47,7 +47,7 @@ class H11Parser:
     """A new `h11.Connection` for each request, over one buffer, because h11 doesn't see the
     responses."""
 
-    __slots__ = ("_buffer", "_connection", "_line", "_method", "_offers", "_sink", "_told")
+    __slots__ = ("_buffer", "_connection", "_line", "_method", "_offers", "_sink", "_target_passed")
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -62,7 +62,7 @@ class H11Parser:
         self._line: list[bytes] = []
         self._method = b""
         """The method of an incomplete request line, once the method itself is complete."""
-        self._told = 0
+        self._target_passed = 0
         """Bytes of the target that the sink has received."""
         self._offers = False
 
@@ -125,24 +125,24 @@ class H11Parser:
         elif isinstance(event, h11.Request):
             self._on_head()
         elif isinstance(event, h11.EndOfMessage):
-            self._tell_fields()
+            self._pass_fields()
             self._begin()
             self._sink.on_message_complete()
         else:
             if in_head and not self._line:
-                self._tell_target()
+                self._pass_target()
             return False
         return True
 
-    def _tell_target(self) -> None:
-        """Tell the sink the target's length before the header section is complete."""
+    def _pass_target(self) -> None:
+        """Pass on the target before the header section is complete, to limit its length."""
         line, complete, _ = self._buffer.partition(b"\r\n")
         parts = line.split(b" ", 2)
         if len(parts) > 1:
             _check_method(parts[0])
             self._method = bytes(parts[0])
-            self._sink.on_url(parts[1][self._told :])
-            self._told = len(parts[1])
+            self._sink.on_url(parts[1][self._target_passed :])
+            self._target_passed = len(parts[1])
         elif len(line) > _LONGEST_METHOD:
             _check_method(line)
         if complete:
@@ -152,14 +152,14 @@ class H11Parser:
         self._line = bytes(self._buffer.lines.pop(0)).split(b" ")
         method, target, _ = self._line
         _check_method(method)
-        self._sink.on_url(target[self._told :])
-        self._tell_fields()
+        self._sink.on_url(target[self._target_passed :])
+        self._pass_fields()
         self._sink.on_headers_complete()
         if self._offers:
             self._sink.on_message_complete()
             raise _Offer
 
-    def _tell_fields(self) -> None:
+    def _pass_fields(self) -> None:
         """Pass on the fields of a section unchanged."""
         offer = 0
         for line in self._buffer.lines:

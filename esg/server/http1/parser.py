@@ -74,7 +74,7 @@ class Parser(Protocol):
         """
 
 
-class Held:
+class HoldingParser:
     """A parser that parses nothing: after a handshake, the protocol of the bytes isn't known."""
 
     __slots__ = ("held",)

@@ -41,7 +41,7 @@ from esg.server.http1.framing import (
     check_trailers,
     examine,
 )
-from esg.server.http1.parser import Held, Parser
+from esg.server.http1.parser import HoldingParser, Parser
 from esg.server.http1.upgrade import UpgradableWire
 from esg.server.proxy import headers as proxy_headers
 from esg.server.state import Service
@@ -95,8 +95,8 @@ class Taker(UpgradableWire, Protocol):
     def take(self, exchange: Exchange) -> None:
         """Answer this request in its turn."""
 
-    def offers_upgrade(self) -> bool:
-        """Whether the request that was taken last becomes an upgrade."""
+    def make_upgradable(self) -> bool:
+        """Make the request that was taken last an upgrade; returns False if it can't be one."""
 
     def begin(self) -> None:
         """Call the application for the request that is `starting`."""
@@ -219,7 +219,7 @@ class Reader:
 
     def release(self) -> bytes:
         """Let the transport's next protocol read; returns what this reader hasn't parsed."""
-        held = self._parser.held if isinstance(self._parser, Held) else b""
+        held = self._parser.held if isinstance(self._parser, HoldingParser) else b""
         rest, self.pending = held + self.pending, b""
         if self.paused or self._waits_for_turn:
             self._waits_for_turn = False
@@ -358,8 +358,8 @@ class Reader:
             except HTTPError as refusal:
                 self.refuse(refusal)
                 return
-            if self.service.upgrades is not None and self._connection.offers_upgrade():
-                self._parser = Held()
+            if self.service.upgrades is not None and self._connection.make_upgradable():
+                self._parser = HoldingParser()
             stopped = self._try_to_parse(data)
 
     def _try_to_parse(self, data: bytes | memoryview) -> Exception | None:

@@ -25,7 +25,7 @@ SERVER = 4
 TRANSFER_ENCODING = 8
 CONNECTION = 16
 CLOSE = 32
-"""Kinds of an application's fields: bits of the second value of `check_fields`."""
+"""Kinds of an application's fields: bits of the second value that `check_fields` returns."""
 
 NO_CONTENT = 64
 """A kind that comes from the status: the response never has a body."""
@@ -145,8 +145,8 @@ class Heads:
     def __init__(self, server_header: bool, date_header: bool, added: Sequence[str] = ()) -> None:
         """`added` are fields for every response, as `NAME: VALUE`.
 
-        Server or Date fields among them, one or several, replace the default one; with an
-        application's own field of another name, both are sent.
+        Server or Date fields among them, one or several, replace the default one. Any other field
+        is sent even if the application gives a field with the same name; then both are sent.
         """
         self._server = b"server: %b\r\n" % SERVER_NAME if server_header else b""
         lines = [(_kind_of(field), field.encode("latin-1") + b"\r\n") for field in added]

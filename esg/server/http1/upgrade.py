@@ -64,7 +64,7 @@ class UpgradeExchange(Exchange, UpgradableExchange):
         heads: Heads = connection.service.heads
         lines[0] = heads.begin(101, flags) + b"connection: Upgrade\r\n"
         if self.state is START and (connection.ends_soon or connection.refuses):
-            self.part()
+            self.end_unanswered()
         if self.state is not START:
             raise ClientDisconnected("the client has gone, or the worker is about to")
         self.state = DONE
@@ -73,7 +73,7 @@ class UpgradeExchange(Exchange, UpgradableExchange):
         successor.write(b"".join((*lines, b"\r\n")))
         return received
 
-    def part(self) -> None:
+    def end_unanswered(self) -> None:
         self.disconnect()
         self._connection.close()
 

@@ -47,7 +47,7 @@ class ProxyHeader:
 
     size: int
     """The size of the header in bytes; the client's data follows it."""
-    names: bool = False
+    has_addresses: bool = False
     """Whether it has addresses. Headers with LOCAL, UNKNOWN or UNSPEC have none."""
     client: Endpoint | None = None
     """Address and port, or None if the client came over a UNIX socket."""

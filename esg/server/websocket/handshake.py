@@ -138,7 +138,7 @@ class Handshake:
             if self.opened:
                 session.ended()
             elif exchange.state is START and session.state is CLOSED:
-                exchange.part()
+                exchange.end_unanswered()
             elif exchange.state is not DONE and exchange.state is not GONE:
                 exchange.returned_early()
         finally:

@@ -309,7 +309,7 @@ class Session(asyncio.Protocol):
     def pause_writing(self) -> None:
         now = self.service.now
         self._outflow.pause(now)
-        self._look_at(now + self.service.config.timeout_send + TICK)
+        self._expire_by(now + self.service.config.timeout_send + TICK)
 
     def resume_writing(self) -> None:
         self._outflow.resume()
@@ -334,7 +334,7 @@ class Session(asyncio.Protocol):
         """See `Owner`."""
         limit = self.service.config.ws_message_timeout
         if limit and self.state is OPEN:
-            self._look_at(self.service.now + limit + TICK)
+            self._expire_by(self.service.now + limit + TICK)
 
     def on_ping(self, content: bytes) -> None:
         """See `Owner`. A client that reads nothing only gets the newest pong (5.5.3)."""
@@ -426,7 +426,7 @@ class Session(asyncio.Protocol):
 
     # -- time ----------------------------------------------------------------------------
 
-    def _look_at(self, moment: float) -> None:
+    def _expire_by(self, moment: float) -> None:
         self.deadline = min(self.deadline, moment)
 
     def expire(self, now: float) -> None:
@@ -440,7 +440,7 @@ class Session(asyncio.Protocol):
             if self._outflow.stalls(now, config.timeout_send):
                 reset(self._transport)
                 return
-            self._look_at(now + config.timeout_send)
+            self._expire_by(now + config.timeout_send)
         if self._pong_by < now:
             # A client isn't to blame if we don't read from it, or if it is still reading data that
             # was sent before the ping.
@@ -454,10 +454,10 @@ class Session(asyncio.Protocol):
             if late < now and not self._inbox.excuses(now):
                 self.on_failure(Failure(POLICY_VIOLATION, "a message took too long"))
                 return
-            self._look_at(max(late, now))
+            self._expire_by(max(late, now))
         if self._ping_at < now:
             self._ping(now)
-        self._look_at(min(self._ping_at, self._pong_by))
+        self._expire_by(min(self._ping_at, self._pong_by))
 
     def _expire_closing(self, now: float) -> None:
         """Wait while the client reads what was sent; then it has limited time to close."""

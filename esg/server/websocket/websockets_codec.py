@@ -71,7 +71,7 @@ class WebsocketsCodec:
         self._protocol.extensions = [deflate] if deflate else []
         # the message that is arriving in fragments
         self._decoder: codecs.IncrementalDecoder | None = None
-        """What checks each piece of a text; None for a binary message."""
+        """Checks each piece of a text message; None for a binary message."""
         self._content = io.BytesIO()
 
     @property

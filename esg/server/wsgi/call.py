@@ -39,7 +39,7 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 WSGIApplication = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 FILE_BLOCK = 65536
-"""The least bytes that `wsgi.file_wrapper` reads at once: each block costs a turn of the loop."""
+"""The fewest bytes that `wsgi.file_wrapper` reads at once: each block costs a turn of the loop."""
 
 HOP_BY_HOP = frozenset(
     (

@@ -130,7 +130,7 @@ class Log:
 
 @frozen
 class ReadSettings:
-    """Read the settings for a reload. ReloadRequested or ReloadRefused follows.
+    """Read the settings for a reload. ReloadAccepted or ReloadRefused follows.
 
     `job` is the command that is answered at the end of the reload, if a command asked for it.
     """

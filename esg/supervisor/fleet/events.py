@@ -93,7 +93,7 @@ class ReloadAsked:
 
 
 @frozen
-class ReloadRequested:
+class ReloadAccepted:
     """The settings for a reload are valid: there is a new generation to serve."""
 
     generation: int
@@ -160,7 +160,7 @@ Event = (
     | SpawnFailed
     | BeatsRead
     | ReloadAsked
-    | ReloadRequested
+    | ReloadAccepted
     | ReloadRefused
     | Prepared
     | PrepareFailed

@@ -258,7 +258,7 @@ class Fleet:
         else:
             self._out.append(do.ReadSettings(event.job))
 
-    def _on_reload(self, event: on.ReloadRequested, now: float) -> None:
+    def _on_reload(self, event: on.ReloadAccepted, now: float) -> None:
         self._unretired.add(event.generation)
         if self.stopping:
             self._ignore_reload(event.job)
@@ -562,7 +562,7 @@ class Fleet:
         on.SpawnFailed: _on_spawn_failed,
         on.BeatsRead: _on_beats,
         on.ReloadAsked: _on_reload_asked,
-        on.ReloadRequested: _on_reload,
+        on.ReloadAccepted: _on_reload,
         on.ReloadRefused: _on_reload_refused,
         on.Prepared: _on_prepared,
         on.PrepareFailed: _on_prepare_failed,

@@ -9,7 +9,7 @@ from esg.supervisor.fleet import actions as do
 from esg.waits import FIRST_WAIT, INTERVAL
 
 STACK_TIME = 0.2
-"""Seconds that a worker has to write how far its import is, before the arbiter reads it."""
+"""Seconds that a booting worker has to write its stacks before the arbiter reads them."""
 
 
 @frozen

@@ -248,7 +248,7 @@ class Watch:
                     return
                 now = stamp()
                 raw = [Path(path) for _, path in changes or ()]
-                paths = {*_counting(selection, raw), *self._glances.changed()}
+                paths = {*_relevant(selection, raw), *self._glances.changed()}
                 if not number or self._polls:
                     paths |= self._missed(now)
                 if not number:
@@ -281,9 +281,9 @@ class Watch:
 def _events(
     folders: Sequence[Path], engine: str
 ) -> Generator[Collection[tuple[object, str]] | None, None, None]:
-    """The changes that watchfiles reports, an empty set four times a second, and None at its end.
+    """The changes that watchfiles reports, an empty set every 250 ms without any, None if it fails.
 
-    It fails at a name that isn't UTF-8, and loses the changes that it was about to report.
+    watchfiles fails at a name that isn't UTF-8, and loses the changes that it was about to report.
     """
     from watchfiles import watch  # not in the arbiter: the import takes a tenth of a second
 
@@ -335,7 +335,7 @@ def _inode(folder: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _counting(selection: Selection, paths: Iterable[Path]) -> Iterator[Path]:
+def _relevant(selection: Selection, paths: Iterable[Path]) -> Iterator[Path]:
     """The paths that count. For a new folder, these are the files in it, which have no events."""
     for path in paths:
         if selection.has(path):
@@ -345,7 +345,7 @@ def _counting(selection: Selection, paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def forget_bytecode(paths: Iterable[Path]) -> None:
-    """Remove cached bytecode that would be mistaken for that of a changed file.
+    """Remove the cached bytecode of changed files if Python would still use it.
 
     Python compares the time in whole seconds, and the size (see PEP 552 for the format). After
     two saves in one second, the code of the first one could run.

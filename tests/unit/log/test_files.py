@@ -276,11 +276,11 @@ def test_a_stream_that_is_not_read_does_not_block(blocked):
     for number in range(written):
         file.write(b"%04d %s\n" % (number, b"x" * (number % 400)))
     assert os.get_blocking(blocked.writer), "O_NONBLOCK is shared with others, and left alone"
-    assert file.waits
+    assert file.has_backlog
     (complaint,) = complaints
     assert complaint.endswith("can't be written, lines are lost: nobody reads it")
     output = b""
-    while file.waits:
+    while file.has_backlog:
         output += blocked.read()
         file.flush()
     file.write(b"9999 later\n")
@@ -310,7 +310,7 @@ def test_a_long_record_of_several_processes_is_not_torn(blocked):
         file.write(record)
         other.write(b"other\n")
         other.flush()
-    while file.waits or other.waits:
+    while file.has_backlog or other.has_backlog:
         output += blocked.read()
         file.flush()
         other.flush()
@@ -325,8 +325,8 @@ def test_a_flush_waits_for_a_reader_within_its_limit(blocked):
     for _ in range(400):
         file.write(b"x" * 999 + b"\n")
     file.flush(0.02)
-    assert file.waits
-    reading = threading.Thread(target=lambda: read_until(lambda: not file.waits))
+    assert file.has_backlog
+    reading = threading.Thread(target=lambda: read_until(lambda: not file.has_backlog))
 
     def read_until(done):
         while not done():
@@ -334,7 +334,7 @@ def test_a_flush_waits_for_a_reader_within_its_limit(blocked):
 
     reading.start()
     file.flush(10)
-    assert not file.waits
+    assert not file.has_backlog
     reading.join()
 
 
@@ -342,7 +342,7 @@ def test_a_child_does_not_write_what_its_parent_keeps(blocked):
     file = LogFile(blocked.writer)
     for _ in range(400):
         file.write(b"parent \n" * 125)
-    assert file.waits
+    assert file.has_backlog
     pid = os.fork()
     if not pid:
         file.write(b"child\n")
@@ -367,12 +367,12 @@ def test_a_named_pipe_does_not_wait(tmp_path, files):
     os.mkfifo(tmp_path / "log")
     reader = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
     file = files.open(str(tmp_path / "log"), 1, "test")
-    while not file.waits:
+    while not file.has_backlog:
         file.write(b"x" * 999 + b"\n")
-    assert files.waiting()
+    assert files.has_backlog()
     os.read(reader, 1 << 20)
     files.flush()
-    assert not files.waiting()
+    assert not files.has_backlog()
     os.close(reader)
 
 
@@ -389,7 +389,7 @@ def test_a_disk_that_is_full_for_a_while_costs_lines_that_are_counted(file, tmp_
         patch.setattr(os, "write", full)
         file.write(b"one\n")
         file.write(b"two\nthree\n")
-    assert not file.waits
+    assert not file.has_backlog
     file.write(b"after\n")
     assert (tmp_path / "log").read_bytes() == b"before\nafter\n"
     assert reports == [f"{tmp_path}/log: lost 3 lines; it can be written again"]

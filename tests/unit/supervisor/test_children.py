@@ -227,7 +227,7 @@ def test_a_mailbox_that_cannot_be_watched_leaves_nothing(world, monkeypatch):
             world.children.start(child, theirs, lambda: 0, world.duties)
     assert world.forked == [11]
     assert world.children.of(Helper) == []
-    assert not world.children._any_unknown()
+    assert not world.children._any_pid_unknown()
 
 
 def test_ends_are_not_kept_when_every_pid_is_known(world):

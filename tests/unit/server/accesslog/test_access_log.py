@@ -336,7 +336,7 @@ def test_a_full_pipe_neither_blocks_nor_ends_the_server(pipe, capfd):
         log.record(exchange(CLIENT, "GET", b"/later", "1.1", 200))
         await asyncio.sleep(0)
         lines = []
-        while log._file.waits:
+        while log._file.has_backlog:
             if select.select([pipe.read_fd], [], [], 0)[0]:
                 lines += pipe.lines()
             await asyncio.sleep(0.001)

@@ -57,19 +57,23 @@ HEADERS = [header for header, *_ in NAMED.values()] + list(NAMELESS.values()) + 
 def test_a_header_names_client_and_server(header, client, server):
     parsed = parse(header + b"GET /")
     assert parsed.size == len(header)
-    assert parsed.names
+    assert parsed.has_addresses
     assert (parsed.client, parsed.server) == ((client, 4711), (server, 443))
 
 
 @pytest.mark.parametrize("header", NAMELESS.values(), ids=NAMELESS)
 def test_a_header_may_name_nobody(header):
     parsed = parse(header + b"GET /")
-    assert (parsed.size, parsed.names) == (len(header), False)
+    assert (parsed.size, parsed.has_addresses) == (len(header), False)
 
 
 def test_a_client_on_a_unix_socket_has_no_address():
     parsed = parse(v2(family=0x31, body=UNIX))
-    assert (parsed.names, parsed.client, parsed.server) == (True, None, ("/run/server", None))
+    assert (parsed.has_addresses, parsed.client, parsed.server) == (
+        True,
+        None,
+        ("/run/server", None),
+    )
 
 
 def test_a_header_from_a_real_load_balancer():
@@ -105,7 +109,7 @@ def test_the_checksum_finds_a_flipped_bit(bit):
         return
     # It can't if the flip turns the checksum into another TLV, or changes the header's length or
     # type.
-    assert parsed is None or not parsed.names or data[28] != 3
+    assert parsed is None or not parsed.has_addresses or data[28] != 3
 
 
 def test_crc32c_of_the_usual_example():

@@ -179,7 +179,7 @@ class World:
     def reload(self, terms: Terms, job: int | None = None) -> list[do.Action]:
         """Read valid settings for a new generation."""
         self.generations += 1
-        return self.tell(on.ReloadRequested(self.generations, terms, job))
+        return self.tell(on.ReloadAccepted(self.generations, terms, job))
 
     def ask_for_reload(self, terms: Terms) -> int:
         """A reload that a client waits for; returns the number of the job."""
