@@ -128,7 +128,7 @@ def _report(
     options: argparse.Namespace, found: dict[tuple[str, str], list[dict[str, float]]]
 ) -> None:
     print({server: version(server.partition("-")[0]) for server in options.server})
-    print("\n| | messages/s | esg is | server's CPU, us a message | load's CPU |")
+    print("\n| | messages/s | ESG is … times as fast | server's CPU, us per message | load's CPU |")
     print("| --- | --- | --- | --- | --- |")
     for name in options.kind:
         own = found.get((name, "esg"))

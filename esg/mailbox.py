@@ -327,7 +327,7 @@ def decode(data: bytes) -> Message:
         name, fields = json.loads(data)
         message = _TYPES[name](**fields)
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise MessageError(f"{len(data)} bytes that are no message") from None
+        raise MessageError(f"{len(data)} bytes that aren't a message") from None
     for field, kind in _types_of_fields(name).items():
         if not _is(getattr(message, field), kind):
             raise MessageError(f"a {name} whose {field} is of another type")
@@ -397,7 +397,7 @@ class Mailbox:
         more = self._refusals.now(time.monotonic())
         if more is not None:
             count = f" ({more} more before it)" if more else ""
-            logger.error("ignored what came by mailbox from %s: %s%s", self.sender, what, count)
+            logger.error("ignored a message from %s: %s%s", self.sender, what, count)
 
 
 class ArbitersEnd(Mailbox):
@@ -465,7 +465,7 @@ class ArbitersEnd(Mailbox):
         """The other side is gone: log how many ignored messages haven't been logged yet."""
         more, self._refusals = self._refusals.suppressed, Seldom()
         if more:
-            logger.error("ignored %d more messages by mailbox from %s", more, self.sender)
+            logger.error("ignored %d more messages from %s", more, self.sender)
 
     def _lines(self, data: bytes) -> list[bytes]:
         """The lines that end in this piece; the rest is kept as the beginning of the next line."""

@@ -135,7 +135,7 @@ class Server:
         cancelled, too, and the application still shuts down.
         """
         if self._worker is not None:
-            raise RuntimeError("this server serves already; make another one")
+            raise RuntimeError("this server is already serving; make another one")
         with _logging(self.config, self._subject) as setup:
             await self._serve(sockets, setup)
         captured, self._captured = self._captured, []

@@ -492,7 +492,7 @@ class Worker:
         await self._farewell
         tasks = [exchange.task for exchange in self._service.running]
         if tasks:
-            why = "the grace is over"
+            why = "the grace period is over"
             if self._quick.is_set():
                 why = f"told to stop immediately ({self._why_quick})"
             noun = "request" if len(tasks) == 1 else "requests"

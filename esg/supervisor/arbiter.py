@@ -176,7 +176,7 @@ class Arbiter:
         handed, warning = self._handed
         unused = self._generations.listen(handed)
         warnings = [warning, self._notifier.problem]
-        warnings += [f"{name} was handed over, and no --bind takes it" for name in unused]
+        warnings += [f"{name} was handed over, and no --bind uses it" for name in unused]
         for text in filter(None, warnings):
             self._journal.log(logging.WARNING, text)
 

@@ -75,7 +75,7 @@ def test_a_hostile_worker_does_not_block_the_arbiter(start: Start) -> None:
     esg = start(source=application(at_startup=HOSTILE.strip()))
     esg.claim("by mailbox")
     assert len(esg.notes("refused-EPIPE")) == 1
-    (record,) = esg.logged("ignored what came by mailbox from worker=1 gen=1: ")
+    (record,) = esg.logged("ignored a message from worker=1 gen=1: ")
     assert record.level == "ERROR"
     assert esg.whoami()["worker"] == 1
     esg.signal(signal.SIGHUP)
@@ -484,7 +484,7 @@ def test_a_worker_that_drains_for_longer_than_its_grace_is_cut_off(start: Start)
     esg.reload()
     esg.wait_for_log("gen=1 .* gone: exit status 0")
     assert is_lost(connection)
-    esg.wait_for_log("gen=1 .* the grace is over")
+    esg.wait_for_log("gen=1 .* the grace period is over")
     assert not esg.logged("stuck|overdue")
     assert len(esg.notes("shutdown")) == 1
 

@@ -125,7 +125,7 @@ def test_a_thread_that_hangs_does_not_keep_a_worker_alive(start: Start) -> None:
     response = hanging.getresponse()
     assert (response.status, response.headers["retry-after"]) == (503, "1")
     hanging.close()
-    assert esg.logged("cancels 1 request: the grace is over")
+    assert esg.logged("cancels 1 request: the grace period is over")
     assert esg.logged("gone: exit status 0")
 
 

@@ -366,7 +366,7 @@ def test_a_socket_of_a_unit_is_found_by_its_name(start: Start) -> None:
         esg = start(listen=("--bind", "fd://admin"), **activated("web:admin", c, d))
         assert esg.port == b.getsockname()[1]
         assert esg.whoami()["worker"] == 1
-        assert esg.logged(r"web \(fd://3\) was handed over, and no --bind takes it")
+        assert esg.logged(r"web \(fd://3\) was handed over, and no --bind uses it")
 
 
 def test_a_socket_name_that_was_not_handed_over_is_refused(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ async def app(scope, receive, send):
     await receive()
     await send({"type": "lifespan.startup.failed", "message": "the database is away"})
 """,
-        "lifespan start-up failed: the database is away",
+        "lifespan startup failed: the database is away",
     ),
     "raised": (
         application(at_startup="raise RuntimeError('no such bucket')"),

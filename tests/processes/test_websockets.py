@@ -197,7 +197,7 @@ def test_an_application_that_outlasts_the_grace_period_is_cancelled(start):
         socket.recv()
         server.signal(signal.SIGTERM)
         server.wait()
-    assert server.logged("cancels 1 request: the grace is over")
+    assert server.logged("cancels 1 request: the grace period is over")
     assert server.notes("left_1001") == []
     assert len(server.notes("shutdown")) == 1
 

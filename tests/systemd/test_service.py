@@ -334,7 +334,7 @@ def test_a_socket_of_several_by_its_name(service: Service) -> None:
     journal = service.machine.journal("esg.service")
     assert journal.count("listening on") == 1
     assert "admin (fd://" in journal
-    assert "was handed over, and no --bind takes it" in journal
+    assert "was handed over, and no --bind uses it" in journal
 
 
 def test_the_template_serves_what_its_file_says(service: Service) -> None:

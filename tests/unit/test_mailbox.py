@@ -167,7 +167,7 @@ class TestBothDirections:
         assert receiver.receive() == ([Ready()], True)
         (record,) = caplog.records
         assert record.levelname == "ERROR"
-        assert record.message.startswith("ignored what came by mailbox from ")
+        assert record.message.startswith("ignored a message from ")
 
 
 def raw(end, data):
@@ -226,8 +226,8 @@ def test_a_flood_of_nonsense_is_logged_once_and_then_counted(ends, caplog):
     theirs.close()
     assert ours.receive(FromWorker) == ([], False)
     assert [record.message for record in caplog.records] == [
-        "ignored what came by mailbox from worker=1 gen=1: 8 bytes that are no message",
-        "ignored 49 more messages by mailbox from worker=1 gen=1",
+        "ignored a message from worker=1 gen=1: 8 bytes that aren't a message",
+        "ignored 49 more messages from worker=1 gen=1",
     ]
 
 
@@ -324,7 +324,7 @@ def test_a_message_that_the_other_side_may_not_send_is_ignored(ends, caplog):
     assert ours.receive(FromWorker) == ([Ready()], True)
     (record,) = caplog.records
     assert record.message == (
-        "ignored what came by mailbox from a worker: Drain, which isn't sent to this side"
+        "ignored a message from a worker: Drain, which isn't sent to this side"
     )
 
 

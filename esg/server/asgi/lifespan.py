@@ -158,7 +158,7 @@ class Lifespan:
             text = str(message.get("message") or "").strip()
             last_line = text.splitlines()[-1] if text else "no reason given"
             self._failure = BootError(
-                f"lifespan start-up failed: {last_line}", text if "\n" in text else ""
+                f"lifespan startup failed: {last_line}", text if "\n" in text else ""
             )
             self._started.set()
         elif kind == "lifespan.shutdown.complete":

@@ -31,5 +31,5 @@ def check_status(status: Any) -> int:
     """The status code of `http.response.start`. Raises InvalidHeader if it isn't valid."""
     code = int(status)
     if not 200 <= code <= 999:
-        raise InvalidHeader(f"{status!r} is no final status code")
+        raise InvalidHeader(f"{status!r} isn't a final status code")
     return code

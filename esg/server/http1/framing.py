@@ -159,7 +159,7 @@ def _examine_fully(
         raise error(f"HTTP/{version} is not supported")
     http11 = version == "1.1"
     if hosts != 1 and (http11 or hosts > 1):
-        raise BadRequest("a request has exactly one Host field")
+        raise BadRequest("a request must have exactly one Host field")
     ordinary = http11 and not (lengths or codings or options or expectation or proxy_options)
     if ordinary and forwarded and method != b"HEAD":
         return PLAIN_FORWARDED
@@ -190,7 +190,7 @@ def _body_length(http11: bool, lengths: Sequence[bytes], codings: Sequence[bytes
         if len(codings) > 1 or _list(codings[0]) != [b"chunked"]:
             names = [name for value in codings for name in _list(value)]
             if b"chunked" in names[:-1] or not any(names):
-                raise BadRequest("chunked is the last transfer coding")
+                raise BadRequest("chunked must be the last transfer coding")
             raise NotImplementedByServer("the only transfer coding is chunked")
         return CHUNKED
     if not lengths:

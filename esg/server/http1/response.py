@@ -104,7 +104,7 @@ def _checked_line(name: bytes, value: bytes) -> Line:
     if not isinstance(name, bytes) or not isinstance(value, bytes):
         raise InvalidHeader(f"header names and values are bytes, not {name!r}: {value!r}")
     if not _TOKEN.fullmatch(name):
-        raise InvalidHeader(f"{name!r} is no header name")
+        raise InvalidHeader(f"{name!r} isn't a valid header name")
     if _FORBIDDEN_IN_VALUE.search(value):
         raise InvalidHeader(f"the value of {name!r} has a CR, LF or NUL")
     kind, number = _KINDS.get(name.lower(), 0), 0

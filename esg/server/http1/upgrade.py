@@ -66,7 +66,7 @@ class UpgradeExchange(Exchange, UpgradableExchange):
         if self.state is START and (connection.ends_soon or connection.refuses):
             self.end_unanswered()
         if self.state is not START:
-            raise ClientDisconnected("the client has gone, or the worker is about to")
+            raise ClientDisconnected("the client has gone, or the worker is about to stop")
         self.state = DONE
         self.status = 101
         received = connection.hand_over(successor)

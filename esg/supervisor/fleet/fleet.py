@@ -194,7 +194,7 @@ class Fleet:
     def _condemn_stuck(self, member: Member, still: float, now: float) -> None:
         limit = "--graceful-timeout" if member.is_overdue(now) else "--timeout"
         if still == math.inf:
-            message = "stuck: its last heartbeat is in the future, so it isn't one"
+            message = "stuck: its last heartbeat has a time in the future"
         else:
             message = f"stuck: its event loop has stood still for {still:.1f} s ({limit})"
         self._log("error", message, member)
@@ -212,7 +212,7 @@ class Fleet:
                 self._condemn_slow_boot(member, now)
                 continue
             if not member.escalated:
-                self._log("error", "overdue: has not ended in its time", member)
+                self._log("error", "overdue: has not ended in time", member)
             self._out.append(member.escalate(now))
 
     def _condemn_slow_boot(self, member: Member, now: float) -> None:

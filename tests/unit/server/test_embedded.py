@@ -299,7 +299,7 @@ def test_a_server_told_to_stop_during_its_startup_does_not_wait_for_the_startup(
 
 def test_a_server_serves_once_at_a_time():
     server = make(App())
-    with in_thread(server, bound()), pytest.raises(RuntimeError, match="serves already"):
+    with in_thread(server, bound()), pytest.raises(RuntimeError, match="is already serving"):
         asyncio.run(server.serve())
 
 
