@@ -1,7 +1,8 @@
 """The CPU time that ESG uses when idle: `python bench/idle_cpu.py`.
 
 CPU time, user and system, of the arbiter and its workers together, as a percentage of one core.
-The kernel gives it in ticks (10 ms for most), two counters for each process: measure for long.
+The kernel gives it in ticks (10 ms for most), two counters for each process,
+so measure for a long time.
 """
 
 import argparse

@@ -38,7 +38,7 @@ def wrk_is_installed() -> bool:
 
 
 def put_load(scenario: Scenario, port: int, connections: int, seconds: int, cpu: int) -> Load:
-    """Send what `scenario` says for `seconds`; raise LoadFailed on any error or bad status."""
+    """Send requests of `scenario` for `seconds`; raise LoadFailed on any error or bad status."""
     argv = ["wrk", "--threads=1", f"--connections={connections}", f"--duration={seconds}s"]
     if not scenario.keep_alive:
         argv += ["--header=Connection: close"]

@@ -1,4 +1,4 @@
-"""Runs one server: pinned to a CPU, in its own process group, ready before use, ended after it."""
+"""Runs one server: pinned to a CPU, in its own process group, ready before use, then ended."""
 
 import contextlib
 import http.client

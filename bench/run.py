@@ -18,7 +18,7 @@ from servers import SERVERS, version
 
 WARM_UP = 1  # seconds under load before anything counts
 
-# By convention a disk, where /tmp may be memory: access logs are to cost what they cost.
+# By convention on a disk, while /tmp may be in memory: writing access logs has its real cost.
 LOG_DIRECTORY = "/var/tmp"
 
 
@@ -65,7 +65,7 @@ def schedule(
     """Every server in every round, each round starting with another one.
 
     The servers of a round run within seconds of each other, so that a slow minute of the machine
-    is shared; rotating takes away what it is worth to come first or last.
+    is shared; rotating cancels out the advantage of coming first or last.
     """
     for scenario in scenarios:
         for number in range(1, rounds + 1):

@@ -73,7 +73,7 @@ def environment() -> dict[str, str]:
 
 
 def version(server: str) -> str:
-    """The installed version of `server`, and the parser where that is a matter of installation."""
+    """The installed version of `server`, and its parser if that depends on what is installed."""
     if server == "esg":
         return "this checkout"  # it runs from the root of the repository, installed or not
     try:

@@ -2,8 +2,8 @@
 
     python websocket_load.py PORT echo|broadcast CLIENTS BYTES SECONDS
 
-Prints messages received, seconds, and its own share of a CPU as JSON. It is raw on purpose: frames
-are made once, and what comes is counted, so that it is the server that is measured.
+Prints messages received, seconds, and its own share of a CPU as JSON. It is simple on
+purpose: frames are made once and answers are only counted, so that the server is measured.
 """
 
 import asyncio

@@ -73,7 +73,7 @@ class Terminal:
         self._written = ""
 
     def read_until(self, words: str) -> None:
-        """Take what it writes until these words have come. Raises TimeoutError."""
+        """Read its output until these words have appeared. Raises TimeoutError."""
         deadline = time.monotonic() + LIMIT
         while words not in self._written:
             if not select.select([self._reading], [], [], deadline - time.monotonic())[0]:
@@ -104,7 +104,7 @@ class Terminal:
         os.kill(self._process.pid, signal.SIGHUP)
 
     def close(self) -> None:
-        """Stop it, and read what it still writes, or it would wait for that."""
+        """Stop it, and read its last output; otherwise it would wait for a reader."""
         self._process.terminate()
         with contextlib.suppress(OSError):  # the terminal is gone with its last process
             self.read_until("stopped, exit status")

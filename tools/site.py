@@ -1,9 +1,9 @@
 """Hooks for mkdocs: the site is made of pages that can also be read in the repository.
 
-A link that leaves `docs/` works on the site because what it leads to is brought there: a Markdown
-page as a page, any other file (or all of a folder) as a page that shows it. The same goes for pages
-of `nav` that are elsewhere. An entry of `nav` with a `*` stands for pages that match and have no
-entry of their own; a section without pages is left out.
+A link that leaves `docs/` works on the site because its target is put there: a Markdown page as a
+page, any other file (or all of a folder) as a page that shows it. Pages of `nav` outside `docs/`
+are put there, too. An entry of `nav` with a `*` stands for pages that match and have no entry of
+their own; a section without pages is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|#|/")
 
 
 def on_config(config: Any) -> Any:
-    """mkdocs has read its settings: write the pages of `nav` out."""
+    """mkdocs has read its settings: replace the patterns in `nav` by pages."""
     pages = [str(path.relative_to(config.docs_dir)) for path in Path(config.docs_dir).rglob("*.md")]
     config.nav = expanded(config.nav, sorted(pages))
     return config
@@ -59,7 +59,7 @@ def _entries(nav: Any) -> Iterator[str]:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """mkdocs has found the pages of `docs/`: add what they link to beyond it."""
+    """mkdocs has found the pages of `docs/`: add the files outside it that they link to."""
     from mkdocs.structure.files import File, InclusionLevel
 
     named = set(_entries(config.nav))
@@ -70,7 +70,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """mkdocs has read a page: have its links lead to where things are on the site."""
+    """mkdocs has read a page: make its links lead to the right places on the site."""
     uri = page.file.src_uri
     source = uri if page.file.generated_by else f"docs/{uri}"
     if page.file.generated_by and not (REPOSITORY / source).is_file():
@@ -101,7 +101,7 @@ def relinked(markdown: str, source: str) -> str:
 
 
 def beyond(named: Iterable[str] = ()) -> dict[str, str]:
-    """The pages of the site that aren't in `docs/`, by where they are there.
+    """The pages of the site that aren't in `docs/`, by their place on the site.
 
     `named` are those of `nav`, which needn't be linked to.
     """
@@ -156,7 +156,7 @@ def folder_page(folder: str, shown: dict[str, set[str]]) -> str:
 
 
 def links(source: str, text: str) -> list[str]:
-    """What a page of the repository links to there, without anchors. Raises FileNotFoundError."""
+    """What a page links to in the repository, without anchors. Raises FileNotFoundError."""
     found = []
 
     def look(piece: str) -> str:

@@ -8,11 +8,11 @@ A file begins with lines `# key: value` about the case:
     seen      method, target, version and body of a request that the application gets whole,
               and after ` | ` a field that is among its headers; a line for each request
     unfinished  requests that the application may begin to read, and never gets whole
-    without   names of fields that never are among the headers
+    without   names of fields that must not be among the headers
     httptools, seen by httptools  the same as `expect` and `seen`, where the parsers differ
 
-`3*` before a status or a request stands for three of them. The bytes follow. A line end of the file
-means nothing; \r, \n, \t, \0, \\ and \xHH are bytes, and \{3*x} is x three times.
+`3*` before a status or a request stands for three of them. The bytes follow. Line ends of the file
+are ignored; \r, \n, \t, \0, \\ and \xHH are bytes, and \{3*x} is x three times.
 """
 
 from __future__ import annotations

@@ -21,18 +21,18 @@ on_every_case = pytest.mark.parametrize("case", CASES)
 on_both_parsers = pytest.mark.parametrize("parser", PARSERS)
 
 
-def test_the_corpus_is_there():
+def test_the_corpus_is_large():
     assert len(CASES) > 250
 
 
-def test_the_parsers_differ_where_it_is_documented_only():
+def test_the_parsers_differ_only_in_documented_cases():
     differing = {case.name for case in cases() if case.expected != case.expected_of_httptools}
     assert differing == {"two-spaces-before-target", "two-spaces-before-version", "rtsp"}
 
 
 @on_both_parsers
 @on_every_case
-def test_whole(stages, case, parser):
+def test_a_case_sent_whole_has_its_verdict(stages, case, parser):
     stage = stages[parser]
     before = stage.calls
     (verdict,) = stage.play([[case.data]])
@@ -44,7 +44,7 @@ def test_whole(stages, case, parser):
 
 @on_both_parsers
 @on_every_case
-def test_cut_in_two(stages, case, parser):
+def test_a_case_cut_in_two_has_its_verdict(stages, case, parser):
     stage, data = stages[parser], case.data
     step = 1 + len(data) ** 2 // MOST_BYTES
     cuts = [[data[:at], data[at:]] for at in range(1, len(data), step)]
@@ -58,7 +58,7 @@ def test_cut_in_two(stages, case, parser):
 
 @on_both_parsers
 @pytest.mark.parametrize("case", [case for case in CASES if len(case.values[0].data) < 2000])
-def test_byte_by_byte(stages, case, parser):
+def test_a_case_sent_byte_by_byte_has_its_verdict(stages, case, parser):
     (verdict,) = stages[parser].play([[bytes([byte]) for byte in case.data]])
     case.check(verdict, parser)
 
@@ -69,7 +69,7 @@ def test_byte_by_byte(stages, case, parser):
     parser=st.sampled_from(PARSERS),
     ends=st.lists(st.floats(0, 1), max_size=10),
 )
-def test_cut_at_random(stages, case, parser, ends):
+def test_a_case_cut_at_random_has_its_verdict(stages, case, parser, ends):
     cuts = sorted({int(end * len(case.data)) for end in ends} | {0, len(case.data)})
     pieces = [case.data[a:b] for a, b in itertools.pairwise(cuts)]
     (verdict,) = stages[parser].play([pieces])

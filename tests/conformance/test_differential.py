@@ -93,19 +93,19 @@ def agree(stages, data: list[bytes]) -> None:
 @given(data=st.lists(streams(), min_size=AT_ONCE, max_size=AT_ONCE))
 @example(data=[b"GET / HTTP/1.1\r\nHost: a\r\nProxy-Connection: close\r\n\r\nGET /b HTTP/1.1\r\n"])
 @example(data=[b"GET / HTTP/1.1\r\nHost: a\r\n\r\n\rGET /b HTTP/1.1\r\nHost: a"])
-def test_requests_of_a_grammar(stages, data):
+def test_the_parsers_agree_on_requests_of_a_grammar(stages, data):
     agree(stages, data)
 
 
 @thoroughly
 @given(data=st.lists(damaged(st.sampled_from(CORPUS)), min_size=AT_ONCE, max_size=AT_ONCE))
-def test_damaged_cases_of_the_corpus(stages, data):
+def test_the_parsers_agree_on_damaged_cases_of_the_corpus(stages, data):
     agree(stages, data)
 
 
 @thoroughly
 @given(data=st.lists(st.binary(max_size=200), min_size=AT_ONCE, max_size=AT_ONCE))
-def test_any_bytes(stages, data):
+def test_the_parsers_agree_on_any_bytes(stages, data):
     agree(stages, data)
 
 

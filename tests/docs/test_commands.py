@@ -211,7 +211,7 @@ def test_commands_do_what_the_page_says(page, terminal):
 # -- blocks that no test reads -----------------------------------------------------------
 
 
-def test_every_mark_has_a_reason():
+def test_every_block_that_is_not_tested_has_a_reason():
     """`python -m tests.docs.pages` lists them."""
     wrong = []
     for block in excused():

@@ -70,7 +70,7 @@ def test_a_link_in_a_code_block_does_not_count():
         ("bench/RESULTS.md", "../docs/design.md", "../design.md"),
     ],
 )
-def test_where_a_link_leads_on_the_site(source, link, there):
+def test_links_lead_to_the_right_place_on_the_site(source, link, there):
     assert site.relinked(f"a [b]({link})\n", source) == f"a [b]({there})\n"
 
 

@@ -123,7 +123,7 @@ def test_a_line_that_the_server_does_not_write_is_refused(play, monkeypatch):
         ("2026-11-21 06:19:12.808 ERROR    ready", "2027-01-02 03:04:05.678 INFO     ready", False),
     ],
 )
-def test_shown_lines(shown, written, fits):
+def test_shown_lines_are_matched_with_written_ones(shown, written, fits):
     from .terminal import normal
 
     text = normal("".join(f"{line}\n" for line in written.split("|")))

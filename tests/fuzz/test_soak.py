@@ -91,7 +91,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     made.close()
 
 
-def test_any_bytes_for_a_while(stage: Stage) -> None:
+def test_random_bytes_cause_no_error_hang_or_growth(stage: Stage) -> None:
     seed = random.randrange(2**32)
     rng = random.Random(seed)
     # Refusals are logged at level DEBUG, and the fixture that checks the log keeps all records.

@@ -46,7 +46,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("version", "python"), list(interpreters()))
 @pytest.mark.parametrize("reduced", [False, True], ids=["whole", "pure"])
-def test_it_installs_and_serves(
+def test_the_wheel_installs_and_serves(
     wheel: Path, tmp_path: Path, version: str, python: str, reduced: bool
 ) -> None:
     """`reduced`: without optional packages, on asyncio and h11."""

@@ -99,7 +99,7 @@ def test_the_wheel_has_the_package_and_says_that_it_is_typed(wheel: Path) -> Non
     }  # fmt: skip
 
 
-def test_the_metadata_says_what_is_needed_and_offered(wheel: Path) -> None:
+def test_the_metadata_names_the_requirements_and_extras(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     metadata = email.message_from_bytes(
         archive.read(f"esg_server-{esg.__version__}.dist-info/METADATA")
@@ -115,7 +115,7 @@ def test_the_metadata_says_what_is_needed_and_offered(wheel: Path) -> None:
     assert "Typing :: Typed" in (metadata.get_all("Classifier") or [])
 
 
-def test_the_source_distribution_has_what_the_wheel_is_made_of(built: Path) -> None:
+def test_the_source_distribution_has_the_package_tests_and_docs(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -124,7 +124,7 @@ def test_the_source_distribution_has_what_the_wheel_is_made_of(built: Path) -> N
     assert "docs/settings.md" in names
 
 
-def test_the_version_is_told_as_uvicorn_tells_its_own(installed: Path) -> None:
+def test_the_version_is_printed_as_by_uvicorn(installed: Path) -> None:
     told = run(installed, "--version")
     assert re.fullmatch(rf"Running esg {esg.__version__} with CPython [\d.]+\S* on Linux\n", told)
 
@@ -158,7 +158,7 @@ def test_without_uvloop_and_httptools_the_installed_wheel_serves(served: str) ->
 
 
 @pytest.mark.parametrize(("option", "package"), [("--loop", "uvloop"), ("--http", "httptools")])
-def test_what_is_not_installed_is_named(
+def test_a_missing_package_is_named(
     installed: Path, tmp_path: Path, option: str, package: str
 ) -> None:
     (tmp_path / "example.py").write_text(APPLICATION)
@@ -168,7 +168,7 @@ def test_what_is_not_installed_is_named(
     assert f"esg: error: {option}: {package} is not installed; try: pip install {package}, " in told
 
 
-def test_without_watchfiles_there_is_one_line(installed: Path) -> None:
+def test_reload_without_watchfiles_is_refused_in_one_line(installed: Path) -> None:
     told = run(installed, "esg.demo:app", "--reload", code=2)
     expected = "esg: error: --reload: watchfiles is not installed; try: pip install watchfiles\n"
     assert told == expected

@@ -254,7 +254,7 @@ def use_pools():
 
 
 def test_pools_of_the_application_end_with_its_worker(start: Start) -> None:
-    """Long before the grace period is over, that is."""
+    """Long before the grace period is over."""
     source = application(at_import=POOLS.strip(), at_startup="use_pools()")
     esg = start("--graceful-timeout", "600", source=source)
     esg.reload()

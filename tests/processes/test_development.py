@@ -87,13 +87,15 @@ def save_with_a_backup(file: Path, text: str) -> None:
     file.with_name(file.name + "~").unlink()
 
 
-def save_anew(file: Path, text: str) -> None:
+def save_as_a_new_file(file: Path, text: str) -> None:
     file.unlink()
     file.write_text(text)
 
 
 @pytest.mark.parametrize(
-    "save", [save_in_place, save_by_rename, save_with_a_backup, save_anew], ids=lambda f: f.__name__
+    "save",
+    [save_in_place, save_by_rename, save_with_a_backup, save_as_a_new_file],
+    ids=lambda f: f.__name__,
 )
 def test_editors_save_in_several_ways(watching: Start, save: Callable[[Path, str], None]) -> None:
     esg = watching()

@@ -203,7 +203,7 @@ def test_a_subclass_with_an_unknown_setting_is_refused(gunicorn: Start, tmp_path
     server.process.returncode = 0
 
 
-def test_tls(gunicorn: Start, tmp_path: Path) -> None:
+def test_tls_is_served(gunicorn: Start, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     certificate, key = authority.issue()
     server = gunicorn("--certfile", certificate, "--keyfile", key, workers=2)

@@ -257,7 +257,7 @@ def test_a_folder_at_the_path_of_the_pid_file_is_reported_in_one_line(tmp_path: 
 
 
 def test_an_abandoned_pid_file_does_not_prevent_startup(start: Start) -> None:
-    """Even if its pid is that of a process, and workers of the crashed arbiter are draining."""
+    """Even if another process has its pid, and workers of the crashed arbiter are draining."""
     crashed = start("--pid", "esg.pid")
     crashed.claim("the arbiter is gone")
     crashed.exit_code = -signal.SIGKILL

@@ -28,7 +28,7 @@ BAD_CODE = {
     "interrupt": (application("bad", at_import="raise KeyboardInterrupt"), r"KeyboardInterrupt"),
     "exit": (application("bad", at_import="raise SystemExit(0)"), r"SystemExit"),
     "sudden end": (application("bad", at_import="os._exit(0)"), r"died while booting"),
-    "start-up failed": (
+    "startup failed": (
         """
 async def app(scope, receive, send):
     await receive()
@@ -36,18 +36,18 @@ async def app(scope, receive, send):
 """,
         r"the database is away",
     ),
-    "start-up raised": (
+    "startup raised": (
         application("bad", at_startup="raise RuntimeError('no such bucket')"),
         r"RuntimeError: no such bucket",
     ),
-    "start-up hangs": (HANGS_IN_STARTUP, r"not ready after 3 s \(--timeout-boot\)"),
+    "startup hangs": (HANGS_IN_STARTUP, r"not ready after 3 s \(--timeout-boot\)"),
     "import hangs": (HANGS_IN_IMPORT, r"not ready after 3 s \(--timeout-boot\)"),
 }
 
 BAD_CONFIG = {
     "unknown key": ("port = 0\nwrokers = 2\n", r"unknown key 'wrokers'; did you mean workers\?"),
     "bad value": ("port = 0\nworkers = 'many'\n", r"esg\.toml: workers: invalid value 'many'"),
-    "no TOML": ("port = \n", r"esg\.toml: not valid TOML"),
+    "not TOML": ("port = \n", r"esg\.toml: not valid TOML"),
     "other backlog": (
         "port = 0\nbacklog = 1\n",
         r"backlog changed from 2048 to 1, which a reload can't do",
@@ -214,7 +214,7 @@ def test_a_hup_during_a_roll_takes_effect_after_it(start: Start) -> None:
 @pytest.mark.parametrize(
     ("source", "sign"),
     [(HANGS_IN_IMPORT, "import"), (HANGS_IN_STARTUP, "hangs")],
-    ids=["import hangs", "start-up hangs"],
+    ids=["import hangs", "startup hangs"],
 )
 def test_a_shutdown_in_the_middle_of_a_reload_does_not_wait_for_it(
     start: Start, source: str, sign: str

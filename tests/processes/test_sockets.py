@@ -68,7 +68,7 @@ def listening(family: int = socket.AF_INET, where: object = ("127.0.0.1", 0)) ->
 # -- UNIX sockets ----------------------------------------------------------------------
 
 
-def test_several_binds_at_once(start: Start, folder: Path) -> None:
+def test_several_binds_are_served_at_once(start: Start, folder: Path) -> None:
     path, name = f"{folder}/web", f"@esg-test-{os.getpid()}"
     binds = ("--bind", "127.0.0.1:0", "--bind", f"unix:{path}", "--bind", f"unix:{name}")
     esg = start("--workers", "2", listen=binds)
@@ -81,7 +81,7 @@ def test_several_binds_at_once(start: Start, folder: Path) -> None:
         ask(name)
 
 
-def test_scope_and_access_log_of_a_unix_client(start: Start, folder: Path) -> None:
+def test_a_unix_client_has_no_address_in_scope_and_access_log(start: Start, folder: Path) -> None:
     path, name = f"{folder}/web", f"@esg-test-{os.getpid()}"
     esg = start(listen=("--bind", f"unix:{path}", "--bind", f"unix:{name}"), source=SCOPES)
     assert ask(path) == {"client": None, "server": [path, None]}
@@ -464,7 +464,7 @@ ONE = 'bind = ["127.0.0.1:0"]\nworkers = 2\n'
 def test_a_bind_that_returns_before_it_is_closed_is_served(
     start: Start, folder: Path, kind: str
 ) -> None:
-    """During the reload that drops it, the next reload, which has it again, is asked for."""
+    """While the reload that drops it runs, a reload that has it again is requested."""
     port = free_port()
     where = f"127.0.0.2:{port}" if kind == "TCP" else f"unix:{folder}/web"
     both = BOTH.format(where)

@@ -83,7 +83,7 @@ def test_wrong_usage_is_explained_in_a_line_and_ends_with_2(
         ("pyproject.toml", "[tool.esg]\nwrokers = 4", r"pyproject\.toml \[tool\.esg\]: unknown"),
         ("esg.toml", "workers =", r"esg\.toml: not valid TOML"),
     ],
-    ids=["unknown key", "bad value", "unknown key in pyproject", "no TOML"],
+    ids=["unknown key", "bad value", "unknown key in pyproject", "not TOML"],
 )
 def test_a_wrong_setting_in_a_file_is_named_with_its_file_and_ends_with_2(
     tmp_path: Path, name: str, text: str, pattern: str
@@ -293,7 +293,7 @@ def test_workers_that_cannot_be_forked_are_explained_and_end_with_3(tmp_path: Pa
     assert "Traceback" not in run.log
 
 
-# -- a good start ----------------------------------------------------------------------
+# -- a successful startup --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])

@@ -58,7 +58,7 @@ def esg_socket(esg: Esg) -> ssl.SSLSocket:
     return esg.tls.wrap_socket(sock, server_hostname="127.0.0.1")
 
 
-# -- the start -------------------------------------------------------------------------------
+# -- startup ---------------------------------------------------------------------------------
 
 
 def test_the_log_says_https(serving: Esg) -> None:

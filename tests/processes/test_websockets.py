@@ -286,7 +286,7 @@ def browse(tmp_path):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
-def test_a_browser(start, browse):
+def test_a_browser_exchanges_messages(start, browse):
     """The demo's page; with `?say=` it sends a message by itself, then closes."""
     server = start(source="from esg.demo import app")
     evaluate = browse(f"{server.url}/echo?say=h%C3%A9llo")
@@ -297,7 +297,7 @@ def test_a_browser(start, browse):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
-def test_a_browser_during_a_reload(start, browse):
+def test_a_browser_is_closed_with_1012_by_a_reload(start, browse):
     server = start(source="from esg.demo import app")
     evaluate = browse(f"{server.url}/echo")
     log = 'document.getElementById("log").textContent'

@@ -38,7 +38,7 @@ async def lines_after(log):
     return log()
 
 
-async def test_a_line_for_each_request(serve, access_log):
+async def test_each_request_has_a_line(serve, access_log):
     client = serve(hello, log_fd=access_log.fd).connect()
     await client.request(get(b"/a%20b?c=d"))
     await client.request(get(b"/", b"Connection: close", version=b"1.0"))
@@ -138,7 +138,7 @@ async def test_no_data_from_a_client_can_forge_a_log_line(serve, access_log):
     assert line.count('"') == 2
 
 
-async def test_counters(serve, log):
+async def test_the_scoreboard_counts_requests_by_status(serve, log):
     async def app(scope, receive, send):
         if scope["path"] == "/0":
             raise ValueError
@@ -159,7 +159,7 @@ async def test_counters(serve, log):
     assert row[Cell.STATUS_5XX] == 2
 
 
-async def test_gauges(serve):
+async def test_the_scoreboard_has_connections_and_requests_in_progress(serve):
     gate = Gate()
     server = serve(gate)
     busy, _idle = server.connect(), server.connect()
@@ -191,7 +191,7 @@ async def test_the_worker_is_called_once_when_it_is_due(serve):
 LONG = b"x" * 9000
 
 REFUSED = {
-    "no HTTP": (b"nonsense\r\n\r\n", 400, "-"),
+    "not HTTP": (b"nonsense\r\n\r\n", 400, "-"),
     "no Host": (b"GET /h HTTP/1.1\r\n\r\n", 400, r"GET /h HTTP/1\.1|-"),
     "a target that isn't ASCII": (
         b"GET /\xff HTTP/1.1\r\nHost: h\r\n\r\n",
@@ -203,7 +203,7 @@ REFUSED = {
         413,
         "POST /b?c HTTP/1.1",
     ),
-    "a chunked one": (
+    "a chunked body that is too large": (
         b"POST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n65\r\n" + b"b" * 101,
         413,
         "POST /c HTTP/1.1",

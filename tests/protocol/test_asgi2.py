@@ -34,7 +34,7 @@ def echo(scope):
 
 
 @pytest.mark.parametrize("app", [Echo, echo])
-async def test_requests(serve, app):
+async def test_requests_are_answered(serve, app):
     client = serve(adapt(app, Config(app="test:app"))).connect()
     for _ in range(2):
         assert (await client.request(get())).body == b"2.0"
@@ -58,7 +58,7 @@ async def test_an_exception_of_either_call_is_a_500(serve, log):
         assert f"in the {which} call" in log.claim("exception in the application")
 
 
-async def test_lifespan(log):
+async def test_the_lifespan_is_supported(log):
     heard = []
 
     class App(Echo):
@@ -77,7 +77,7 @@ async def test_lifespan(log):
     assert heard == ["lifespan.startup", "lifespan.shutdown"]
 
 
-async def test_an_application_without_lifespan(log):
+async def test_an_application_without_lifespan_causes_no_error(log):
     lifespan = Lifespan(adapt(Echo, Config(app="test:app")), "auto", worker_subject(1, 1, 1))
     await lifespan.startup()
     await lifespan.shutdown(5)

@@ -19,7 +19,7 @@ async def test_without_debug_clients_do_not_see_exceptions(serve, log):
     log.claim("exception in the application")
 
 
-async def test_a_browser_sees_a_page(serve, log):
+async def test_a_browser_sees_the_exception_as_a_page(serve, log):
     client = serve(fails, debug=True).connect()
     response = await client.request(get(b"/", b"Accept: text/html,*/*"))
     assert response.status == 500
@@ -30,7 +30,7 @@ async def test_a_browser_sees_a_page(serve, log):
     log.claim("exception in the application")
 
 
-async def test_other_clients_see_text(serve, log):
+async def test_other_clients_see_the_traceback_as_text(serve, log):
     response = await serve(fails, debug=True).connect().request(get())
     assert response[b"content-type"] == b"text/plain; charset=utf-8"
     assert response.body.startswith(b"Traceback (most recent call last):\n")

@@ -410,7 +410,7 @@ async def test_a_client_that_resets_immediately_leaves_nothing_behind(serve, log
     assert log.errors == []
 
 
-async def test_a_reset_while_a_response_is_on_its_way(serve, log):
+async def test_a_reset_during_a_response_leaves_nothing_behind(serve, log):
     async def app(scope, receive, send):
         await respond(send, bytes(20_000_000))
 

@@ -57,7 +57,7 @@ async def test_the_expectation_is_case_insensitive(serve, value):
     assert (await client.response()).body == b"hello"
 
 
-async def test_chunked(serve):
+async def test_a_chunked_body_is_asked_for_too(serve):
     client = serve(echo).connect()
     await client.send(expecting(b"Transfer-Encoding: chunked"))
     await client.exactly(CONTINUE)
@@ -65,7 +65,7 @@ async def test_chunked(serve):
     assert (await client.response()).body == b"hello"
 
 
-async def test_the_connection_goes_on(serve):
+async def test_the_connection_stays_open(serve):
     client = serve(echo).connect()
     for _ in range(3):
         await client.send(expecting())

@@ -41,7 +41,7 @@ async def watch(value, growth):
         before = now
 
 
-async def test_tiny_chunks_of_many_connections(serve):
+async def test_tiny_chunks_of_many_connections_do_not_delay_others(serve):
     received, answered = 0, []
 
     async def app(scope, receive, send):
@@ -102,7 +102,7 @@ async def test_the_rest_of_a_body_waits_for_another_turn(serve):
     assert max(map(len, pieces)) <= FEED_FIRST / CHUNK + FEED_BODY / CHUNK
 
 
-async def test_tiny_pipelined_requests(serve):
+async def test_tiny_pipelined_requests_are_answered(serve):
     """One read is parsed in pieces of limited size, and each request gets its response."""
     gate = Gate()
     server = serve(gate)
@@ -119,7 +119,7 @@ async def test_tiny_pipelined_requests(serve):
     await sending
 
 
-async def test_the_end_of_a_connection_whose_rest_waits(serve):
+async def test_a_connection_may_end_while_its_rest_waits(serve):
     for end in ("close", "reset", "error"):
         server = serve(echo)
         slow_clock(server)
@@ -135,7 +135,7 @@ async def test_the_end_of_a_connection_whose_rest_waits(serve):
         await server.connections(0)
 
 
-async def test_a_body_larger_than_the_limit_in_tiny_chunks(serve):
+async def test_a_body_larger_than_the_limit_in_tiny_chunks_is_refused(serve):
     server = serve(echo, limit_request_body=1000)
     slow_clock(server)
     client = server.connect()
@@ -144,7 +144,7 @@ async def test_a_body_larger_than_the_limit_in_tiny_chunks(serve):
     client.close()
 
 
-async def test_a_websocket_of_tiny_frames(serve):
+async def test_a_websocket_of_tiny_frames_does_not_delay_others(serve):
     """Others are answered before its message is complete."""
     messages = []
 
@@ -193,7 +193,7 @@ class TestOverTLS:
         settings = {"ssl_certfile": certfile, "ssl_keyfile": keyfile}
         return settings, authority.client_context()
 
-    async def test_records_of_one_byte(self, serve):
+    async def test_records_of_one_byte_are_handled_in_limited_numbers(self, serve):
         pieces = []
 
         async def app(scope, receive, send):
@@ -215,7 +215,7 @@ class TestOverTLS:
         assert (await client.request(rest[-1:])).body == body
         assert max(map(len, pieces)) <= 2 * MOST_RECORDS
 
-    async def test_the_end_of_tls_after_a_body_that_waits_for_the_application(self, serve):
+    async def test_a_body_that_waits_for_the_application_survives_the_end_of_tls(self, serve):
         """The close_notify is in the same read as data that isn't handled yet."""
         release = asyncio.Event()
         bodies = []
@@ -247,7 +247,7 @@ def deflated(data):
 
 
 @pytest.mark.parametrize("ws", ["websockets", "wsproto"])
-async def test_unfinished_compressed_messages_of_many_connections(serve, log, ws):
+async def test_unfinished_compressed_messages_stay_below_the_limit(serve, log, ws):
     """Some are closed with 1013; the others together stay below the limit."""
     most, size = 2_000_000, 900_000
     server = serve(_websocket, ws=ws, ws_max_size=1_000_000, ws_max_buffered=most)
@@ -293,7 +293,7 @@ async def test_messages_that_wait_for_the_application_count_too(serve, log):
 @pytest.mark.parametrize(
     "begin", [frame(BINARY, b"x", fin=False), frame(BINARY, b"x" * 10)[:-1], frame(9)[:3]]
 )
-async def test_a_message_that_never_ends(serve, begin):
+async def test_a_message_that_never_ends_closes_the_websocket(serve, begin):
     server = serve(_websocket, ws_message_timeout=30, ws_ping_interval=0)
     socket = await WebSocket.open(server)
     await socket.client.send(begin)

@@ -210,7 +210,7 @@ async def test_cancelled_calls_of_send_take_no_memory(serve):
     probe.done.set()
 
 
-async def test_echo_in_both_directions_at_once(serve):
+async def test_an_upload_that_is_echoed_while_it_arrives_does_not_stall(serve):
     """An upload that is answered while it arrives must not stall."""
 
     async def app(scope, receive, send):

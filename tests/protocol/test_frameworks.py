@@ -48,7 +48,7 @@ def posting(path, call):
     return Starlette(routes=[Route(path, call, methods=["POST"])])
 
 
-async def test_hello(serve):
+async def test_starlette_answers_requests(serve):
     async def hello(request: Request) -> Response:
         return PlainTextResponse("hello")
 
@@ -62,7 +62,7 @@ async def test_hello(serve):
         assert (await client.post("/")).status_code == 405
 
 
-async def test_request_facts(serve):
+async def test_starlette_sees_the_facts_of_a_request(serve):
     async def facts(request: Request) -> Response:
         return JSONResponse(
             {
@@ -86,7 +86,7 @@ async def test_request_facts(serve):
     assert facts["agent"].startswith("python-httpx")
 
 
-async def test_upload(serve):
+async def test_an_upload_arrives_whole(serve):
     async def digest(request: Request) -> Response:
         body = hashlib.sha256()
         async for piece in request.stream():
@@ -105,7 +105,7 @@ async def test_upload(serve):
             assert response.text == hashlib.sha256(content).hexdigest()
 
 
-async def test_streaming(serve):
+async def test_a_stream_arrives_whole(serve):
     async def stream(request: Request) -> Response:
         async def numbers():
             for number in range(100):
@@ -183,7 +183,7 @@ class Tagging(BaseHTTPMiddleware):
         return response
 
 
-async def test_base_http_middleware(serve):
+async def test_requests_pass_base_http_middleware(serve):
     async def hello(request: Request) -> Response:
         return PlainTextResponse("hello")
 
@@ -208,7 +208,7 @@ async def test_base_http_middleware(serve):
             assert len((await client.get("/stream")).content) == 10_000
 
 
-async def test_base_http_middleware_with_a_half_closed_client(serve):
+async def test_a_half_closed_client_gets_a_stream_from_base_http_middleware(serve):
     async def stream(request: Request) -> Response:
         async def pieces():
             for _ in range(10):
@@ -225,7 +225,7 @@ async def test_base_http_middleware_with_a_half_closed_client(serve):
     assert len(response.body) == 10_000
 
 
-async def test_base_http_middleware_when_the_client_leaves(serve, log):
+async def test_a_stream_from_base_http_middleware_stops_when_its_client_leaves(serve, log):
     started = asyncio.Event()
 
     async def stream(request: Request) -> Response:
@@ -388,7 +388,7 @@ async def test_files_are_sent_by_the_kernel_with_sendfile(serve, tmp_path):
     assert seen == ["http.response.start", "http.response.pathsend"]
 
 
-async def test_is_disconnected(serve):
+async def test_is_disconnected_tells_that_the_client_left(serve):
     seen, release = [], asyncio.Event()
 
     async def wait(request: Request) -> Response:
@@ -408,7 +408,7 @@ async def test_is_disconnected(serve):
     assert seen == [False, True]
 
 
-async def test_fastapi(serve):
+async def test_fastapi_answers_requests(serve):
     app = FastAPI()
 
     @app.get("/items/{item}")
@@ -431,7 +431,7 @@ async def test_fastapi(serve):
         assert (await client.get("/openapi.json")).status_code == 200
 
 
-async def test_many_at_once(serve):
+async def test_many_requests_at_once_get_their_own_responses(serve):
     async def echo(request: Request) -> Response:
         body = await request.body()
         await asyncio.sleep(0)
@@ -444,7 +444,7 @@ async def test_many_at_once(serve):
 
 
 @pytest.mark.parametrize("size", [0, 1, 100_000, 5_000_000])
-async def test_responses_of_any_size(serve, size):
+async def test_responses_of_any_size_arrive_whole(serve, size):
     async def view(request: Request) -> Response:
         return Response(bytes(size))
 

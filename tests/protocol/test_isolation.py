@@ -93,7 +93,7 @@ async def test_context_does_not_leak_when_writing_had_stopped(serve):
     assert (await client.request(get()))[b"x-found"] == b"nobody"
 
 
-async def test_context_of_a_long_pipeline(serve):
+async def test_context_does_not_leak_in_a_long_pipeline(serve):
     """So long that the server stops reading, and resumes within a request."""
     client = serve(Who()).connect()
     await client.send(b"".join(get(b"/%d" % number) for number in range(3_000)))
@@ -250,7 +250,7 @@ async def test_finished_requests_leave_no_objects_behind(serve):
 # -- work after the response -----------------------------------------------------------
 
 
-async def test_work_after_the_response_does_not_hold_the_next_request(serve):
+async def test_work_after_the_response_does_not_hold_up_the_next_request(serve):
     gate = Gate()
 
     async def app(scope, receive, send):

@@ -74,7 +74,7 @@ async def test_http10_closes_unless_asked_not_to(serve, fields):
 
 
 @pytest.mark.parametrize("option", [b"keep-alive", b"Keep-Alive", b"TE, keep-alive"])
-async def test_http10_keep_alive_option(serve, option):
+async def test_http10_stays_open_with_the_option_keep_alive(serve, option):
     client = serve(hello).connect()
     for _ in range(2):
         response = await client.request(get(b"/", b"Connection: " + option, version=b"1.0"))
@@ -219,7 +219,7 @@ async def test_draining_reads_an_upload_to_its_end(serve):
     assert response.closes
 
 
-async def test_draining_http10(serve):
+async def test_draining_closes_an_http10_connection_after_its_next_response(serve):
     server = serve(hello)
     client = server.connect()
     keep = b"Connection: keep-alive"
@@ -247,7 +247,7 @@ async def test_an_upgrade_that_is_not_served_is_plain_http(serve, protocol, opti
     assert (b"upgrade", protocol) in record.scopes[0]["headers"]
 
 
-async def test_an_upgrade_with_pipelined_requests_around_it(serve):
+async def test_pipelined_requests_around_an_upgrade_are_answered(serve):
     client = serve(echo_path).connect()
     offer = (b"Connection: upgrade", b"Upgrade: h2c")
     await client.send(get(b"/1") + get(b"/2", *offer) + get(b"/3") + get(b"/4", *offer))
@@ -256,7 +256,7 @@ async def test_an_upgrade_with_pipelined_requests_around_it(serve):
     await client.quiet()
 
 
-async def test_an_upgrade_of_a_request_with_a_body(serve):
+async def test_the_body_of_an_upgrade_is_received(serve):
     """Some HTTP clients send this with their first request, to switch to HTTP/2."""
     record = Recorder()
     client = serve(record).connect()
@@ -271,7 +271,7 @@ OFFER = (b"Connection: upgrade", b"Upgrade: h2c")
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_an_upgrade_of_a_request_with_a_large_body(serve, framing):
+async def test_a_large_body_of_an_upgrade_is_received(serve, framing):
     client = serve(echo).connect()
     body = bytes(range(256)) * 10_000
     if framing == "length":
@@ -287,7 +287,7 @@ async def test_an_upgrade_of_a_request_with_a_large_body(serve, framing):
     await sending
 
 
-async def test_an_upgrade_of_a_request_that_expects_to_be_asked_for_its_body(serve):
+async def test_an_upgrade_that_expects_a_continue_gets_one(serve):
     client = serve(echo).connect()
     for _ in range(2):
         fields = (*OFFER, b"Expect: 100-continue", b"Content-Length: 5")
@@ -306,7 +306,7 @@ async def test_an_upgrade_does_not_lift_the_limit_on_bodies(serve):
         await client.closed()
 
 
-async def test_an_upgrade_does_not_soften_the_parser(serve):
+async def test_an_upgrade_does_not_make_the_parser_lenient(serve):
     server = serve(echo)
     for body in (b"-1\r\nx\r\n", b"1\nx\r\n0\r\n\r\n", b"5\r\nhello\r\n0\r\n\r\nnonsense\r\n\r\n"):
         client = server.connect()
@@ -329,14 +329,14 @@ async def test_an_upgrade_in_http10_is_ignored(serve):
     await client.closed()
 
 
-async def test_an_upgrade_that_also_closes(serve):
+async def test_an_upgrade_with_the_option_close_closes(serve):
     client = serve(hello).connect()
     response = await client.request(get(b"/", b"Connection: upgrade, close", b"Upgrade: h2c"))
     assert response.closes
     await client.closed()
 
 
-async def test_an_upgrade_option_without_the_field(serve):
+async def test_an_upgrade_option_or_field_alone_is_ignored(serve):
     client = serve(hello).connect()
     for _ in range(2):
         assert (await client.request(get(b"/", b"Connection: upgrade"))).status == 200

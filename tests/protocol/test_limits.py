@@ -18,7 +18,7 @@ async def refused(client: Client, status: int) -> None:
 # -- request line ----------------------------------------------------------------------
 
 
-async def test_the_longest_target(serve):
+async def test_a_target_below_the_limit_is_accepted(serve):
     record = Recorder()
     client = serve(record, limit_request_line=100).connect()
     assert (await client.request(get(b"/" + b"a" * 80))).status == 200
@@ -27,7 +27,7 @@ async def test_the_longest_target(serve):
 
 @pytest.mark.parametrize("size", [101, 1000, 100_000])
 @pytest.mark.parametrize("query", [b"", b"?"])
-async def test_a_target_that_is_too_long(serve, size, query):
+async def test_a_target_that_is_too_long_is_refused(serve, size, query):
     record = Recorder()
     client = serve(record, limit_request_line=100).connect()
     await client.send(get(b"/" + query + b"a" * size))
@@ -36,7 +36,7 @@ async def test_a_target_that_is_too_long(serve, size, query):
 
 
 @pytest.mark.parametrize("piece", [1, 50])
-async def test_a_target_that_is_too_long_in_pieces(serve, piece):
+async def test_a_target_that_is_too_long_is_refused_if_it_comes_in_pieces(serve, piece):
     record = Recorder()
     client = serve(record, limit_request_line=100).connect(piece=piece)
     await client.send(get(b"/" + b"a" * 200))
@@ -44,7 +44,7 @@ async def test_a_target_that_is_too_long_in_pieces(serve, piece):
     assert record.calls == 0
 
 
-async def test_the_default_takes_long_targets(serve):
+async def test_by_default_targets_of_8000_bytes_are_accepted(serve):
     record = Recorder()
     client = serve(record).connect()
     assert (await client.request(get(b"/" + b"a" * 8000))).status == 200
@@ -52,7 +52,7 @@ async def test_the_default_takes_long_targets(serve):
     await refused(client, 414)
 
 
-async def test_a_target_without_end(serve):
+async def test_a_target_without_end_is_refused(serve):
     client = serve(Recorder()).connect()
     await client.push(b"GET /" + b"a" * 10_000_000)
     response = await client.response()
@@ -67,7 +67,7 @@ def with_fields(count: int, size: int = 1) -> bytes:
     return get(b"/", *[b"X-%04d: %b" % (n, b"v" * size) for n in range(count - 1)])
 
 
-async def test_the_most_fields(serve):
+async def test_as_many_fields_as_the_limit_are_accepted(serve):
     record = Recorder()
     client = serve(record).connect()
     assert (await client.request(with_fields(100))).status == 200
@@ -75,7 +75,7 @@ async def test_the_most_fields(serve):
 
 
 @pytest.mark.parametrize("before", [get(b"/first"), post(b"body"), post_chunked(b"body")])
-async def test_fields_that_begin_after_another_request(serve, before):
+async def test_fields_that_begin_after_another_request_are_counted(serve, before):
     """In one piece with the end of the other request; that piece must be counted, too."""
     record = Recorder()
     client = serve(record).connect()
@@ -88,7 +88,7 @@ async def test_fields_that_begin_after_another_request(serve, before):
     assert record.calls == 1
 
 
-async def test_the_most_fields_after_another_request(serve):
+async def test_as_many_fields_as_the_limit_are_accepted_after_another_request(serve):
     record = Recorder()
     client = serve(record).connect()
     await client.send(get(b"/first") + with_fields(100)[:-2])
@@ -98,7 +98,7 @@ async def test_the_most_fields_after_another_request(serve):
 
 
 @pytest.mark.parametrize("count", [101, 5000])
-async def test_too_many_fields(serve, count):
+async def test_too_many_fields_are_refused(serve, count):
     record = Recorder()
     client = serve(record).connect()
     await client.send(with_fields(count))
@@ -107,7 +107,7 @@ async def test_too_many_fields(serve, count):
 
 
 @pytest.mark.parametrize("piece", [1, 100])
-async def test_too_many_fields_in_pieces(serve, piece):
+async def test_too_many_fields_are_refused_if_they_come_in_pieces(serve, piece):
     record = Recorder()
     client = serve(record, limit_request_fields=10).connect(piece=piece)
     await client.send(with_fields(11))
@@ -115,13 +115,13 @@ async def test_too_many_fields_in_pieces(serve, piece):
     assert record.calls == 0
 
 
-async def test_a_header_section_below_the_limit(serve):
+async def test_a_header_section_below_the_limit_is_accepted(serve):
     client = serve(Recorder()).connect()
     assert (await client.request(with_fields(100, 600))).status == 200
 
 
 @pytest.mark.parametrize(("count", "size"), [(2, 70_000), (100, 700), (2, 3_000_000)])
-async def test_a_header_section_that_is_too_large(serve, count, size):
+async def test_a_header_section_that_is_too_large_is_refused(serve, count, size):
     record = Recorder()
     client = serve(record).connect()
     await client.push(with_fields(count, size))
@@ -130,7 +130,7 @@ async def test_a_header_section_that_is_too_large(serve, count, size):
 
 
 @pytest.mark.parametrize("piece", [1, 100])
-async def test_a_header_section_that_is_too_large_in_pieces(serve, piece):
+async def test_a_header_section_that_is_too_large_is_refused_if_it_comes_in_pieces(serve, piece):
     record = Recorder()
     client = serve(record, limit_request_header_size=256).connect(piece=piece)
     await client.send(with_fields(5, 100))
@@ -138,7 +138,7 @@ async def test_a_header_section_that_is_too_large_in_pieces(serve, piece):
     assert record.calls == 0
 
 
-async def test_a_header_section_without_end(serve):
+async def test_a_header_section_without_end_is_refused(serve):
     client = serve(Recorder()).connect()
     await client.push(b"GET / HTTP/1.1\r\n" + b"X-A: b\r\n" * 1_000_000)
     assert (await client.response()).status == 431
@@ -193,14 +193,14 @@ async def test_trailers_have_limits_too(serve, trailers):
 # -- body ------------------------------------------------------------------------------
 
 
-async def test_a_body_of_just_the_limit(serve):
+async def test_a_body_exactly_at_the_limit_is_accepted(serve):
     client = serve(Recorder(), limit_request_body=1000).connect()
     assert (await client.request(post(bytes(1000)))).status == 200
     assert (await client.request(post_chunked(bytes(400), bytes(600)))).status == 200
 
 
 @pytest.mark.parametrize("size", [1001, 10_000_000])
-async def test_a_body_that_will_be_too_large(serve, size):
+async def test_a_body_that_will_be_too_large_is_refused(serve, size):
     """Known from its Content-Length, before any byte has arrived."""
     record = Recorder()
     client = serve(record, limit_request_body=1000).connect()
@@ -217,7 +217,7 @@ async def test_a_body_that_will_be_too_large_is_not_asked_for(serve):
 
 
 @pytest.mark.parametrize("chunk", [100, 1001, 60_000])
-async def test_a_chunked_body_that_gets_too_large(serve, chunk):
+async def test_a_chunked_body_that_gets_too_large_is_refused(serve, chunk):
     record = Recorder()
     client = serve(record, limit_request_body=1000).connect()
     await client.send(post_chunked(*[bytes(chunk)] * 20))
@@ -245,7 +245,7 @@ async def test_a_chunked_body_that_gets_too_large_is_a_disconnect_to_the_applica
     await until(lambda: outcome)
 
 
-async def test_a_body_that_is_too_large_after_another_request(serve):
+async def test_a_body_that_is_too_large_after_another_request_is_refused(serve):
     gate = Gate()
     client = serve(gate, limit_request_body=1000).connect()
     await client.send(get(b"/1") + post(bytes(1001)))
@@ -263,7 +263,7 @@ async def test_a_large_body_that_is_refused_is_not_held_in_memory(serve):
     await refused(client, 413)
 
 
-async def test_no_limit_by_default(serve):
+async def test_by_default_bodies_have_no_limit(serve):
     async def app(scope, receive, send):
         await respond(send, b"%d" % len(await read_body(receive)))
 

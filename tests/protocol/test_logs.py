@@ -52,7 +52,7 @@ async def sizes(serve, written, app, *requests, **settings):
 # -- formats ---------------------------------------------------------------------------
 
 
-async def test_a_line_in_a_format(serve, written):
+async def test_a_line_has_the_configured_format(serve, written):
     async def app(scope, receive, send):
         await respond(send, b"12345", 201, [(b"X-Kind", b"new")])
 
@@ -99,14 +99,14 @@ async def test_the_size_of_a_body_in_chunks_is_without_their_frames(serve, writt
     assert await sizes(serve, written, app, get()) == ["111"]
 
 
-async def test_a_response_to_head_has_no_body(serve, written):
+async def test_a_response_to_head_has_the_size_0(serve, written):
     client = serve(hello, log_fd=written.fd, access_logformat="%(m)s %(b)s").connect()
     await client.send(request(b"HEAD", b"/"))
     await client.response("HEAD")
     assert await written() == ["HEAD 0"]
 
 
-async def test_a_status_without_a_body(serve, written):
+async def test_a_status_without_a_body_has_the_size_0(serve, written):
     async def app(scope, receive, send):
         await respond(send, b"", 204)
 
@@ -210,7 +210,7 @@ async def test_fields_from_a_one_time_iterator_are_sent_and_logged(serve, writte
 # -- JSON ------------------------------------------------------------------------------
 
 
-async def test_a_json_line_for_each_request(serve, written):
+async def test_each_request_has_a_json_line(serve, written):
     client = serve(hello, log_fd=written.fd, log_format="json").connect()
     await client.request(get(b"/a?b", b"X-Request-ID: r-1"))
     host, port = client.sock.getsockname()

@@ -47,7 +47,7 @@ async def test_pipelined_requests_are_counted_one_at_a_time(serve):
     assert [(await client.response()).status for _ in range(5)] == [200] * 5
 
 
-async def test_both_limits_work_with_max_requests(serve):
+async def test_limit_concurrency_works_with_max_requests(serve):
     server = serve(hello, limit_concurrency=5, max_requests=3)
     client = server.connect()
     for _ in range(5):

@@ -175,7 +175,7 @@ def finish_at_once(coroutine):
 
 
 @pytest.mark.parametrize("size", [40, 700, 900, 940, 950, 960, 980, 1000, 5000])
-async def test_applications_that_finish_immediately(serve, size):
+async def test_pipelined_requests_that_finish_immediately_are_all_answered(serve, size):
     """With request sizes that leave as many queued as a server may keep, or one fewer."""
     server = serve(echo_path)
     server.service.start = finish_at_once

@@ -199,7 +199,7 @@ async def test_a_header_says_that_the_client_speaks_tls(server):
 
 
 @pytest.mark.parametrize("header", [LOCAL, b"PROXY UNKNOWN\r\n"])
-async def test_a_header_without_addresses(server, header):
+async def test_a_header_without_addresses_leaves_those_of_the_connection(server, header):
     record = Recorder()
     serving = server(record)
     client = serving.connect()
@@ -273,7 +273,7 @@ async def test_refusals_are_logged_now_and_then(server, log):
     log.claim("(4 more like it before)")
 
 
-async def test_a_header_that_does_not_arrive_is_waited_for_until_its_limit(server, log):
+async def test_a_header_that_does_not_arrive_in_time_ends_the_connection(server, log):
     serving = server(hello, timeout_request_header=0.1)
     client = serving.connect()
     await client.send(V1[:10])
@@ -294,7 +294,7 @@ async def test_the_limit_only_applies_to_the_header(server, runner):
 
 @pytest.mark.parametrize("how", ["close", "reset", "shutdown"])
 @pytest.mark.parametrize("sent", [b"", V1[:10]])
-async def test_a_client_that_leaves_before_its_header_is_complete(server, log, how, sent):
+async def test_a_client_that_leaves_before_its_header_is_complete_is_logged(server, log, how, sent):
     serving = server(hello)
     client = serving.connect()
     await client.send(sent)
@@ -317,7 +317,9 @@ async def test_tls_begins_after_the_header(server, runner, authority, certificat
         client.close()
 
 
-async def test_tls_in_the_same_segment_as_the_header(server, runner, authority, certificate):
+async def test_tls_may_begin_in_the_same_segment_as_the_header(
+    server, runner, authority, certificate
+):
     serving = server(hello, ssl_certfile=certificate[0], ssl_keyfile=certificate[1])
     sock = socket.create_connection(serving.address)
     client = TLSClient(runner.get_loop(), sock, context=authority.client_context())

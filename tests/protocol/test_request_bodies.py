@@ -19,7 +19,7 @@ def piece(request):
     return request.param
 
 
-async def test_no_body(serve):
+async def test_a_request_without_a_body_has_an_empty_one(serve):
     probe = Probe()
     client = serve(probe).connect()
     await client.send(get())
@@ -37,7 +37,7 @@ async def finish(client, probe):
     await client.response()
 
 
-async def test_content_length(serve):
+async def test_a_body_with_a_content_length_is_received(serve):
     client = serve(echo).connect()
     assert (await client.request(post(b"hello"))).body == b"hello"
     assert (await client.request(post(b""))).body == b""
@@ -52,7 +52,7 @@ async def test_any_method_may_have_a_body(serve, method):
     assert (await client.request(data)).body == b"hello"
 
 
-async def test_chunked(serve):
+async def test_a_chunked_body_is_received(serve):
     client = serve(echo).connect()
     assert (await client.request(post_chunked(b"one", b"two"))).body == b"onetwo"
     assert (await client.request(post_chunked())).body == b""
@@ -339,7 +339,7 @@ class TestLarge:
         await client.quiet()
         assert (await client.request(post(b"y"))).body == b"y"
 
-    async def test_a_body_in_many_tiny_chunks(self, serve):
+    async def test_a_body_in_many_tiny_chunks_arrives_whole(self, serve):
         client = serve(echo).connect()
         data = post_chunked(*[b"x"] * 50_000)
         assert (await client.request(data)).body == b"x" * 50_000

@@ -113,14 +113,14 @@ async def test_a_message_without_body_has_an_empty_one(serve):
 
 
 @pytest.mark.parametrize("size", [1, 65535, 65536, 65537, 3_000_000])
-async def test_whole_bodies_of_any_size(serve, size):
+async def test_whole_bodies_of_any_size_arrive(serve, size):
     body = bytes(range(256)) * (size // 256 + 1)
     response = await response_to(serve, answering(body[:size]), get())
     assert response.body == body[:size]
 
 
 @pytest.mark.parametrize("size", [1, 65535, 65536, 65537, 3_000_000])
-async def test_pieces_of_any_size(serve, size):
+async def test_pieces_of_any_size_arrive(serve, size):
     body = bytes(range(256)) * (size // 256 + 1)
     response = await response_to(serve, streaming(body[:size], b"end"), get())
     assert response.body == body[:size] + b"end"
@@ -214,7 +214,7 @@ async def test_http10_is_never_chunked(serve):
     assert response.body == b"hello"
 
 
-async def test_http10_stream_of_known_length_is_kept_alive(serve):
+async def test_an_http10_stream_of_known_length_is_kept_alive(serve):
     client = serve(streaming(b"he", b"llo", headers=[(b"content-length", b"5")])).connect()
     for _ in range(2):
         response = await client.request(get(b"/", KEEP_ALIVE, version=b"1.0"))
@@ -229,7 +229,7 @@ async def test_http10_head_and_not_modified_are_kept_alive(serve):
     await client.quiet()
 
 
-async def test_http10_posts(serve):
+async def test_an_http10_request_may_have_a_body(serve):
     client = serve(echo).connect()
     head = b"POST / HTTP/1.0\r\nContent-Length: 5\r\n\r\n"
     assert (await client.request(head + b"hello")).body == b"hello"
@@ -265,7 +265,7 @@ async def test_values_may_be_empty_or_long(serve):
     ("status", "line"),
     [(200, b"OK"), (201, b"Created"), (404, b"Not Found"), (418, None), (299, b""), (599, b"")],
 )
-async def test_status_line(serve, status, line):
+async def test_a_status_line_has_the_usual_phrase(serve, status, line):
     response = await response_to(serve, answering(status=status), get())
     assert response.status == status
     if line is not None:

@@ -48,7 +48,7 @@ async def test_scope_has_every_field_and_no_other(serve):
     }
 
 
-async def test_types(serve):
+async def test_values_have_the_types_of_the_specification(serve):
     scope = await scope_of(serve, get(b"/?q"))
     for name in ("http_version", "method", "scheme", "path", "root_path"):
         assert type(scope[name]) is str
@@ -61,18 +61,18 @@ async def test_types(serve):
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-async def test_http_version(serve, version):
+async def test_http_version_is_that_of_the_request(serve, version):
     scope = await scope_of(serve, get(version=version.encode()))
     assert scope["http_version"] == version
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND"])
-async def test_method(serve, method):
+async def test_method_is_that_of_the_request(serve, method):
     scope = await scope_of(serve, request(method.encode(), b"/"))
     assert scope["method"] == method
 
 
-async def test_method_head(serve):
+async def test_method_may_be_head(serve):
     record = Recorder()
     client = serve(record).connect()
     await client.request(request(b"HEAD", b"/"), "HEAD")
@@ -106,7 +106,9 @@ async def test_method_head(serve):
         (b"http://[::1]:80/x?y", "/x", b"/x", b"y"),
     ],
 )
-async def test_target(serve, target, path, raw_path, query):
+async def test_the_target_becomes_path_raw_path_and_query_string(
+    serve, target, path, raw_path, query
+):
     scope = await scope_of(serve, get(target))
     assert (scope["path"], scope["raw_path"], scope["query_string"]) == (path, raw_path, query)
 
@@ -119,12 +121,12 @@ async def test_the_host_of_an_absolute_target_counts(serve, version):
     assert scope["headers"] == [(b"host", b"other.example:81"), (b"a", b"b")]
 
 
-async def test_asterisk_target(serve):
+async def test_an_asterisk_is_the_whole_path(serve):
     scope = await scope_of(serve, request(b"OPTIONS", b"*"))
     assert (scope["path"], scope["raw_path"], scope["query_string"]) == ("*", b"*", b"")
 
 
-async def test_asterisk_target_has_no_root_path_in_front(serve):
+async def test_an_asterisk_has_no_root_path_in_front(serve):
     scope = await scope_of(serve, request(b"OPTIONS", b"*"), root_path="/api")
     assert scope["path"] == "*"
 
@@ -191,7 +193,7 @@ async def test_a_value_comes_without_the_whitespace_around_it(serve, line, value
     assert scope["headers"][1:] == [(b"x-a", value)]
 
 
-async def test_whitespace_around_values_that_the_server_reads(serve):
+async def test_whitespace_around_values_that_the_server_reads_is_ignored(serve):
     record = Recorder()
     client = serve(record).connect()
     head = b"POST / HTTP/1.1\r\nHost:  example.org \r\nContent-Length:  5\t\r\n\r\n"
@@ -243,7 +245,7 @@ async def test_dicts_and_lists_are_fresh_for_each_request(serve):
         assert first[name] is not second[name]
 
 
-async def test_ipv6_addresses(serve):
+async def test_ipv6_addresses_are_in_the_scope(serve):
     record = Recorder()
     server = serve(record, address="[::1]:0")
     client = server.connect()

@@ -81,7 +81,7 @@ async def test_a_bad_request_cut_at_any_position_is_refused_the_same_way(serve, 
         assert await exchange(server, [data[:at], data[at:]]) == whole, data[:at]
 
 
-async def test_requests_that_arrive_byte_by_byte(serve):
+async def test_requests_that_arrive_byte_by_byte_get_the_same_responses(serve):
     server = serve(describe, date_header=False)
     data = b"".join(REQUESTS.values()) + LAST
     whole = await exchange(server, [data])
@@ -99,7 +99,7 @@ def cut_requests(draw):
     return [data], [piece for piece in pieces if piece]
 
 
-def test_requests_cut_at_random(runner, serve):
+def test_requests_cut_at_random_get_the_same_responses(runner, serve):
     server = serve(describe, date_header=False)
 
     @settings(

@@ -79,7 +79,7 @@ BAD_REQUEST = {
     "bare carriage return in a value": head(LINE, HOST, b"A: b\rc"),
     "bare carriage return in a name": head(LINE, HOST, b"A\rb: c"),
     "bare carriage return as a line end": LINE + b"\r" + HOST + b"\r\n\r\n",
-    "carriage returns twice": LINE + b"\r\r\n" + HOST + b"\r\n\r\n",
+    "two carriage returns": LINE + b"\r\r\n" + HOST + b"\r\n\r\n",
     # fields: section 5
     "folded line": head(LINE, HOST, b"A: b", b" c"),
     "folded line with a tab": head(LINE, HOST, b"A: b", b"\tc"),
@@ -104,7 +104,7 @@ BAD_REQUEST = {
     "space in the target": head(b"GET /a b HTTP/1.1", HOST),
     "tab in the target": head(b"GET /a\tb HTTP/1.1", HOST),
     "no target": head(b"GET HTTP/1.1", HOST),
-    "target that is no path": head(b"GET index.html HTTP/1.1", HOST),
+    "target that isn't a path": head(b"GET index.html HTTP/1.1", HOST),
     "asterisk for another method": head(b"GET * HTTP/1.1", HOST),
     "method in brackets": head(b"[GET] / HTTP/1.1", HOST),
     "empty method": head(b" / HTTP/1.1", HOST),
@@ -169,28 +169,28 @@ async def refused(serve, data, statuses):
 
 
 @pytest.mark.parametrize("name", BAD_REQUEST)
-async def test_bad_request(serve, name):
+async def test_a_bad_request_gets_a_400(serve, name):
     await refused(serve, BAD_REQUEST[name], {400})
 
 
 @pytest.mark.parametrize("name", NOT_IMPLEMENTED)
-async def test_not_implemented(serve, name):
+async def test_a_request_that_is_not_implemented_gets_a_501(serve, name):
     await refused(serve, NOT_IMPLEMENTED[name], {501})
 
 
 @pytest.mark.parametrize("name", EITHER)
-async def test_bad_request_or_not_implemented(serve, name):
+async def test_a_request_that_is_bad_or_not_implemented_gets_a_400_or_501(serve, name):
     await refused(serve, EITHER[name], {400, 501})
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_unknown_version(serve, version):
+async def test_an_unknown_version_is_refused(serve, version):
     await refused(serve, head(b"GET / " + version, HOST), {400, 505})
 
 
 @pytest.mark.parametrize("option", [b"Connection", b"Proxy-Connection"])
 @pytest.mark.parametrize("version", [b"HTTP/0.9", b"HTTP/2.0"])
-async def test_unknown_version_that_persists(serve, version, option):
+async def test_an_unknown_version_is_refused_despite_keep_alive(serve, version, option):
     await refused(serve, head(b"GET / " + version, HOST, option + b": keep-alive"), {400, 505})
 
 
@@ -206,7 +206,7 @@ async def test_http10_stays_http10_whatever_its_options(serve, option):
     assert (await client.response()).status == 400
 
 
-async def test_no_version(serve):
+async def test_a_missing_version_is_refused(serve):
     await refused(serve, head(b"GET /", HOST), {400, 505})
 
 
@@ -214,7 +214,7 @@ BAD_CHUNKS = {
     "negative size": b"-1\r\nx\r\n0\r\n\r\n",
     "size with a plus": b"+1\r\nx\r\n0\r\n\r\n",
     "size with a prefix": b"0x1\r\nx\r\n0\r\n\r\n",
-    "size that is no number": b"g\r\nx\r\n0\r\n\r\n",
+    "size that isn't a number": b"g\r\nx\r\n0\r\n\r\n",
     "size with an underscore": b"1_0\r\n0123456789abcdef\r\n0\r\n\r\n",
     "empty size": b"\r\nx\r\n0\r\n\r\n",
     "space before a size": b" 1\r\nx\r\n0\r\n\r\n",
@@ -237,7 +237,7 @@ BAD_CHUNKS = {
 
 
 @pytest.mark.parametrize("name", BAD_CHUNKS)
-async def test_bad_chunks(serve, name):
+async def test_bad_chunks_get_a_400(serve, name):
     record = Recorder()
     server = serve(record)
     client = server.connect()
@@ -291,7 +291,7 @@ async def test_an_empty_host_is_refused(serve):
         b"A%20",
     ],
 )
-async def test_hosts_of_all_forms(serve, host):
+async def test_hosts_of_all_forms_are_accepted(serve, host):
     record = Recorder()
     client = serve(record).connect()
     assert (await client.request(head(LINE, b"Host: " + host))).status == 200
@@ -339,7 +339,7 @@ async def test_an_error_never_gets_into_a_response_that_is_being_sent(serve):
     await client.closed()
 
 
-async def test_an_error_in_the_body_of_a_later_request(serve):
+async def test_an_error_in_the_body_of_a_later_request_is_answered_in_its_turn(serve):
     gate = Gate()
     client = serve(gate).connect()
     bad = head(POST, HOST, b"Transfer-Encoding: chunked") + b"zz\r\n"
@@ -390,7 +390,7 @@ async def test_no_request_after_an_error_is_served(serve):
     assert record.calls == 0
 
 
-async def test_an_error_after_many_good_requests(serve):
+async def test_an_error_after_many_good_requests_is_answered(serve):
     record = Recorder()
     client = serve(record).connect()
     for _ in range(3):

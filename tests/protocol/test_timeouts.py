@@ -137,7 +137,7 @@ async def test_a_header_section_within_its_time_is_served(serve):
 
 
 @pytest.mark.parametrize("part", PARTS)
-async def test_a_second_header_section_has_as_much_time(serve, part):
+async def test_a_second_header_section_has_the_full_time(serve, part):
     server = serve(hello, **LIMITS)
     client = server.connect()
     await client.request(get())
@@ -150,7 +150,7 @@ async def test_a_second_header_section_has_as_much_time(serve, part):
     await refused(client)
 
 
-async def test_a_header_section_begun_after_another_request_has_as_much_time(serve):
+async def test_a_header_section_begun_after_another_request_has_the_full_time(serve):
     """A request is arriving, so the connection isn't idle."""
     gate = Gate()
     server = serve(gate, **LIMITS)
@@ -166,7 +166,7 @@ async def test_a_header_section_begun_after_another_request_has_as_much_time(ser
     assert (await client.response()).body == b"/2"
 
 
-async def test_a_header_section_begun_after_another_request_and_never_ended(serve):
+async def test_a_header_section_begun_after_another_request_must_end_in_time(serve):
     gate = Gate()
     server = serve(gate, **LIMITS)
     client = server.connect()

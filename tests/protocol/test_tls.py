@@ -87,7 +87,7 @@ async def test_tls_1_2_is_spoken(serve, runner, authority):
     client.close()
 
 
-async def test_alpn(serve, runner, authority):
+async def test_alpn_selects_http11(serve, runner, authority):
     context = authority.client_context()
     context.set_alpn_protocols(["h2", "http/1.1"])
     client = connect(serve(hello), runner, context)
@@ -132,7 +132,9 @@ async def test_a_clients_certificate_is_in_the_scope(serve, runner, authority, m
 
 
 @pytest.mark.parametrize("required", [True, False])
-async def test_a_client_without_a_certificate(serve, runner, authority, mutual, required, log):
+async def test_a_client_without_a_certificate_is_refused_if_one_is_required(
+    serve, runner, authority, mutual, required, log
+):
     record = Recorder()
     mutual["ssl_cert_reqs"] = "required" if required else "optional"
     server = serve(record, **mutual)
@@ -149,7 +151,7 @@ async def test_a_client_without_a_certificate(serve, runner, authority, mutual, 
     client.close()
 
 
-async def test_a_client_with_a_certificate_of_someone_else(
+async def test_a_client_with_a_certificate_of_another_authority_is_refused(
     serve, runner, authority, mutual, tmp_path
 ):
     stranger = type(authority)(tmp_path)
@@ -181,7 +183,7 @@ async def test_tls_1_1_is_refused(serve, runner, authority, log):
     client.close()
 
 
-async def test_tls_1_3_alone(serve, runner, authority):
+async def test_ssl_version_1_3_refuses_tls_1_2(serve, runner, authority):
     context = authority.client_context()
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     server = serve(hello, ssl_version="1.3")
@@ -223,7 +225,9 @@ async def test_data_that_is_not_tls_ends_the_connection(serve, runner, data):
 
 @pytest.mark.parametrize("how", ["close", "reset", "shutdown"])
 @pytest.mark.parametrize("begun", [False, True])
-async def test_a_client_that_leaves_in_the_handshake(serve, runner, authority, how, begun):
+async def test_a_client_that_leaves_during_the_handshake_is_forgotten(
+    serve, runner, authority, how, begun
+):
     server = serve(hello)
     client = connect(server, runner, authority.client_context())
     if begun:
@@ -332,7 +336,7 @@ async def test_requests_sent_with_the_handshakes_last_flight_are_served(serve):
         assert (await client.response()).body == b"hello"
 
 
-async def test_records_that_arrive_byte_by_byte(serve):
+async def test_records_that_arrive_byte_by_byte_are_read(serve):
     record = Recorder()
     client = serve(record).connect()
     await client.handshake()

@@ -122,7 +122,7 @@ async def test_messages_go_both_ways(serve):
     ]
 
 
-async def test_the_scope(serve):
+async def test_the_scope_has_every_field(serve):
     echo = Echo()
     server = serve(echo, root_path="/root")
     server.service.state = {"shared": 1}
@@ -146,7 +146,7 @@ async def test_the_scope(serve):
     assert scope["state"] is not server.service.state
 
 
-async def test_the_scope_behind_a_proxy(serve):
+async def test_the_scope_behind_a_proxy_names_the_client(serve):
     echo = Echo()
     fields = (b"X-Forwarded-For: 192.0.2.7", b"X-Forwarded-Proto: wss")
     await WebSocket.open(serve(echo), b"/", *fields)
@@ -180,7 +180,7 @@ async def test_a_subprotocol_that_was_not_offered_is_left_out(serve, log, subpro
         [(b"upgrade", b"x")],
     ],
 )
-async def test_fields_that_cannot_be_sent(serve, log, headers):
+async def test_fields_that_cannot_be_sent_are_a_500(serve, log, headers):
     client = serve(Echo(headers=headers)).connect()
     assert (await client.request(offer())).status == 500
     log.claim("exception in the application: WebSocket '/'")
@@ -251,7 +251,7 @@ async def test_a_websocket_over_http10_is_refused_without_chunks(serve, log):
     log.claim("requested over HTTP/1.0")
 
 
-async def test_an_invalid_handshake_over_http10(serve, log):
+async def test_an_invalid_handshake_over_http10_is_refused(serve, log):
     client = serve(hello).connect()
     response = await client.request(offer10().replace(KEY, b"short"))
     assert (response.status, response.closes) == (400, True)
@@ -270,7 +270,7 @@ async def test_with_ws_none_there_are_no_websockets(serve):
     assert (await client.request(get())).status == 200
 
 
-async def test_tokens_in_any_case_and_several_fields(serve):
+async def test_tokens_are_found_in_any_case_and_in_lists(serve):
     data = offer().replace(b"Upgrade: websocket", b"UPGRADE: foo, WebSocket")
     client = serve(Echo()).connect()
     await client.send(data.replace(b"keep-alive, Upgrade", b"uPGRADE"))
@@ -298,7 +298,7 @@ async def test_a_handshake_waits_for_its_turn(serve):
     assert gate.paths == ["/1"]
 
 
-async def test_frames_sent_together_with_the_handshake(serve):
+async def test_frames_sent_together_with_the_handshake_are_read(serve):
     client = serve(Echo()).connect()
     await client.send(offer() + frame(TEXT, b"a" * 20000) + frame(TEXT, b"b"))
     socket = await WebSocket.opened(client)
@@ -306,7 +306,7 @@ async def test_frames_sent_together_with_the_handshake(serve):
     await socket.expect(TEXT, b"b")
 
 
-async def test_too_much_data_after_an_unanswered_handshake(serve):
+async def test_too_much_data_after_an_unanswered_handshake_ends_it(serve):
     app = Probe()
     client = serve(app).connect()
     await client.send(offer())
@@ -318,7 +318,7 @@ async def test_too_much_data_after_an_unanswered_handshake(serve):
 
 
 @pytest.mark.parametrize("piece", [1, 7])
-async def test_byte_by_byte(serve, piece):
+async def test_frames_may_arrive_in_tiny_pieces(serve, piece):
     socket = await WebSocket.open(serve(Echo()), piece=piece)
     for size in (0, 1, 125, 126, 300):
         await socket.echoes(TEXT, b"x" * size)
@@ -350,7 +350,7 @@ async def test_a_refusal_is_a_403(serve, first):
     await client.closed()
 
 
-async def test_a_denial_response(serve):
+async def test_a_denial_response_is_sent(serve):
     async def app(scope, receive, send):
         headers = [(b"x-why", b"no"), (b"content-length", b"6")]
         await send({"type": "websocket.http.response.start", "status": 401, "headers": headers})
@@ -376,7 +376,7 @@ async def test_a_denial_response(serve):
         [{"type": "websocket.http.response.start", "status": 400}, {"type": "websocket.accept"}],
     ],
 )
-async def test_a_message_out_of_turn(serve, log, messages):
+async def test_a_message_out_of_turn_is_a_500(serve, log, messages):
     async def app(scope, receive, send):
         for message in messages:
             await send(message)
@@ -386,7 +386,7 @@ async def test_a_message_out_of_turn(serve, log, messages):
     log.claim("exception in the application: WebSocket '/'")
 
 
-async def test_an_application_that_fails_before_it_accepts(serve, log):
+async def test_an_exception_before_the_accept_is_a_500(serve, log):
     async def app(scope, receive, send):
         raise ValueError("no")
 
@@ -394,7 +394,7 @@ async def test_an_application_that_fails_before_it_accepts(serve, log):
     assert "ValueError: no" in log.claim("exception in the application: WebSocket '/'")
 
 
-async def test_an_application_that_returns_without_an_answer(serve, log):
+async def test_a_return_without_an_answer_is_a_500(serve, log):
     async def app(scope, receive, send):
         pass
 
@@ -402,7 +402,7 @@ async def test_an_application_that_returns_without_an_answer(serve, log):
     log.claim("the application returned without a response")
 
 
-async def test_a_handshake_that_is_never_answered(serve, log):
+async def test_a_handshake_that_is_never_answered_is_cancelled(serve, log):
     cancelled = []
 
     async def app(scope, receive, send):
@@ -426,7 +426,7 @@ async def test_a_handshake_that_is_never_answered(serve, log):
     assert not server.service.running
 
 
-async def test_a_client_that_leaves_during_the_handshake(serve):
+async def test_a_client_that_leaves_during_the_handshake_is_a_disconnect(serve):
     app = Probe()
     server = serve(app)
     client = server.connect()
@@ -440,7 +440,7 @@ async def test_a_client_that_leaves_during_the_handshake(serve):
     app.done.set()
 
 
-async def test_a_client_that_half_closes_during_the_handshake(serve):
+async def test_a_client_that_half_closes_during_the_handshake_is_a_disconnect(serve):
     app = Probe()
     server = serve(app)
     client = server.connect()
@@ -475,7 +475,7 @@ async def test_a_message_has_exactly_one_content(serve):
 
 
 @pytest.mark.parametrize("size", [0, 125, 126, 65535, 65536, 300_000])
-async def test_sizes_of_frames(serve, size):
+async def test_frames_of_any_size_are_echoed(serve, size):
     socket = await WebSocket.open(serve(Echo()))
     await socket.echoes(TEXT, b"x" * size)
     await socket.echoes(BINARY, b"\xff" * size)
@@ -604,7 +604,7 @@ async def test_a_client_with_many_messages_does_not_keep_others_waiting(serve):
     waiting.cancel()
 
 
-async def test_fragments_behind_a_full_queue(serve):
+async def test_fragments_behind_a_full_queue_are_received(serve):
     _, socket, app = await probe(serve, ws_max_queue=1)
     fragments = frame(TEXT, b"a", fin=False) + frame(CONT, b"b", fin=False) + frame(CONT, b"c")
     await socket.client.send((frame(TEXT, b"x") + fragments) * 3)
@@ -614,7 +614,7 @@ async def test_fragments_behind_a_full_queue(serve):
 
 
 @pytest.mark.parametrize("state", ["open", "closed", "gone"])
-async def test_an_invalid_frame_behind_a_full_queue(serve, state):
+async def test_an_invalid_frame_behind_a_full_queue_ends_the_websocket(serve, state):
     """The application learns about the end, even if more bytes follow the invalid frame."""
     server, socket, app = await probe(serve, ws_max_queue=2)
     sent = frame(TEXT, b"x") * 3 + frame(TEXT, b"\xff") + frame(TEXT, b"y")
@@ -865,7 +865,7 @@ async def test_a_cancellation_of_the_application_itself_during_the_handshake_is_
         ({"reason": "\u00e9" * 100}, 1000, "\u00e9".encode() * 61),
     ],
 )
-async def test_the_application_closes(serve, message, code, reason):
+async def test_a_close_by_the_application_reaches_the_client(serve, message, code, reason):
     server, socket, app = await probe(serve)
     await app.send({"type": "websocket.close", **message})
     assert await socket.closing() == (code, reason)
@@ -881,7 +881,7 @@ async def test_the_application_closes(serve, message, code, reason):
 
 
 @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 2999, 5000, "x"])
-async def test_a_code_that_cannot_be_sent(serve, code):
+async def test_a_code_that_cannot_be_sent_is_refused(serve, code):
     _, socket, app = await probe(serve)
     with pytest.raises(ValueError, match=r"invalid literal|not a close code"):
         await app.send({"type": "websocket.close", "code": code})
@@ -889,7 +889,7 @@ async def test_a_code_that_cannot_be_sent(serve, code):
     await socket.ended(1000)
 
 
-async def test_an_application_that_fails(serve, log):
+async def test_an_exception_after_the_accept_closes_with_1011(serve, log):
     async def app(scope, receive, send):
         await send({"type": "websocket.accept"})
         raise ValueError("oh")
@@ -925,7 +925,7 @@ async def test_the_error_of_a_send_after_the_end_is_not_logged(serve):
         (close_payload(4321, "\u00e9".encode()), 4321, "\u00e9"),
     ],
 )
-async def test_the_client_closes(serve, payload, code, reason):
+async def test_a_close_by_the_client_reaches_the_application(serve, payload, code, reason):
     _, socket, app = await probe(serve)
     waiting = asyncio.ensure_future(app.receive())
     await socket.send(CLOSE, payload)
@@ -938,7 +938,7 @@ async def test_the_client_closes(serve, payload, code, reason):
 
 
 @pytest.mark.parametrize("how", ["close", "reset", "shutdown"])
-async def test_a_client_that_leaves_without_a_close_frame(serve, how):
+async def test_a_client_that_leaves_without_a_close_frame_is_a_disconnect(serve, how):
     _, socket, app = await probe(serve)
     getattr(socket.client, how)()
     assert await app.receive() == disconnected(1006)
@@ -947,7 +947,7 @@ async def test_a_client_that_leaves_without_a_close_frame(serve, how):
     app.done.set()
 
 
-async def test_a_client_that_never_answers_the_close(serve):
+async def test_a_client_that_never_answers_a_close_is_disconnected(serve):
     server, socket, app = await probe(serve)
     app.done.set()
     assert (await socket.closing())[0] == 1000
@@ -960,7 +960,7 @@ async def test_a_client_that_never_answers_the_close(serve):
     await server.connections(0)
 
 
-async def test_both_close_at_once(serve):
+async def test_both_sides_may_close_at_once(serve):
     _server, socket, app = await probe(serve)
     await app.send({"type": "websocket.close", "code": 4000})
     await socket.send(CLOSE, close_payload(4001))
@@ -981,7 +981,7 @@ async def test_both_close_at_once(serve):
         frame(BINARY, b"x" * 60, fin=False) + frame(CONT, b"x" * 40, fin=False) + frame(CONT, b"x"),
     ],
 )
-async def test_a_message_that_is_too_big(serve, frames):
+async def test_a_message_that_is_too_big_closes_with_1009(serve, frames):
     _, socket, app = await probe(serve, ws_max_size=100)
     await socket.client.send(frames)
     assert (await socket.closing())[0] == 1009
@@ -990,7 +990,7 @@ async def test_a_message_that_is_too_big(serve, frames):
     app.done.set()
 
 
-async def test_messages_of_just_the_size(serve):
+async def test_messages_exactly_at_the_limit_are_accepted(serve):
     socket = await WebSocket.open(serve(Echo(), ws_max_size=100))
     await socket.echoes(TEXT, b"x" * 100)
     await socket.send(TEXT, b"x" * 60, fin=False)
@@ -1005,12 +1005,12 @@ async def test_control_frames_do_not_count_as_messages(serve):
     await socket.closes(1000, b"y" * 100)
 
 
-async def test_no_limit(serve):
+async def test_a_limit_of_zero_means_no_limit(serve):
     socket = await WebSocket.open(serve(Echo(), ws_max_size=0))
     await socket.echoes(BINARY, b"x" * 20_000_000)
 
 
-async def test_sockets_are_requests_in_progress(serve):
+async def test_websockets_count_as_requests_in_progress(serve):
     server = serve(Echo(), limit_concurrency=2)
     first = await WebSocket.open(server)
     await WebSocket.open(server)
@@ -1106,7 +1106,7 @@ async def test_a_client_that_answers_no_ping_is_disconnected(serve, answer):
     app.done.set()
 
 
-async def test_a_client_that_sends_is_alive(serve):
+async def test_a_client_that_sends_messages_counts_as_alive(serve):
     server, socket, app = await probe(serve, ws_ping_interval=20, ws_ping_timeout=10)
     server.advance(21)
     assert (await socket.frame())[0] == 0x80 | PING
@@ -1137,14 +1137,14 @@ async def test_a_client_is_not_closed_while_the_server_does_not_read(serve):
     app.done.set()
 
 
-async def test_no_pings(serve):
+async def test_a_ping_interval_of_zero_means_no_pings(serve):
     server, socket, app = await probe(serve, ws_ping_interval=0)
     server.advance(1000)
     await socket.client.quiet()
     app.done.set()
 
 
-async def test_pings_without_a_limit(serve):
+async def test_a_ping_timeout_of_zero_means_no_limit(serve):
     server, socket, app = await probe(serve, ws_ping_interval=20, ws_ping_timeout=0)
     for _ in range(3):
         server.advance(21)
@@ -1166,7 +1166,7 @@ async def test_a_draining_worker_accepts_no_websockets(serve):
     assert gate.paths == []
 
 
-async def test_a_drain_during_a_handshake(serve):
+async def test_a_drain_during_a_handshake_refuses_it(serve):
     app = Probe()
     server = serve(app)
     client = server.connect()
@@ -1228,14 +1228,14 @@ async def test_compression_is_agreed_on(serve):
         b"=;;",
     ],
 )
-async def test_offers_that_are_declined(serve, offered):
+async def test_unknown_and_invalid_offers_are_declined(serve, offered):
     field = b"Sec-WebSocket-Extensions: " + offered
     socket = await WebSocket.open(serve(Echo()), b"/", field)
     assert b"sec-websocket-extensions" not in socket.response
     await socket.echoes(TEXT, b"x")
 
 
-async def test_messages_that_each_end_their_deflate_stream(serve):
+async def test_messages_may_each_end_their_deflate_stream(serve):
     """RFC 7692, section 7.2.3.4."""
     app = Echo()
     server = serve(app)
@@ -1254,7 +1254,7 @@ async def test_messages_that_each_end_their_deflate_stream(serve):
         assert app.seen[1:] == [{"text": "Hello"}, {"text": "World"}]
 
 
-async def test_no_compression(serve):
+async def test_compression_can_be_turned_off(serve):
     server = serve(Echo(), ws_per_message_deflate=False)
     socket = await WebSocket.open(server, b"/", DEFLATE)
     assert b"sec-websocket-extensions" not in socket.response
@@ -1262,7 +1262,7 @@ async def test_no_compression(serve):
     assert (await socket.closing())[0] == 1002
 
 
-async def test_a_small_frame_that_becomes_a_big_message(serve):
+async def test_a_small_frame_that_becomes_a_big_message_closes_with_1009(serve):
     import zlib
 
     socket = await WebSocket.open(serve(Echo(), ws_max_size=1_000_000), b"/", DEFLATE)
@@ -1298,7 +1298,7 @@ def lines():
     os.close(write_end)
 
 
-async def test_lines_as_uvicorn_writes_them(serve, lines):
+async def test_lines_have_uvicorns_form(serve, lines):
     server = serve(Echo(), log_fd=lines.fd)
     socket = await WebSocket.open(server, b"/a?b=%22")
     await socket.closes(4000)
@@ -1321,7 +1321,7 @@ async def test_a_refusal_is_logged_as_a_request(serve, lines):
     assert line.endswith('"GET / HTTP/1.1" 403 Forbidden')
 
 
-async def test_lines_in_a_format(serve, lines):
+async def test_lines_have_the_configured_format(serve, lines):
     server = serve(
         Echo(headers=[(b"x-kind", b"k")]),
         log_fd=lines.fd,
@@ -1335,7 +1335,7 @@ async def test_lines_in_a_format(serve, lines):
     assert closed.startswith('"WEBSOCKET /a HTTP/1.1" WEBSOCKET 1000 5 k ')
 
 
-async def test_lines_in_json(serve, lines):
+async def test_lines_may_be_json(serve, lines):
     server = serve(Echo(), log_fd=lines.fd, log_format="json", ws_ping_interval=20)
     socket = await WebSocket.open(server, b"/a?b")
     server.advance(21)
@@ -1361,7 +1361,7 @@ async def test_an_abrupt_end_is_logged(serve, lines):
     assert "[closed] 1006 " in closed
 
 
-async def test_the_answer_to_a_key():
+async def test_the_answer_to_a_key_is_right():
     """The example of RFC 6455, section 1.3."""
     from esg.server.websocket.handshake import _answer
 

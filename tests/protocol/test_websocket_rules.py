@@ -24,7 +24,7 @@ def parser_settings(request):
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
-async def test_a_rule(serve, case: Case):
+async def test_the_server_obeys_the_rule(serve, case: Case):
     socket = await WebSocket.open(serve(Echo()))
     await socket.client.send_pieces(list(case.pieces))
     for opcode, payload in case.echoes:
@@ -39,7 +39,7 @@ async def test_a_rule(serve, case: Case):
     await socket.client.closed()
 
 
-async def test_frames_in_pieces_of_any_size(serve):
+async def test_frames_in_pieces_of_any_size_get_the_same_echoes(serve):
     """The result doesn't depend on how the network splits the bytes."""
     server = serve(Echo())
     dice = random.Random(6455)
@@ -80,7 +80,7 @@ def _conversation(dice):
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_noise(serve, seed):
+async def test_random_frames_get_a_proper_close(serve, seed):
     """For any frames, the server says why it closes, and neither logs an error nor hangs."""
     server = serve(Echo())
     dice = random.Random(seed)
@@ -126,7 +126,7 @@ def deflated(data: bytes, compress: zlib._Compress) -> bytes:
         "; server_no_context_takeover; client_no_context_takeover; client_max_window_bits",
     ],
 )
-async def test_compression_with_each_parameter(serve, parameters):
+async def test_compression_works_with_each_parameter(serve, parameters):
     field = f"Sec-WebSocket-Extensions: permessage-deflate{parameters}".encode()
     socket = await WebSocket.open(serve(Echo()), b"/", field)
     agreed = socket.response[b"sec-websocket-extensions"].decode().replace(" ", "").split(";")
@@ -169,14 +169,14 @@ DEFLATE = b"Sec-WebSocket-Extensions: permessage-deflate"
         (frame(TEXT, deflated(b"\xff\xfe", zlib.compressobj(wbits=-9)), rsv=4), (1007,)),
     ],
 )
-async def test_compression_that_is_wrong(serve, sent, code):
+async def test_invalid_compression_closes_the_websocket(serve, sent, code):
     socket = await WebSocket.open(serve(Echo()), b"/", DEFLATE)
     await socket.client.send(sent)
     assert (await socket.closing())[0] in code
     await socket.client.closed()
 
 
-async def test_a_compressed_message_in_fragments(serve):
+async def test_a_compressed_message_may_come_in_fragments(serve):
     socket = await WebSocket.open(serve(Echo()), b"/", DEFLATE)
     data = deflated(b"hello" * 100, zlib.compressobj(wbits=-9))
     await socket.send(TEXT, data[:5], rsv=4, fin=False)

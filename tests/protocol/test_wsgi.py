@@ -154,14 +154,14 @@ async def test_a_list_of_one_has_a_length(serve_wsgi):
     assert response[b"content-type"] == b"text/plain"
 
 
-async def test_a_length_that_is_given_stays(serve_wsgi):
+async def test_a_given_length_is_kept(serve_wsgi):
     headers = [("Content-Length", "5")]
     for body in ([b"hello"], [b"hel", b"lo"], iter([b"hel", b"", b"lo", b""])):
         response = await serve_wsgi(wsgi(headers=headers, body=body)).connect().request(get())
         assert (response[b"content-length"], response.body) == (b"5", b"hello")
 
 
-async def test_an_empty_body(serve_wsgi):
+async def test_an_empty_body_has_length_zero(serve_wsgi):
     for body in ([], [b""], [b"", b""], iter([])):
         client = serve_wsgi(wsgi(body=body)).connect()
         response = await client.request(get())
@@ -170,7 +170,7 @@ async def test_an_empty_body(serve_wsgi):
 
 
 @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
-async def test_a_status_without_a_body(serve_wsgi, status):
+async def test_a_status_without_a_body_is_not_chunked(serve_wsgi, status):
     client = serve_wsgi(wsgi(status, headers=[], body=[])).connect()
     for _ in range(2):
         response = await client.request(get())
@@ -191,7 +191,7 @@ async def test_the_pieces_of_an_iterator_are_sent_in_chunks(serve_wsgi):
     assert response.chunks == [b"a", b"bc"]
 
 
-async def test_several_fields_of_one_name(serve_wsgi):
+async def test_several_fields_of_one_name_are_sent(serve_wsgi):
     headers = [("Set-Cookie", "a=1"), ("Set-Cookie", "b=\xe9")]
     response = await serve_wsgi(wsgi(headers=headers)).connect().request(get())
     assert response.all(b"set-cookie") == [b"a=1", b"b=\xe9"]
@@ -217,7 +217,7 @@ async def test_several_fields_of_one_name(serve_wsgi):
         ("200 OK", [("Content-Length", "5x")], "no length"),
     ],
 )
-async def test_a_head_that_cannot_be_sent(serve_wsgi, log, status, headers, reason):
+async def test_a_head_that_cannot_be_sent_is_a_500(serve_wsgi, log, status, headers, reason):
     response = await serve_wsgi(wsgi(status, headers)).connect().request(get())
     assert response.status == 500
     assert reason in log.claim("exception in the application")
@@ -280,7 +280,7 @@ async def test_a_reason_phrase_stays_with_its_response(serve_wsgi):
         assert (response.reason, response.all(b"x-same")) == (phrase, [b"1"])
 
 
-async def test_a_reason_phrase_without_default_fields(serve_wsgi):
+async def test_a_reason_phrase_is_sent_without_default_fields_too(serve_wsgi):
     server = serve_wsgi(wsgi("404 Mine", []), server_header=False, date_header=False)
     for version in (b"1.0", b"1.1"):
         response = await server.connect().request(get(version=version))
@@ -441,7 +441,7 @@ async def test_write_sends_immediately(serve_wsgi):
         ([None], "not NoneType"),
     ],
 )
-async def test_a_body_that_cannot_be_sent(serve_wsgi, log, body, reason):
+async def test_a_body_that_cannot_be_sent_is_a_500(serve_wsgi, log, body, reason):
     response = await serve_wsgi(wsgi(body=body)).connect().request(get())
     assert response.status == 500
     assert reason in log.claim("exception in the application")
@@ -469,7 +469,7 @@ async def test_a_body_longer_than_its_length_is_cut(serve_wsgi, log, kind, lengt
     await client.quiet()
 
 
-async def test_nothing_is_asked_for_beyond_the_length(serve_wsgi, log):
+async def test_the_iterator_is_not_read_beyond_the_length(serve_wsgi, log):
     asked = []
     result = Result(b"enough", b"more", lambda: asked.append(1) or b"most")
     client = serve_wsgi(returning(result, [("Content-Length", "6")])).connect()
@@ -498,14 +498,14 @@ async def test_an_empty_piece_after_a_complete_body_ends_it(serve_wsgi):
     assert next(result) == b"never asked for"
 
 
-async def test_too_long_bodies_are_a_warning_now_and_then(serve_wsgi, log):
+async def test_several_bodies_that_are_too_long_cause_one_warning(serve_wsgi, log):
     client = serve_wsgi(wsgi(headers=[("Content-Length", "1")])).connect()
     for _ in range(5):
         assert (await client.request(get())).body == b"h"
     log.claim("longer than its Content-Length")
 
 
-async def test_a_head_response_to_a_body_that_is_too_long(serve_wsgi, log):
+async def test_a_response_to_head_with_a_body_that_is_too_long_keeps_its_length(serve_wsgi, log):
     client = serve_wsgi(wsgi(headers=[("Content-Length", "3")])).connect()
     for _ in range(2):
         response = await client.request(request(b"HEAD", b"/"), "HEAD")
@@ -513,7 +513,7 @@ async def test_a_head_response_to_a_body_that_is_too_long(serve_wsgi, log):
     log.claim("longer than its Content-Length")
 
 
-async def test_writing_more_than_the_length(serve_wsgi, log):
+async def test_writing_more_than_the_length_is_a_500(serve_wsgi, log):
     def app(environ, start_response):
         start_response("200 OK", [("Content-Length", "3")])(b"too long")
         return []
@@ -533,7 +533,7 @@ async def test_an_iterator_after_a_completely_written_body_is_not_sent(serve_wsg
     log.claim("longer than its Content-Length")
 
 
-async def test_a_body_shorter_than_its_length(serve_wsgi, log):
+async def test_a_body_shorter_than_its_length_cuts_the_connection(serve_wsgi, log):
     app = wsgi(headers=[("Content-Length", "9")], body=iter([b"short"]))
     with pytest.raises((ConnectionResetError, Truncated)):
         await serve_wsgi(app).connect().request(get())
@@ -559,7 +559,7 @@ async def test_code_after_a_complete_body_does_not_delay_it(serve_wsgi):
     await until(lambda: len(done) == 3 and not server.service.running)
 
 
-async def test_file_wrapper(serve_wsgi, tmp_path):
+async def test_file_wrapper_sends_the_file_and_closes_it(serve_wsgi, tmp_path):
     content = bytes(range(256)) * 2000
     path = tmp_path / "file"
     path.write_bytes(content)
@@ -576,7 +576,7 @@ async def test_file_wrapper(serve_wsgi, tmp_path):
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
-async def test_a_part_of_a_file(serve_wsgi, size):
+async def test_a_part_of_a_file_can_be_sent(serve_wsgi, size):
     """As for a range: the response ends at the Content-Length, not at the file's end."""
 
     def app(environ, start_response):
@@ -592,14 +592,14 @@ async def test_a_part_of_a_file(serve_wsgi, size):
 
 
 async def test_a_generator_of_empty_pieces_notices_that_the_client_left(serve_wsgi):
-    await _notices(serve_wsgi, [])
+    await _check_that_a_disconnect_is_noticed(serve_wsgi, [])
 
 
-async def test_it_notices_that_after_its_first_piece_too(serve_wsgi):
-    await _notices(serve_wsgi, [b"first"])
+async def test_a_generator_that_has_sent_a_piece_notices_that_the_client_left(serve_wsgi):
+    await _check_that_a_disconnect_is_noticed(serve_wsgi, [b"first"])
 
 
-async def _notices(serve_wsgi, first):
+async def _check_that_a_disconnect_is_noticed(serve_wsgi, first):
     begun, closed = threading.Event(), threading.Event()
 
     def app(environ, start_response):
@@ -819,7 +819,7 @@ def count(environ, start_response):
     return [b"%d" % size]
 
 
-async def test_bodies_of_any_kind(serve_wsgi):
+async def test_bodies_of_any_size_are_read(serve_wsgi):
     client = serve_wsgi(echo).connect()
     for body in (b"", b"x", bytes(65_536), bytes(3 * MEGABYTE)):
         assert (await client.request(post(body))).body == body
@@ -861,7 +861,7 @@ async def test_an_unread_body_does_not_affect_the_next_request(serve_wsgi):
         assert (await client.request(post(body))).body == b"hello"
 
 
-async def test_asking_for_the_body_asks_the_client_to_go_on(serve_wsgi):
+async def test_the_first_read_of_the_body_sends_a_continue(serve_wsgi):
     client = serve_wsgi(echo).connect()
     await client.send(request(b"POST", b"/", b"Content-Length: 4", b"Expect: 100-continue"))
     await client.exactly(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -869,7 +869,7 @@ async def test_asking_for_the_body_asks_the_client_to_go_on(serve_wsgi):
     assert (await client.response()).body == b"body"
 
 
-async def test_without_a_read_the_client_is_not_asked_for_the_body(serve_wsgi):
+async def test_without_a_read_no_continue_is_sent(serve_wsgi):
     client = serve_wsgi(wsgi("403 Forbidden")).connect()
     await client.send(request(b"POST", b"/", b"Content-Length: 4", b"Expect: 100-continue"))
     response = await client.response()
@@ -877,7 +877,7 @@ async def test_without_a_read_the_client_is_not_asked_for_the_body(serve_wsgi):
     assert response.closes
 
 
-async def test_a_large_upload_is_not_in_memory(serve_wsgi):
+async def test_a_large_upload_is_not_held_in_memory(serve_wsgi):
     client = serve_wsgi(count).connect()
     size = 64 * MEGABYTE
     block = bytes(MEGABYTE)
@@ -941,7 +941,7 @@ async def test_a_broken_body_is_not_the_applications_fault(serve_wsgi, log):
     assert log.errors == []
 
 
-async def test_uploads_and_downloads_at_once(serve_wsgi):
+async def test_a_body_may_be_sent_back_while_it_arrives(serve_wsgi):
     def app(environ, start_response):
         start_response("200 OK", [])
         while piece := environ["wsgi.input"].read(50_000):
@@ -1058,14 +1058,14 @@ async def test_one_thread_serves_in_order(serve_wsgi):
     assert served == paths
 
 
-async def test_pipelined_requests(serve_wsgi):
+async def test_pipelined_requests_are_answered_in_order(serve_wsgi):
     client = serve_wsgi(echo).connect()
     await client.send(post(b"one") + post_chunked(b"two") + get() + post(b"three"))
     for body in (b"one", b"two", b"", b"three"):
         assert (await client.response()).body == body
 
 
-async def test_many_at_once(serve_wsgi):
+async def test_many_requests_at_once_get_their_own_responses(serve_wsgi):
     server = serve_wsgi(echo, threads=8)
 
     async def ask(number):

@@ -116,7 +116,7 @@ def site():
     return app
 
 
-async def test_flask(serve_wsgi, site):
+async def test_flask_answers_requests(serve_wsgi, site):
     async with browsing(serve_wsgi(site)) as client:
         for _ in range(3):
             response = await client.get("/")
@@ -127,7 +127,7 @@ async def test_flask(serve_wsgi, site):
         assert (await client.get("/async")).text == "/async"
 
 
-async def test_flask_request_facts(serve_wsgi, site):
+async def test_flask_sees_the_facts_of_a_request(serve_wsgi, site):
     server = serve_wsgi(site)
     async with browsing(server) as client:
         client.cookies.set("a", "b")
@@ -143,7 +143,7 @@ async def test_flask_request_facts(serve_wsgi, site):
         assert (await client.post(url, json={"a": [1]})).json()["json"] == {"a": [1]}
 
 
-async def test_flask_upload(serve_wsgi, site):
+async def test_uploads_to_flask_arrive_whole(serve_wsgi, site):
     async with browsing(serve_wsgi(site)) as client:
         response = await client.post("/upload", files={"file": ("name.bin", UPLOAD)})
         assert response.json() == {"name": "name.bin", "sha256": UPLOAD_DIGEST}
@@ -156,13 +156,13 @@ async def test_flask_upload(serve_wsgi, site):
         assert (await client.post("/raw", content=UPLOAD)).text == UPLOAD_DIGEST
 
 
-async def test_flask_session(serve_wsgi, site):
+async def test_a_flask_session_is_kept(serve_wsgi, site):
     async with browsing(serve_wsgi(site)) as client:
         for count in range(1, 4):
             assert (await client.get("/session")).text == str(count)
 
 
-async def test_flask_streaming(serve_wsgi, site):
+async def test_flask_sends_streams_and_files(serve_wsgi, site):
     async with browsing(serve_wsgi(site)) as client:
         async with client.stream("GET", "/stream") as response:
             lines = [line async for line in response.aiter_lines()]
@@ -194,7 +194,7 @@ async def test_a_flask_exception_is_a_500(serve_wsgi, site, log):
     assert text.endswith("ValueError: broken view")
 
 
-async def test_flask_requests_at_once(serve_wsgi, site):
+async def test_many_requests_to_flask_at_once_get_their_own_responses(serve_wsgi, site):
     async with browsing(serve_wsgi(site)) as client:
         answers = await asyncio.gather(
             *(client.get(f"/facts/{number}", params={"q": number}) for number in range(50))
@@ -213,7 +213,7 @@ def django(request, serve_wsgi, serve):
     return serve(adapt(django_site.asgi, Config(app="test:app")))
 
 
-async def test_django(django):
+async def test_django_answers_requests(django):
     async with browsing(django) as client:
         for _ in range(3):
             response = await client.get("/")
@@ -223,7 +223,7 @@ async def test_django(django):
         assert (await client.get("/async")).text == "/async"
 
 
-async def test_django_request_facts(django):
+async def test_django_sees_the_facts_of_a_request(django):
     async with browsing(django) as client:
         client.cookies.set("a", "b")
         url = "/facts/caf\u00e9"
@@ -239,7 +239,7 @@ async def test_django_request_facts(django):
         assert raw.json()["body"] == 300_000
 
 
-async def test_django_upload(django):
+async def test_an_upload_to_django_arrives_whole(django):
     async with browsing(django) as client:
         response = await client.post("/upload", files={"file": ("name.bin", UPLOAD)})
         assert response.json() == {
@@ -249,7 +249,7 @@ async def test_django_upload(django):
         }
 
 
-async def test_django_cookies_and_files(django):
+async def test_django_sends_cookies_and_files(django):
     async with browsing(django) as client:
         response = await client.get("/cookies")
         assert dict(response.cookies) == {"a": "1", "b": "2"}
@@ -257,7 +257,7 @@ async def test_django_cookies_and_files(django):
         assert response.content == Path(django_site.__file__).read_bytes()
 
 
-async def test_django_streaming(django):
+async def test_a_django_stream_arrives_whole(django):
     async with browsing(django) as client, client.stream("GET", "/stream") as response:
         lines = [line async for line in response.aiter_lines()]
     assert lines == [str(number) for number in range(100)]
@@ -300,7 +300,7 @@ async def test_django_is_told_when_a_request_is_finished(serve_wsgi):
         await until(lambda wanted=count: len(django_site.finished) == wanted)
 
 
-async def test_memory_for_an_upload_to_django(serve_wsgi):
+async def test_an_upload_to_django_takes_little_memory(serve_wsgi):
     """The client is a raw one, whose own memory doesn't count."""
     client = serve_wsgi(django_site.wsgi).connect()
     head = (

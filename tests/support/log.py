@@ -67,7 +67,7 @@ def _record(match: re.Match[str] | None, rest: list[str]) -> Record:
 
 
 def misattributed(log: list[Record]) -> list[Record]:
-    """The lines that report the end of a reload to another generation than the one that serves.
+    """The lines that report the end of a reload for a generation other than the one that serves.
 
     A reload is over when the last worker of the new generation has become ready.
     """

@@ -142,7 +142,7 @@ def newer_service() -> Iterator[Service]:
         yield service
 
 
-def test_it_serves_as_soon_as_it_is_started_and_stops_in_good_order(service: Service) -> None:
+def test_it_serves_as_soon_as_it_is_started_and_stops_cleanly(service: Service) -> None:
     service.start()
     assert service.whoami()["generation"] == 1
     assert service.show("StatusText") == "gen 1: 2 of 2 workers ready"
@@ -156,7 +156,7 @@ def test_it_serves_as_soon_as_it_is_started_and_stops_in_good_order(service: Ser
     assert "ERROR" not in journal
 
 
-def test_a_start_that_fails_is_a_failure(service: Service) -> None:
+def test_a_failed_startup_fails_the_unit(service: Service) -> None:
     service.deploy("import no_such_module")
     service.install(lines="Restart=no\n")
     assert "failed" in service.machine.try_run("systemctl", "start", "esg.service")
@@ -164,7 +164,7 @@ def test_a_start_that_fails_is_a_failure(service: Service) -> None:
     assert "No module named 'no_such_module'" in service.machine.journal("esg.service")
 
 
-def test_settings_that_cannot_be_used_are_not_tried_again(service: Service) -> None:
+def test_a_start_with_bad_settings_is_not_tried_again(service: Service) -> None:
     service.install("--umask=9")
     service.machine.try_run("systemctl", "start", "esg.service")
     eventually(lambda: service.show("ActiveState") == "failed", "it has failed for good")
@@ -185,7 +185,7 @@ def test_a_reload_loses_nothing(service: Service) -> None:
     eventually(lambda: service.machine.fds(pid) == fds, "no descriptor is left open")
 
 
-def test_a_reload_that_cannot_work_fails(service: Service) -> None:
+def test_a_failed_reload_is_a_failure_for_systemd(service: Service) -> None:
     service.start()
     service.deploy("import no_such_module")
     said = service.machine.try_run("systemctl", "reload", "esg.service")
@@ -244,7 +244,7 @@ def test_a_stop_during_a_reload_is_no_failure(service: Service, who: str) -> Non
     assert re.search(said, service.machine.journal("esg.service"))
 
 
-def test_systemd_reloads_by_itself(newer_service: Service) -> None:
+def test_systemd_reloads_with_type_notify_reload(newer_service: Service) -> None:
     """With Type=notify-reload, whose signal is HUP; it waits for the end."""
     service = newer_service
     service.start("--lifespan", "on", lines="Type=notify-reload\nExecReload=\n")
@@ -277,7 +277,7 @@ def test_a_worker_that_is_killed_is_replaced(service: Service) -> None:
     assert (service.main_pid, service.show("NRestarts")) == (pid, "0")
 
 
-def test_nobody_is_refused_when_the_arbiter_crashes(service: Service) -> None:
+def test_no_client_is_refused_when_the_arbiter_crashes(service: Service) -> None:
     service.start()
     pid = service.main_pid
     eventually(lambda: service.show("NFileDescriptorStore") == "1", "systemd has the socket")
@@ -324,7 +324,7 @@ def test_a_restart_with_a_socket_unit_loses_nothing(service: Service) -> None:
     assert service.machine.fds(service.main_pid) == fds
 
 
-def test_a_socket_of_several_by_its_name(service: Service) -> None:
+def test_one_of_several_sockets_is_chosen_by_its_name(service: Service) -> None:
     service.install("--bind=fd://web", with_socket=True)
     admin = "[Socket]\nListenStream=/run/admin\nFileDescriptorName=admin\nService=esg.service\n"
     service.machine.write(UNITS / "admin.socket", admin)
@@ -337,7 +337,7 @@ def test_a_socket_of_several_by_its_name(service: Service) -> None:
     assert "was handed over, and no --bind uses it" in journal
 
 
-def test_the_template_serves_what_its_file_says(service: Service) -> None:
+def test_the_template_unit_serves_and_survives_a_crash(service: Service) -> None:
     text = deployed("esg@.service", service.commands("/usr/local/bin"))
     service.machine.write(UNITS / "esg@.service", text)
     service.machine.write(
@@ -396,7 +396,7 @@ def units(tmp_path: Path) -> Path:
 
 
 @needs_analyze
-def test_the_units_are_without_fault(units: Path) -> None:
+def test_systemd_analyze_verify_finds_no_fault(units: Path) -> None:
     files = [str(file) for file in sorted(units.iterdir())]
     done = subprocess.run(["systemd-analyze", "verify", *files], capture_output=True, text=True)
     ours = [line for line in done.stderr.splitlines() if line.startswith(("esg", str(units)))]
@@ -405,7 +405,7 @@ def test_the_units_are_without_fault(units: Path) -> None:
 
 @needs_analyze
 @pytest.mark.parametrize("name", ["esg.service", "esg@.service"])
-def test_the_units_are_hardened(units: Path, name: str) -> None:
+def test_systemd_analyze_security_finds_the_units_hardened(units: Path, name: str) -> None:
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(units / name)],
         capture_output=True,

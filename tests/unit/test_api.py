@@ -104,7 +104,7 @@ def test_the_application_may_be_a_name_or_an_object():
         (functools.partial(application), "functools:partial"),
     ],
 )
-def test_an_object_has_a_name_in_titles(app, name):
+def test_the_title_names_an_application_object(app, name):
     assert run(app).title == name
 
 
@@ -163,7 +163,7 @@ def test_a_factory_of_contexts_survives_a_reload():
     assert again.ssl_context is not first.ssl_context
 
 
-def test_the_log_level_0_is_the_level_that_is_configured_elsewhere(tmp_path):
+def test_log_level_0_leaves_the_level_to_the_other_sources(tmp_path):
     assert run("example:app", log_level=0).log_level == "info"
     assert "log_level" not in Spy.made.config.origins
     (tmp_path / "esg.toml").write_text("log-level = 'error'")
@@ -221,7 +221,7 @@ def test_a_reload_reads_the_sources_again_and_keeps_the_object(tmp_path):
         ({"chdir": "missing"}, "argument chdir: can't change to 'missing'"),
     ],
 )
-def test_keywords_that_cannot_be_used(settings, told):
+def test_keywords_that_cannot_be_used_are_refused(settings, told):
     with pytest.raises(ConfigError) as caught:
         esg.run("example:app", **settings)
     assert told in str(caught.value)
@@ -255,7 +255,7 @@ def test_handlers_of_signals_are_restored(monkeypatch):
     assert {signum: signal.getsignal(signum) for signum in HANDLED} == before
 
 
-def test_another_thread_is_the_wrong_place():
+def test_run_in_another_thread_raises_an_error():
     caught = []
 
     def target():
@@ -271,7 +271,7 @@ def test_another_thread_is_the_wrong_place():
     assert Spy.made is None
 
 
-def test_an_event_loop_is_the_wrong_place():
+def test_run_in_an_event_loop_raises_an_error_with_advice():
     async def main():
         esg.run("example:app")
 
@@ -282,10 +282,10 @@ def test_an_event_loop_is_the_wrong_place():
 # -- the package -----------------------------------------------------------------------
 
 
-def test_public_names_are_there():
+def test_every_public_name_exists():
     assert [name for name in esg.__all__ if not hasattr(esg, name)] == []
 
 
-def test_other_names_are_not():
+def test_an_unknown_name_raises_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'sprint'"):
         esg.sprint  # noqa: B018 - looking is the test

@@ -93,7 +93,7 @@ def test_an_application_is_enough():
         (["--log-level", "debug"], "log_level", "debug"),
     ],
 )
-def test_an_option_gives_its_setting(arguments, name, value):
+def test_an_option_sets_its_setting(arguments, name, value):
     config = config_of(*arguments)
     assert getattr(config, name) == value
     assert config.origin(name).startswith("--")
@@ -108,7 +108,7 @@ def test_every_setting_can_be_given(declared):
         assert set(declared.flags) <= names
 
 
-def test_settings_that_were_not_given_are_not_the_command_lines():
+def test_only_given_settings_have_the_command_line_as_their_origin():
     config = config_of("--port", "1")
     assert set(config.origins) == {"app", "port"}
 
@@ -301,7 +301,7 @@ PROGRAMS = {
 
 @pytest.mark.usefixtures("everything_built")
 @pytest.mark.parametrize(("line", "values"), PROGRAMS.items(), ids=PROGRAMS)
-def test_command_lines_of_others_run_with_the_programs_name_changed(line, values):
+def test_command_lines_of_other_servers_are_accepted(line, values):
     assert cli.main(line.split()[1:]) == 0
     made = Spy.made.config
     assert {name: getattr(made, name) for name in values} == values
@@ -313,12 +313,12 @@ def uvicorns_options():
 
 
 @pytest.mark.parametrize("flag", uvicorns_options())
-def test_every_option_of_uvicorns_is_known(flag):
+def test_every_option_of_uvicorn_is_known(flag):
     ours = {name for p in cli.command.params for name in (*p.opts, *p.secondary_opts)}
     assert flag in ours
 
 
-def test_defaults_that_are_uvicorns():
+def test_defaults_are_the_same_as_in_uvicorn():
     ours = {name: declared.default for name, declared in SETTINGS.items()}
     theirs = {p.name: p.default for p in uvicorn_command.params}
     same = ("host", "port", "backlog", "loop", "http", "ws", "lifespan", "interface", "app_dir")
@@ -507,7 +507,7 @@ def test_a_file_can_be_named(tmp_path, flag):
     assert config_of(flag, "other.toml").port == 5
 
 
-def test_a_reload_finds_the_file_wherever_the_server_went(tmp_path):
+def test_a_reload_finds_the_file_after_a_chdir(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "other.toml").write_text("workers = 2")
     config_of("-c", "other.toml", "--chdir", "sub")
@@ -579,12 +579,12 @@ def test_a_bad_environment_is_exit_code_2(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 4])
-def test_the_arbiters_exit_code_is_the_commands(monkeypatch, code):
+def test_the_command_exits_with_the_arbiters_exit_code(monkeypatch, code):
     monkeypatch.setattr(Spy, "run", lambda self: code)
     assert cli.main(["example:app"]) == code
 
 
-def test_an_error_of_the_arbiters_has_its_exit_code(monkeypatch, capsys):
+def test_an_error_of_the_arbiter_is_printed_and_has_its_exit_code(monkeypatch, capsys):
     def run(self):
         raise esg.errors.ListenError("can't listen on 127.0.0.1:80")
 
@@ -701,6 +701,6 @@ def test_a_wrong_command_line_is_one_sentence(capsys, arguments, error):
     assert ". " not in line
 
 
-def test_version(capsys):
+def test_the_version_is_printed(capsys):
     assert cli.main(["--version"]) == 0
     assert esg.__version__ in capsys.readouterr().out

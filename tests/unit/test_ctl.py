@@ -37,11 +37,11 @@ def asking(tmp_path, **extra):
             yield process, connection
 
 
-SYSTEMD = [({"MAINPID": "1"}, 0), ({}, 143)]
+CODE_AFTER_TERM = [({"MAINPID": "1"}, 0), ({}, 143)]
 
 
-@pytest.mark.parametrize(("extra", "code"), SYSTEMD)
-def test_term_ends_it_with_what_systemd_accepts(tmp_path, extra, code):
+@pytest.mark.parametrize(("extra", "code"), CODE_AFTER_TERM)
+def test_term_ends_it_with_0_under_systemd_and_143_elsewhere(tmp_path, extra, code):
     with asking(tmp_path, **extra) as (process, _):
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=DEADLINE)
@@ -49,8 +49,8 @@ def test_term_ends_it_with_what_systemd_accepts(tmp_path, extra, code):
     assert errors == "esgctl: ended by SIGTERM before there was an answer\n"
 
 
-@pytest.mark.parametrize(("extra", "code"), SYSTEMD)
-def test_a_term_that_was_sent_before_it_could_be_handled(tmp_path, extra, code):
+@pytest.mark.parametrize(("extra", "code"), CODE_AFTER_TERM)
+def test_a_term_sent_before_it_can_be_handled_ends_it_too(tmp_path, extra, code):
     program = (
         "import os, signal, sys; from esg import ctl; "
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); "
@@ -95,7 +95,7 @@ def handles(status: Path, signum: int) -> bool:
 
 
 def test_a_term_between_a_check_and_a_wait_is_not_lost():
-    """A socket tells of the signal as soon as it arrives; its handler may be called too late."""
+    """A socket reports the signal as soon as it arrives; its handler may be called too late."""
     with ctl._termination() as terminated:
         assert not ctl._is_readable(terminated)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
@@ -135,7 +135,7 @@ def test_an_answer_may_come_in_pieces(tmp_path):
     ("extra", "stopping", "code"),
     [({"MAINPID": "1"}, True, 0), ({"MAINPID": "1"}, False, 1), ({}, True, 1)],
 )
-def test_a_stop_is_a_failure_for_others_than_systemd(tmp_path, extra, stopping, code):
+def test_a_stop_is_a_failure_except_under_systemd(tmp_path, extra, stopping, code):
     with asking(tmp_path, **extra) as (process, connection):
         connection.sendall(encode_answer(Answer(False, "given up", "", stopping)))
         _, errors = process.communicate(timeout=DEADLINE)

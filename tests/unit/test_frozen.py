@@ -50,7 +50,7 @@ def test_a_field_may_be_left_out_of_the_representation():
     assert repr(Point(1, 2, "a", secret="hidden")) == "Point(x=1, y=2, label='a')"
 
 
-def test_there_are_no_other_attributes():
+def test_other_attributes_cannot_be_set():
     with pytest.raises(AttributeError):
         Point(1).z = 1
 
@@ -69,7 +69,7 @@ def test_a_copy_is_equal(copied):
     assert copied(Point(1, 2, "a", "b")) == Point(1, 2, "a", "b")
 
 
-def test_it_is_a_dataclass():
+def test_it_works_as_a_dataclass():
     assert dataclasses.replace(Point(1, 2), y=3) == Point(1, 3)
     assert dataclasses.asdict(Other(1)) == {"x": 1, "y": 0}
     match Point(1, 2):

@@ -48,10 +48,10 @@ def imports_of(source: str) -> set[str]:
         ("import json", set()),
     ],
 )
-def test_what_a_source_imports(source, imported):
+def test_every_kind_of_import_is_found(source, imported):
     assert imports_of(source) == imported
 
 
-def test_no_cycle():
+def test_imports_have_no_cycle():
     graph = {name: imports_of(file.read_text()) for name, file in FILES.items()}
     graphlib.TopologicalSorter(graph).prepare()

@@ -105,7 +105,7 @@ KEYWORDS = {
 
 
 @pytest.mark.parametrize("keyword", KEYWORDS)
-def test_every_keyword_of_uvicorns_is_taken_or_refused(keyword):
+def test_every_keyword_of_uvicorn_is_accepted_or_refused(keyword):
     if keyword in keywords.REFUSED:
         with pytest.raises(ConfigError, match=f"argument {keyword}: "):
             esg.Config(application, **{keyword: print})
@@ -117,7 +117,7 @@ def test_every_keyword_of_uvicorns_is_taken_or_refused(keyword):
     assert getattr(where, name) == meant
 
 
-def test_all_of_uvicorns_defaults_at_once():
+def test_all_of_uvicorns_defaults_are_accepted_together():
     made = esg.Config(application, **{name: each.default for name, each in KEYWORDS.items()})
     assert made.log_config == kinds.LogDefinition(LOGGING_CONFIG)
     assert made.binds == ("127.0.0.1:8000",)
@@ -134,7 +134,7 @@ def test_all_of_uvicorns_defaults_at_once():
         ("ssl_context_factory", "example:context"),
     ],
 )
-def test_uvicorns_values_that_are_refused(keyword, value):
+def test_some_values_of_uvicorn_are_refused(keyword, value):
     with pytest.raises(ConfigError, match=f"^argument {keyword}: "):
         esg.Config(application, **{keyword: value})
 
@@ -147,7 +147,7 @@ def test_the_page_lists_every_keyword_once():
     assert sorted(listed) == sorted([*KEYWORDS, "app"])
 
 
-def test_logging_is_left_to_the_application():
+def test_log_config_none_leaves_logging_to_the_application():
     made = esg.Config(application, log_config=None)
     assert made.leaves_logging
     assert not esg.Config(application).leaves_logging

@@ -57,21 +57,21 @@ def failure(module, app, **settings):
     return caught.value
 
 
-# -- what is found ---------------------------------------------------------------------
+# -- applications that are found -------------------------------------------------------
 
 
-def test_an_attribute(module):
+def test_a_named_attribute_is_loaded(module):
     name = module(ASGI + "other = app\n")
     assert load(module, f"{name}:other") is sys.modules[name].other
 
 
-def test_an_attribute_of_an_attribute(module):
+def test_a_nested_attribute_is_loaded(module):
     name = module("class box:\n    class inner:\n        async def app(s, r, d): pass\n")
     assert load(module, f"{name}:box.inner.app") is sys.modules[name].box.inner.app
 
 
 @pytest.mark.parametrize("attribute", ["app", "application"])
-def test_a_module_alone_has_an_attribute_by_default(module, attribute):
+def test_a_module_alone_means_its_application_or_app(module, attribute):
     name = module(f"async def {attribute}(scope, receive, send): pass\n")
     assert load(module, name) is getattr(sys.modules[name], attribute)
 
@@ -81,13 +81,13 @@ def test_application_is_preferred_to_app(module):
     assert load(module, name).__name__ == "application"
 
 
-def test_a_module_in_a_package(module, tmp_path):
+def test_a_module_in_a_package_is_loaded(module, tmp_path):
     (tmp_path / "package_a").mkdir()
     (tmp_path / "package_a" / "sub.py").write_text(ASGI)
     assert load(module, "package_a.sub:app").__name__ == "app"
 
 
-def test_the_current_folder_is_looked_in_by_default(module, monkeypatch):
+def test_the_current_folder_is_searched_by_default(module, monkeypatch):
     name = module(ASGI)
     monkeypatch.chdir(module.folder)
     assert load_application(Config(app=name)).__name__ == "app"
@@ -99,34 +99,34 @@ def test_the_folder_is_put_on_the_path_once(module):
     assert sys.path.count(module.folder) == 1
 
 
-def test_an_instance_with_an_async_call(module):
+def test_an_instance_with_an_async_call_is_loaded(module):
     name = module("class A:\n    async def __call__(self, s, r, d): pass\napp = A()\n")
     assert load(module, name)
 
 
-def test_a_factory(module):
+def test_a_factory_is_called(module):
     name = module(ASGI + "def make():\n    return app\n")
     assert load(module, f"{name}:make", factory=True).__name__ == "app"
 
 
-# -- what isn't ------------------------------------------------------------------------
+# -- applications that are refused -----------------------------------------------------
 
 
 @pytest.mark.parametrize("app", ["no_such_module:app", "no_such_package.sub:app"])
-def test_no_such_module(module, app):
+def test_a_missing_module_is_named_with_the_searched_folder(module, app):
     error = failure(module, app)
     assert app.partition(".")[0].partition(":")[0] in str(error)
     assert module.folder in str(error)
     assert error.detail == ""
 
 
-def test_no_such_module_in_a_package(module, tmp_path):
+def test_a_missing_module_in_a_package_is_named(module, tmp_path):
     (tmp_path / "package_b").mkdir()
     (tmp_path / "package_b" / "__init__.py").write_text("")
     assert "'package_b.missing'" in str(failure(module, "package_b.missing:app"))
 
 
-def test_a_module_whose_own_import_fails(module):
+def test_an_import_that_fails_in_the_module_is_shown(module):
     """This must not be mistaken for a missing application module."""
     error = failure(module, module("import no_such_dependency\n"))
     assert "no_such_dependency" in str(error)
@@ -144,7 +144,7 @@ def test_a_module_whose_own_import_fails(module):
         ("from os import nothing", "ImportError"),
     ],
 )
-def test_a_module_that_fails(module, source, reason):
+def test_an_exception_in_the_module_is_explained_in_one_line(module, source, reason):
     name = module(source + "\n")
     error = failure(module, name)
     assert name in str(error)
@@ -161,37 +161,37 @@ def test_the_traceback_begins_in_the_application(module):
     assert "loader.py" not in detail
 
 
-def test_no_such_attribute(module):
+def test_a_missing_attribute_is_named_with_a_suggestion(module):
     error = failure(module, module(ASGI) + ":ap")
     assert "'ap'" in str(error)
     assert "did you mean app" in str(error)
 
 
-def test_no_attribute_to_guess(module):
+def test_a_module_without_a_default_attribute_is_refused(module):
     assert "neither 'application' nor 'app'" in str(failure(module, module("x = 1\n")))
 
 
-def test_an_attribute_that_is_not_callable(module):
+def test_an_attribute_that_is_not_callable_is_refused(module):
     assert "int" in str(failure(module, module("app = 5\n")))
 
 
-def test_a_factory_that_was_not_called_one(module):
+def test_a_factory_without_its_option_is_refused_with_a_hint(module):
     error = failure(module, module("def app():\n    pass\n"))
     assert "--factory" in str(error)
 
 
-def test_a_factory_that_fails(module):
+def test_an_exception_in_a_factory_is_explained(module):
     name = module("def make():\n    raise RuntimeError('no database')\n")
     error = failure(module, f"{name}:make", factory=True)
     assert "no database" in str(error)
     assert "in make" in error.detail
 
 
-def test_a_factory_that_is_not_callable(module):
+def test_a_factory_that_is_not_callable_is_refused(module):
     assert "--factory" in str(failure(module, module("app = 5\n"), factory=True))
 
 
-def test_a_factory_that_makes_no_application(module):
+def test_a_factory_that_makes_no_application_is_refused(module):
     name = module("def make():\n    return 5\n")
     assert "int" in str(failure(module, f"{name}:make", factory=True))
 
@@ -344,7 +344,7 @@ def test_a_named_interface_may_be_the_detected_one(interface, app):
         (functools.partial(asgi3, None, None, None), "without parameters"),
     ],
 )
-def test_an_unclear_interface_is_asked_for(app, hint):
+def test_an_unclear_interface_is_refused_with_a_hint(app, hint):
     assert detect(app) == ""
     with pytest.raises(AppImportError, match=hint) as caught:
         interface_of(app, Config(app="m:app"))
@@ -384,7 +384,7 @@ def test_the_interface_of_a_factory_is_that_of_its_application(module):
     )
 
 
-def test_wsgi_is_the_same_as_interface_wsgi():
+def test_the_option_wsgi_means_interface_wsgi():
     raw = {"app": Raw("m:app", "APP"), "wsgi": Raw(True, "--wsgi")}
     assert interface_of(anything, build(raw)) == "wsgi"
     with pytest.raises(AppImportError, match=r"\(--wsgi\); it looks like async def app"):
@@ -399,5 +399,5 @@ def test_a_wsgi_application_has_no_lifespan(module):
     assert caught.value.exit_code == 3
 
 
-def test_application_traceback_of_an_error_without_frames():
+def test_an_error_without_frames_has_a_traceback_of_one_line():
     assert application_traceback(ValueError("x")) == "ValueError: x"

@@ -119,7 +119,7 @@ def test_the_end_of_a_long_text_is_kept():
     assert message.detail.endswith("xlast")
 
 
-def test_messages_keep_their_order_and_borders(ends):
+def test_messages_keep_their_order_and_boundaries(ends):
     sent = [Due("a"), Draining("b"), Ready()]
     for sender, receiver in (ends, reversed(ends)):
         for message in sent:
@@ -191,7 +191,7 @@ def test_a_worker_can_send_no_descriptor(ends):
         socket.send_fds(socket.socket(fileno=os.dup(theirs.descriptors[1])), [b"x"], [0])
 
 
-def test_a_worker_can_not_connect_its_socket_again(ends):
+def test_a_worker_cannot_connect_its_socket_again(ends):
     ours, theirs = ends
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind("")  # binds to an abstract name that the kernel chooses

@@ -51,7 +51,7 @@ def test_rows_do_not_overlap(values):
 
 
 @pytest.mark.parametrize("number", [-1, 0, 5])
-def test_rows_that_do_not_exist(number):
+def test_a_row_outside_the_board_is_refused(number):
     with pytest.raises(ValueError, match=str(number)):
         Scoreboard(4).new_row(number)
 
@@ -72,7 +72,7 @@ def test_a_row_has_room_for_more_columns():
     assert 2 * len(Cell) <= WORDS
 
 
-def test_a_row_that_is_removed_is_empty_for_those_who_still_see_it():
+def test_a_removed_row_is_empty_for_processes_that_still_see_it():
     board = Scoreboard(2)
     rows = {number: board.new_row(number) for number in (1, 2)}
     for number, row in rows.items():
@@ -88,7 +88,7 @@ def test_a_row_that_is_removed_is_empty_for_those_who_still_see_it():
     assert len(os.listdir("/proc/self/fd")) < before, "no descriptor of it is left"
 
 
-def test_a_new_worker_has_memory_that_the_one_before_can_not_write_to():
+def test_a_new_worker_has_memory_that_the_previous_one_cannot_write_to():
     board = Scoreboard(1)
     old, new = board.new_row(1), board.new_row(1)
     old[Cell.BEAT] = 7
@@ -101,7 +101,7 @@ def test_an_embedded_server_sees_its_own_load_alone():
     assert row.loads() == [5]
 
 
-def test_a_beat_has_an_age():
+def test_the_age_of_a_beat_is_the_time_since_then():
     board = Scoreboard(2)
     assert board.age(1) == 0, "there is no such row yet"
     row = board.new_row(1)
@@ -208,7 +208,7 @@ def test_a_board_that_takes_rows_over_reads_what_their_workers_write():
     next_board.let_go()
 
 
-def test_a_row_that_was_taken_over_is_removed_but_can_not_be_emptied():
+def test_a_row_that_was_taken_over_is_removed_but_cannot_be_emptied():
     board = Scoreboard(1)
     row = board.new_row(1)
     row[Cell.LOAD] = 5

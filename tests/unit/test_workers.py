@@ -76,12 +76,14 @@ def made(worker: type[workers.ESGWorker] = workers.ESGWorker, **given: Any) -> C
         ("graceful_timeout", 60, "graceful_timeout", 58.0),
     ],
 )
-def test_a_setting_of_gunicorns_means(theirs: str, given: Any, ours: str, meant: Any) -> None:
+def test_a_setting_of_gunicorn_is_translated(
+    theirs: str, given: Any, ours: str, meant: Any
+) -> None:
     assert getattr(made(**{theirs: given}), ours) == meant
 
 
-def test_every_setting_that_is_mapped_by_name_is_tried() -> None:
-    (mark,) = test_a_setting_of_gunicorns_means.pytestmark  # type: ignore[attr-defined]
+def test_every_translated_setting_has_a_case() -> None:
+    (mark,) = test_a_setting_of_gunicorn_is_translated.pytestmark  # type: ignore[attr-defined]
     tried = {theirs for theirs, *_ in mark.args[1]}
     assert {*workers.SAME, *workers.WHERE_GIVEN} - tried == set()
 
@@ -90,7 +92,7 @@ def test_every_setting_that_is_mapped_by_name_is_tried() -> None:
     ("worker", "loop", "http"),
     [(workers.ESGWorker, "auto", "auto"), (workers.ESGH11Worker, "asyncio", "h11")],
 )
-def test_a_class_stands_for_loop_and_parser(
+def test_a_worker_class_selects_the_loop_and_the_parser(
     worker: type[workers.ESGWorker], loop: str, http: str
 ) -> None:
     one = made(worker)

@@ -1,4 +1,4 @@
-"""Loggers that are as before when a test is over."""
+"""Loggers that are restored after each test."""
 
 from __future__ import annotations
 

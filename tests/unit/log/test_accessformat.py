@@ -32,11 +32,11 @@ def test_every_atom_is_known(name):
 
 
 @pytest.mark.parametrize("where", ["i", "o", "e"])
-def test_atoms_with_a_parameter(where):
+def test_an_atom_may_have_a_parameter(where):
     assert parse(f"%({{a-b_C.d}}{where})s") == ("%s", (Atom(where, "a-b_c.d"),))
 
 
-def test_flags_and_widths_are_printfs():
+def test_flags_and_widths_work_as_in_printf():
     template, _ = parse("%(h)-15s|%(D)08d|%(r).10s")
     assert template % ("::1", 42, "GET / HTTP/1.1") == "::1            |00000042|GET / HTTP"
 

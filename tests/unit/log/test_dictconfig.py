@@ -1,4 +1,4 @@
-"""`--log-config`: files, what Python programs give in place of one, classes of the application."""
+"""`--log-config`: files, configurations given in Python, and classes of the application."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def test_a_stream_of_a_log_config_does_not_block(log_config, capfd, stream):
         (["shop"], "", ""),
     ],
 )
-def test_which_loggers_of_a_file_apply_to_esg(log_config, bare_root, capfd, names, error, access):
+def test_loggers_named_for_esg_uvicorn_or_root_apply_to_esg(
+    log_config, bare_root, capfd, names, error, access
+):
     bare_root()
     log_config(dictionary(*names))
     logger.info("hello")
@@ -131,7 +133,7 @@ format=%(message)s!
     ("suffix", "text"), [(".yaml", YAML), (".yml", YAML), (".ini", INI), (".conf", INI)]
 )
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
-def test_forms_of_a_file(log_config, capfd, suffix, text, mark):
+def test_yaml_and_ini_files_are_applied(log_config, capfd, suffix, text, mark):
     log_config(mark + text, suffix)
     logger.warning("hello")
     assert capfd.readouterr().err == "hello!\n"
@@ -161,13 +163,13 @@ def test_the_error_about_a_bad_file_is_one_line(log_config, suffix, text, told):
     assert f"log{suffix}" in str(caught.value)
 
 
-def test_yaml_without_its_library(log_config, monkeypatch):
+def test_yaml_without_pyyaml_is_refused_with_advice(log_config, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(ConfigError, match="pip install pyyaml"):
         log_config(YAML, ".yaml")
 
 
-def test_a_file_that_is_not_there(configured, tmp_path):
+def test_a_missing_file_is_refused(configured, tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
         setup(log_config=str(tmp_path / "none.json"))
 
@@ -184,7 +186,9 @@ def test_a_check_leaves_the_log_as_it_is(log_config, capfd, tmp_path):
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_formatters_of_uvicorns_work_with_and_without_it(log_config, capfd, monkeypatch, installed):
+def test_uvicorns_formatters_work_whether_or_not_it_is_installed(
+    log_config, capfd, monkeypatch, installed
+):
     if not installed:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     fmt = "%(levelprefix)s %(client_addr)s <%(request_line)s> %(status_code)s"
@@ -208,7 +212,7 @@ def test_files_of_handlers_are_reopened(log_config, tmp_path):
     assert file.read_text() == "after\n"
 
 
-def test_a_log_config_that_cannot_be_applied_any_more_leaves_a_log(log_config, capfd):
+def test_a_log_config_that_cannot_be_applied_leaves_the_default_log(log_config, capfd):
     with pytest.raises(ConfigError):
         log_config({})
     logger.info("hello")
@@ -223,11 +227,11 @@ def test_the_example_in_the_documentation_can_be_applied(log_config, tmp_path):
     assert (tmp_path / "all.log").read_text().endswith(" INFO esg hello\n")
 
 
-# -- what Python programs give in place of a file ----------------------------------------
+# -- configurations given in Python -------------------------------------------------------
 
 
 @pytest.mark.parametrize("colors", [None, True, False])
-def test_uvicorns_own_dictionary(configured, capfd, colors):
+def test_uvicorns_own_dictionary_logs_as_in_uvicorn(configured, capfd, colors):
     before = copy.deepcopy(LOGGING_CONFIG)
     made = setup(log_config=LogDefinition(LOGGING_CONFIG), use_colors=colors)
     for _ in range(2):  # like an arbiter and its worker
@@ -272,14 +276,14 @@ HANDLER = {"class": "logging.StreamHandler"}
         ({"root": {"level": "LOUD"}}, "Unable to configure root logger: Unknown level: 'LOUD'"),
     ],
 )
-def test_what_is_wrong_with_a_dictionary_and_where(configured, malformed, told):
+def test_the_error_about_a_bad_dictionary_says_what_is_wrong_and_where(configured, malformed, told):
     made = setup(log_config=LogDefinition({"version": 1} | malformed))
     with pytest.raises(ConfigError) as caught:
         made.apply(SUBJECT)
     assert f"can't configure logging: {told}" in str(caught.value)
 
 
-def test_the_text_of_an_ini_file(configured, capfd):
+def test_the_text_of_an_ini_file_is_applied(configured, capfd):
     setup(log_config=LogDefinition(INI)).apply(SUBJECT)
     logger.warning("hello")
     assert capfd.readouterr().err == "hello!\n"
@@ -291,14 +295,16 @@ def test_colours_that_no_formatter_supports_are_refused(log_config, content, suf
         log_config(content, suffix, use_colors=True)
 
 
-def test_json_by_its_content(log_config, capfd):
+def test_json_is_recognised_by_its_content(log_config, capfd):
     log_config(json.dumps(dictionary("esg")), ".conf")
     logger.warning("hello")
     assert capfd.readouterr().err == "esg|hello\n"
 
 
 @pytest.mark.parametrize("level", [None, "error"])
-def test_logging_that_is_left_to_the_application(configured, capfd, bare_root, level):
+def test_logging_that_is_left_to_the_application_uses_its_handlers(
+    configured, capfd, bare_root, level
+):
     root = bare_root()
     made = setup(log_config=LogDefinition(None), **({"log_level": level} if level else {}))
     made.apply(SUBJECT)
@@ -318,7 +324,7 @@ def test_logging_that_is_left_to_the_application(configured, capfd, bare_root, l
     assert capfd.readouterr().err == ""
 
 
-# -- classes of the application's ----------------------------------------------------------
+# -- classes of the application -------------------------------------------------------------
 
 SHOUTING = """
 import logging, os
@@ -343,7 +349,7 @@ def package(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("in_worker", [False, True])
-def test_a_formatter_of_the_applications(configured, capfd, package, in_worker):
+def test_a_formatter_of_the_application_is_used(configured, capfd, package, in_worker):
     content = dictionary("esg", **{"()": "shoplog.log.Formatter"})
     made = setup(
         log_config=LogDefinition(content), app_dir=str(package), variables={"SHOP": "books"}
@@ -367,7 +373,9 @@ def test_a_reload_loads_the_formatter_from_the_disk(configured, capfd, package):
     assert capfd.readouterr().err == "outer hello V2\n"
 
 
-def test_the_folder_of_another_release_takes_the_place_of_the_first(configured, package, tmp_path):
+def test_the_folder_of_another_release_replaces_the_first_on_the_path(
+    configured, package, tmp_path
+):
     other = tmp_path / "other"
     other.mkdir()
     for folder in (package, other):

@@ -59,7 +59,7 @@ def test_others_cannot_read_a_new_file(files, tmp_path):
     ("path", "stream", "fd"),
     [("-", 1, 1), ("-", 2, 2), ("/dev/stdout", 2, 1), ("/dev/stderr", 1, 2)],
 )
-def test_streams_have_names(files, path, stream, fd):
+def test_standard_streams_can_be_named(files, path, stream, fd):
     assert files.open(path, stream, "test").fd == fd
 
 
@@ -85,7 +85,7 @@ def test_a_named_pipe_that_nobody_reads_is_refused_and_not_waited_for(files, tmp
 def test_a_probe_fails_as_opening_does(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(OSError) as real:  # noqa: PT011 - which one is what is compared
+    with pytest.raises(OSError) as real:  # noqa: PT011 - the test compares them
         open_log(path)
     with pytest.raises(OSError) as probed:  # noqa: PT011
         probe(path)
@@ -204,7 +204,7 @@ def test_the_next_file_does_not_become_a_closed_standard_stream(closed, tmp_path
     assert (tmp_path / "fine").exists()
 
 
-# -- nobody reads ------------------------------------------------------------------------
+# -- streams that nobody reads -----------------------------------------------------------
 
 
 class Blocked:
@@ -490,7 +490,7 @@ def test_links_of_root_are_followed(tmp_path, path):
 
 
 @as_root
-def test_links_in_a_circle_come_to_an_end(tmp_path):
+def test_links_in_a_circle_are_an_error(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(OSError, match="Too many levels of symbolic links"):

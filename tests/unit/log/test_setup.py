@@ -39,7 +39,7 @@ def formatted(*, colors=False, **fields):
     return TextFormatter(colors).format(record(**fields))
 
 
-def test_a_line():
+def test_a_line_has_the_time_the_level_and_the_message():
     line = formatted(message="worker=%d ready", args=(3,))
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} INFO     worker=3 ready", line)
 
@@ -67,14 +67,14 @@ def test_a_traceback_is_below_its_line():
     assert last == "  ValueError: why"
 
 
-def test_colours():
+def test_the_level_is_coloured():
     line = formatted(colors=True, level=logging.ERROR)
     assert "\033[31mERROR   \033[0m ready" in line
     assert "\033" not in formatted(level=logging.ERROR)
 
 
 @pytest.mark.parametrize("setting", [True, False])
-def test_a_setting_decides_on_colours(setting):
+def test_the_setting_turns_colours_on_or_off(setting):
     assert wants_colors(setting, 0) is setting
 
 
@@ -129,7 +129,7 @@ def test_the_log_goes_to_standard_error(configured, capfd):
 @pytest.mark.parametrize(
     ("level", "shown"), [("trace", 4), ("debug", 3), ("info", 2), ("warning", 1), ("critical", 0)]
 )
-def test_levels(configured, capfd, level, shown):
+def test_the_level_decides_which_records_are_shown(configured, capfd, level, shown):
     setup(log_level=level).apply(SUBJECT)
     for each in (TRACE, logging.DEBUG, logging.INFO, logging.WARNING):
         configured.log(each, "x")
@@ -143,7 +143,7 @@ def test_configuring_again_does_not_double_lines(configured, capfd):
     assert capfd.readouterr().err.count("once") == 1
 
 
-def test_a_record_that_names_its_subject_is_not_about_this_process(configured, capfd):
+def test_a_record_with_a_subject_of_its_own_gets_no_other(configured, capfd):
     setup().apply(SUBJECT)
     other = arbiter_subject(2, 4700)
     log_event(logging.WARNING, other, "hello")
@@ -213,7 +213,7 @@ def as_json(made, subject=SUBJECT):
     return json.loads(text)
 
 
-def test_fields_of_a_json_line():
+def test_a_json_line_has_every_field():
     made = record(args=())
     made.created = 1_700_000_000.0071
     assert as_json(made) == {
@@ -320,7 +320,7 @@ def test_python_warnings_go_to_the_applications_log_if_there_is_one(configured, 
     assert capfd.readouterr().err == ""
 
 
-def test_python_prints_warnings_again_in_the_end(configured, capfd, bare_root):
+def test_python_prints_warnings_itself_afterwards(configured, capfd, bare_root):
     bare_root()
     before = logging.getLogger("py.warnings").handlers[:]
     with warnings.catch_warnings():
@@ -394,6 +394,6 @@ def test_a_handler_that_is_added_to_another_servers_logger_stays(configured, cap
 # -- subjects ----------------------------------------------------------------------------
 
 
-def test_subjects():
+def test_a_subject_has_the_worker_the_generation_and_the_pid():
     assert worker_subject(3, 2, 4711) == "worker=3 gen=2 pid=4711"
     assert arbiter_subject(2, 4700) == "arbiter gen=2 pid=4700"

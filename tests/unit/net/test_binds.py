@@ -26,7 +26,7 @@ from esg.net.binds import Address, Descriptor, UnixAddress, parse_bind
         ("tcp://[::1]", "::1", 8000),
     ],
 )
-def test_addresses(text, host, port):
+def test_tcp_addresses_are_parsed(text, host, port):
     assert parse_bind(text, "--bind") == Address(host, port)
 
 
@@ -42,7 +42,7 @@ def test_addresses(text, host, port):
         ("fd://web", Descriptor("web")),
     ],
 )
-def test_sockets_of_other_kinds(text, bind):
+def test_unix_sockets_and_descriptors_are_parsed(text, bind):
     assert parse_bind(text, "--bind") == bind
 
 
@@ -86,6 +86,6 @@ def test_invalid_addresses_are_refused(text):
     st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str),
     st.integers(0, 65535),
 )
-def test_an_address_is_read_as_it_is_written(host, port):
+def test_a_written_address_is_parsed_to_the_same_address(host, port):
     address = Address(host, port)
     assert parse_bind(str(address), "--bind") == address

@@ -15,7 +15,7 @@ from esg.net.unixsocket import Access
 from tests.support.front import free_port
 
 
-def test_a_listener_accepts(listen):
+def test_a_listener_accepts_connections(listen):
     (listener,) = listen("127.0.0.1:0")
     with socket.create_connection(listener.sock.getsockname()) as client:
         listener.sock.setblocking(True)
@@ -32,7 +32,7 @@ def test_a_listener_does_not_block_and_is_not_inherited(listen):
         listener.sock.accept()
 
 
-def test_urls(listen):
+def test_a_listener_has_a_url(listen):
     (v4,) = listen("127.0.0.1:0")
     (v6,) = listen("[::1]:0")
     assert v4.url() == f"http://127.0.0.1:{v4.sock.getsockname()[1]}"

@@ -25,7 +25,7 @@ def test_an_address_can_be_listened_on_immediately_after_a_restart(listen):
     listen(f"127.0.0.1:{address[1]}")
 
 
-def test_several_addresses(listen):
+def test_each_address_has_a_listener_of_its_own(listen):
     listeners = listen("127.0.0.1:0", "[::1]:0", "127.0.0.1:0")
     assert len({listener.fileno() for listener in listeners}) == 3
 
@@ -68,7 +68,7 @@ def test_when_one_address_fails_none_stays_open(listen):
     listen(f"127.0.0.1:{free}")
 
 
-def test_a_bad_address_among_good_ones(listen):
+def test_a_bad_address_among_good_ones_is_refused(listen):
     with pytest.raises(ConfigError):
         listen("127.0.0.1:0", "nonsense:port")
 
@@ -104,12 +104,12 @@ def families(listeners):
 BOTH = [socket.AF_INET, socket.AF_INET6]
 
 
-def test_an_empty_host_is_every_address_of_both_families(listen):
+def test_an_empty_host_means_every_address_of_both_families(listen):
     assert families(listen(":0")) == BOTH
 
 
 @pytest.mark.parametrize("first", ["0.0.0.0", "[::]"])
-def test_all_of_ipv4_and_all_of_ipv6_on_one_port(listen, first):
+def test_both_wildcards_can_share_one_port(listen, first):
     with socket.socket() as free:
         free.bind(("0.0.0.0", 0))
         port = free.getsockname()[1]
@@ -130,7 +130,7 @@ def test_the_meaning_of_the_ipv6_wildcard_is_never_changed_silently(listen, befo
         open_listeners(binds[after], 16, "--bind", kept=kept, at_start=False)
 
 
-def test_the_same_binds_again_are_kept(listen):
+def test_listeners_of_the_same_binds_are_kept(listen):
     port = free_port()
     for binds in ((f"[::]:{port}", f"0.0.0.0:{port}"), (f"127.0.0.1:{port}", "127.0.0.1:0")):
         kept = listen(*binds)
@@ -157,7 +157,7 @@ def test_an_address_in_use_by_esg_itself_is_explained(listen):
         open_listeners([f"127.0.0.1:{port}"], 16, "--bind", kept=kept, at_start=False)
 
 
-def test_the_scope_of_a_link_local_address_counts(listen, monkeypatch):
+def test_the_scope_of_a_link_local_address_is_kept(listen, monkeypatch):
     scoped = ("::1", 0, 0, 1)
     found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", scoped)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
@@ -207,7 +207,7 @@ def test_a_udp_socket_of_the_same_address_is_not_taken(web):
     listener.close()
 
 
-def test_a_socket_that_was_handed_over_and_is_in_the_way_is_named(web):
+def test_a_handed_over_socket_that_holds_an_address_is_named(web):
     where, item = web
     port = where.rpartition(":")[2]
     said = rf"in use, by the socket web, which was handed over; bind fd://{item.fd} to use it"

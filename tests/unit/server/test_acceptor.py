@@ -202,7 +202,9 @@ class Queued(Listener):
 
 
 @pytest.mark.parametrize(("empties_all", "left"), [(False, 5), (True, 0)])
-def test_queues_that_others_may_have(world, monkeypatch, empties_all, left):
+def test_a_worker_that_leaves_empties_queues_unless_others_may(
+    world, monkeypatch, empties_all, left
+):
     """If no other worker is known to stay, a worker accepts them before it leaves."""
     monkeypatch.setattr("esg.server.acceptor.DRAIN_TIME", 0)
     _, _, acceptor = world(0, 0, 0)

@@ -61,7 +61,7 @@ def test_a_small_lead_is_no_reason_to_yield(lowest, lead):
 
 
 @given(st.integers(0, 1000), st.integers(MARGIN + 1, 1000))
-def test_a_large_lead_is(lowest, lead):
+def test_a_large_lead_is_a_reason_to_yield(lowest, lead):
     assert Balance().yields(lowest + lead, [lowest, lowest + lead])
 
 
@@ -140,7 +140,7 @@ def test_a_blocked_worker_that_comes_back_gets_its_share(workers):
         (("fe80::1%eth0", 80, 0, 2), ("fe80::1%eth0", 80)),
     ],
 )
-def test_endpoints(address, shown):
+def test_an_endpoint_is_a_host_and_a_port(address, shown):
     assert endpoint(address) == shown
 
 

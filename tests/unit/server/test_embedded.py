@@ -121,7 +121,7 @@ def in_thread(server, sock=None):
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_server_in_a_thread(loop):
+def test_a_server_runs_in_a_thread(loop):
     app, sock = App(), bound()
     port = sock.getsockname()[1]
     server = make(app, loop=loop)
@@ -133,7 +133,7 @@ def test_a_server_in_a_thread(loop):
     assert sock.fileno() == -1
 
 
-def test_a_server_in_a_task_with_a_client_on_the_same_loop():
+def test_a_server_runs_in_a_task():
     async def main():
         app, sock = App(), bound()
         server = make(app)
@@ -231,7 +231,7 @@ def test_a_startup_that_takes_long_is_logged_with_where_it_waits(impatient, tmp_
     asyncio.run(main())
 
 
-def test_a_context_of_the_callers_own(tmp_path):
+def test_a_factory_may_make_its_own_tls_context(tmp_path):
     authority = Authority(tmp_path)
     seen = []
 
@@ -257,7 +257,7 @@ def test_a_context_of_the_callers_own(tmp_path):
     assert seen == [("https", None)]
 
 
-def test_several_servers_in_one_process():
+def test_several_servers_run_in_one_process():
     first, second = App(), App()
     socks = bound(), bound()
     ports = [sock.getsockname()[1] for sock in socks]
@@ -303,7 +303,7 @@ def test_a_server_serves_once_at_a_time():
         asyncio.run(server.serve())
 
 
-def test_enough_requests_stop_it():
+def test_a_server_stops_after_its_limit_of_requests():
     async def main():
         sock = bound()
         server = make(App(), limit_max_requests=2)
@@ -465,7 +465,7 @@ def test_no_connection_outlives_the_server(loop, protocol):
         runner.run(main())
 
 
-def test_the_process_is_left_alone():
+def test_a_server_changes_nothing_in_the_process():
     before = gc.get_freeze_count(), signal.getsignal(signal.SIGQUIT)
     with in_thread(make(App()), bound()):
         assert (gc.get_freeze_count(), signal.getsignal(signal.SIGQUIT)) == before
@@ -516,12 +516,12 @@ def serve(server, sockets=None):
     asyncio.run(asyncio.wait_for(server.serve(sockets=sockets), DEADLINE))
 
 
-def test_an_application_that_cannot_be_imported():
+def test_an_application_that_cannot_be_imported_raises_an_error():
     with pytest.raises(AppImportError, match="no module 'nosuch'"):
         serve(make("nosuch:app"))
 
 
-def test_an_application_that_cannot_start():
+def test_an_application_that_cannot_start_raises_an_error():
     async def app(scope, receive, send):
         await receive()
         await send({"type": "lifespan.startup.failed", "message": "no database"})
@@ -532,7 +532,7 @@ def test_an_application_that_cannot_start():
     assert sock.fileno() == -1
 
 
-def test_an_address_that_is_taken():
+def test_an_address_in_use_raises_an_error():
     with bound() as other, pytest.raises(ListenError, match="in use"):
         serve(make(App(), port=other.getsockname()[1]))
 
@@ -541,12 +541,12 @@ def test_an_address_that_is_taken():
     ("family", "kind"),
     [(socket.AF_UNIX, socket.SOCK_DGRAM), (socket.AF_INET, socket.SOCK_DGRAM)],
 )
-def test_a_socket_of_another_kind(family, kind):
+def test_a_socket_of_another_kind_is_refused(family, kind):
     with socket.socket(family, kind) as sock, pytest.raises(ConfigError, match="stream socket"):
         serve(make(App()), [sock])
 
 
-def test_a_unix_socket(tmp_path):
+def test_a_unix_socket_is_served_and_removed(tmp_path):
     path = tmp_path / "web"
     with in_thread(make(App(), port=None, uds=str(path))), socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
@@ -572,12 +572,12 @@ def test_a_bound_socket_is_listened_on():
         ({"reload": True}, "argument reload: "),
     ],
 )
-def test_settings_that_need_an_arbiter(settings, told):
+def test_settings_that_need_an_arbiter_are_refused(settings, told):
     with pytest.raises(ConfigError, match=rf"{told}.*use esg\.run"):
         make(App(), **settings)
 
 
-def test_settings_that_mean_something_without_an_arbiter():
+def test_settings_that_need_no_arbiter_are_accepted():
     make(App(), graceful_timeout=1, max_requests=5, name="shop", workers=1)
 
 

@@ -68,8 +68,8 @@ def heads():
 
 @pytest.fixture(scope="module")
 def memos(proxies, heads):
-    """All caches that there are; to find them takes a second."""
-    gc.unfreeze()  # `get_objects` doesn't list what is frozen
+    """Every cache; finding them takes a second."""
+    gc.unfreeze()  # `get_objects` doesn't list frozen objects
     gc.collect()
     found = [thing for thing in gc.get_objects() if type(thing) is Memo]
     gc.freeze()

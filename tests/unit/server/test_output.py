@@ -1,4 +1,4 @@
-"""What is sent within one turn of the loop leaves at its end, except for the first write."""
+"""Data sent within one turn of the loop is written at its end, except for the first write."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_a_connection_that_fails_does_not_hold_up_the_others(loop, flow, caplog)
     assert [one.transport.aborted for one in flows] == [False, True, False]
 
 
-def test_what_a_lost_connection_had_to_send_is_dropped(loop, flow):
+def test_the_unsent_data_of_a_lost_connection_is_dropped(loop, flow):
     one = flow()
     one.write(b"a")
     one.drop()

@@ -38,7 +38,7 @@ def imported():
     return importlib.import_module("shared_user"), importlib.import_module("shared.part")
 
 
-def test_a_package_that_was_replaced_is_imported_again_with_its_user(installed):
+def test_a_replaced_package_is_imported_again_with_the_one_that_uses_it(installed):
     installed("1")
     imported()
     packages.import_packages(Config(app="test:app"))
@@ -79,7 +79,7 @@ def test_a_package_that_cannot_be_imported_is_left_to_the_workers(monkeypatch):
         ({"ws": "wsproto"}, {"uvloop", "httptools", "wsproto", "h11"}),
     ],
 )
-def test_only_what_the_settings_select_is_imported(settings, names):
+def test_only_packages_that_the_settings_select_are_imported(settings, names):
     code = (
         "import sys\n"
         "from esg.server.packages import import_packages\n"

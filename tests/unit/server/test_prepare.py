@@ -30,7 +30,7 @@ def made(**values):
 
 
 @pytest.mark.parametrize(("setting", "needed"), PACKAGES.items(), ids=lambda each: " ".join(each))
-def test_a_package_that_is_missing(missing, setting, needed):
+def test_a_missing_package_is_named_with_what_to_do(missing, setting, needed):
     (name, value), (package, instead) = setting, needed
     prepare.prepare(made(**{name: value}))
     missing(package)
@@ -42,7 +42,7 @@ def test_a_package_that_is_missing(missing, setting, needed):
     prepare.prepare(made(**{option.removeprefix("--"): other}))
 
 
-def test_a_package_that_a_worker_class_needs(missing):
+def test_a_missing_package_of_a_worker_class_is_named(missing):
     missing("uvloop")
     with pytest.raises(ConfigError, match=r"^--worker_class uvloop: uvloop is not installed"):
         prepare.prepare(made(worker_class="uvloop"))

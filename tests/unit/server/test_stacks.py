@@ -14,7 +14,7 @@ class Deadlocked(asyncio.Task):
     _fut_waiter = property(lambda self: self)
 
 
-def test_a_task_in_a_deadlock_of_tasks_waits_somewhere():
+def test_the_place_where_a_task_in_a_deadlock_waits_is_found():
     async def wait():
         await asyncio.Event().wait()
 

@@ -128,7 +128,7 @@ def test_a_report_fits_into_one_write():
     assert len(encode(held(*crowd))) < PIPE_ATOMIC
 
 
-# -- when ------------------------------------------------------------------------------------
+# -- when it is reported ---------------------------------------------------------------------
 
 
 def beaten(seconds_ago):

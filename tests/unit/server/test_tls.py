@@ -103,7 +103,7 @@ def test_a_factory_is_asked_again_at_each_reload(pair):
         (lambda *_: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "a context for clients"),
     ],
 )
-def test_factories_that_are_refused(factory, told):
+def test_bad_factories_are_refused(factory, told):
     with pytest.raises(ConfigError, match=f"^argument ssl_context_factory: .*{told}"):
         prepare(*made_by(factory))
 
@@ -111,12 +111,12 @@ def test_factories_that_are_refused(factory, told):
 # -- the settings ------------------------------------------------------------------------
 
 
-def test_no_certificate_is_no_tls():
+def test_without_a_certificate_there_is_no_tls():
     assert server_context(config()) is None
     assert config().scheme == "http"
 
 
-def test_the_attributes_of_a_context(pair):
+def test_a_context_has_safe_options_and_its_certificate(pair):
     certfile, keyfile = pair
     made = config(ssl_certfile=certfile, ssl_keyfile=keyfile)
     context = server_context(made)
@@ -131,13 +131,13 @@ def test_the_attributes_of_a_context(pair):
     assert prepare(made).config == made
 
 
-def test_key_and_certificate_in_one_file(pair, tmp_path):
+def test_key_and_certificate_may_be_in_one_file(pair, tmp_path):
     both = tmp_path / "both.pem"
     both.write_text(Path(pair[1]).read_text() + Path(pair[0]).read_text())
     assert server_context(config(ssl_certfile=str(both))) is not None
 
 
-def test_an_encrypted_key(pair):
+def test_an_encrypted_key_needs_its_password(pair):
     certfile, keyfile = pair
     values = {"ssl_certfile": certfile, "ssl_keyfile": encrypted(keyfile, "sesame")}
     assert server_context(config(ssl_keyfile_password="sesame", **values)) is not None
@@ -149,12 +149,12 @@ def test_an_encrypted_key(pair):
     assert "isn't the password" in refusal(ssl_keyfile_password="x" * 5000, **values)
 
 
-def test_a_password_for_a_key_that_has_none(pair):
+def test_a_password_for_a_key_that_has_none_is_refused(pair):
     told = refusal(ssl_certfile=pair[0], ssl_keyfile=pair[1], ssl_keyfile_password="sesame")
     assert "has no password" in told
 
 
-def test_a_file_that_is_not_there(pair, tmp_path):
+def test_a_missing_file_is_refused(pair, tmp_path):
     missing = str(tmp_path / "missing.pem")
     assert refusal(ssl_certfile=missing) == (
         f"--ssl-certfile: {missing!r} can't be read: No such file or directory"
@@ -167,7 +167,7 @@ def test_a_file_that_is_not_there(pair, tmp_path):
     assert "Is a directory" in refusal(ssl_certfile=str(tmp_path))
 
 
-def test_a_file_that_is_something_else(pair, tmp_path):
+def test_a_file_with_other_content_is_refused(pair, tmp_path):
     junk = tmp_path / "junk.pem"
     junk.write_bytes(b"\x30\x82\xff\x00 no PEM")
     assert "no certificate in" in refusal(ssl_certfile=str(junk))
@@ -183,14 +183,14 @@ def test_a_file_that_is_something_else(pair, tmp_path):
     assert "can't load" in refusal(ssl_certfile=pair[0], ssl_keyfile=str(junk))
 
 
-def test_a_key_of_another_certificate(pair, authority):
+def test_a_key_of_another_certificate_is_refused(pair, authority):
     _, other = authority.issue("other")
     told = refusal(ssl_certfile=pair[0], ssl_keyfile=other)
     assert told.startswith("--ssl-keyfile: ")
     assert "doesn't belong to the certificate" in told
 
 
-def test_ciphers(pair):
+def test_ciphers_can_be_chosen(pair):
     values = {"ssl_certfile": pair[0], "ssl_keyfile": pair[1]}
     context = server_context(config(ssl_ciphers="ECDHE+CHACHA20", **values))
     names = {c["name"] for c in context.get_ciphers() if c["protocol"] == "TLSv1.2"}
@@ -211,13 +211,13 @@ def test_ciphers(pair):
         ("ssl_ciphers", "ECDHE"),
     ],
 )
-def test_what_needs_a_certificate(name, value):
+def test_other_tls_settings_need_a_certificate(name, value):
     told = refusal(**{name: value})
     assert told.startswith(f"--{name.replace('_', '-')}: ")
     assert "give --ssl-certfile" in told
 
 
-def test_clients_certificates_need_authorities_and_the_other_way_round(pair, authority):
+def test_clients_certificates_need_authorities(pair, authority):
     values = {"ssl_certfile": pair[0], "ssl_keyfile": pair[1]}
     assert "give --ssl-ca-certs" in refusal(ssl_cert_reqs="optional", **values)
 
@@ -270,7 +270,7 @@ def test_invalid_cert_reqs(raw):
         CERT_REQS.parse(raw)
 
 
-def test_trusted_proxies_are_checked_with_the_rest():
+def test_trusted_proxies_are_checked_before_any_worker_starts():
     with pytest.raises(ConfigError, match=r"--forwarded-allow-ips: '10\.0\.0\.256'"):
         prepare(config(forwarded_allow_ips="127.0.0.1, 10.0.0.256"))
     with pytest.raises(ConfigError, match=r"--proxy-protocol: no proxy is trusted"):
@@ -301,7 +301,7 @@ def test_trusted_proxies_are_checked_with_the_rest():
         ([], ""),
     ],
 )
-def test_a_distinguished_name(subject, name):
+def test_a_distinguished_name_is_written_as_in_rfc_4514(subject, name):
     assert distinguished_name({"subject": subject}) == name
 
 
@@ -322,7 +322,7 @@ class SessionWithChain(Session):
         return self._chain
 
 
-def test_a_clients_chain():
+def test_a_clients_chain_begins_with_its_own_certificate():
     own, more = ssl.DER_cert_to_PEM_cert(b"own"), ssl.DER_cert_to_PEM_cert(b"more")
     assert client_chain(Session()) == (own,)
     assert client_chain(SessionWithChain([b"own", b"more"])) == (own, more)

@@ -15,7 +15,7 @@ def record(size):
     return b"\x17\x03\x03" + size.to_bytes(2, "big") + bytes(size)
 
 
-def test_all_records_of_a_piece():
+def test_all_records_of_a_piece_are_counted():
     ends = RecordEnds()
     data = record(1) + record(16384) + record(0)
     assert ends.cut(data, MANY) == (len(data), 3)
@@ -32,7 +32,7 @@ def test_counting_stops_at_its_bound():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 100, 5000])
-def test_pieces_of_one_size(size):
+def test_records_are_counted_in_pieces_of_one_size(size):
     data = record(1) + record(0) + record(300) + record(2)
     ends, ended = RecordEnds(), 0
     for at in range(0, len(data), size):
@@ -45,7 +45,7 @@ def test_pieces_of_one_size(size):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_pieces_of_any_size_and_any_bound(seed):
+def test_records_are_counted_in_pieces_of_any_size_up_to_any_bound(seed):
     dice = random.Random(seed)
     sizes = [dice.choice((0, 1, 17, 22, 4000)) for _ in range(200)]
     borders, data = {0}, b""

@@ -152,7 +152,7 @@ def test_large_records_are_never_put_off(desk):
 
 
 @pytest.mark.parametrize("size", [1, 4, 7, 100, 1023, 1025, 3000])
-def test_records_in_pieces_of_any_size(desk, size):
+def test_records_in_pieces_of_any_size_arrive_in_order(desk, size):
     data = desk.tiny(100) + desk.client.data(b"y" * 5000) + desk.tiny(100)
     for at in range(0, len(data), size):
         desk.transport.data_received(data[at : at + size])
@@ -200,7 +200,7 @@ def test_the_end_is_passed_on_after_postponed_data(desk):
     assert desk.above.ended
 
 
-def test_a_connection_that_is_lost_in_the_middle(desk):
+def test_a_connection_that_is_lost_in_the_middle_drops_the_rest(desk):
     desk.transport.data_received(desk.tiny(200))
     desk.above.connection_lost = lambda error: None
     desk.transport.connection_lost(None)
@@ -241,7 +241,7 @@ def test_key_updates_before_a_record_with_data_count(desk):
         assert sent <= MOST_USELESS + 20
 
 
-def test_key_updates_now_and_then(desk):
+def test_key_updates_now_and_then_are_accepted(desk):
     for number in range(3 * MOST_USELESS):
         desk.transport.data_received(desk.client.key_update())
         desk.now += 0.1
@@ -250,7 +250,7 @@ def test_key_updates_now_and_then(desk):
     assert not desk.below.closed
 
 
-def test_a_client_that_reads_no_answers_is_not_read(desk):
+def test_a_client_that_reads_no_answers_is_no_longer_read(desk):
     desk.transport.pause_writing()
     desk.transport.data_received(desk.client.data(b"x"))
     assert desk.below.reading

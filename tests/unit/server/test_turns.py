@@ -44,7 +44,7 @@ def test_work_is_done_in_the_next_turn_and_once(loop):
     assert loop.due == []
 
 
-def test_a_turn_has_time_for_its_share_of_it(loop):
+def test_a_turn_does_as_much_work_as_its_share_allows(loop):
     done = []
 
     def go_on(number):

@@ -29,7 +29,7 @@ def test_a_renamed_setting_exists(name):
         ("my.Worker", "its own"),
     ],
 )
-def test_why_a_worker_class_cannot_be_replaced(name, reason):
+def test_the_reason_against_a_worker_class_is_given(name, reason):
     assert reason in why_not(name)
 
 
@@ -45,11 +45,11 @@ def test_why_a_worker_class_cannot_be_replaced(name, reason):
         ("", []),
     ],
 )
-def test_names_that_a_python_file_sets(source, names):
+def test_names_that_a_python_file_sets_are_found(source, names):
     assert assigned_names(source) == names
 
 
-def test_the_file_is_not_run(tmp_path):
+def test_the_python_file_is_not_run(tmp_path):
     mark = tmp_path / "ran"
     assert assigned_names(f"open({str(mark)!r}, 'w')\nworkers = 1") == ["workers"]
     assert not mark.exists()

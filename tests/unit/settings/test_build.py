@@ -59,7 +59,7 @@ def test_whole_numbers_are_read_back(number):
     "raw",
     ["", " ", "x", "1.0", "1e3", "0x10", "1_000", "--1", "+-1", "\u0661", True, None, 1.5, []],
 )
-def test_invalid_whole_numbers(raw):
+def test_invalid_whole_numbers_are_refused(raw):
     with pytest.raises(ValueError, match="whole number"):
         whole_number(0).parse(raw)
 
@@ -96,7 +96,7 @@ def test_seconds_are_read_back(number):
         (datetime.timedelta(minutes=2), 120),
     ],
 )
-def test_times_with_units(raw, value):
+def test_times_may_have_units(raw, value):
     assert seconds().parse(raw) == value
 
 
@@ -126,7 +126,7 @@ def test_a_time_of_absurd_length_is_refused_at_once(raw):
         ("0k", 0),
     ],
 )
-def test_sizes(raw, value):
+def test_sizes_may_have_units(raw, value):
     assert size(0).parse(raw) == value
 
 
@@ -150,12 +150,12 @@ def test_sizes(raw, value):
         [],
     ],
 )
-def test_invalid_sizes(raw):
+def test_invalid_sizes_are_refused(raw):
     with pytest.raises(ValueError, match="of bytes, or a size such as 64k or 16MiB"):
         size(0).parse(raw)
 
 
-def test_sizes_have_a_least_value():
+def test_sizes_below_the_minimum_are_refused():
     assert size(1024).parse("1k") == 1024
     with pytest.raises(ValueError, match="1025"):
         size(1025).parse("1k")
@@ -182,12 +182,12 @@ def test_every_time_and_size_takes_units():
         *(True, None, math.nan, datetime.timedelta(seconds=-1)),
     ],
 )
-def test_invalid_seconds(raw):
+def test_invalid_seconds_are_refused(raw):
     with pytest.raises(ValueError, match="number of seconds >= 0, or a time such as 500ms, 30s"):
         seconds().parse(raw)
 
 
-def test_seconds_have_a_least_value():
+def test_seconds_below_the_minimum_are_refused():
     assert seconds(0.1).parse("0.1") == 0.1
     with pytest.raises(ValueError, match=r"0\.1"):
         seconds(0.1).parse("0.09")
@@ -203,17 +203,17 @@ def test_the_error_about_a_wrong_choice_lists_the_valid_ones():
 
 
 @pytest.mark.parametrize("word", sorted(TRUE_WORDS | {"TRUE", " yes ", "On"}))
-def test_words_for_on(word):
+def test_words_for_on_are_accepted(word):
     assert SWITCH.parse(word) is True
 
 
 @pytest.mark.parametrize("word", sorted(FALSE_WORDS | {"FALSE", " no ", "Off"}))
-def test_words_for_off(word):
+def test_words_for_off_are_accepted(word):
     assert SWITCH.parse(word) is False
 
 
 @pytest.mark.parametrize("raw", ["", "2", "maybe", None, 2, []])
-def test_invalid_switches(raw):
+def test_invalid_switches_are_refused(raw):
     with pytest.raises(ValueError, match="true or false"):
         SWITCH.parse(raw)
 
@@ -242,12 +242,12 @@ def test_text_is_one_line(raw):
         ([], ()),
     ],
 )
-def test_texts_come_as_a_list_or_with_commas(raw, texts):
+def test_texts_may_be_a_list_or_separated_by_commas(raw, texts):
     assert TEXTS.parse(raw) == texts
 
 
 @pytest.mark.parametrize("raw", [1, None, [1], ["a\n"], {"a": 1}])
-def test_invalid_texts(raw):
+def test_invalid_texts_are_refused(raw):
     with pytest.raises(ValueError, match="expected"):
         TEXTS.parse(raw)
 
@@ -265,14 +265,14 @@ def test_invalid_texts(raw):
         "2fa.wsgi:app",
     ],
 )
-def test_names_of_applications(app):
+def test_names_of_applications_are_accepted(app):
     assert APP.parse(f" {app} ") == app
 
 
 @pytest.mark.parametrize(
     "app", ["", ":app", ".:app", ".a:b", "a.:b", "a:b-c", "a:b..c", "a..b:c", "a:b:c", "a:1"]
 )
-def test_invalid_names_of_applications(app):
+def test_invalid_names_of_applications_are_refused(app):
     with pytest.raises(ValueError, match="MODULE:ATTRIBUTE"):
         APP.parse(app)
 
@@ -297,7 +297,7 @@ def test_the_name_of_an_object_is_only_a_label():
     assert build({"app": Raw(label, "argument app")}, objects=Objects(app=object())).app == label
 
 
-def test_a_call_makes_the_name_that_of_a_factory():
+def test_a_name_with_a_call_is_that_of_a_factory():
     config = build({"app": Raw("example:make()", "APP")})
     assert (config.app, config.factory) == ("example:make", True)
     assert config.origin("factory") == "APP example:make()"
@@ -309,7 +309,7 @@ def test_the_name_of_an_object_that_looks_like_a_call_is_only_a_label():
 
 
 @pytest.mark.parametrize("raw", ["auto", " AUTO "])
-def test_as_many_workers_as_cpus(monkeypatch, raw):
+def test_auto_means_as_many_workers_as_cpus(monkeypatch, raw):
     monkeypatch.setattr(cpus, "usable", lambda: 6)
     assert WORKERS.parse(raw) == 6
     monkeypatch.setattr(cpus, "usable", lambda: 4096)
@@ -317,12 +317,12 @@ def test_as_many_workers_as_cpus(monkeypatch, raw):
 
 
 @pytest.mark.parametrize("raw", ["1", 1, "512"])
-def test_a_number_of_workers(raw):
+def test_a_number_of_workers_is_accepted(raw):
     assert WORKERS.parse(raw) == int(raw)
 
 
 @pytest.mark.parametrize("raw", ["0", "513", "many", "", True, None, ["auto"]])
-def test_invalid_numbers_of_workers(raw):
+def test_invalid_numbers_of_workers_are_refused(raw):
     with pytest.raises(ValueError, match="from 1 to 512, or auto"):
         WORKERS.parse(raw)
 
@@ -341,7 +341,7 @@ def test_invalid_numbers_of_workers(raw):
         ([], ()),
     ],
 )
-def test_fields_for_every_response(raw, fields):
+def test_fields_for_every_response_are_parsed(raw, fields):
     assert HEADERS.parse(raw) == fields
     assert HEADERS.parse(fields) == fields
 
@@ -355,18 +355,18 @@ def test_fields_for_every_response(raw, fields):
         *("Content-Length: 5", "transfer-encoding: chunked", "Connection: close"),
     ],
 )
-def test_invalid_fields(raw):
+def test_invalid_fields_are_refused(raw):
     with pytest.raises(ValueError, match=r"expected|field|server"):
         HEADERS.parse(raw)
 
 
 @pytest.mark.parametrize("name", ["sync", "uvicorn.workers.UvicornWorker", ""])
-def test_worker_classes(name):
+def test_known_worker_classes_are_accepted(name):
     assert WORKER_CLASS.parse(f" {name} ") == name
 
 
 @pytest.mark.parametrize("raw", ["gevent", "SYNC", "my.Worker", 5])
-def test_unknown_worker_classes(raw):
+def test_unknown_worker_classes_are_refused(raw):
     with pytest.raises(ValueError, match=r"use one of asgi, .*gthread|expected a string"):
         WORKER_CLASS.parse(raw)
 
@@ -435,7 +435,7 @@ def test_every_field_of_a_config_is_declared_or_derived():
     }
 
 
-def test_documented_defaults():
+def test_defaults_are_as_documented():
     config = Config(app="example:app")
     assert (config.host, config.port, config.workers, config.backlog) == (
         "127.0.0.1",
@@ -555,7 +555,7 @@ PENDING = [declared for declared in SETTINGS.values() if declared.pending]
 
 
 @pytest.mark.parametrize("declared", PENDING, ids=lambda declared: declared.name)
-def test_a_default_that_is_spelt_out_is_fine(declared):
+def test_a_default_that_is_spelt_out_is_accepted(declared):
     raw = list(declared.default) if declared.many else declared.default
     if raw is not None:
         assert getattr(made(**{declared.name: raw}), declared.name) == declared.default
@@ -573,7 +573,7 @@ def test_a_value_that_is_not_implemented_is_refused(name, value, advice):
         made(**{name: value})
 
 
-def test_websockets_can_be_declined():
+def test_websockets_can_be_turned_off():
     assert made(ws="none").ws == "none"
 
 
@@ -647,7 +647,7 @@ def test_a_secret_is_not_in_a_repr(name):
         ("forwarded_allow_ips", ("::1", "a\n"), "invalid value 'a\\n': expected one line"),
     ],
 )
-def test_of_several_values_the_bad_one_is_named(name, values, told):
+def test_the_bad_one_of_several_values_is_named(name, values, told):
     with pytest.raises(ConfigError, match=rf"^--{name}: {re.escape(told)}"):
         made(**{name: values})
 
@@ -673,13 +673,13 @@ def test_bind_and_host_or_port_exclude_each_other(other):
 
 
 @pytest.mark.parametrize("path", ["api", "http://x", "../x"])
-def test_a_root_path_begins_with_a_slash(path):
+def test_a_root_path_without_a_leading_slash_is_refused(path):
     with pytest.raises(ConfigError, match="--root_path"):
         made(root_path=path)
 
 
 @pytest.mark.parametrize("path", ["", "/", "/api", "/a/b"])
-def test_root_paths(path):
+def test_valid_root_paths_are_accepted(path):
     assert made(root_path=path).root_path == path
 
 
@@ -694,7 +694,7 @@ def test_root_paths(path):
         ({"wsgi": False, "interface": "asgi3"}, "asgi3"),
     ],
 )
-def test_wsgi_names_an_interface(values, interface):
+def test_the_option_wsgi_selects_an_interface(values, interface):
     config = made(**values)
     assert config.interface == interface
     assert "wsgi" not in values or config.origin("interface") in ("--wsgi", "--interface")
@@ -710,7 +710,7 @@ def test_wsgi_and_another_interface_exclude_each_other(interface):
     ("values", "origin"),
     [({"wsgi": True}, "--wsgi"), ({"interface": "wsgi"}, "--interface")],
 )
-def test_wsgi_has_no_lifespan(values, origin):
+def test_wsgi_with_a_lifespan_is_refused(values, origin):
     with pytest.raises(ConfigError, match=rf"--lifespan: .*no lifespan \({origin}\)"):
         made(lifespan="on", **values)
 
@@ -725,11 +725,11 @@ def test_wsgi_has_no_lifespan(values, origin):
         ({"bind": ["a:1", "b:2"]}, ("a:1", "b:2")),
     ],
 )
-def test_binds(values, binds):
+def test_binds_come_from_bind_or_from_host_and_port(values, binds):
     assert made(**values).binds == binds
 
 
-def test_title():
+def test_the_title_is_the_name_or_the_application():
     assert made().title == "example:app"
     assert made(name="shop").title == "shop"
 
@@ -738,7 +738,7 @@ def test_title():
 @pytest.mark.parametrize(
     "overruled", [{"port": 80}, {"host": "::1"}, {"host": "127.0.0.1", "port": 8000}]
 )
-def test_a_socket_is_stronger_than_host_and_port(way, overruled):
+def test_uds_and_fd_override_host_and_port(way, overruled):
     config = made(**way, **overruled)
     assert config.binds == made(**way).binds
     (origin,) = [f"--{name}" for name in way]
@@ -768,7 +768,7 @@ def test_an_explicit_access_log_does_not_depend_on_the_level(asked):
     assert made(log_level="warning", **asked).access_log
 
 
-def test_no_access_log_holds_whatever_the_level():
+def test_an_access_log_that_is_turned_off_stays_off():
     assert not made(log_level="warning", access_log=False, access_logfile="a.log").access_log
 
 
@@ -793,19 +793,19 @@ def test_no_access_log_holds_whatever_the_level():
         ("fatal", "critical"),
     ],
 )
-def test_levels_by_name_and_number(raw, name):
+def test_a_level_may_be_a_name_or_a_number(raw, name):
     assert made(log_level=raw).log_level == name
 
 
 @pytest.mark.parametrize("raw", [51, 0, -1, 25.5, "\u0661", True, "loud", "", None, ["info"]])
-def test_invalid_levels(raw):
+def test_invalid_levels_are_refused(raw):
     with pytest.raises(
         ConfigError, match=r"one of critical, .* or a number from 1 to 50 \(50 crit"
     ):
         made(log_level=raw)
 
 
-def test_a_log_configuration_given_in_python():
+def test_a_log_configuration_may_be_given_in_python():
     parser = configparser.RawConfigParser()
     parser.read_string("[loggers]\nkeys=root")
     given = {"version": 1, "handlers": {"h": {"stream": io.StringIO(), "args": ["a"]}}}
@@ -819,7 +819,7 @@ def test_a_log_configuration_given_in_python():
 
 
 @pytest.mark.parametrize("raw", [5, [1], b"x", None, True])
-def test_invalid_log_configurations(raw):
+def test_invalid_log_configurations_are_refused(raw):
     with pytest.raises(ConfigError, match="a file, or a dictionary as for"):
         made(log_config=raw)
 
@@ -846,7 +846,7 @@ def test_a_log_configuration_excludes_other_settings_of_the_log(name):
         ("wsgi", "wsgi", "auto", False),
     ],
 )
-def test_an_interface_in_front_of_the_application(app, name, interface, factory):
+def test_a_prefix_of_the_application_selects_its_interface(app, name, interface, factory):
     config = made(app=app)
     assert (config.app, config.interface, config.factory) == (name, interface, factory)
     assert build({"app": Raw(app, "argument app")}, objects=Objects(app=object())).app == app
@@ -856,7 +856,7 @@ def test_an_interface_in_front_of_the_application(app, name, interface, factory)
     ("app", "said"),
     [("wsgi:a:b", {"interface": "asgi3"}), ("asgi:a:b", {"wsgi": True})],
 )
-def test_an_interface_in_front_must_not_be_contradicted(app, said):
+def test_a_prefix_that_contradicts_another_setting_is_refused(app, said):
     with pytest.raises(ConfigError, match="say different things; use one"):
         made(app=app, **said)
 
@@ -879,7 +879,7 @@ def test_trio_is_refused():
     ("name", "value"),
     [("workers", "4"), ("timeout", "5"), ("app", "other:app"), ("loop", "asyncio")],
 )
-def test_a_reload_may_change(name, value):
+def test_a_reload_may_change_this_setting(name, value):
     check_reload(made(), made(**{name: value}))
 
 
@@ -892,19 +892,19 @@ def test_a_reload_may_change(name, value):
         ("chdir", "/tmp"),
     ],
 )
-def test_a_reload_must_not_change(name, value):
+def test_a_reload_must_not_change_this_setting(name, value):
     with pytest.raises(ConfigError, match=f"--{name}: .*restart"):
         check_reload(made(), made(**{name: value}))
 
 
-def test_a_reload_that_changes_nothing():
+def test_a_reload_that_changes_nothing_is_accepted():
     check_reload(made(port="80"), made(port=80))
 
 
 # -- hints -----------------------------------------------------------------------------
 
 
-def test_nearest():
+def test_the_nearest_name_is_suggested():
     assert nearest("worker", ["workers", "port"]).endswith("did you mean workers?")
     assert nearest("zzz", ["workers", "port"]) == ""
 
@@ -922,7 +922,7 @@ def test_nearest():
         ({"bind": ["a:1", "unix:/x"]}, ("a:1", "unix:/x")),
     ],
 )
-def test_ways_to_say_where(given, binds):
+def test_each_way_to_say_where_to_listen_sets_the_binds(given, binds):
     config = made(**given)
     assert config.binds == binds
     assert config.has_explicit_address == bool(given)
@@ -940,7 +940,7 @@ def test_the_platforms_port_alone_does_not_say_where_to_listen():
     "given",
     [{"bind": ["a:1"], "uds": "/x"}, {"uds": "/x", "fd": "3"}, {"bind": ["a:1"], "port": "80"}],
 )
-def test_only_one_way_to_say_where(given):
+def test_two_ways_to_say_where_to_listen_are_refused(given):
     first, second = given
     with pytest.raises(ConfigError, match=f"--{first} and --{second} both say where to listen"):
         made(**given)

@@ -29,7 +29,7 @@ def test_without_cgroups_the_affinity_counts(tmp_path):
     assert usable(tmp_path) == 8
 
 
-def test_this_machine_has_at_least_one():
+def test_this_machine_has_at_least_one_cpu():
     assert 1 <= usable() <= 8
 
 
@@ -47,7 +47,7 @@ def test_this_machine_has_at_least_one():
         ("many 100000", 8),
     ],
 )
-def test_quotas_of_version_2(tmp_path, text, count):
+def test_quotas_of_cgroups_version_2_limit_the_number(tmp_path, text, count):
     assert usable(machine(tmp_path, "0::/a\n", **{"a/cpu.max": text})) == count
 
 
@@ -56,18 +56,18 @@ def test_an_ancestor_of_the_cgroup_bounds_it_too(tmp_path):
     assert usable(machine(tmp_path, "0::/a/b\n", **quotas)) == 3
 
 
-def test_in_a_container_the_path_of_the_cgroup_may_not_be_there(tmp_path):
+def test_a_containers_quota_is_found_without_the_path_of_its_cgroup(tmp_path):
     assert usable(machine(tmp_path, "0::/docker/f00\n", **{"cpu.max": "200000 100000"})) == 2
 
 
 @pytest.mark.parametrize(("quota", "count"), [("-1", 8), ("250000", 3), ("50000", 1)])
 @pytest.mark.parametrize("mount", ["cpu", "cpu,cpuacct"])
-def test_quotas_of_version_1(tmp_path, mount, quota, count):
+def test_quotas_of_cgroups_version_1_limit_the_number(tmp_path, mount, quota, count):
     quotas = {f"{mount}/a/cpu.cfs_quota_us": quota, f"{mount}/a/cpu.cfs_period_us": "100000"}
     lines = "5:memory:/a\n4:cpu,cpuacct:/a\n1:name=systemd:/a\n"
     assert usable(machine(tmp_path, lines, **quotas)) == count
 
 
-def test_other_controllers_have_no_say(tmp_path):
+def test_quotas_of_other_controllers_are_ignored(tmp_path):
     quotas = {"cpuset/cpu.cfs_quota_us": "100000", "cpuset/cpu.cfs_period_us": "100000"}
     assert usable(machine(tmp_path, "4:cpuset:/\n", **quotas)) == 8

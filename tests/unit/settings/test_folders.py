@@ -41,7 +41,7 @@ def config(start, **settings):
     return build(raw, start=str(start))
 
 
-def test_the_path_that_a_shell_took_counts(current, monkeypatch):
+def test_the_path_in_pwd_is_used(current, monkeypatch):
     monkeypatch.chdir(current)
     assert folders.current() == os.path.realpath(current)
     monkeypatch.setenv("PWD", str(current))
@@ -49,7 +49,7 @@ def test_the_path_that_a_shell_took_counts(current, monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["", "2", "/nowhere", "current", "."])
-def test_a_path_of_another_folder_does_not_count(current, monkeypatch, value, tmp_path):
+def test_a_path_in_pwd_to_another_folder_is_not_used(current, monkeypatch, value, tmp_path):
     monkeypatch.setenv("PWD", str(tmp_path / value) if value == "2" else value)
     monkeypatch.chdir(current)
     assert folders.current() == str(tmp_path / "1")
@@ -85,7 +85,7 @@ def test_a_folder_that_cannot_be_entered_is_named_with_where_it_came_from(tmp_pa
         folders.enter(config(tmp_path / "missing"))
 
 
-def test_the_place_of_the_start_may_be_gone_where_the_application_is_elsewhere(tmp_path):
+def test_a_missing_folder_causes_a_notice_if_the_application_is_elsewhere(tmp_path):
     entered = folders.enter(config(tmp_path / "missing", app_dir=str(tmp_path)))
     assert entered.real_folder == ""
     assert [text for _, text in entered.notices() if "is gone" in text]
@@ -127,7 +127,7 @@ def test_a_worker_whose_release_was_deleted_uses_the_current_release(current, tm
     assert [w for w in warnings if f"uses {tmp_path}/2/code" in w]
 
 
-def test_a_worker_without_any_folder_says_so(current, tmp_path):
+def test_a_worker_whose_folder_was_deleted_says_so(current, tmp_path):
     entered = folders.enter(config(tmp_path, chdir="current"))
     current.unlink()
     os.chdir(tmp_path)

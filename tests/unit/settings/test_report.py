@@ -77,7 +77,7 @@ def test_a_password_is_not_printed():
     ("value", "text"),
     [(True, "on"), (False, "off"), (None, ""), (("a", "b"), "a,b"), (5.0, "5"), (7, "7"), ("", "")],
 )
-def test_values_as_on_the_command_line(value, text):
+def test_values_are_shown_as_on_the_command_line(value, text):
     assert report.plain(value) == text
 
 

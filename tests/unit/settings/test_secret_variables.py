@@ -22,7 +22,7 @@ print(b"hush" in subprocess.run(["env"], capture_output=True, check=True).stdout
 """
 
 
-def test_what_is_secret():
+def test_only_variables_of_passwords_are_secret():
     assert PASSWORD in secret_variables.NAMES
     assert "ESG_PORT" not in secret_variables.NAMES
 

@@ -70,7 +70,7 @@ def test_debug_leaves_an_object_as_it_is(tmp_path, monkeypatch):
 # -- units -----------------------------------------------------------------------------
 
 
-def test_units_in_every_source(tmp_path):
+def test_units_are_accepted_from_every_source(tmp_path):
     write(tmp_path, "esg.toml", 'timeout = "1m"\nlimit_request_body = "16MiB"\nws_max_size = 1024')
     environment = {"ESG_GRACEFUL_TIMEOUT": "90s", "ESG_LIMIT_REQUEST_LINE": "4k"}
     option = {"timeout_keep_alive": Raw("500ms", "--timeout-keep-alive")}
@@ -96,7 +96,7 @@ def test_logging_may_be_a_table_of_the_file(tmp_path):
 # -- which source wins -----------------------------------------------------------------
 
 
-def test_defaults(tmp_path):
+def test_without_sources_the_defaults_apply(tmp_path):
     config = loaded(tmp_path)
     assert config.port == 8000
     assert "default" in config.origin("port")
@@ -142,7 +142,7 @@ def test_an_empty_variable_counts_as_unset():
     assert from_environment({"ESG_PORT": "", "ESG_WORKERS": "2"}).keys() == {"workers"}
 
 
-def test_other_variables_are_not_looked_at():
+def test_other_variables_are_ignored():
     assert from_environment({"ESG": "x", "PATH": "/bin", "ESG_UNKNOWN": "x", "esg_port": "1"}) == {}
 
 
@@ -193,7 +193,7 @@ def test_no_variable_of_a_setting_causes_a_warning():
     assert list(strays_in(known)) == []
 
 
-def test_web_concurrency_is_a_name_for_workers():
+def test_web_concurrency_sets_the_number_of_workers():
     found = from_environment({"WEB_CONCURRENCY": "4"})
     assert found["workers"].value == "4"
     assert "WEB_CONCURRENCY" in found["workers"].origin
@@ -227,7 +227,7 @@ def test_values_have_tomls_types(tmp_path):
     assert config.bind == ("a:1", "b:2")
 
 
-def test_pyproject_has_a_table_for_it(tmp_path):
+def test_the_table_of_pyproject_is_read(tmp_path):
     write(tmp_path, "pyproject.toml", "[project]\nname = 'x'\n[tool.esg]\nport = 5")
     config = loaded(tmp_path)
     assert config.port == 5
@@ -240,14 +240,14 @@ def test_a_pyproject_without_the_table_has_no_settings(tmp_path, text):
     assert loaded(tmp_path).port == 8000
 
 
-def test_esg_toml_is_looked_at_first(tmp_path):
+def test_esg_toml_takes_precedence_over_pyproject(tmp_path):
     write(tmp_path, "esg.toml", "port = 1")
     write(tmp_path, "pyproject.toml", "[tool.esg]\nport = 2\nworkers = 2")
     config = loaded(tmp_path)
     assert (config.port, config.workers) == (1, 1)
 
 
-def test_a_file_that_is_named_replaces_both(tmp_path):
+def test_a_named_file_replaces_both(tmp_path):
     write(tmp_path, "esg.toml", "port = 1")
     path = write(tmp_path, "other.toml", "workers = 2")
     config = loaded(tmp_path, file=path)
@@ -272,7 +272,7 @@ def test_a_folder_is_refused_as_a_settings_file(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"port = ", b"port = 1\nport = 2", b"\xff\xfe", b"= 1"])
-def test_a_file_that_is_not_toml(tmp_path, content):
+def test_a_file_that_is_not_toml_is_refused(tmp_path, content):
     (tmp_path / "esg.toml").write_bytes(content)
     with pytest.raises(ConfigError, match=r"esg\.toml.*TOML") as caught:
         loaded(tmp_path)
@@ -292,23 +292,23 @@ def test_a_bad_value_names_its_key(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[tool]\nesg = 1", "[tool]\nesg = [1]"])
-def test_a_key_that_should_be_a_table(tmp_path, text):
+def test_a_value_in_place_of_a_table_is_refused(tmp_path, text):
     write(tmp_path, "pyproject.toml", text)
     with pytest.raises(ConfigError, match="table"):
         loaded(tmp_path)
 
 
-def test_a_nested_table_is_no_setting(tmp_path):
+def test_an_unknown_table_is_refused(tmp_path):
     write(tmp_path, "esg.toml", "[server]\nport = 1")
     with pytest.raises(ConfigError, match="'server'"):
         loaded(tmp_path)
 
 
-def test_a_folder_without_files_gives_nothing(tmp_path):
+def test_a_folder_without_files_gives_no_settings(tmp_path):
     assert from_file(None, tmp_path) == {}
 
 
-def test_the_folder_to_run_in_starts_from_that_of_the_start(tmp_path):
+def test_chdir_is_relative_to_the_startup_folder(tmp_path):
     write(tmp_path, "esg.toml", "chdir = 'sub'")
     assert loaded(tmp_path).folder == str(tmp_path / "sub")
     assert loaded(tmp_path, {"ESG_CHDIR": "/srv"}).folder == "/srv"
@@ -327,7 +327,7 @@ def test_every_name_of_an_option_is_a_key(tmp_path):
 @pytest.mark.parametrize(
     "text", ["root-path = '/a'\nroot_path = '/b'", "max_requests = 1\nlimit_max_requests = 2"]
 )
-def test_a_setting_may_occur_once_in_a_file(tmp_path, text):
+def test_a_setting_that_occurs_twice_in_a_file_is_refused(tmp_path, text):
     write(tmp_path, "esg.toml", text)
     with pytest.raises(ConfigError, match=r"esg\.toml: [\w-]+ and [\w-]+ are the same"):
         loaded(tmp_path)
@@ -401,7 +401,7 @@ def test_the_error_about_a_bad_file_names_the_file_the_key_and_valid_values(
         ),
     ],
 )
-def test_types_of_a_file(tmp_path, text, name, value):
+def test_settings_accept_the_types_of_a_file(tmp_path, text, name, value):
     write(tmp_path, "esg.toml", text)
     assert getattr(loaded(tmp_path), name) == value
 
@@ -429,12 +429,12 @@ def test_the_error_about_gunicorns_python_file_says_what_to_write(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["missing.py", "python:my.config"])
-def test_python_is_refused_whether_or_not_it_is_there(tmp_path, file):
+def test_a_python_file_is_refused_whether_or_not_it_exists(tmp_path, file):
     with pytest.raises(ConfigError, match=f"'{file}' is Python.*write esg.toml$"):
         loaded(tmp_path, file=file)
 
 
-def test_files_are_looked_for_from_the_folder(tmp_path, monkeypatch):
+def test_paths_of_files_are_relative_to_the_startup_folder(tmp_path, monkeypatch):
     (tmp_path / "conf").mkdir()
     write(tmp_path, "conf/a.toml", "port = 5\nenv_file = 'conf/vars'")
     write(tmp_path, "conf/vars", "ESG_NAME=shop")
@@ -461,12 +461,12 @@ def test_bind_replaces_a_weaker_host_and_port(tmp_path):
     assert loaded(tmp_path, {"ESG_PORT": "7"}, {"bind": Raw("b:2", "--bind")}).binds == ("b:2",)
 
 
-def test_one_source_says_where_to_listen_in_one_way(tmp_path):
+def test_two_ways_to_say_where_to_listen_in_one_source_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="both say where to listen"):
         loaded(tmp_path, {"ESG_BIND": "b:2", "ESG_PORT": "1"})
 
 
-def test_platforms_give_the_port(tmp_path):
+def test_the_platforms_port_overrides_the_file(tmp_path):
     write(tmp_path, "esg.toml", "host = '0.0.0.0'\nport = 1\nbind = []")
     config = loaded(tmp_path, {"PORT": "5000"})
     assert config.binds == ("0.0.0.0:5000",)
@@ -474,7 +474,7 @@ def test_platforms_give_the_port(tmp_path):
     assert loaded(tmp_path, {"PORT": "5000", "ESG_PORT": "6000"}).port == 6000
 
 
-def test_platforms_reach_the_port_that_they_give(tmp_path):
+def test_the_platforms_port_implies_the_ipv4_wildcard(tmp_path):
     config = loaded(tmp_path, {"PORT": "5000"})
     assert config.binds == ("0.0.0.0:5000",)
     assert config.origin("host") == config.origin("port") == "environment PORT"
@@ -497,7 +497,7 @@ def test_a_host_from_any_source_goes_with_the_platforms_port(tmp_path, source):
 
 
 @pytest.mark.parametrize("source", ["file", "environment", "command line"])
-def test_the_platforms_port_counts_only_where_nothing_is_bound(tmp_path, source):
+def test_the_platforms_port_is_ignored_if_there_is_a_bind(tmp_path, source):
     if source == "file":
         write(tmp_path, "esg.toml", "bind = 'a:1'")
     environment = {"ESG_BIND": "a:1"} if source == "environment" else {}
@@ -520,13 +520,13 @@ def test_variables_of_the_env_file_are_settings_and_for_the_application(tmp_path
     assert config.variables == {"ESG_PORT": "5", "COLOR": "dark red", "EMPTY": ""}
 
 
-def test_the_environment_is_stronger_than_the_env_file(tmp_path):
+def test_the_environment_overrides_the_env_file(tmp_path):
     config = with_env_file(tmp_path, "ESG_PORT=5\nCOLOR=red", {"ESG_PORT": "6", "COLOR": ""})
     assert config.port == 6
     assert config.variables == {}
 
 
-def test_the_env_file_is_stronger_than_the_file(tmp_path):
+def test_the_env_file_overrides_the_file(tmp_path):
     write(tmp_path, "esg.toml", "port = 1\nworkers = 2")
     config = with_env_file(tmp_path, "ESG_PORT=5")
     assert (config.port, config.workers) == (5, 2)
@@ -547,7 +547,7 @@ def test_the_env_file_may_be_named_in_the_environment(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"), [(None, "No such file"), (b"\xff\xfe=", "it is not UTF-8")]
 )
-def test_an_env_file_that_cannot_be_read(tmp_path, content, reason):
+def test_an_env_file_that_cannot_be_read_is_refused(tmp_path, content, reason):
     if content is not None:
         (tmp_path / "vars").write_bytes(content)
     with pytest.raises(ConfigError, match=f"^--env-file: 'vars' can't be read: {reason}"):
@@ -617,7 +617,7 @@ def test_a_reload_does_not_fall_back_to_a_weaker_file(tmp_path):
         check_reload(before, loaded(tmp_path))
 
 
-def test_a_reload_may_take_a_stronger_file_another_one_and_a_first_one(tmp_path):
+def test_a_reload_may_use_a_new_file_that_overrides_the_old_one(tmp_path):
     nothing = loaded(tmp_path)
     write(tmp_path, "pyproject.toml", "[tool.esg]\nworkers = 2")
     before = loaded(tmp_path)
@@ -636,7 +636,7 @@ def test_a_reload_with_an_empty_env_file_is_refused(tmp_path):
     check_reload(before, other)  # the option was removed
 
 
-def test_a_file_that_is_half_written_does_not_move_the_service(tmp_path):
+def test_a_half_written_file_does_not_change_where_the_server_listens(tmp_path):
     write(tmp_path, "esg.toml", "workers = 2\nbind = '0.0.0.0:80'\n")
     before = loaded(tmp_path)
     write(tmp_path, "esg.toml", "workers = 2\n")
@@ -649,7 +649,7 @@ def test_a_file_that_is_half_written_does_not_move_the_service(tmp_path):
     check_reload(before, loaded(tmp_path))
 
 
-def test_a_link_to_nothing_is_no_missing_file(tmp_path):
+def test_a_link_to_a_missing_file_is_refused(tmp_path):
     (tmp_path / "esg.toml").symlink_to("missing")
     with pytest.raises(ConfigError, match=r"^esg\.toml: is a symbolic link to a missing file"):
         loaded(tmp_path)
@@ -678,7 +678,7 @@ def test_a_gunicorn_file_is_read_after_a_byte_order_mark(tmp_path):
     assert stray.endswith("write esg.toml with workers")
 
 
-def test_another_encoding_is_named(tmp_path):
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "esg.toml").write_text("workers = 2", encoding="utf-16")
     with pytest.raises(ConfigError, match=r"^esg\.toml: not valid TOML: it is not UTF-8"):
         loaded(tmp_path)

@@ -321,7 +321,7 @@ def test_a_segfault_is_logged_with_its_stack(world):
 
 
 @script
-def test_last_words_are_read_before_the_end(world):
+def test_the_last_mail_of_a_worker_is_read_before_its_end(world):
     world.workers[1].send(mailbox.Due("max-requests"))
     world.end(1)
     yield
@@ -578,7 +578,7 @@ def test_a_log_that_cannot_be_opened_changes_nothing(world):
 
 
 @script
-def test_one_worker_more_and_one_less(world):
+def test_ttin_adds_a_worker_and_ttou_removes_one(world):
     world.signal(signal.SIGTTIN)
     yield
     yield from world.serve()

@@ -43,7 +43,9 @@ def test_a_drain_that_finds_a_full_mailbox_is_delivered_later(handle_and_worker)
     assert drain.reason == "reload"
 
 
-def test_the_grace_of_a_drain_that_is_owed_runs(handle_and_worker, monkeypatch) -> None:
+def test_the_grace_period_of_a_drain_runs_while_its_message_waits(
+    handle_and_worker, monkeypatch
+) -> None:
     handle, worker = handle_and_worker
     now = [100.0]
     monkeypatch.setattr("esg.supervisor.child.time.monotonic", lambda: now[0])

@@ -54,7 +54,7 @@ def test_a_kill_that_was_seen_before_the_worker_is_reaped_counts(cgroup, tmp_pat
     assert kills.take(1.0 + RECENT) == file
 
 
-def test_an_old_kill_was_that_of_another_process(cgroup, tmp_path):
+def test_an_old_kill_explains_no_worker(cgroup, tmp_path):
     kills = OOMKills(tmp_path)
     cgroup(3)
     kills.look(1.0)

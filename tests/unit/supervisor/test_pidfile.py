@@ -66,7 +66,7 @@ def test_a_file_that_is_not_a_pid_file_is_not_replaced(path):
 
 
 @pytest.mark.parametrize("where", ["/nowhere/esg.pid", "/tmp"])
-def test_a_path_where_no_file_can_be_made(where):
+def test_a_path_where_no_file_can_be_made_is_refused(where):
     with pytest.raises((PidFileError, ConfigError), match=rf"^--pid: .*{where}"):
         acquire(where)
 
@@ -152,7 +152,7 @@ def test_flock_is_used_if_the_kernel_lacks_open_file_description_locks(path, mon
     acquire(path).release()
 
 
-def test_others_may_read_it_as_the_umask_says(path):
+def test_the_umask_decides_who_may_read_it(path):
     before = os.umask(0o027)
     try:
         held = acquire(path)
@@ -190,7 +190,7 @@ def test_only_one_of_many_simultaneous_starts_acquires_it(path):
     assert os.listdir(os.path.dirname(path)) == ["esg.pid"]
 
 
-def test_a_start_that_takes_too_long_is_named(path, monkeypatch):
+def test_a_lock_that_another_start_holds_for_too_long_is_an_error(path, monkeypatch):
     monkeypatch.setattr(pidfile, "LONGEST_WAIT", 0.0)
     lock = os.path.join(os.path.dirname(path), ".esg.pid.lock")
     with open(lock, "w") as other:

@@ -64,7 +64,7 @@ def test_a_group_alone_leaves_the_others_behind():
 
 
 @pytest.mark.usefixtures("root")
-def test_a_number_without_an_entry_needs_a_group():
+def test_a_user_id_without_an_entry_needs_a_group():
     with pytest.raises(ConfigError, match=r"--user: .*no group for 54321.*--group"):
         made(user="54321")
     assert made(user="54321", group="54321") == Identity(54321, 54321, (54321,))
@@ -78,7 +78,7 @@ def test_an_unknown_user_or_group_is_refused(name):
 
 @pytest.mark.parametrize("number", [2**32 - 1, 2**32, 99999999999, "9" * 5000])
 @pytest.mark.parametrize("name", ["user", "group"])
-def test_numbers_that_are_not_valid_ids(name, number):
+def test_numbers_that_are_not_valid_ids_are_refused(name, number):
     """For setresuid(2), 2**32 - 1 is -1, which means "don't change it"."""
     with pytest.raises(ConfigError, match=f"--{name}: this machine has no {name} '{number}'"):
         made(**{name: str(number)})
@@ -87,7 +87,7 @@ def test_numbers_that_are_not_valid_ids(name, number):
         find_owner(owner, "--uds-owner")
 
 
-def test_the_highest_valid_id():
+def test_the_highest_valid_id_is_accepted():
     assert find_owner(f"{2**32 - 2}:{2**32 - 2}", "--uds-owner") == (2**32 - 2, 2**32 - 2)
 
 
@@ -112,7 +112,7 @@ def test_a_worker_whose_identity_is_wrong_does_not_boot(calls):
     ]
 
 
-def test_nothing_to_change_needs_no_rights(calls):
+def test_nothing_to_change_needs_no_privileges(calls):
     Identity(umask=0o27).assume()
     assert calls == [("umask", 0o27)]
 
@@ -132,7 +132,7 @@ def test_masks_are_octal(text, mask):
 
 
 @pytest.mark.parametrize("text", ["8", "-1", "1000", "x", True])
-def test_invalid_masks(text):
+def test_invalid_masks_are_refused(text):
     with pytest.raises(ConfigError, match=r"--umask: .*in octal, from 000 to 777"):
         made(umask=text)
 
@@ -142,7 +142,7 @@ def test_invalid_masks(text):
     ("user", "may_kill", "warned"),
     [("nobody", False, True), ("nobody", True, False), ("root", False, False), ("", False, False)],
 )
-def test_root_without_cap_kill_is_warned_when_workers_are_somebody_else(
+def test_root_without_cap_kill_is_warned_if_workers_run_as_another_user(
     monkeypatch, user, may_kill, warned
 ):
     monkeypatch.setattr(os, "getuid", lambda: 0)
@@ -151,7 +151,7 @@ def test_root_without_cap_kill_is_warned_when_workers_are_somebody_else(
     assert ["CAP_KILL" in text for _, text in found] == [True] * warned
 
 
-def test_capabilities_are_those_that_the_kernel_names():
+def test_capabilities_are_those_that_the_kernel_reports():
     with open("/proc/self/status") as status:
         (mask,) = [int(line.split()[1], 16) for line in status if line.startswith("CapEff")]
     assert [has_capability(number) for number in range(8)] == [

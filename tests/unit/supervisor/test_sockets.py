@@ -229,7 +229,7 @@ def test_without_a_manager_nothing_is_stored(sockets, notifier, monkeypatch):
 # -- handed over -----------------------------------------------------------------------
 
 
-def test_without_a_setting_all_that_is_handed_over_is_listened_on(sockets, notifier):
+def test_without_a_setting_every_handed_over_socket_is_listened_on(sockets, notifier):
     items = [handed("web"), handed("web"), handed("esg-admin.socket")]
     wanted = config()
     assert sockets.begin(1, wanted, items) == []
@@ -268,7 +268,7 @@ def test_a_reload_does_not_take_descriptors_of_our_own(sockets):
     assert sockets.of(1)[0].fileno() > 0
 
 
-def test_a_socket_that_was_handed_over_may_be_named_otherwise_later(sockets):
+def test_a_later_bind_may_name_a_handed_over_socket_in_another_way(sockets):
     item = handed("web")
     first = config()
     sockets.begin(1, first, [item])

@@ -77,7 +77,7 @@ def test_where_memory_files_are_denied_stacks_go_to_standard_error(
     os.fstat(2)  # the file is still open
 
 
-def test_no_descriptor_is_no_denial(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_descriptors_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(name: str, flags: int) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 

@@ -49,7 +49,7 @@ class Manager:
         ("stopping", ["STOPPING=1"]),
     ],
 )
-def test_the_messages_for_a_state(state, said):
+def test_each_state_has_its_messages(state, said):
     assert messages(state, 5) == said
 
 
@@ -122,7 +122,7 @@ def test_the_watchdog_is_answered_at_half_its_interval(manager):
     assert manager.messages() == [(["WATCHDOG=1"], 0)] * 2
 
 
-def test_a_start_and_a_stop_have_more_time_again_and_again(manager):
+def test_the_time_for_a_startup_is_extended_again_and_again(manager):
     notifier = Notifier(manager.address)
     notifier.tell("starting", "")
     manager.messages()
@@ -159,7 +159,7 @@ def test_descriptors_go_with_a_message(manager):
 @pytest.mark.parametrize(
     ("pid", "interval"), [({}, 10.0), ({"WATCHDOG_PID": "7"}, 10.0), ({"WATCHDOG_PID": "8"}, None)]
 )
-def test_the_variables_are_taken_out(manager, pid, interval):
+def test_the_variables_are_removed_from_the_environment(manager, pid, interval):
     environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "20000000", "A": "b"} | pid
     notifier = Notifier.from_environment(environ, 7)
     assert environ == {"A": "b"}
@@ -168,11 +168,11 @@ def test_the_variables_are_taken_out(manager, pid, interval):
     assert notifier.next_deadline() == (None if interval is None else 50.0 + interval)
 
 
-def test_nothing_handed_over():
+def test_without_listen_fds_nothing_is_handed_over():
     assert handed_over({"LISTEN_PID": "7"}, 7, needed=True) == ([], "")
 
 
-def test_sockets_of_another_process():
+def test_sockets_meant_for_another_process_are_not_taken():
     environ = {"LISTEN_FDS": "1", "LISTEN_PID": "8", "LISTEN_FDNAMES": "a"}
     found, warning = handed_over(dict(environ), 7, needed=False)
     assert found == []
@@ -184,14 +184,14 @@ def test_sockets_of_another_process():
     assert environ == {}
 
 
-def test_sockets_that_are_not_there():
+def test_listen_fds_with_a_closed_descriptor_is_refused():
     environ = {"LISTEN_FDS": "2000000", "LISTEN_PID": "7"}
     with pytest.raises(ListenError, match=r"LISTEN_FDS=2000000, but descriptor \d+ isn't open"):
         handed_over(environ, 7, needed=False)
 
 
 @pytest.mark.parametrize("text", ["many", "\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", "1 "])
-def test_an_invalid_number_of_sockets(text):
+def test_an_invalid_number_of_sockets_is_ignored_with_a_warning(text):
     environ = {"LISTEN_FDS": text, "LISTEN_PID": "7"}
     found, warning = handed_over(environ, 7, needed=True)
     assert found == []
@@ -199,7 +199,7 @@ def test_an_invalid_number_of_sockets(text):
 
 
 @pytest.mark.parametrize("text", ["\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", "1s"])
-def test_an_invalid_interval_of_a_watchdog(manager, text):
+def test_an_invalid_interval_of_a_watchdog_is_ignored(manager, text):
     environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": text}
     notifier = Notifier.from_environment(environ, 7)
     notifier.tell("serving", "")
@@ -209,14 +209,14 @@ def test_an_invalid_interval_of_a_watchdog(manager, text):
 @pytest.mark.parametrize(
     ("given", "capacity"), [({"FDSTORE": "16"}, 16), ({}, None), ({"FDSTORE": "many"}, None)]
 )
-def test_how_much_is_stored(given, capacity):
+def test_the_capacity_of_the_store_is_read(given, capacity):
     """systemd.exec(5), $FDSTORE: since version 254, and only if the unit may store descriptors."""
     environ = {"NOTIFY_SOCKET": "/run/systemd/notify", **given}
     assert Notifier.from_environment(environ, 7).capacity == capacity
     assert environ == {}
 
 
-def test_the_variables_of_sockets_are_taken_out():
+def test_the_variables_of_sockets_are_removed_from_the_environment():
     environ = {"LISTEN_PIDFDID": "8", "LISTEN_FDNAMES": "a", "FDSTORE": "4", "A": "b"}
     assert handed_over(environ, 7, needed=True) == ([], "")
     assert environ == {"A": "b"}

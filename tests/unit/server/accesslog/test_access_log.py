@@ -107,14 +107,14 @@ def test_an_ordinary_target_is_shown_as_it_is(target):
         (b"/\x7f\0", "/\\x7f\\x00"),
     ],
 )
-def test_escapes(target, text):
+def test_quotes_and_unprintable_bytes_are_escaped(target, text):
     assert printable(target) == text
 
 
 # -- lines -----------------------------------------------------------------------------
 
 
-def test_a_line(pipe):
+def test_a_line_has_uvicorns_form(pipe):
     assert written(pipe, (CLIENT, "GET", b"/a?b", "1.1", 200)) == [
         'INFO:     192.0.2.1:4711 - "GET /a?b HTTP/1.1" 200 OK'
     ]
@@ -123,12 +123,12 @@ def test_a_line(pipe):
 @pytest.mark.parametrize(
     ("status", "text"), [(404, "404 Not Found"), (299, "299"), (599, "599"), (500, None)]
 )
-def test_statuses(pipe, status, text):
+def test_a_status_is_shown_with_its_phrase(pipe, status, text):
     (line,) = written(pipe, (CLIENT, "GET", b"/", "1.0", status))
     assert line.endswith(f'HTTP/1.0" {text or "500 Internal Server Error"}')
 
 
-def test_a_client_without_an_address(pipe):
+def test_a_client_without_an_address_is_left_blank(pipe):
     (line,) = written(pipe, (None, "GET", b"/", "1.1", 200))
     assert line == 'INFO:      - "GET / HTTP/1.1" 200 OK'
 
@@ -167,7 +167,7 @@ def test_a_refused_request_on_a_terminal_has_the_time_alone():
     assert re.fullmatch(TIMED + re.escape('192.0.2.1:4711 - "-" 400 Bad Request'), line)
 
 
-def test_a_websocket_on_a_terminal():
+def test_a_line_about_a_websocket_on_a_terminal_has_the_time():
     record = SocketRecord({"client": CLIENT, "method": "GET"}, b"/ws")
     record.accepted(0.1, [])
     line = terminal_socket_line(False)(record)
@@ -194,7 +194,7 @@ def test_a_line_on_a_terminal_may_be_coloured():
         (75.4, "75 s"),
     ],
 )
-def test_durations(seconds, text):
+def test_a_duration_has_a_suitable_unit_and_precision(seconds, text):
     assert duration(seconds) == text
 
 
@@ -240,7 +240,7 @@ def test_a_pipe_gets_uvicorns_form(pipe, settings):
     assert line_of(log) == 'INFO:     192.0.2.1:4711 - "GET /a HTTP/1.1" 200 OK'
 
 
-def test_json_is_json_on_a_terminal_and_with_uvicorns_form(terminal):
+def test_json_is_written_even_on_a_terminal_and_with_uvicorns_form(terminal):
     log = chosen(terminal, log_format="json", access_logformat="uvicorn")
     made = finished()
     made.scope["headers"], made.sent = [], 3
@@ -291,7 +291,7 @@ def test_no_write_tears_a_line_that_a_pipe_could_keep_whole(pipe, monkeypatch, s
     assert all(len(data) <= PIPE_ATOMIC or data.count(b"\n") == 1 for data in writes)
 
 
-def test_a_write_in_part_is_completed(pipe, monkeypatch):
+def test_a_partial_write_is_completed(pipe, monkeypatch):
     written = []
 
     def write(fd, data):

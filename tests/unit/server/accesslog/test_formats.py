@@ -124,19 +124,19 @@ def test_the_last_field_of_a_name_is_shown():
     assert formatted("%({x-id}i)s")(exchange(headers=headers)) == "2"
 
 
-def test_a_client_without_an_address():
+def test_a_client_without_an_address_is_a_dash():
     line = formatted("%(h)s %({remote_port}e)s")
     assert line(exchange(client=None)) == "- -"
     assert line(exchange(client=("", None))) == "- -"
 
 
-def test_a_variable_of_the_process(monkeypatch):
+def test_a_variable_of_the_environment_is_shown(monkeypatch):
     monkeypatch.setenv("DEPLOYMENT", "blue")
     monkeypatch.delenv("NO_SUCH", raising=False)
     assert formatted("%({deployment}e)s %({NO_SUCH}e)s")(exchange()) == "blue -"
 
 
-def test_the_process_id():
+def test_the_process_id_is_shown():
     assert formatted("%(p)s")(exchange()) == f"<{os.getpid()}>"
 
 
@@ -185,7 +185,7 @@ def fields_of(made):
     return json.loads(text)
 
 
-def test_fields_of_a_json_line():
+def test_a_json_line_has_every_field():
     fields = fields_of(exchange())
     moment = datetime.datetime.fromisoformat(fields.pop("time"))
     age = datetime.datetime.now(datetime.UTC) - moment

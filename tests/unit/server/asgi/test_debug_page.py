@@ -40,7 +40,7 @@ def test_nothing_in_an_exception_becomes_markup():
     assert b"&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&amp;" in body
 
 
-def test_braces_and_text_that_is_no_unicode_do_no_harm():
+def test_braces_and_text_that_is_not_unicode_do_no_harm():
     _, body = content(error("{title} \udcff"), [(b"accept", b"text/html")])
     assert b"{title} " in body
 

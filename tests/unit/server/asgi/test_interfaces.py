@@ -39,7 +39,7 @@ class ASGI2:
         await send((self.scope, await receive()))
 
 
-def test_asgi3_is_taken_as_it_is():
+def test_asgi3_is_used_as_it_is():
     async def app(scope, receive, send):
         pass
 
@@ -52,7 +52,7 @@ def test_asgi2_is_called_twice_and_its_scope_has_the_version():
     assert received == {"type": "something"}
 
 
-def test_the_interface_behind_an_adapted_application():
+def test_the_interface_behind_an_adapted_application_is_known():
     async def app(scope, receive, send):
         pass
 
@@ -63,7 +63,7 @@ def test_the_interface_behind_an_adapted_application():
     assert [interface_behind(each) for each in made] == ["ASGI", "ASGI 2", "WSGI"]
 
 
-def test_asgi2_with_a_plain_function_that_gives_another():
+def test_asgi2_may_be_a_function_that_returns_another():
     def app(scope):
         async def instance(receive, send):
             await send(scope["type"])
@@ -80,18 +80,18 @@ def test_wsgi_is_adapted():
     assert isinstance(adapt(app, Config(app="m:app")), WSGIAdapter)
 
 
-def test_a_misfit_is_refused():
+def test_an_application_of_no_interface_is_refused():
     with pytest.raises(AppImportError):
         adapt(lambda: None, Config(app="m:app"))
 
 
 @pytest.mark.parametrize(("cpus", "threads"), [(1, 8), (2, 8), (4, 16), (8, 32), (64, 32)])
-def test_the_default_number_of_threads(cpus, threads):
+def test_the_default_number_of_threads_depends_on_the_cpus(cpus, threads):
     assert default_threads(cpus) == threads
 
 
 @pytest.mark.parametrize("given", [0, 1, 5])
-def test_the_pool_has_as_many_threads_as_wanted(monkeypatch, given):
+def test_the_pool_has_as_many_threads_as_configured(monkeypatch, given):
     sizes = []
     monkeypatch.setattr("esg.server.wsgi.adapter.Threads", sizes.append)
     adapt(lambda environ, start_response: [], Config(app="m:app", threads=given))

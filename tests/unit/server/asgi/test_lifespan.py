@@ -72,18 +72,18 @@ class App:
             await send({"type": message["type"] + ".complete"})
 
 
-# -- an application that speaks it -----------------------------------------------------
+# -- an application that supports it ---------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["auto", "on"])
-def test_start_and_shutdown(log, mode):
+def test_the_application_gets_startup_and_shutdown(log, mode):
     app = App()
     run(app, mode)
     assert app.heard == ["lifespan.startup", "lifespan.shutdown"]
     assert levels(log) <= {logging.DEBUG}
 
 
-def test_scope():
+def test_the_scope_has_every_field_and_no_other():
     app = App()
     lifespan = run(app)
     assert app.scope == {
@@ -94,7 +94,7 @@ def test_scope():
     assert app.scope["state"] is lifespan.state
 
 
-def test_state_is_what_the_application_leaves():
+def test_state_is_what_the_application_puts_there():
     async def app(scope, receive, send):
         scope["state"]["pool"] = 1
         await App()(scope, receive, send)
@@ -102,14 +102,14 @@ def test_state_is_what_the_application_leaves():
     assert run(app).state == {"pool": 1}
 
 
-def test_off_means_not_called():
+def test_with_off_the_application_is_not_called():
     async def app(scope, receive, send):
         raise AssertionError
 
     assert run(app, "off").state == {}
 
 
-def test_start_waits_for_the_application():
+def test_startup_waits_for_the_application():
     async def check():
         release = asyncio.Event()
 
@@ -154,7 +154,7 @@ def test_shutdown_waits_for_the_application():
     asyncio.run(check())
 
 
-def test_nothing_is_left_running():
+def test_no_task_is_left_running():
     async def check():
         lifespan = Lifespan(App(), "auto", SUBJECT)
         await lifespan.startup()
@@ -252,7 +252,9 @@ def test_on_fails_with_an_early_return():
         (None, "no reason", ""),
     ],
 )
-def test_a_startup_that_the_application_reports_as_failed(mode, message, told, detail):
+def test_a_startup_that_the_application_reports_as_failed_is_a_boot_error(
+    mode, message, told, detail
+):
     async def app(scope, receive, send):
         await receive()
         failed = {"type": "lifespan.startup.failed"}
@@ -264,7 +266,7 @@ def test_a_startup_that_the_application_reports_as_failed(mode, message, told, d
     assert detail in caught.value.detail
 
 
-def test_a_start_that_failed_and_raised_too():
+def test_a_startup_that_reports_a_failure_and_raises_is_a_boot_error():
     """Like Starlette."""
 
     async def app(scope, receive, send):
@@ -294,7 +296,7 @@ def test_an_exception_while_serving_is_an_error(log):
     assert max(levels(log)) == logging.ERROR
 
 
-def test_a_shutdown_that_the_application_reports_as_failed(log):
+def test_a_shutdown_that_the_application_reports_as_failed_is_logged(log):
     async def app(scope, receive, send):
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -394,7 +396,7 @@ def test_an_unknown_message_is_the_applications_error():
     assert len(raised) == 1
 
 
-def test_a_start_can_be_given_up():
+def test_a_startup_can_be_cancelled():
     cancelled = []
 
     async def app(scope, receive, send):
@@ -417,7 +419,7 @@ def test_a_start_can_be_given_up():
     assert cancelled == [True]
 
 
-def test_shutdown_without_a_start_does_nothing():
+def test_shutdown_without_a_startup_does_nothing():
     asyncio.run(Lifespan(App(), "auto", SUBJECT).shutdown(5))
 
 
@@ -449,7 +451,7 @@ def test_a_startup_that_is_cancelled_from_outside_is_not_a_failure():
     asyncio.run(check())
 
 
-# -- where it stands -------------------------------------------------------------------------
+# -- where a startup waits -------------------------------------------------------------------
 
 
 def test_a_startup_says_where_it_waits():

@@ -45,7 +45,7 @@ def test_every_byte_of_a_target_is_in_one_part(text):
 
 
 @given(TARGET_BYTES)
-def test_absolute_form_is_the_same_without_its_authority(text):
+def test_an_absolute_target_is_read_as_if_it_had_no_authority(text):
     target = b"/" + text.encode()
     assert parts(b"http://example.org:80" + target) == parts(target)
 
@@ -63,7 +63,7 @@ def test_absolute_form_is_the_same_without_its_authority(text):
         (b"http://a//b", ("//b", b"//b", b"")),
     ],
 )
-def test_absolute_forms(target, expected):
+def test_an_absolute_target_is_split_into_its_parts(target, expected):
     assert parts(target) == expected
 
 
@@ -85,7 +85,7 @@ def test_absolute_forms(target, expected):
         b"**",
     ],
 )
-def test_invalid_targets(target):
+def test_invalid_targets_are_refused(target):
     with pytest.raises(BadRequest):
         scope(target)
 
@@ -96,15 +96,15 @@ def test_a_path_is_ascii(raw):
         scope(b"/" + raw)
 
 
-def test_asterisk():
+def test_an_asterisk_is_the_whole_path():
     assert parts(b"*", method="OPTIONS") == ("*", b"*", b"")
 
 
-def test_asterisk_with_root_path():
+def test_an_asterisk_has_no_root_path_in_front():
     assert parts(b"*", method="OPTIONS", root_path="/api")[0] == "*"
 
 
-def test_root_path():
+def test_the_path_begins_with_the_root_path():
     made = scope(b"/a%20b?c", root_path="/api")
     assert (made["root_path"], made["path"], made["raw_path"]) == (
         "/api",
@@ -121,7 +121,7 @@ def test_state_is_a_shallow_copy():
     assert made["state"]["pool"] is state["pool"]
 
 
-def test_dicts_are_fresh():
+def test_each_scope_has_dicts_of_its_own():
     first, second = scope(b"/"), scope(b"/")
     for name in ("asgi", "extensions", "state"):
         assert first[name] is not second[name]

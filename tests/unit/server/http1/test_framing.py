@@ -50,7 +50,7 @@ def test_http11_needs_a_host():
         frame(host=False)
 
 
-def test_http10_needs_none():
+def test_http10_needs_no_host():
     assert frame(host=False, version="1.0").length == 0
 
 
@@ -71,31 +71,31 @@ def test_a_host_has_no_byte_that_could_end_it(value):
 
 
 @pytest.mark.parametrize("host", [b"", b":", b":80", b"a:65536", b"u@a", b"[]", b"[::1"])
-def test_bad_hosts(host):
+def test_bad_hosts_are_refused(host):
     with pytest.raises(BadRequest):
         frame((b"host", host), host=False)
 
 
 @pytest.mark.parametrize("host", [b"a", b"a:80", b"[::1]", b"[::1]:80", b"a_b-c.d~e", b"%41"])
-def test_good_hosts(host):
+def test_good_hosts_are_accepted(host):
     frame((b"host", host), host=False)
 
 
 # -- the body's length -----------------------------------------------------------------
 
 
-def test_no_body():
+def test_without_framing_fields_there_is_no_body():
     assert frame().length == 0
     assert frame(method=b"GET").length == 0
 
 
 @given(st.integers(0, 10**18 - 1))
-def test_content_length(length):
+def test_a_content_length_is_the_length_of_the_body(length):
     assert frame((b"content-length", b"%d" % length)).length == length
 
 
 @pytest.mark.parametrize("value", [b"0", b"00", b"007"])
-def test_content_length_with_leading_zeros(value):
+def test_a_content_length_may_have_leading_zeros(value):
     assert frame((b"content-length", value)).length == int(value)
 
 
@@ -111,19 +111,19 @@ def test_content_length_is_digits_and_nothing_else(value):
 
 
 @pytest.mark.parametrize("digits", [19, 20, 100, 5000])
-def test_a_content_length_with_too_many_digits(digits):
+def test_a_content_length_with_too_many_digits_is_refused(digits):
     with pytest.raises(HTTPError):
         frame((b"content-length", b"9" * digits))
 
 
 @pytest.mark.parametrize("second", [b"5", b"6", b"", b"x"])
-def test_two_content_lengths(second):
+def test_two_content_lengths_are_refused(second):
     with pytest.raises(BadRequest):
         frame((b"content-length", b"5"), (b"content-length", second))
 
 
 @pytest.mark.parametrize("coding", [b"chunked", b"Chunked", b"CHUNKED", b" chunked\t"])
-def test_chunked(coding):
+def test_chunked_is_recognised_in_any_case(coding):
     assert frame((b"transfer-encoding", coding)).length == CHUNKED
 
 
@@ -140,7 +140,7 @@ def test_any_other_coding_is_refused(coding):
 @pytest.mark.parametrize(
     "codings", [[b"gzip", b"chunked"], [b"chunked", b"gzip"], [b"chunked", b"chunked"]]
 )
-def test_codings_in_several_fields(codings):
+def test_codings_in_several_fields_are_refused(codings):
     with pytest.raises(HTTPError):
         frame(*((b"transfer-encoding", coding) for coding in codings))
 
@@ -149,7 +149,7 @@ def test_codings_in_several_fields(codings):
     "codings",
     [[b"chunked", b"gzip"], [b"chunked, gzip"], [b"chunked,chunked"], [b""], [b",", b""]],
 )
-def test_chunked_comes_last_and_once(codings):
+def test_chunked_must_come_last_and_once(codings):
     with pytest.raises(BadRequest):
         frame(*((b"transfer-encoding", coding) for coding in codings))
 
@@ -170,7 +170,7 @@ def test_a_length_with_a_coding_is_refused(coding, length, version):
             frame(*order, version=version)
 
 
-def test_no_codings_in_http10():
+def test_codings_are_refused_in_http10():
     with pytest.raises(BadRequest):
         frame((b"transfer-encoding", b"chunked"), version="1.0")
 
@@ -201,14 +201,14 @@ def test_no_codings_in_http10():
         ("1.0", [b"upgrade"], False),
     ],
 )
-def test_keep_alive(version, options, keep_alive):
+def test_the_version_and_connection_options_decide_on_keep_alive(version, options, keep_alive):
     fields = [(b"connection", option) for option in options]
     assert frame(*fields, version=version).keep_alive is keep_alive
 
 
 @pytest.mark.parametrize("version", ["1.2", "2.0", "3.0", "", "1.10"])
 @pytest.mark.parametrize("options", [[], [b"keep-alive"], [b"close"]])
-def test_unknown_versions(version, options):
+def test_unknown_versions_are_refused(version, options):
     with pytest.raises(VersionNotSupported):
         frame(*[(b"connection", option) for option in options], version=version)
 
@@ -233,7 +233,7 @@ def test_a_request_line_without_a_version_is_malformed(options):
         ("1.0", b"100-continue", False),
     ],
 )
-def test_expectation(version, value, expects):
+def test_only_100_continue_in_http11_is_an_expectation(version, value, expects):
     framing = frame((b"expect", value), (b"content-length", b"5"), version=version)
     assert framing.expects_continue is expects
 
@@ -250,7 +250,7 @@ def test_expectation(version, value, expects):
         max_size=8,
     )
 )
-def test_other_fields_decide_nothing(fields):
+def test_other_fields_do_not_affect_the_framing(fields):
     framing = frame(*fields)
     assert (framing.length, framing.keep_alive, framing.expects_continue) == (0, True, False)
 
@@ -297,12 +297,12 @@ def test_framing_does_not_depend_on_the_peer(method, headers, version):
 
 
 @pytest.mark.parametrize("name", sorted(NOT_IN_TRAILERS))
-def test_a_trailer_section_decides_nothing(name):
+def test_fields_that_must_not_be_trailers_are_refused(name):
     with pytest.raises(BadRequest):
         check_trailers([(b"x-sum", b"1"), (name, b"")], 100, 1000)
 
 
-def test_other_trailers_are_let_through():
+def test_other_trailers_are_accepted():
     fields = [(b"x-sum", b"1"), (b"x-forwarded-for", b"::1"), (b"authorization", b"a")]
     check_trailers(fields, 100, 1000)
 

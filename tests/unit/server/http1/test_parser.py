@@ -17,7 +17,7 @@ from esg.server.http1.httptools_parser import HttptoolsParser
     ("name", "expected"),
     [("auto", HttptoolsParser), ("httptools", HttptoolsParser), ("h11", H11Parser)],
 )
-def test_the_parser_by_name(name, expected):
+def test_a_name_selects_the_parser(name, expected):
     assert parsers.parser_class(name) is expected
 
 
@@ -55,7 +55,7 @@ print(parser_class("auto").__name__)
     assert done.stdout == "H11Parser\n"
 
 
-# -- what a sink is told ---------------------------------------------------------------
+# -- the calls of a sink --------------------------------------------------------------
 
 UPGRADE = (
     b"POST /a HTTP/1.1\r\nHost: a\r\nConnection: x, Upgrade\r\nUpgrade: h2c\r\n"
@@ -103,7 +103,7 @@ def make(request):
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_the_order_of_calls(make, size):
+def test_the_sink_is_called_in_order(make, size):
     sink = Sink()
     own = make(sink)
     data = (
@@ -139,7 +139,7 @@ def test_the_order_of_calls(make, size):
 @pytest.mark.parametrize(
     ("version", "persists"), [("1.1", True), ("1.0", False), ("0.9", False), ("2.0", True)]
 )
-def test_what_the_head_says(make, version, persists):
+def test_method_version_and_persistence_are_known_after_the_head(make, version, persists):
     class Asking(Sink):
         def on_headers_complete(self):
             self.told = [own.method(), own.http_version(), own.upgrades()]
@@ -176,7 +176,7 @@ def test_parsing_continues_after_an_offer_that_is_not_accepted(make):
     assert sink.told == [("url", b"/b"), (b"host", b"a"), "headers", "message"]
 
 
-def test_the_body_of_an_offer_that_is_not_accepted(make):
+def test_the_body_of_an_offer_that_is_not_accepted_is_parsed(make):
     sink = Sink()
     own = make(sink)
     data = UPGRADE + b"hiGET /b HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -53,14 +53,14 @@ def test_fields_are_sent_as_one_line_each_or_not_at_all(headers):
 @pytest.mark.parametrize(
     "name", [b"", b" ", b"a b", b"a:", b"a\n", b"\xe9", b"a\0", b"(a)", b"a\t"]
 )
-def test_bad_names(name):
+def test_bad_names_are_refused(name):
     for _ in range(2):
         with pytest.raises(InvalidHeader):
             check_fields([(name, b"x")])
 
 
 @pytest.mark.parametrize("value", [b"\r", b"\n", b"\0", b"a\r\nb: c", b"a\n b"])
-def test_bad_values(value):
+def test_bad_values_are_refused(value):
     for _ in range(2):
         with pytest.raises(InvalidHeader):
             check_fields([(b"a", value)])
@@ -98,18 +98,18 @@ def test_framing_and_connection_fields_are_not_copied(name):
     ("value", "closes"),
     [(b"close", True), (b"Close", True), (b"a, close", True), (b"keep-alive", False), (b"", False)],
 )
-def test_close(value, closes):
+def test_the_connection_option_close_is_recognised(value, closes):
     assert bool(check_fields([(b"Connection", value)])[1] & CLOSE) is closes
 
 
 @given(st.integers(0, 10**17))
-def test_content_length(length):
+def test_a_content_length_is_read(length):
     _, kinds, found = check_fields([(b"Content-Length", b"%d" % length)])
     assert kinds & CONTENT_LENGTH
     assert found == length
 
 
-def test_no_content_length():
+def test_the_lack_of_a_content_length_is_noticed():
     _, kinds, found = check_fields([(b"a", b"b")])
     assert not kinds & CONTENT_LENGTH
     assert found < 0
@@ -118,13 +118,13 @@ def test_no_content_length():
 @pytest.mark.parametrize(
     "value", [b"", b"-1", b"+1", b"1.0", b"1,1", b"x", b"\xb2", b"1_0", b"1 2"]
 )
-def test_bad_content_lengths(value):
+def test_bad_content_lengths_are_refused(value):
     for _ in range(2):
         with pytest.raises(InvalidHeader):
             check_fields([(b"content-length", value)])
 
 
-def test_kinds_of_fields():
+def test_date_and_server_are_recognised():
     kinds = check_fields([(b"DATE", b"x"), (b"Server", b"y")])[1]
     assert kinds & DATE
     assert kinds & SERVER
@@ -134,18 +134,18 @@ def test_kinds_of_fields():
 
 
 @given(st.integers(200, 999))
-def test_status_line(status):
+def test_a_status_line_has_the_status_and_a_phrase(status):
     assert re.fullmatch(rb"HTTP/1\.1 %d [A-Za-z' -]*\r\n" % status, status_line(status))
 
 
 @pytest.mark.parametrize("status", [-1, 0, 99, 100, 199, 1000, 10**20])
-def test_statuses_that_are_not_final(status):
+def test_statuses_that_are_not_final_are_refused(status):
     with pytest.raises(InvalidHeader):
         check_status(status)
 
 
 @pytest.mark.parametrize("status", [None, "x", [], b"x"])
-def test_invalid_statuses(status):
+def test_invalid_statuses_are_refused(status):
     with pytest.raises((TypeError, ValueError)):
         check_status(status)
 
@@ -200,7 +200,7 @@ def test_an_added_server_or_date_replaces_the_default_one(default):
 
 
 @pytest.mark.parametrize("status", [400, 408, 413, 414, 431, 500, 501, 505])
-def test_responses_of_the_servers_own(status):
+def test_the_servers_own_responses_are_complete_and_close(status):
     response = plain_response(status, Heads(server_header=True, date_header=True))
     head, _, body = response.partition(b"\r\n\r\n")
     first, *lines = head.split(b"\r\n")
@@ -210,7 +210,7 @@ def test_responses_of_the_servers_own(status):
     assert fields[b"connection"] == b"close"
 
 
-def test_a_response_of_the_servers_own_to_head_has_no_body():
+def test_the_servers_own_response_to_head_has_no_body():
     heads = Heads(server_header=True, date_header=False)
     head, end, _ = plain_response(404, heads).partition(b"\r\n\r\n")
     assert plain_response(404, heads, head_only=True) == head + end

@@ -27,7 +27,7 @@ def is_open(fd):
     return True
 
 
-def test_a_thread_is_given_copies(file):
+def test_a_thread_gets_copies_of_descriptors(file):
     with Copies(file) as copies:
         used = copies.use(lambda fd, *args: (fd, args), 1, 2)
         (copy,) = copies.descriptors

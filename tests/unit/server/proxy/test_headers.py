@@ -57,7 +57,7 @@ def said(*fields, proxies=PROXIES):
         ([], None, False),
     ],
 )
-def test_trust(entries, host, trusted):
+def test_only_listed_addresses_and_networks_are_trusted(entries, host, trusted):
     assert trusting(*entries).trusts(host) is trusted
 
 
@@ -120,7 +120,7 @@ def test_a_mistyped_address_is_refused(entry):
         ("1" * 10000, None),
     ],
 )
-def test_x_forwarded_for(value, client):
+def test_x_forwarded_for_names_the_client(value, client):
     assert said(f"X-Forwarded-For: {value}").client == client
 
 
@@ -135,7 +135,7 @@ def test_if_everyone_is_trusted_the_leftmost_element_is_the_client():
     assert said("X-Forwarded-For: junk, 2.2.2.2", proxies=proxies).client == ("2.2.2.2", 0)
 
 
-def test_a_chain_without_end_is_not_followed():
+def test_a_very_long_chain_is_not_followed_to_its_end():
     value = ", ".join(["10.0.0.1"] * 5000)
     assert said("X-Forwarded-For: 203.0.113.7, " + value).client == ("10.0.0.1", 0)
 
@@ -158,7 +158,7 @@ def test_a_chain_without_end_is_not_followed():
         ("http, https", "https"),
     ],
 )
-def test_x_forwarded_proto(value, scheme):
+def test_x_forwarded_proto_names_the_scheme(value, scheme):
     assert said(f"X-Forwarded-Proto: {value}").scheme == scheme
 
 
@@ -180,7 +180,7 @@ def test_x_forwarded_proto(value, scheme):
         ("a" * 300, None),
     ],
 )
-def test_x_forwarded_host(value, host):
+def test_x_forwarded_host_names_the_host(value, host):
     assert said(f"X-Forwarded-Host: {value}").host == host
 
 
@@ -188,7 +188,7 @@ def test_x_forwarded_host(value, host):
     ("value", "port"),
     [("443", 443), ("65535", 65535), ("0", None), ("65536", None), ("x", None), ("", None)],
 )
-def test_x_forwarded_port(value, port):
+def test_x_forwarded_port_names_the_port(value, port):
     assert said(f"X-Forwarded-Port: {value}").port == port
 
 
@@ -204,7 +204,7 @@ def test_x_forwarded_port(value, port):
         ("junk", "http, https", "https"),
     ],
 )
-def test_the_scheme_is_what_the_client_spoke(hops, value, scheme):
+def test_the_scheme_is_that_of_the_clients_own_hop(hops, value, scheme):
     assert said(f"X-Forwarded-For: {hops}", f"X-Forwarded-Proto: {value}").scheme == scheme
 
 
@@ -259,7 +259,7 @@ def test_the_scheme_is_what_the_client_spoke(hops, value, scheme):
         ('for="6.6.6.6\\, for="203.0.113.7:1"', Said(("203.0.113.7", 1))),
     ],
 )
-def test_forwarded(value, expected):
+def test_forwarded_names_the_client_the_scheme_and_the_host(value, expected):
     assert said(f"Forwarded: {value}") == expected
 
 

@@ -1,4 +1,4 @@
-"""The PROXY protocol's header: valid and invalid ones, and when that is known."""
+"""The PROXY protocol's header: valid and invalid ones, and how soon this is known."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_client_on_a_unix_socket_has_no_address():
     )
 
 
-def test_a_header_from_a_real_load_balancer():
+def test_a_header_from_a_real_load_balancer_is_read():
     parsed = parse(FROM_AWS)
     assert (parsed.client, parsed.server) == (("172.31.7.113", 51442), ("172.31.10.31", 80))
 
@@ -112,7 +112,7 @@ def test_the_checksum_finds_a_flipped_bit(bit):
     assert parsed is None or not parsed.has_addresses or data[28] != 3
 
 
-def test_crc32c_of_the_usual_example():
+def test_crc32c_of_the_usual_example_is_right():
     assert crc32c(b"123456789") == 0xE3069283
 
 
@@ -163,19 +163,19 @@ BAD = [
 
 
 @pytest.mark.parametrize("data", BAD)
-def test_invalid_headers(data):
+def test_invalid_headers_are_refused(data):
     with pytest.raises(BadProxyHeader):
         parse(data)
 
 
-def test_the_longest_line_is_taken():
+def test_a_line_is_accepted_up_to_the_greatest_length():
     line = b"PROXY UNKNOWN " + b"x" * (LONGEST_V1 - 16) + b"\r\n"
     assert parse(line).size == len(line) == LONGEST_V1
     with pytest.raises(BadProxyHeader):
         parse(b"PROXY UNKNOWN x" + line[14:])
 
 
-def test_a_long_header_is_taken_up_to_a_bound():
+def test_a_binary_header_of_the_greatest_length_is_accepted():
     room = LONGEST_V2 - 16 - len(INET) - 3
     body = INET + b"\x04" + room.to_bytes(2, "big") + bytes(room)
     assert parse(v2(body=body)).size == LONGEST_V2

@@ -36,19 +36,19 @@ def test_the_length_has_as_few_bytes_as_it_needs(size, head):
 
 
 @given(st.text())
-def test_a_reason_has_room_and_stays_text(reason):
+def test_a_reason_is_cut_to_fit_and_stays_valid_text(reason):
     cut = frames.cut_reason(reason)
     assert len(cut.encode()) <= 123
     assert reason.startswith(cut)
     assert cut == reason or len(reason[: len(cut) + 1].encode()) > 123
 
 
-def test_a_reason_that_cannot_be_encoded():
+def test_characters_of_a_reason_that_cannot_be_encoded_are_replaced():
     assert frames.cut_reason("a\ud800b") == "a?b"
 
 
 @given(st.integers(0, 255), st.booleans(), st.integers(0, 200), st.booleans())
-def test_only_sound_headers_pass(first, masked, length, compressed):
+def test_only_valid_headers_are_accepted(first, masked, length, compressed):
     opcode, reserved = first & 15, first >> 4 & 7
     sound = (
         masked
@@ -83,9 +83,9 @@ def library_of(name, monkeypatch, missing=()):
         ("none", None),
     ],
 )
-def test_the_library_that_is_named(name, expected, monkeypatch):
+def test_a_name_selects_the_library(name, expected, monkeypatch):
     assert library_of(name, monkeypatch) == expected
 
 
-def test_auto_without_a_library(monkeypatch):
+def test_without_a_library_auto_means_none(monkeypatch):
     assert library_of("auto", monkeypatch, missing=["websockets"]) is None

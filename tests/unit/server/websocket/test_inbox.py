@@ -211,7 +211,7 @@ def test_large_reads_wait_while_the_turn_is_full(desk):
     assert desk.owner.pings == 1 + SMALL // 6 + 1
 
 
-def test_too_many_pings_in_one_tick(desk):
+def test_too_many_pings_in_one_tick_are_a_failure(desk):
     for _ in range(3):
         for _ in range(MOST_CONTROLS // 10):
             desk.inbox.feed(frame(0x89) * 5 + frame(0x8A) * 5)
@@ -223,7 +223,7 @@ def test_too_many_pings_in_one_tick(desk):
 
 
 @pytest.mark.parametrize("size", [0, 2, 7])
-def test_too_many_tiny_fragments(desk, size):
+def test_too_many_tiny_fragments_are_a_failure(desk, size):
     desk.inbox.feed(frame(0x02))
     for _ in range(FREE_FRAGMENTS // 10):
         desk.inbox.feed(frame(0x00, b"x" * size) * 10)
@@ -237,7 +237,7 @@ def test_too_many_tiny_fragments(desk, size):
     assert desk.owner.failure.code == 1008
 
 
-def test_many_fragments_that_bring_something(desk):
+def test_many_fragments_with_enough_content_are_accepted(desk):
     desk.inbox.feed(frame(0x02))
     for _ in range(FREE_FRAGMENTS * 2):
         desk.inbox.feed(frame(0x00, b"12345678"))
@@ -246,10 +246,10 @@ def test_many_fragments_that_bring_something(desk):
     assert desk.inbox.next() == b"12345678" * FREE_FRAGMENTS * 2
 
 
-# -- what all hold -----------------------------------------------------------------------------
+# -- memory held by all connections ------------------------------------------------------------
 
 
-def mine(first, size):
+def large_frame(first, size):
     """A large frame."""
     return bytes((first, 0xFF)) + size.to_bytes(8, "big") + MASK + bytes(size)
 
@@ -276,7 +276,7 @@ def test_small_messages_are_not_counted(room):
 
 
 def test_a_large_message_is_counted_until_it_is_taken(room):
-    room.inbox.feed(mine(0x82, 300_000))
+    room.inbox.feed(large_frame(0x82, 300_000))
     assert left(room) < ROOM - 300_000 + FREE
     assert len(room.inbox.next()) == 300_000
     room.turn()
@@ -284,7 +284,7 @@ def test_a_large_message_is_counted_until_it_is_taken(room):
 
 
 def test_a_frame_that_is_not_whole_is_counted(room):
-    data = mine(0x82, 300_000)
+    data = large_frame(0x82, 300_000)
     room.inbox.feed(data[:200_000])
     assert left(room) == ROOM - 200_000 + FREE
     room.inbox.feed(data[200_000:])
@@ -294,16 +294,16 @@ def test_a_frame_that_is_not_whole_is_counted(room):
 
 
 def test_a_message_in_fragments_is_counted(room):
-    room.inbox.feed(mine(0x02, 200_000))
+    room.inbox.feed(large_frame(0x02, 200_000))
     assert left(room) == ROOM - 200_000 + FREE
-    room.inbox.feed(mine(0x80, 100_000))
+    room.inbox.feed(large_frame(0x80, 100_000))
     assert left(room) < ROOM - 300_000 + FREE
     room.inbox.next()
     room.turn()
     assert left(room) == ROOM
 
 
-@pytest.mark.parametrize("begin", [mine(0x02, 300_000), mine(0x82, 300_000)[:-1]])
+@pytest.mark.parametrize("begin", [large_frame(0x02, 300_000), large_frame(0x82, 300_000)[:-1]])
 def test_the_end_of_a_connection_releases_its_unfinished_message(room, begin):
     room.inbox.feed(begin)
     assert left(room) < ROOM
@@ -312,7 +312,7 @@ def test_the_end_of_a_connection_releases_its_unfinished_message(room, begin):
 
 
 def test_messages_that_wait_count_until_the_application_is_over(room):
-    room.inbox.feed(mine(0x82, 300_000))
+    room.inbox.feed(large_frame(0x82, 300_000))
     room.inbox.stop()
     assert left(room) < ROOM
     room.inbox.clear()
@@ -320,7 +320,8 @@ def test_messages_that_wait_count_until_the_application_is_over(room):
 
 
 @pytest.mark.parametrize(
-    "begin", [mine(0x02, 300_000), mine(0x82, 300_000)[:-1], mine(0x82, 300_000)]
+    "begin",
+    [large_frame(0x02, 300_000), large_frame(0x82, 300_000)[:-1], large_frame(0x82, 300_000)],
 )
 def test_all_connections_together_hold_no_more_than_the_limit(room, begin):
     room.service.holdings.left = 200_000
@@ -341,13 +342,13 @@ def test_small_messages_have_room_even_if_others_hold_everything(room):
 
 def test_one_of_the_largest_messages_always_has_room():
     desk = Desk(ws_max_buffered=1, ws_max_size=ROOM)
-    desk.inbox.feed(mine(0x82, ROOM))
+    desk.inbox.feed(large_frame(0x82, ROOM))
     assert desk.owner.failure is None
 
 
-def test_no_bound():
+def test_a_limit_of_zero_means_no_limit():
     desk = Desk(ws_max_buffered=0)
-    desk.inbox.feed(mine(0x82, 3_000_000))
+    desk.inbox.feed(large_frame(0x82, 3_000_000))
     assert desk.owner.failure is None
 
 
@@ -360,7 +361,7 @@ def test_no_bound():
         (frame(0x02, b"x")[:-1], b"x" + frame(0x89) + frame(0x80)),
     ],
 )
-def test_when_a_message_began(room, begin, end):
+def test_the_start_of_a_message_is_known_until_it_ends(room, begin, end):
     room.service.now = 5.0
     room.inbox.feed(begin)
     assert room.inbox.begun == 5.0

@@ -43,7 +43,7 @@ def environ(
     return request_environ(http_scope(template, method, target, list(headers), {}))
 
 
-def test_a_request():
+def test_the_environ_of_a_request_is_complete():
     made = environ(
         b"/a%20b?c=%20d",
         [(b"host", b"example.org"), (b"content-type", b"text/plain"), (b"content-length", b"5")],
@@ -111,7 +111,7 @@ def test_options_asterisk_has_no_path():
     assert (made["SCRIPT_NAME"], made["PATH_INFO"], made["REQUEST_URI"]) == ("", "", "*")
 
 
-def test_fields():
+def test_fields_become_variables():
     made = environ(headers=[(b"x-a-b", b"1"), (b"accept", b"caf\xe9")])
     assert made["HTTP_X_A_B"] == "1"
     assert made["HTTP_ACCEPT"] == "caf\u00e9"
@@ -143,7 +143,7 @@ def test_variables_that_are_not_fields_are_not_replaced():
     assert (made["REQUEST_METHOD"], made["PATH_INFO"]) == ("GET", "/")
 
 
-def test_more_names_than_are_remembered():
+def test_more_names_than_the_cache_keeps_are_right():
     for number in range(2000):
         assert environ(headers=[(b"x-%d" % number, b"1")])[f"HTTP_X_{number}"] == "1"
 
@@ -167,7 +167,7 @@ def test_a_unix_socket_has_the_name_that_the_client_uses(host, scheme, named):
     assert made["wsgi.url_scheme"] == scheme
 
 
-def test_a_client_whose_port_is_not_known():
+def test_a_client_whose_port_is_not_known_has_no_remote_port():
     made = environ(client=("192.0.2.7", None))
     assert made["REMOTE_ADDR"] == "192.0.2.7"
     assert "REMOTE_PORT" not in made
@@ -195,7 +195,7 @@ READS = st.lists(st.tuples(st.sampled_from(["read", "readline"]), SIZES), max_si
 
 @settings(deadline=None)
 @given(PIECES, READS)
-def test_reads_as_a_file_does(pieces, reads):
+def test_reads_return_the_same_as_those_of_a_file(pieces, reads):
     made, file = body(*pieces), io.BytesIO(b"".join(pieces))
     for name, size in reads:
         assert getattr(made, name)(size) == getattr(file, name)(size)
@@ -211,7 +211,7 @@ def test_lines_are_those_of_a_file(pieces, hint):
     assert body(*pieces).readlines() == io.BytesIO(b"".join(pieces)).readlines()
 
 
-def test_no_body():
+def test_without_a_body_nothing_is_read():
     made = body()
     assert (made.read(), made.readline(), made.readlines(), list(made)) == (b"", b"", [], [])
 
@@ -339,7 +339,7 @@ def test_bytes_are_refused(lines):
         ("[" * 100_000 + " ERROR", "WARNING"),
     ],
 )
-def test_the_level_that_a_text_begins_with(caplog, lines, text, level):
+def test_a_level_at_the_beginning_of_a_text_is_that_of_its_record(caplog, lines, text, level):
     caplog.set_level(TRACE, "esg")
     ErrorStream(None).write(f"{text}\n")
     assert [record.levelname for record in caplog.records] == [level]
@@ -440,7 +440,7 @@ def test_a_percent_sign_is_not_a_format(lines):
 # -- wsgi.file_wrapper -----------------------------------------------------------------
 
 
-def test_a_file_in_large_blocks():
+def test_a_file_is_read_in_large_blocks():
     content = bytes(range(256)) * 1000
     blocks = list(FileWrapper(io.BytesIO(content), 8192))
     assert b"".join(blocks) == content
@@ -528,7 +528,7 @@ def test_threads_end_when_they_are_done(threads):
         assert not thread.is_alive()
 
 
-def test_a_system_without_room_for_a_thread(threads, monkeypatch):
+def test_a_thread_that_cannot_be_started_is_an_error_and_does_not_count(threads, monkeypatch):
     pool, ran = threads(2), []
 
     def refuse(thread):
@@ -543,7 +543,7 @@ def test_a_system_without_room_for_a_thread(threads, monkeypatch):
     assert (pool.started, ran) == (1, ["first"])
 
 
-def test_jobs_share_the_threads_that_there_are(threads, monkeypatch):
+def test_a_job_waits_for_a_thread_if_no_more_can_be_started(threads, monkeypatch):
     pool, release, ran = threads(2), threading.Event(), []
     pool.submit(lambda: release.wait(10))
 

@@ -1,8 +1,8 @@
 """The invariants of the fleet, over random histories in simulated time.
 
-`World` simulates everything outside the fleet: it starts, loses and kills workers by the actions,
-lets time pass, and lets workers boot, fail, hang, fall due and die at random. After every event
-the invariants are checked.
+`World` simulates everything outside the fleet: it starts, loses and kills workers as the actions
+say, lets time pass, and lets workers boot, fail, hang, fall due and die at random. After every
+event the invariants are checked.
 """
 
 from __future__ import annotations
@@ -421,7 +421,7 @@ class FleetHistories(RuleBasedStateMachine):
     # -- invariants ----------------------------------------------------------------------------
 
     @invariant()
-    def no_dip_by_our_own_doing(self) -> None:
+    def no_event_makes_too_few_workers_ready(self) -> None:
         assert not self.world.violations, self.world.violations
 
     @invariant()
@@ -457,8 +457,8 @@ class FleetHistories(RuleBasedStateMachine):
             assert self.world.exits == [0]
 
     @invariant()
-    def serving_is_only_told_of_what_serves(self) -> None:
-        """READY=1 follows from it; and nothing is reported twice, unless a reload began again."""
+    def serving_is_only_reported_once_it_serves(self) -> None:
+        """READY=1 is sent for it; no report is repeated unless a reload began again."""
         states = [told.state for told in self.world.told]
         if "serving" in states:
             assert self.served
@@ -479,7 +479,7 @@ class FleetHistories(RuleBasedStateMachine):
             assert fleet.reload.running or not self.served
 
     @invariant()
-    def what_may_be_spawned_is_not_retired(self) -> None:
+    def only_generations_that_are_not_needed_are_retired(self) -> None:
         fleet = self.world.fleet
         assert self.world.unretired == fleet.reload.needed() | {fleet.current.number}
 
@@ -546,7 +546,7 @@ class TestFleetHistories(FleetHistories.TestCase):  # type: ignore[name-defined,
     """Random histories, different in every run; ESG_TEST_HISTORIES=1000 takes a minute."""
 
 
-# -- single stories, each an invariant or a trap of its own ----------------------------------------
+# -- single histories, each about one invariant or one pitfall -----------------------------------
 
 
 def serving(workers: int = 3, surge: int = 1, *, debug: bool = False) -> World:
@@ -1172,7 +1172,7 @@ def test_a_worker_that_turns_when_its_grace_is_over_has_its_margin() -> None:
     assert process.told == ["Drain"]
 
 
-def test_the_end_of_an_application_may_block_for_a_moment() -> None:
+def test_the_shutdown_of_an_application_may_block_for_a_moment() -> None:
     world = unlimited()
     process = world.processes[1]
     world.tell(on.ShutdownRequested())
@@ -1371,7 +1371,7 @@ def test_a_shutdown_in_the_middle_of_a_reload_ends() -> None:
     assert world.exits == [0]
 
 
-def test_there_is_always_a_worker_left_to_remove() -> None:
+def test_the_last_worker_cannot_be_removed() -> None:
     world = serving(1)
     world.tell(on.Resize(-1))
     assert world.ready_count() == 1

@@ -50,7 +50,7 @@ def test_a_worker_that_got_ready_is_not_reported():
     assert waiting.next_look is None
 
 
-def test_the_next_worker_is_asked_before_it_is_reported():
+def test_a_worker_that_began_to_boot_later_is_not_reported_yet():
     waiting = Waiting()
     waiting.look([Booting(1, 0.0)], (), 2.0, quick=False)
     assert waiting.look([Booting(1, 2.1)], (), 2.2, quick=False) == []
@@ -76,7 +76,7 @@ def test_no_check_is_due_if_nothing_is_waited_for():
         ([Load(n, 0, 0, 0) for n in range(1, 6)], "the end of workers 1, 2, 3 and 2 more;"),
     ],
 )
-def test_what_a_stop_waits_for(loads, text):
+def test_the_line_about_a_stop_says_what_it_waits_for(loads, text):
     line = waits.stopping(loads, "Ctrl-C again")
     assert line.startswith("waiting for ")
     assert text in line
@@ -95,6 +95,6 @@ def test_a_quick_stop_has_no_hint():
         (Load(1, 0, 0, 0), "waiting for the application's shutdown; Ctrl-C again to cut it"),
     ],
 )
-def test_what_the_stop_of_a_single_server_waits_for(load, text):
+def test_the_line_about_a_single_servers_stop_says_what_it_waits_for(load, text):
     assert waits.stopping_alone(load, "Ctrl-C again") == text
     assert waits.stopping_alone(load, "") == text.partition(";")[0]

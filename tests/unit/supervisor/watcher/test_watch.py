@@ -76,7 +76,7 @@ def test_patterns_have_the_same_meaning_as_in_uvicorn(folder, include, exclude):
     }
 
 
-def test_by_default_python_files_count_that_are_not_hidden(folder):
+def test_by_default_python_files_count_except_hidden_ones(folder):
     assert selected(folder) == {
         "app.py", "pkg/app.py", ".hidden/app.py", "migrations/0001.py", "migrations/deep/0002.py",
         "test_app.py",
@@ -240,7 +240,7 @@ def test_a_folder_to_watch_may_be_a_link_that_is_switched(folder):
     ]
 
 
-def test_a_name_that_is_not_utf_8_loses_nothing(folder):
+def test_changes_beside_a_name_that_is_not_utf_8_are_reported(folder):
     def save():
         with open(os.fsencode(folder) + b"/r\xe9sum\xe9.log", "a") as file:
             file.write("x")
@@ -249,7 +249,7 @@ def test_a_name_that_is_not_utf_8_loses_nothing(folder):
     assert told(save, save, save) == [("Watching", str(folder)), *[("Changed", "app.py")] * 3]
 
 
-def test_a_folder_of_the_start_that_is_made_again_is_watched_on(tmp_path_factory, monkeypatch):
+def test_a_startup_folder_that_is_made_again_is_still_watched(tmp_path_factory, monkeypatch):
     current = tmp_path_factory.mktemp("current")
     (current / "app.py").write_text("")
     monkeypatch.chdir(current)
@@ -321,7 +321,7 @@ def test_a_file_without_bytecode_does_no_harm(folder):
     forget_bytecode([folder / "page.html", folder / "app.py", folder / "gone.py", folder])
 
 
-# -- words -----------------------------------------------------------------------------
+# -- messages --------------------------------------------------------------------------
 
 
 def test_few_names_are_shown_relative_to_the_current_folder(folder):
