@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +19,9 @@ from esg.net.listeners import Listener
 from esg.openfiles import explained
 from esg.scoreboard import NOT_ACCEPTING
 from esg.seldom import Seldom
+from esg.server.accepted import Address, ConnectedSocket, Opening, acceptor_of, discard
 from esg.server.asgi.types import Endpoint
+from esg.server.endpoints import FROM_TRANSPORT, endpoint
 from esg.server.http1.connection import Connection
 from esg.server.proxy.headers import trusted_proxies
 from esg.server.proxy.receiver import ProxyReceiver
@@ -79,6 +80,14 @@ class Balance:
         """How many of those are still to be accepted before the next pause."""
         self._paused = False
 
+    @staticmethod
+    def room(own: int, loads: Sequence[int]) -> int:
+        """How many connections a worker that doesn't yield may accept before it looks again."""
+        others = sorted(loads)
+        if own in others:
+            others.remove(own)
+        return max(1, min(others, default=own) + MARGIN + 1 - own)
+
     def yields(self, own: int, loads: Sequence[int]) -> bool:
         """Whether a worker with `own` connections should leave the next one to the others."""
         if own <= min(loads, default=own) + MARGIN:
@@ -124,8 +133,10 @@ class Acceptor:
         self._begin = self._begin_plain if self._context is None else self._begin_tls
         self._failures = Seldom()
         self._refusals = Seldom()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[Listener, asyncio.TimerHandle] = {}
+        self._expected = 1
+        """How many connections the next turn should accept: as many as the last one found, or twice
+        as many if it left some. An attempt at an empty queue would be a wasted system call."""
         self._closing = False
         self._shut: set[Listener] = set()
         """UNIX sockets that another process has shut down."""
@@ -224,26 +235,33 @@ class Acceptor:
             self._pause_all(FULL_PAUSE)
             return
         loads = [load for load in self._loads() if load != NOT_ACCEPTING]
-        if len(loads) < 2:
-            self._accept_batch(listener)
-        elif self._balance.yields(self._service.load, loads):
-            self._pause_all(PAUSE)
-        else:
-            self._accept_batch(listener, most=1)
+        most = BATCH
+        if len(loads) > 1:
+            if self._balance.yields(self._service.load, loads):
+                self._pause_all(PAUSE)
+                return
+            most = self._balance.room(self._service.load, loads)
+        accepted = self._accept_batch(listener, min(self._expected, most))
+        enough = accepted == self._expected
+        self._expected = min(2 * accepted, BATCH) if enough else accepted or 1
 
-    def _accept_batch(self, listener: Listener, most: int = BATCH) -> None:
-        for _ in range(min(most, self._limit - self._service.load)):
+    def _accept_batch(self, listener: Listener, most: int = BATCH) -> int:
+        """Accept this many connections, or as many as are queued; returns how many that were."""
+        accept = acceptor_of(listener.sock, self._service.loop)
+        most = min(most, self._limit - self._service.load)
+        for accepted in range(most):
             try:
-                sock, peer = listener.sock.accept()
+                sock, peer = accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return  # another worker was quicker, or the client has disconnected
+                return accepted  # another worker was quicker, or the client has disconnected
             except OSError as error:
                 if error.errno == errno.EINVAL:
                     self._on_shut(listener)
                 else:
                     self._on_accept_error(listener, error)
-                return
-            self._take(sock, peer)
+                return accepted
+            self._take(sock, peer, listener)
+        return most
 
     def _on_shut(self, listener: Listener) -> None:
         """The socket was shut down: accept(2), EINVAL.
@@ -284,33 +302,27 @@ class Acceptor:
 
     # -- a connection ------------------------------------------------------------------
 
-    def _take(self, sock: socket.socket, peer: tuple[str, int] | str | bytes) -> None:
-        sock.setblocking(False)
+    def _take(self, sock: ConnectedSocket, peer: Address, listener: Listener) -> None:
         client: Endpoint | None = None
-        name = sock.getsockname()
+        server = FROM_TRANSPORT
         if isinstance(peer, tuple):
-            client, server = endpoint(peer), endpoint(name)
+            client = endpoint(peer)
         else:
-            server = unix_endpoint(name)
+            server = listener.path or "", None
         if self._proxies is None:
             protocol = self._begin(client, server)
         elif self._proxies.trusts(client and client[0]):
             protocol = self._receiver(client, server)
         else:
             self._refuse(client, "no trusted proxy (--forwarded-allow-ips)")
-            sock.close()
+            discard(sock)
             return
         self._service.change_load(+1)
-        task = self._service.loop.create_task(self._connect(protocol, sock))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        Opening(self._service.loop, protocol, sock, self._on_gone).step()
 
-    async def _connect(self, protocol: asyncio.Protocol, sock: socket.socket) -> None:
-        try:
-            await self._service.loop.connect_accepted_socket(lambda: protocol, sock)
-        except OSError:
-            sock.close()  # the client disconnected before its socket was set up
-            self._service.change_load(-1)
+    def _on_gone(self) -> None:
+        """A client disconnected before its socket was set up."""
+        self._service.change_load(-1)
 
     # -- the protocols below HTTP --------------------------------------------------------
 
@@ -364,16 +376,3 @@ class Acceptor:
             text = "%s refused a connection from %s: %s%s"
             who = client[0] if client else "a UNIX socket"
             logger.warning(text, self._service.subject, who, reason, more)
-
-
-def endpoint(address: tuple[str, int]) -> Endpoint:
-    """Host and port of a socket address. An IPv4-mapped IPv6 address becomes an IPv4 address."""
-    host, port = address[0], address[1]
-    if host.startswith("::ffff:") and "." in host:
-        host = host[7:]
-    return host, port
-
-
-def unix_endpoint(name: str | bytes) -> Endpoint:
-    """The `server` of a scope for a UNIX socket: its path, or `@NAME` if it is abstract."""
-    return (name if isinstance(name, str) else "@" + os.fsdecode(name[1:])), None

@@ -30,6 +30,7 @@ from esg.server.asgi.types import (
     is_authority_form,
     tls_scope,
 )
+from esg.server.endpoints import FROM_TRANSPORT, local_endpoint
 from esg.server.http1.exchange import Exchange
 from esg.server.http1.framing import (
     DECIDING,
@@ -201,6 +202,8 @@ class Reader:
     def attach(self, transport: asyncio.Transport) -> None:
         """Pause and resume this transport."""
         self._transport = transport
+        if self._template["server"] is FROM_TRANSPORT:
+            self._template["server"] = local_endpoint(transport)
 
     def drop(self) -> None:
         """Parse nothing more. What arrives is still read, so that the client gets no reset."""

@@ -99,7 +99,7 @@ class Service:
 def world(monkeypatch):
     """Makes an acceptor with listeners, and other workers with these loads."""
 
-    def take(self, sock, peer):
+    def take(self, sock, peer, listener):
         self._service.change_load(+1)
 
     monkeypatch.setattr(Acceptor, "_take", take)

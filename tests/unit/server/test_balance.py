@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esg.server.acceptor import MARGIN, PAUSE, Balance, Seldom, endpoint
+from esg.seldom import Seldom
+from esg.server.acceptor import MARGIN, PAUSE, Balance
+from esg.server.endpoints import endpoint
 
 
 class World:
@@ -63,6 +65,21 @@ def test_a_small_lead_is_no_reason_to_yield(lowest, lead):
 @given(st.integers(0, 1000), st.integers(MARGIN + 1, 1000))
 def test_a_large_lead_is_a_reason_to_yield(lowest, lead):
     assert Balance().yields(lowest + lead, [lowest, lowest + lead])
+
+
+@pytest.mark.parametrize(
+    ("own", "loads", "room"),
+    [
+        (0, [0, 0], 2),
+        (0, [0, 50, 50], 52),
+        (5, [5, 5, 9], 2),
+        (6, [6, 5], 1),
+        (20, [20, 5], 1),  # after a pause that was for nothing
+        (7, [8, 9], 3),
+    ],
+)
+def test_a_worker_accepts_as_many_at_once_as_leave_it_with_a_small_lead(own, loads, room):
+    assert Balance.room(own, loads) == room
 
 
 def test_a_worker_goes_on_yielding_while_the_other_catches_up():
