@@ -73,14 +73,14 @@ HOSTILE = """\
 def test_a_hostile_worker_does_not_block_the_arbiter(start: Start) -> None:
     """Invalid mail and descriptors that are slow to close don't block the arbiter."""
     esg = start(source=application(at_startup=HOSTILE.strip()))
-    esg.claim("by mailbox")
+    esg.claim("ignored a message from", "more messages from")
     assert len(esg.notes("refused-EPIPE")) == 1
     (record,) = esg.logged("ignored a message from worker=1 gen=1: ")
     assert record.level == "ERROR"
     assert esg.whoami()["worker"] == 1
     esg.signal(signal.SIGHUP)
     esg.wait_for_log("reloaded ")
-    esg.wait_for_log("messages by mailbox from worker=1 gen=1")
+    esg.wait_for_log("more messages from worker=1 gen=1")
 
 
 FROM_THE_FUTURE = """\
@@ -93,11 +93,11 @@ FROM_THE_FUTURE = """\
 
 def test_a_heartbeat_in_the_future_does_not_count(start: Start) -> None:
     esg = start("--timeout", "2", source=application(at_startup=FROM_THE_FUTURE.strip()))
-    esg.claim("stuck: its last heartbeat is in the future")
+    esg.claim("stuck: its last heartbeat has a time in the future")
     esg.claim(STACKS)
     esg.claim("killed by SIGABRT from the arbiter")
     esg.claim("worker's event loop stood still")
-    esg.wait_for_log("stuck: its last heartbeat is in the future")
+    esg.wait_for_log("stuck: its last heartbeat has a time in the future")
 
 
 # -- workers that die ------------------------------------------------------------------

@@ -397,7 +397,12 @@ class Reader:
         A piece that is nothing but body isn't divided.
         """
         turns, connection = self.service.turns, self._connection
-        rest, size = memoryview(data), FEED_FIRST if self.receiving is None else FEED_BODY
+        rest, size = memoryview(data), FEED_BODY
+        if self.receiving is None:
+            # A body that follows the head arrives in one piece if the head is parsed alone. "P" is
+            # POST, PUT or PATCH; other requests rarely have a body, but may be pipelined.
+            end = data.find(b"\r\n\r\n", 0, FEED_FIRST) + 4 if data.startswith(b"P") else 0
+            size = end if end > 4 else FEED_FIRST
         until = 0.0
         while rest and connection.refusal is None:
             if len(connection.queue) >= PIPELINE_LIMIT:

@@ -21,9 +21,9 @@ import threading
 import time
 import wsgiref.util
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from esg import forks
 from esg.log.records import Subject
@@ -71,6 +71,42 @@ class FileWrapper(wsgiref.util.FileWrapper):
     def __init__(self, filelike: Any, block_size: int = FILE_BLOCK) -> None:
         """`block_size`: the bytes to read at once; at least FILE_BLOCK are read."""
         super().__init__(filelike, max(block_size, FILE_BLOCK))
+
+
+class Begun:
+    """A `receive` that was begun without a task, and can be awaited later if it has to wait."""
+
+    __slots__ = ("_coroutine", "_future", "ended", "result")
+
+    result: Message
+
+    def __init__(self, receiving: Awaitable[Message]) -> None:
+        self._coroutine = cast(Coroutine[Any, None, Message], receiving)
+        self._future: asyncio.Future[Any] | None = None
+        """What it waits for."""
+        self.ended = False
+        self._step()
+
+    def advance(self) -> None:
+        """Continue if what it waits for has happened."""
+        if self._future is not None and self._future.done():
+            self._step()
+
+    def __await__(self) -> Generator[Any, None, Message]:
+        while not self.ended:
+            yield self._future
+            self._step()
+        return self.result
+
+    def close(self) -> None:
+        """Give it up."""
+        self._coroutine.close()
+
+    def _step(self) -> None:
+        try:
+            self._future = self._coroutine.send(None)
+        except StopIteration as end:
+            self.ended, self.result = True, end.value
 
 
 Order = Callable[[], Awaitable[Any]]
@@ -128,7 +164,7 @@ class Call:
         self._too_long = too_long
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        self._first_message: asyncio.Task[Message] | None = None
+        self._first_message: Begun | None = None
         environ["wsgi.input"] = self._input = Input(self._ask_for_body)
         # the response
         self._head: Message | None = None
@@ -158,11 +194,14 @@ class Call:
         self._input.more = True
         if "HTTP_EXPECT" in self._environ:
             return
-        self._first_message = self._loop.create_task(self._receive())  # type: ignore[arg-type]
-        await asyncio.sleep(0)
-        if self._first_message.done():
-            self._input.feed(self._first_message.result())
-            self._first_message = None
+        first = Begun(self._receive())
+        if not first.ended:
+            await asyncio.sleep(0)
+            first.advance()
+        if first.ended:
+            self._input.feed(first.result)
+        else:
+            self._first_message = first
 
     async def serve(self) -> None:
         """Carry out the thread's orders until it is done; raises the application's exception."""
@@ -181,7 +220,7 @@ class Call:
             self._over = True
             self._error = None  # its traceback has this frame: a reference cycle
             if self._first_message is not None:
-                self._first_message.cancel()
+                self._first_message.close()
             self._refuse()
 
     async def _carry_out(self, order: Order, answered: bool) -> None:
@@ -201,9 +240,8 @@ class Call:
 
     async def _next_of_body(self) -> Message:
         if self._first_message is not None:
-            message = await self._first_message
-            self._first_message = None
-            return message
+            first, self._first_message = self._first_message, None
+            return await first
         return await self._receive()
 
     def _wake(self) -> None:
