@@ -3,7 +3,8 @@
 Each connection has had one answer; with `--kind websocket` or `deflate` it is a WebSocket that is
 open, with `--used` one that has echoed a message. The figure is the growth of the memory that only
 the server's processes have (USS), divided by the number of connections; the kernel's own buffers
-aren't in it.
+aren't in it. With `--groups`, the connections come in groups with a pause of some seconds between
+them, and the first group isn't counted: it takes memory that the server keeps for the next ones.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import socket
 import statistics
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +33,7 @@ KEEP_ALIVE = 600  # seconds: longer than a measurement
 WARM_UP = 200  # connections before anything counts: they fill caches and free lists
 REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 TIMEOUT = 20.0  # seconds for an answer
+PAUSE = 4.5  # seconds between two groups: longer than ESG keeps what a next request needs
 
 
 def main() -> int:
@@ -72,9 +75,16 @@ def _cost(command: Command, options: argparse.Namespace) -> float:
         with serving(patient, scenario, log, cpu=None) as server:
             with _idle(server.port, WARM_UP, begin):
                 pass
-            before = _memory(server.pid)
-            with _idle(server.port, options.connections, begin):
-                return (_memory(server.pid) - before) / options.connections
+            size = options.connections // options.groups
+            with contextlib.ExitStack() as groups:
+                memory = [_memory(server.pid)]
+                for _ in range(options.groups):
+                    groups.enter_context(_idle(server.port, size, begin))
+                    if options.groups > 1:
+                        time.sleep(PAUSE)
+                    memory.append(_memory(server.pid))
+            counted = memory[1:] if options.groups > 1 else memory
+            return (counted[-1] - counted[0]) / size / (len(counted) - 1)
 
 
 def _ask(client: socket.socket) -> None:
@@ -141,6 +151,7 @@ def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the memory of idle connections.")
     add = parser.add_argument
     add("--connections", type=int, default=5000, help="default: %(default)s")
+    add("--groups", type=int, default=1, help="come one after the other; default: %(default)s")
     add("--kind", choices=COMPARED, default="http", help="default: %(default)s")
     add("--used", action="store_true", help="WebSockets have echoed a message")
     add("--rounds", type=int, default=3, help="default: %(default)s")

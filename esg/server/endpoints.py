@@ -6,9 +6,13 @@ import asyncio
 from typing import Any
 
 from esg.server.asgi.types import Endpoint
+from esg.server.memo import Memo
 
 FROM_TRANSPORT: Endpoint = ("", None)
 """In place of the server's end of a TCP connection: the transport of the connection knows it."""
+
+_locals: Memo[tuple[Any, ...], Endpoint] = Memo(256, 0)
+"""Known addresses of servers, so that connections share them."""
 
 
 def endpoint(address: tuple[Any, ...]) -> Endpoint:
@@ -22,4 +26,7 @@ def endpoint(address: tuple[Any, ...]) -> Endpoint:
 def local_endpoint(transport: asyncio.BaseTransport) -> Endpoint | None:
     """The server's end of a TCP connection; None if it had ended before it was set up."""
     address = transport.get_extra_info("sockname")
-    return endpoint(address) if address else None
+    if not address:
+        return None
+    found = _locals.known.get(address)
+    return found or _locals.keep(address, endpoint(address))

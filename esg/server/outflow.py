@@ -103,6 +103,11 @@ class Outflow:
         if self._collected > MOST_COLLECTED:
             self.flush()
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits to be sent."""
+        return bool(self.pieces) or self.waits or self.paused or self.held is not None
+
     def flush(self) -> None:
         """Write what was collected: before the connection is closed or used by something else."""
         pieces = self.pieces

@@ -30,6 +30,10 @@ logger = logging.getLogger("esg")
 TICK = 1.0
 """Seconds between two ticks of the clock, the resolution of deadlines and the Date."""
 
+PARK_AFTER = 2.0
+"""Seconds after its last response for which an idle connection keeps what the next request needs.
+"""
+
 STANDSTILL = 2 * TICK
 """If more seconds pass between two ticks, this process or its loop stood still."""
 
@@ -124,6 +128,7 @@ class Service:
         "heads",
         "holdings",
         "idle_deadline",
+        "idle_limit",
         "load",
         "loop",
         "now",
@@ -221,8 +226,10 @@ class Service:
         )
         """A header section up to this many bytes can't exceed a limit, because each field takes at
         least four bytes."""
-        self.idle_deadline = self.now + config.timeout_keep_alive + TICK
-        """The time to close a connection that becomes idle now; the clock may be a tick behind."""
+        self.idle_limit = min(config.timeout_keep_alive, PARK_AFTER)
+        self.idle_deadline = self.now + self.idle_limit + TICK
+        """The time to park or close a connection that becomes idle now; the clock may be a tick
+        behind."""
 
     # -- connections and requests ------------------------------------------------------
 
@@ -284,6 +291,10 @@ class Service:
             more = f" ({before} more closed before)" if before else ""
             logger.warning(text, self.subject, self.config.ws_max_buffered, more)
 
+    def log_closed(self, client: Endpoint | None, error: Exception | None) -> None:
+        """Log the end of a connection, at level TRACE."""
+        self.log_trace(client, f"connection closed: {error}" if error else "connection closed")
+
     def log_trace(self, client: Endpoint | None, event: str) -> None:
         """Log what happens on a connection, at level TRACE."""
         peer = f"{client[0]}:{client[1]}" if client and client[1] is not None else "a UNIX socket"
@@ -310,7 +321,7 @@ class Service:
         """Once a second: the clock, the Date, the scoreboard, and connections past a deadline."""
         before, self.now = self.now, self.loop.time()
         now = self.now
-        self.idle_deadline = now + self.config.timeout_keep_alive + TICK
+        self.idle_deadline = now + self.idle_limit + TICK
         self.heads.refresh(time.time())
         self._publish()
         if self.attentive_from:

@@ -33,6 +33,7 @@ from esg.server.asgi.lifespan import Lifespan
 from esg.server.asgi.types import Application
 from esg.server.cancellation import cancel, cancel_others, close_generators
 from esg.server.http1.connection import Connection
+from esg.server.http1.parked import Parked
 from esg.server.loops import LoopFactory, loop_factory, loop_in_place_of
 from esg.server.malloc import keep_free_memory
 from esg.server.packages import forget_replaced
@@ -462,8 +463,8 @@ class Worker:
         """
         limit = self._loop.time() - IDLE_TIME - TICK  # the clock is up to a tick behind
         for connection in list(self._service.connections):
-            if isinstance(connection, Connection):
-                connection.close_if_idle(limit + self._config.timeout_keep_alive + TICK)
+            if isinstance(connection, Connection | Parked):
+                connection.close_if_idle(limit)
 
     async def _wait_until_idle(self, deadline: float) -> None:
         """Wait until all work is finished, the grace period is over, or the arbiter orders a quick

@@ -8,6 +8,7 @@ from .test_closing import *  # noqa: F403 - these tests are collected here, with
 from .test_disconnects import *  # noqa: F403
 from .test_flow_control import *  # noqa: F403
 from .test_keep_alive import *  # noqa: F403
+from .test_parked import *  # noqa: F403
 from .test_pipelining import *  # noqa: F403
 from .test_request_bodies import *  # noqa: F403
 from .test_timeouts import *  # noqa: F403

@@ -42,6 +42,7 @@ from esg.server.http1.framing import (
     check_trailers,
     examine,
 )
+from esg.server.http1.parked import Origin
 from esg.server.http1.parser import HoldingParser, Parser
 from esg.server.http1.upgrade import UpgradableWire
 from esg.server.proxy import headers as proxy_headers
@@ -204,6 +205,19 @@ class Reader:
         self._transport = transport
         if self._template["server"] is FROM_TRANSPORT:
             self._template["server"] = local_endpoint(transport)
+
+    @property
+    def origin(self) -> Origin:
+        """What the connection was made with."""
+        template = self._template
+        tls = template["extensions"].get("tls")
+        return template["client"], template["server"], tls, template["scheme"]
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything was read that isn't part of a complete request."""
+        begun = self.head_size or self.pending or self._target or self.receiving is not None
+        return bool(begun or self.paused or isinstance(self._parser, HoldingParser))
 
     def drop(self) -> None:
         """Parse nothing more. What arrives is still read, so that the client gets no reset."""
