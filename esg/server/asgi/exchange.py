@@ -66,6 +66,11 @@ REASONED_START = "esg.http.response.start"
 WSGI applications; ASGI has no such field.
 """
 
+FILE_PART = "esg.http.response.file"
+"""Like `http.response.zerocopysend` with `fd`, `offset` and `count`, for WSGI applications, which
+always may send files like this (`wsgi.file_wrapper`).
+"""
+
 TURNS_TO_CANCEL = 5
 """Turns of the event loop before a `send` to a client that has left raises ClientDisconnected.
 
@@ -288,6 +293,8 @@ class Exchange:
             return
         if kind == REASONED_START and state is START:
             self._start(message, message["reason"])
+        elif kind == FILE_PART and state is BODY:
+            await self._send_file(message["fd"], message["offset"], message["count"], more=False)
         elif kind == "http.response.early_hint" and state in (START, BODY):
             self._send_early_hint(message)
         elif kind == "http.response.trailers" and state is TRAILERS:

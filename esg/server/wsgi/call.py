@@ -15,8 +15,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import io
 import logging
+import os
 import re
+import stat
 import threading
 import time
 import wsgiref.util
@@ -28,7 +31,7 @@ from typing import Any, cast
 from esg import forks
 from esg.log.records import Subject
 from esg.seldom import Seldom
-from esg.server.asgi.exchange import CHECK, REASONED_START, ClientDisconnected
+from esg.server.asgi.exchange import CHECK, FILE_PART, REASONED_START, ClientDisconnected
 from esg.server.asgi.responses import REASONS
 from esg.server.asgi.types import Headers, Message, Receive, Send
 from esg.server.wsgi.environ import Environ
@@ -63,6 +66,10 @@ LOOK_EVERY = 0.1
 
 _TOO_LONG = "the body is longer than its Content-Length"
 _STATUS = re.compile(r"([2-9][0-9]{2})(?: ([^\x00-\x1f\x7f]*))?")
+
+
+KERNEL_FILE = 262144
+"""The smallest file, in bytes, that the kernel sends; smaller ones are quickly read and written."""
 
 
 class FileWrapper(wsgiref.util.FileWrapper):
@@ -338,7 +345,10 @@ class Call:
     def _respond(self) -> None:
         result: Any = self._app(self._environ, self.start_response)
         try:
-            if isinstance(result, list | tuple) and len(result) == 1:
+            part = _file_part(result, self._remaining)
+            if part is not None and not self._head_sent:
+                self._send_part(*part)
+            elif isinstance(result, list | tuple) and len(result) == 1:
                 piece = _checked(result[0])
                 if self._remaining is not None and self._remaining < len(piece):
                     self._warn_too_long(result)
@@ -350,6 +360,12 @@ class Call:
             close = getattr(result, "close", None)
             if close is not None:
                 close()
+
+    def _send_part(self, fd: int, offset: int, count: int) -> None:
+        """Let the kernel send a part of a file as the body; wait until it is sent."""
+        self._remaining = count
+        messages = self._with_head({"type": FILE_PART, "fd": fd, "offset": offset, "count": count})
+        self._ask(lambda: self._send_each(messages))
 
     def _send_all(self, result: Any) -> None:
         """Send each piece immediately, without waiting for the next (PEP 3333, "Buffering").
@@ -487,6 +503,28 @@ def _content_length(fields: Headers) -> int | None:
         if name.lower() == b"content-length" and value.isdigit():
             return int(value)
     return None
+
+
+def _file_part(result: Any, length: int | None) -> tuple[int, int, int] | None:
+    """Descriptor, offset and size of the file that `result` wraps, if the kernel can send it.
+
+    Only files of Python's own classes count. Others may have a descriptor and read something else:
+    `gzip.GzipFile` has that of the compressed file. `length` is the response's Content-Length.
+    """
+    if type(result) is not FileWrapper:
+        return None
+    file = result.filelike
+    raw = getattr(file, "raw", file) if type(file) in (io.BufferedReader, io.FileIO) else None
+    if type(raw) is not io.FileIO or file.closed:
+        return None
+    status = os.fstat(raw.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    offset = file.tell()
+    size = status.st_size - offset
+    if length is not None:
+        size = min(size, length)
+    return (raw.fileno(), offset, size) if size >= KERNEL_FILE else None
 
 
 def _checked(piece: Any) -> bytes:
