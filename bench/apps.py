@@ -9,7 +9,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 HELLO_BODY = b"Hello, world!"
-HELLO_START = {
+PIECE = b"x" * 100
+HELLO_START: Message = {
     "type": "http.response.start",
     "status": 200,
     "headers": [(b"content-type", b"text/plain"), (b"content-length", b"13")],
@@ -34,6 +35,19 @@ async def count(scope: Scope, receive: Receive, send: Send) -> None:
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(answer))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": answer})
+
+
+async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with 50 pieces of 100 bytes, of a length that isn't announced."""
+    if scope["type"] == "lifespan":
+        await _lifespan(receive, send)
+        return
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": HELLO_START["headers"][:1]}
+    )
+    for _ in range(50):
+        await send({"type": "http.response.body", "body": PIECE, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _body_size(receive: Receive) -> int:

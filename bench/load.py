@@ -27,10 +27,16 @@ class Load:
     p50_ms: float
     p99_ms: float
     cpu: float  # fraction of a core used by wrk; near 1 it is wrk that was measured
+    server_cpu: float = 0.0  # seconds of CPU time that the server used meanwhile
 
     @property
     def requests_per_second(self) -> float:
         return self.requests / self.seconds
+
+    @property
+    def server_us(self) -> float:
+        """Microseconds of the server's CPU time for each request."""
+        return self.server_cpu / self.requests * 1e6
 
 
 def wrk_is_installed() -> bool:

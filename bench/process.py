@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 from scenarios import Scenario
 from servers import Command, environment
 
@@ -37,6 +38,12 @@ class Server:
         """How many lines the server has written to stdout and stderr together."""
         with self._log.open("rb") as file:
             return sum(1 for _ in file)
+
+    def cpu(self) -> float:
+        """Seconds of CPU time that the server and its children have used."""
+        arbiter = psutil.Process(self.pid)
+        times = [process.cpu_times() for process in (arbiter, *arbiter.children(recursive=True))]
+        return float(sum(used.user + used.system for used in times))
 
     def wait_until_ready(self, scenario: Scenario) -> None:
         """Return after the first right answer; raise ServerFailed if none comes in time."""

@@ -11,7 +11,18 @@ from load import Load
 OURS = "esg"
 WRK_IS_THE_LIMIT = 0.97  # of its core; above it a faster server would not show
 
-HEADER = ("scenario", "server", "requests/s", "esg/peer", "(min .. max)", "p99 ms", "rounds", "")
+HEADER = (
+    "scenario",
+    "server",
+    "requests/s",
+    "esg/peer",
+    "(min .. max)",
+    "CPU us",
+    "peer/esg",
+    "p99 ms",
+    "rounds",
+    "",
+)
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,17 @@ def ratios(measurements: list[Measurement], scenario: str, peer: str) -> list[fl
 
     Only results of the same round are compared, because the machine's speed varies between rounds.
     """
-    ours, theirs = _rates(measurements, scenario, OURS), _rates(measurements, scenario, peer)
-    return [ours[number] / theirs[number] for number in ours if number in theirs]
+    return [
+        ours.requests_per_second / theirs.requests_per_second
+        for ours, theirs in _pairs(measurements, scenario, peer)
+    ]
+
+
+def cpu_ratios(measurements: list[Measurement], scenario: str, peer: str) -> list[float]:
+    """The peer's CPU time per request over ESG's, likewise."""
+    return [
+        theirs.server_us / ours.server_us for ours, theirs in _pairs(measurements, scenario, peer)
+    ]
 
 
 def write_json(path: Path, settings: dict[str, Any], measurements: list[Measurement]) -> None:
@@ -57,14 +77,19 @@ def _row(measurements: list[Measurement], scenario: str, server: str) -> tuple[s
     loads = [m.load for m in mine if m.load is not None]
     rounds = f"{len(loads)}/{len(mine)}"
     if not loads:
-        return scenario, server, "-", "-", "-", "-", rounds, "no valid round"
+        return scenario, server, "-", "-", "-", "-", "-", "-", rounds, "no valid round"
     rate = statistics.median(load.requests_per_second for load in loads)
     p99 = statistics.median(load.p99_ms for load in loads)
+    used = statistics.median(load.server_us for load in loads)
+    of_rates = [] if server == OURS else ratios(measurements, scenario, server)
+    of_cpu = [] if server == OURS else cpu_ratios(measurements, scenario, server)
     return (
         scenario,
         server,
         f"{rate:,.0f}",
-        *_ratio_columns([] if server == OURS else ratios(measurements, scenario, server)),
+        *_ratio_columns(of_rates),
+        f"{used:.1f}",
+        _ratio_columns(of_cpu)[0],
         f"{p99:.1f}",
         rounds,
         "wrk is the limit" if max(load.cpu for load in loads) > WRK_IS_THE_LIMIT else "",
@@ -77,9 +102,14 @@ def _ratio_columns(values: list[float]) -> tuple[str, str]:
     return f"{statistics.median(values):.2f}", f"({min(values):.2f} .. {max(values):.2f})"
 
 
-def _rates(measurements: list[Measurement], scenario: str, server: str) -> dict[int, float]:
+def _pairs(measurements: list[Measurement], scenario: str, peer: str) -> list[tuple[Load, Load]]:
+    ours, theirs = _loads(measurements, scenario, OURS), _loads(measurements, scenario, peer)
+    return [(ours[number], theirs[number]) for number in ours if number in theirs]
+
+
+def _loads(measurements: list[Measurement], scenario: str, server: str) -> dict[int, Load]:
     return {
-        m.round: m.load.requests_per_second
+        m.round: m.load
         for m in measurements
         if m.load is not None and (m.scenario, m.server) == (scenario, server)
     }

@@ -7,14 +7,14 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from load import Load, LoadFailed, put_load, wrk_is_installed
 from process import Server, ServerFailed, interrupt_on_termination, serving
 from report import Measurement, table, write_json
 from scenarios import SCENARIOS, Scenario
-from servers import SERVERS, version
+from servers import SERVERS, command_for, version
 
 WARM_UP = 1  # seconds under load before anything counts
 
@@ -41,9 +41,13 @@ class Bench:
         return Measurement(scenario.name, server, number, load)
 
     def _run(self, scenario: Scenario, name: str) -> Load:
-        with serving(SERVERS[name], scenario, self.log, self.server_cpu) as server:
+        command = command_for(name, scenario)
+        assert command is not None
+        with serving(command, scenario, self.log, self.server_cpu) as server:
             warm_up = self._load(scenario, server, WARM_UP)
+            before = server.cpu()
             counted = self._load(scenario, server, self.seconds)
+            counted = replace(counted, server_cpu=server.cpu() - before)
         if scenario.access_log:
             _check_log(server, warm_up.requests + counted.requests)
         return counted
@@ -67,11 +71,12 @@ def schedule(
     The servers of a round run within seconds of each other, so that a slow minute of the machine
     is shared; rotating cancels out the advantage of coming first or last.
     """
-    for scenario in scenarios:
+    for scenario in (SCENARIOS[name] for name in scenarios):
+        able = [server for server in servers if command_for(server, scenario)]
         for number in range(1, rounds + 1):
-            first = (number - 1) % len(servers)
-            for server in servers[first:] + servers[:first]:
-                yield SCENARIOS[scenario], server, number
+            first = (number - 1) % max(1, len(able))
+            for server in able[first:] + able[:first]:
+                yield scenario, server, number
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ class Scenario:
     body_size: int = 0  # bytes of a POST; 0 sends a GET
     keep_alive: bool = True
     access_log: bool = False
+    wsgi: bool = False
 
     @property
     def method(self) -> str:
@@ -33,6 +34,9 @@ _ALL = [
     Scenario("post-64k", "bench.apps:count", b"65536", body_size=64 * 1024),
     Scenario("access-log", HELLO, b"Hello, world!", access_log=True),
     Scenario("new-connection", HELLO, b"Hello, world!", keep_alive=False),
+    Scenario("stream-50", "bench.apps:stream", b"x" * 100 * 50),
+    Scenario("wsgi-hello", "bench.wsgi_apps:hello", b"Hello, world!", wsgi=True),
+    Scenario("wsgi-post-64k", "bench.wsgi_apps:count", b"65536", body_size=64 * 1024, wsgi=True),
 ]
 
 SCENARIOS = {scenario.name: scenario for scenario in _ALL}

@@ -1,16 +1,28 @@
 """The servers compared, as command lines: one worker each, on uvloop, with nothing else tuned."""
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+from scenarios import Scenario
 
 # command(app, port, access_log) -> argv
 Command = Callable[[str, int, bool], list[str]]
 
 # A setting left in the caller's environment would change what is compared.
-_CONFIGURING_PREFIXES = ("ESG_", "UVICORN_", "GRANIAN_", "GUNICORN_", "WEB_CONCURRENCY")
+_CONFIGURING_PREFIXES = (
+    "ESG_",
+    "UVICORN_",
+    "GRANIAN_",
+    "GUNICORN_",
+    "H2CORN_",
+    "SALTARE_",
+    "WEB_CONCURRENCY",
+)
 
 
 def esg(app: str, port: int, access_log: bool, workers: int = 1) -> list[str]:
@@ -45,6 +57,49 @@ def gunicorn(app: str, port: int, access_log: bool) -> list[str]:
     return [sys.executable, "-m", "gunicorn", *listen, *protocol, "--workers", "1", *log, app]
 
 
+def peregrine(app: str, port: int, access_log: bool, interface: str = "asgi") -> list[str]:
+    log = ["--access-log"] if access_log else ["--log-level", "error"]
+    listen = [*_listen(port), "--python-path", os.getcwd(), "--venv", sys.prefix]
+    return [_script("peregrine"), *listen, "--protocol", interface, *log, app]
+
+
+def h2corn(app: str, port: int, access_log: bool) -> list[str]:
+    log = ["--access-log"] if access_log else ["--no-access-log"]
+    return [_script("h2corn"), *_listen(port), "--loop", "uvloop", *log, app]
+
+
+def saltare(app: str, port: int, access_log: bool) -> list[str]:
+    return [_script("saltare"), *_listen(port), *(["--access-log"] if access_log else []), app]
+
+
+def freastal(app: str, port: int, access_log: bool, interface: str = "asgi") -> list[str]:
+    return [sys.executable, LAUNCHER, "freastal", interface, app, str(port)]
+
+
+def fastpysgi(app: str, port: int, access_log: bool, interface: str = "asgi") -> list[str]:
+    return [sys.executable, LAUNCHER, "fastpysgi", interface, app, str(port)]
+
+
+def esg_wsgi(app: str, port: int, access_log: bool) -> list[str]:
+    return [*esg(app, port, access_log), "--interface", "wsgi"]
+
+
+def granian_wsgi(app: str, port: int, access_log: bool) -> list[str]:
+    common = [*_listen(port), "--workers", "1", *_log(access_log)]
+    return [sys.executable, "-m", "granian", *common, "--interface", "wsgi", app]
+
+
+def gunicorn_wsgi(app: str, port: int, access_log: bool) -> list[str]:
+    threads = ["-k", "gthread", "--threads", "10", "--no-control-socket"]
+    listen = ["--bind", f"127.0.0.1:{port}", "--log-level", "warning"]
+    return [sys.executable, "-m", "gunicorn", *listen, *threads, "--workers", "1", app]
+
+
+def _script(name: str) -> str:
+    """A program that was installed next to this Python."""
+    return str(Path(sys.executable).with_name(name))
+
+
 def _listen(port: int) -> list[str]:
     return ["--host", "127.0.0.1", "--port", str(port)]
 
@@ -55,12 +110,40 @@ def _log(access_log: bool) -> list[str]:
     return ["--no-access-log", "--log-level", "warning"]
 
 
+LAUNCHER = "bench/launch.py"
+
 SERVERS: dict[str, Command] = {
     "esg": esg,
     "uvicorn": uvicorn,
     "granian": granian,
     "gunicorn": gunicorn,
+    "peregrine": peregrine,
+    "h2corn": h2corn,
+    "freastal": freastal,
+    "fastpysgi": fastpysgi,
+    "saltare": saltare,
 }
+
+WSGI_SERVERS: dict[str, Command] = {
+    "esg": esg_wsgi,
+    "granian": granian_wsgi,
+    "gunicorn": gunicorn_wsgi,
+    "peregrine": functools.partial(peregrine, interface="wsgi"),
+    "freastal": functools.partial(freastal, interface="wsgi"),
+    "fastpysgi": functools.partial(fastpysgi, interface="wsgi"),
+}
+
+WITHOUT_ACCESS_LOG = ("freastal", "fastpysgi")
+
+DISTRIBUTIONS = {"peregrine": "peregrine-server"}
+"""The names on PyPI, where they differ."""
+
+
+def command_for(server: str, scenario: Scenario) -> Command | None:
+    """How to start a server for a scenario; None if the server can't serve that."""
+    if scenario.access_log and server in WITHOUT_ACCESS_LOG:
+        return None
+    return (WSGI_SERVERS if scenario.wsgi else SERVERS).get(server)
 
 
 def environment() -> dict[str, str]:
@@ -77,7 +160,7 @@ def version(server: str) -> str:
     if server == "esg":
         return "this checkout"  # it runs from the root of the repository, installed or not
     try:
-        number = importlib.metadata.version(server)
+        number = importlib.metadata.version(DISTRIBUTIONS.get(server, server))
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
     if server != "gunicorn":
