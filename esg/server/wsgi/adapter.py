@@ -7,6 +7,7 @@ loop.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from esg import forks
 from esg.log.records import worker_subject
@@ -34,7 +35,7 @@ class WSGIAdapter:
             subject = worker_subject(worker.number, worker.generation, worker.pid)
         self.app = app
         self._subject = subject
-        self._threads = Threads(threads)
+        self._threads = Threads(threads, _in_next_turn)
         self._keep_in_children = forks.release_in_children(Call.end_in_child)
         self._too_long = Seldom()
         self._base: Environ = {
@@ -85,6 +86,10 @@ class WSGIAdapter:
             await call.serve()
         finally:
             del stacks.helpers[task]
+
+
+def _in_next_turn(call: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_soon(call)
 
 
 def _may_have_body(environ: Environ) -> bool:

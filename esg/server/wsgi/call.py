@@ -182,8 +182,8 @@ class Call:
         self._next_look = 0.0
         """When to check again whether the client has left, in monotonic seconds."""
         # between thread and task
-        self._orders: deque[tuple[Order | None, bool]] = deque()
-        """Orders, and whether the thread waits for the answer. None: the thread is done."""
+        self._orders: deque[Order | list[Message] | None] = deque()
+        """Orders whose result the thread waits for, messages to send, and None: it is done."""
         self._waiter: asyncio.Future[None] | None = None
         self._over = False
         """Whether the task has ended, so that it carries out no more orders."""
@@ -217,10 +217,14 @@ class Call:
                 while not self._orders:
                     self._waiter = self._loop.create_future()
                     await self._waiter
-                order, answered = self._orders.popleft()
+                order = self._orders.popleft()
                 if order is None:
                     break
-                await self._carry_out(order, answered)
+                if isinstance(order, list):
+                    for message in order:
+                        await self._send(message)
+                else:
+                    await self._carry_out(order)
             if self._error is not None:
                 raise self._error
         finally:
@@ -230,10 +234,8 @@ class Call:
                 self._first_message.close()
             self._refuse()
 
-    async def _carry_out(self, order: Order, answered: bool) -> None:
-        if not answered:
-            await order()
-            return
+    async def _carry_out(self, order: Order) -> None:
+        """Carry out an order whose result the thread waits for."""
         try:
             self._answer = await order()
         except Exception as error:  # noqa: BLE001 - the thread raises it
@@ -261,13 +263,13 @@ class Call:
     def _refuse(self) -> None:
         """Refuse the thread's orders, because the request is over."""
         while self._orders:
-            order, answered = self._orders.popleft()
-            if answered and self._answered is not None:
-                self._answer = ClientDisconnected("the request is over")
-                self._answered.release()
-            elif order is None and self._error is not None:
+            order = self._orders.popleft()
+            if order is None and self._error is not None:
                 self._log_late(self._error)
                 self._error = None
+            elif callable(order) and self._answered is not None:
+                self._answer = ClientDisconnected("the request is over")
+                self._answered.release()
 
     def _log_late(self, error: BaseException) -> None:
         if not isinstance(error, ClientDisconnected):
@@ -283,19 +285,24 @@ class Call:
         """
         tell = cls._tell
 
-        def end_or_tell(call: Call, order: Order | None, answered: bool = False) -> None:
+        def end_or_tell(call: Call, order: Order | list[Message] | None, wake: bool = True) -> None:
             if forks.is_forked_child(call._loop):
                 forks.end(call._error)
-            tell(call, order, answered)
+            tell(call, order, wake)
 
         cls._tell = end_or_tell  # type: ignore[method-assign,assignment]
 
     # -- in the thread: orders ---------------------------------------------------------
 
-    def _tell(self, order: Order | None, answered: bool = False) -> None:
-        """Give an order. Raises ClientDisconnected if the task has ended."""
+    def _tell(self, order: Order | list[Message] | None, wake: bool = True) -> None:
+        """Give an order. Raises ClientDisconnected if the task has ended.
+
+        Without `wake`, the task carries it out together with the next one.
+        """
         if not self._over:
-            self._orders.append((order, answered))
+            self._orders.append(order)
+            if not wake:
+                return
             try:
                 self._loop.call_soon_threadsafe(self._wake)
                 return
@@ -308,7 +315,7 @@ class Call:
         if self._answered is None:
             self._answered = threading.Lock()
             self._answered.acquire()
-        self._tell(order, answered=True)
+        self._tell(order)
         self._answered.acquire()
         answer, self._answer = self._answer, None
         if isinstance(answer, BaseException):
@@ -353,7 +360,8 @@ class Call:
                 if self._remaining is not None and self._remaining < len(piece):
                     self._warn_too_long(result)
                     piece = piece[: self._remaining]
-                self._send_last(piece)
+                # A plain list has no `close`, so the thread is done and wakes the task in a moment.
+                self._send_last(piece, wake=type(result) not in (list, tuple))
             else:
                 self._send_all(result)
         finally:
@@ -404,9 +412,8 @@ class Call:
             event = f"{_TOO_LONG}, and was cut there: {method} {path!a}{more}"
             log(self._subject, event, level=logging.WARNING)
 
-    def _send_last(self, piece: bytes) -> None:
-        messages = self._with_head({"type": "http.response.body", "body": piece})
-        self._tell(lambda: self._send_each(messages))
+    def _send_last(self, piece: bytes, wake: bool = True) -> None:
+        self._tell(self._with_head({"type": "http.response.body", "body": piece}), wake)
 
     def write(self, piece: bytes) -> None:
         """Send a piece, and wait if the client is slow. `start_response` returns this method."""

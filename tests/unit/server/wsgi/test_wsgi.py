@@ -461,8 +461,9 @@ def test_a_file_is_closed():
 def threads():
     made = []
 
-    def make(size):
-        made.append(Threads(size))
+    def make(size, later=lambda look: look()):
+        """By default, each job is followed by a turn of the loop."""
+        made.append(Threads(size, later))
         return made[-1]
 
     yield make
@@ -476,7 +477,7 @@ def test_threads_are_made_when_they_are_needed(threads):
     ran = []
     for count in range(1, 21):
         pool.submit(lambda: ran.append(threading.current_thread()))
-        eventually(lambda wanted=count: len(ran) == wanted and pool._free == 1, "the job ran")
+        eventually(lambda wanted=count: len(ran) == wanted and len(pool._idle) == 1, "it ran")
     assert pool.started == 1
     assert ran[0].daemon
     assert ran[0].name == "wsgi-1"
@@ -493,10 +494,10 @@ def test_jobs_run_at_once_up_to_the_size_and_then_wait(threads):
         pool.submit(job)
     eventually(lambda: len(running) == 3, "three run")
     assert pool.started == 3
-    assert pool._free == -4
+    assert len(pool._jobs) == 4
     release.set()
     eventually(lambda: len(running) == 7, "all ran")
-    eventually(lambda: pool._free == 3, "all threads are free")
+    eventually(lambda: len(pool._idle) == 3, "all threads are idle")
 
 
 def test_an_idle_thread_holds_nothing_of_its_last_job(threads):
@@ -539,7 +540,7 @@ def test_a_thread_that_cannot_be_started_is_an_error_and_does_not_count(threads,
         with pytest.raises(RuntimeError, match="can't start"):
             pool.submit(lambda: ran.append("refused"))
     pool.submit(lambda: ran.append("first"))
-    eventually(lambda: pool._free == 1, "the first ran")
+    eventually(lambda: len(pool._idle) == 1, "the first ran")
     assert (pool.started, ran) == (1, ["first"])
 
 
@@ -555,4 +556,46 @@ def test_a_job_waits_for_a_thread_if_no_more_can_be_started(threads, monkeypatch
         pool.submit(lambda: ran.append(1))
     release.set()
     eventually(lambda: ran == [1], "the second ran")
-    eventually(lambda: pool._free == 1, "its thread is free")
+    eventually(lambda: len(pool._idle) == 1, "its thread is idle")
+
+
+def test_one_thread_is_woken_in_each_turn_of_the_loop(threads):
+    turns, release, running = [], threading.Event(), []
+    pool = threads(8, turns.append)
+
+    def job():
+        running.append(threading.current_thread())
+        release.wait(10)
+
+    for _ in range(3):
+        pool.submit(job)
+    for count in (1, 2, 3):
+        eventually(lambda wanted=count: len(running) == wanted, "one more thread runs")
+        assert pool.started == count
+        turns.pop()()
+    assert turns == []
+    release.set()
+
+
+def test_a_thread_that_does_not_wait_takes_all_jobs(threads):
+    turns, ran = [], []
+    pool = threads(8, turns.append)
+    with pool._lock:  # as if the thread didn't get the interpreter's lock before the last job
+        pool._jobs.extend(lambda: ran.append(threading.current_thread()) for _ in range(50))
+    pool.submit(lambda: ran.append(threading.current_thread()))
+    eventually(lambda: len(ran) == 51, "all ran")
+    turns.pop()()
+    assert (len(set(ran)), turns) == (1, [])
+
+
+def test_no_job_is_forgotten(threads):
+    """Jobs that arrive while threads finish, and while others are on their way."""
+    turns, ran = [], []
+    pool = threads(3, turns.append)
+    for number in range(5000):
+        pool.submit(lambda number=number: ran.append(number))
+        while turns and number % 7:
+            turns.pop()()
+    while turns:
+        turns.pop()()
+    eventually(lambda: sorted(ran) == list(range(5000)), "all ran")
