@@ -292,7 +292,8 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
             above.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if at_end and not self._told_end:
             if self._above_reads:
-                self._tell_end(above)
+                # what was passed on may have replaced the protocol
+                self._tell_end(self._above or above)
             else:
                 self._end_is_due = True
 

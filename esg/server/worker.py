@@ -215,6 +215,8 @@ class Worker:
                     self._begin(own_process)
                 await self._stopping.wait()
                 await self._drain()
+            else:
+                self._mailbox.send(mailbox.StoppedAccepting())
             if own_process:
                 await self._wind_down()
             else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from esg.server.http1.connection import Connection
 from esg.server.http1.parked import Parked
 from esg.server.state import PARK_AFTER, TICK
@@ -66,6 +68,31 @@ async def test_a_request_that_has_begun_to_arrive_is_not_dropped(serve):
     assert kinds(server) == [Connection]
     await client.send(head[7:])
     assert (await client.response()).body == b"/late"
+
+
+@pytest.mark.parametrize("begun", [b"G", b"GET", b"GET "])
+async def test_a_request_that_begins_in_the_same_piece_as_the_one_before_is_not_dropped(
+    serve, begun
+):
+    server = serve(echo_path, timeout_keep_alive=KEEP_ALIVE)
+    client = server.connect()
+    await client.send(get(b"/early") + begun)
+    assert (await client.response()).body == b"/early"
+    server.advance(IDLE)
+    assert kinds(server) == [Connection]
+    await client.send(get(b"/late").removeprefix(begun))
+    assert (await client.response()).body == b"/late"
+
+
+async def test_a_method_is_not_taken_for_the_end_of_another(serve):
+    """LOCK and UNLOCK are methods."""
+    app = Recorder()
+    server = serve(app, timeout_keep_alive=KEEP_ALIVE)
+    client = server.connect()
+    await client.request(get() + b"UN")
+    server.advance(IDLE)
+    await client.request(b"LOCK / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert [scope["method"] for scope in app.scopes] == ["GET", "UNLOCK"]
 
 
 async def test_requests_sent_ahead_to_a_parked_connection_are_answered_in_order(serve):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from esg.server.http1.parked import Parked
+from esg.server.state import PARK_AFTER, TICK
 from esg.server.tls_transport import TLSTransport
 
 from .apps import Recorder, hello, respond
@@ -304,6 +306,20 @@ async def test_close_notify_alone_ends_a_keep_alive_connection(serve):
         client.tls.unwrap()
     await client._flush()
     assert await client.rest() == b""
+    await server.connections(0)
+
+
+async def test_a_request_and_a_close_notify_may_arrive_together_at_a_parked_connection(serve):
+    server = serve(hello, timeout_keep_alive=60)
+    client = server.connect()
+    await client.request(get())
+    server.advance(PARK_AFTER + 2 * TICK)
+    assert [type(connection) for connection in server.service.connections] == [Parked]
+    client.tls.write(get())
+    with pytest.raises(ssl.SSLWantReadError):
+        client.tls.unwrap()
+    await client._flush()
+    assert (await client.response()).body == b"hello"
     await server.connections(0)
 
 

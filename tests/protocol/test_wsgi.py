@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import io
+import logging
 import sys
 import threading
 import time
@@ -801,6 +802,32 @@ async def test_the_error_stream_is_the_log(serve_wsgi, log):
     assert (await serve_wsgi(app).connect().request(get())).status == 200
     await until(lambda: log.errors)
     log.claim("wsgi.errors: half and half\nthe rest")
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+async def test_an_exception_in_the_logging_of_the_last_text_is_the_applications(
+    serve_wsgi, log, kind
+):
+    def refuse(record):
+        if "unfinished" in record.getMessage():
+            raise ValueError("refused by a filter")
+        return True
+
+    def app(environ, start_response):
+        environ["wsgi.errors"].write("unfinished")
+        start_response("200 OK", [("Content-Length", "2")])
+        return kind([b"ok"])
+
+    logger = logging.getLogger("esg")
+    logger.addFilter(refuse)
+    try:
+        client = serve_wsgi(app, threads=1).connect()
+        for _ in range(2):
+            assert (await client.request(get())).body == b"ok"
+            await until(lambda: log.errors)
+            assert "refused by a filter" in log.claim("exception in the application")
+    finally:
+        logger.removeFilter(refuse)
 
 
 # -- the request's body ----------------------------------------------------------------

@@ -72,6 +72,11 @@ CHUNK_OVERHEAD = 8
 """Bytes of chunk framing allowed for each byte of a body, on top of what a header section may take.
 """
 
+ENDS_OF_METHODS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ- ")
+"""Bytes that a part of a request may end with while the parser keeps it and hasn't passed any of it
+on: letters of a method, or the space behind it.
+"""
+
 METHODS = {
     name.encode("ascii"): name for name in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 }
@@ -134,6 +139,7 @@ class Reader:
         "_deciding",
         "_head_limit",
         "_headers",
+        "_last_byte",
         "_make_scope",
         "_parser",
         "_refused",
@@ -180,6 +186,8 @@ class Reader:
         self._headers: Headers = []
         self.head_size = 0
         """Bytes fed since the last header section that was complete."""
+        self._last_byte = 0
+        """The last byte that was fed."""
         self._head_limit = 0
         """An upper bound for the size of any header section in the current piece, in bytes."""
         self.raised: HTTPError | None = None
@@ -215,9 +223,10 @@ class Reader:
 
     @property
     def busy(self) -> bool:
-        """Whether anything was read that isn't part of a complete request."""
+        """Whether anything was read that isn't part of a complete request, or may not be."""
         begun = self.head_size or self.pending or self._target or self.receiving is not None
-        return bool(begun or self.paused or isinstance(self._parser, HoldingParser))
+        held = self._last_byte in ENDS_OF_METHODS or isinstance(self._parser, HoldingParser)
+        return bool(begun or self.paused or held)
 
     def drop(self) -> None:
         """Parse nothing more. What arrives is still read, so that the client gets no reset."""
@@ -345,6 +354,7 @@ class Reader:
 
     def feed(self, data: bytes) -> None:
         """Parse what arrived, then begin the request whose header section is complete now."""
+        self._last_byte = data[-1]
         try:
             if self.receiving is None and len(data) <= FEED_FIRST:
                 self._head_limit = self.head_size = self.head_size + len(data)

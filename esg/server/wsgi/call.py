@@ -340,7 +340,10 @@ class Call:
         except BaseException as error:  # noqa: BLE001 - applications may raise anything
             self._error = error
         self.thread = 0
-        self._errors.flush()
+        try:
+            self._errors.flush()
+        except Exception as error:  # noqa: BLE001 - a filter of the application's logging
+            self._error = self._error or error
         self._input.close()
         try:
             self._tell(None)

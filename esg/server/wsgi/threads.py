@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -39,7 +40,10 @@ class Threads:
         self.started = 0
 
     def submit(self, job: Job) -> None:
-        """Run `job`, which must not raise, in a thread. Raises RuntimeError if there is none."""
+        """Run `job` in a thread; what it raises is for `threading.excepthook`.
+
+        Raises RuntimeError if there is no thread.
+        """
         self._jobs.append(job)
         if not self._looks:
             self._wake_one()
@@ -107,5 +111,9 @@ class Threads:
                 bell.acquire()
                 woken = True
             else:
-                job()
+                try:
+                    job()
+                except BaseException:  # noqa: BLE001 - without this thread, jobs might wait forever
+                    current = threading.current_thread()
+                    threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), current)))
                 del job  # a thread that waits for its next job must not keep objects alive

@@ -63,7 +63,7 @@ class Member:
     """The time at which it was forked."""
     grace_ends: float | None = None
     accepts_until: float = -math.inf
-    """The time until which it may still accept connections, although it drains."""
+    """The time until which it may still accept connections, although it was told to stop."""
     state: WorkerState = WorkerState.BOOTING
     due: str = ""
     """Why it has to be replaced; empty if it needn't be."""
@@ -120,6 +120,7 @@ class Member:
         """Make it end during its boot."""
         self.leave(now + QUIT_GRACE)
         self.discarded_at = now
+        self.accepts_until = now + ACCEPTING_WAIT  # it may have begun to serve meanwhile
         return do.Discard(self.number, self.generation.terms.graceful_timeout, final)
 
     def quit(self, now: float) -> Action:

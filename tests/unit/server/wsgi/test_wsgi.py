@@ -512,6 +512,17 @@ def test_an_idle_thread_holds_nothing_of_its_last_job(threads):
     eventually(lambda: gone() is None or gc.collect() < 0, "the job is gone")
 
 
+def test_a_thread_survives_a_job_that_raises(threads, monkeypatch):
+    raised, ran = [], []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    pool = threads(1)
+    pool.submit(lambda: 1 / 0)
+    pool.submit(lambda: ran.append(1))
+    eventually(lambda: ran == [1], "the second ran")
+    assert [args.exc_type for args in raised] == [ZeroDivisionError]
+    assert pool.started == 1
+
+
 def test_threads_end_when_they_are_done(threads):
     pool, release, ran = threads(2), threading.Event(), []
 

@@ -113,7 +113,7 @@ class World:
                 process.told.append(type(action).__name__)
                 if process.leaving_since is None:
                     process.leaving_since = self.now
-                    process.may_accept = isinstance(action, do.Drain)
+                    process.may_accept = isinstance(action, do.Drain | do.Discard)
                     if process.may_accept and self.confirms:
                         self.consequences.append(on.WorkerStoppedAccepting(action.number))
             case do.DumpStack() | do.Abort():
@@ -628,6 +628,21 @@ def test_a_reload_is_done_once_no_old_worker_accepts() -> None:
     world.tell(on.WorkerStoppedAccepting(old[1]))
     assert world.answers[job].ok
     assert world.told[-1].state == "serving"
+
+
+def test_a_reload_waits_for_an_old_worker_that_was_discarded_when_it_began_to_accept() -> None:
+    world = serving(workers=1)
+    world.confirms = False
+    world.exit(world.processes[1])
+    job = world.ask_for_reload(terms_of(1, 1))
+    discarded, canary = world.processes.values()
+    canary.ready = True
+    world.tell(on.WorkerReady(canary.number))
+    assert discarded.told == ["Discard"]
+    assert job not in world.answers
+    world.tell(on.WorkerReady(discarded.number))
+    world.tell(on.WorkerStoppedAccepting(discarded.number))
+    assert world.answers[job].ok
 
 
 def test_a_reload_does_not_wait_long_for_an_old_worker_that_says_nothing() -> None:
