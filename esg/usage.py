@@ -29,7 +29,7 @@ COMMON = frozenset(
 )
 """The options that `--help` shows. `--help-all` shows all options."""
 
-ONLY_COMMON = "These are the common options; --help-all shows all of them."
+ONLY_COMMON = "These are the common options; --help-all shows all options."
 
 OTHER = "Other"
 IGNORED = "Ignored (accepted so that command lines of other servers run)"

@@ -125,9 +125,9 @@ class Server:
     async def serve(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Serve until told to stop.
 
-        `sockets` are bound TCP sockets to accept from in place of the settings' addresses; they
-        are closed at the end. In the main thread, SIGINT and SIGTERM stop the server; the previous
-        handlers are restored afterwards, and the signals are raised again for them.
+        `sockets` are bound TCP or UNIX sockets to accept from in place of the settings' addresses;
+        they are closed at the end. In the main thread, SIGINT and SIGTERM stop the server; the
+        previous handlers are restored afterwards, and the signals are raised again for them.
 
         Raises AppImportError or BootError if the application can't be loaded or started,
         ListenError if an address can't be listened on, ConfigError for other kinds of sockets, and

@@ -32,7 +32,9 @@ def loop_factory(name: str) -> LoopFactory:
 
 
 def loop_in_place_of(factory: LoopFactory, name: str, subject: str) -> LoopFactory:
-    """The factory to use after the application was imported: `factory`, or asyncio's if it patched.
+    """The factory to use after the application was imported.
+
+    It is `factory`, or asyncio's if threads are patched.
 
     gevent's monkey.patch_all() turns threads into greenlets, which only run while gevent's hub
     runs. asyncio's own loop waits in the patched `selectors`, so the hub runs meanwhile. uvloop

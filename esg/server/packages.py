@@ -1,4 +1,4 @@
-"""Imports the packages that serve before the first fork, so that workers share their memory.
+"""Imports, before the first fork, the packages that serve, so that workers share their memory.
 
 The application may use some of these packages too, and a deployment may replace them on the disk
 without a restart. A worker must not mix the modules in memory with those on the disk, so it forgets

@@ -477,7 +477,7 @@ class Worker:
             await asyncio.sleep(0.02)
 
     async def _close_sockets(self, order: mailbox.Drain) -> None:
-        """Close WebSockets, spread over the first half of the grace period, as their clients
+        """Close WebSockets, spread over the first half of the grace period, because their clients
         reconnect."""
         ends = order.final or order.reason in ENDS or self._quick.is_set()
         code = GOING_AWAY if ends else SERVICE_RESTART

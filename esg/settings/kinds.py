@@ -25,8 +25,8 @@ from esg.settings.objects import take_out
 class Kind:
     """How one kind of value is read: `parse` accepts text or a TOML value, or raises ValueError.
 
-    `types` are the TOML types that the value may have in a file; the other sources have only text.
-    `words` are strings that a file may have in place of a number.
+    `types` are the TOML types that the value may have in a file; only `parse` checks the values of
+    other sources. `words` are strings that a file may have in place of a number.
     """
 
     metavar: str

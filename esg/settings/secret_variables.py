@@ -1,4 +1,4 @@
-"""Hides secret settings that are given as environment variables from the application and /proc."""
+"""Hides secret settings in environment variables: from the application, and from /proc."""
 
 from __future__ import annotations
 

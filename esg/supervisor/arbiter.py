@@ -1,4 +1,4 @@
-"""The arbiter: waits, passes what happens to the fleet as events, and performs the fleet's actions.
+"""The arbiter: waits, turns what happens into events for the fleet, and performs its actions.
 
 It decides nothing (the fleet does), never blocks except in the selector, and never imports the
 application.

@@ -62,9 +62,9 @@ class Progress:
     def of_stuck(self, in_flight: int, since_beat: float, now: float) -> str:
         """The text about a stuck worker before its stacks; empty if the stacks are enough.
 
-        These are the requests that it held, the oldest first, or where its startup waits if it
-        isn't ready yet. At its last heartbeat, `since_beat` seconds ago, it had `in_flight`
-        requests.
+        It names the requests that the worker held, the oldest first, or says where the worker's
+        startup waits if it isn't ready yet. At its last heartbeat, `since_beat` seconds ago, the
+        worker had `in_flight` requests.
         """
         stands_still = since_beat >= STANDSTILL
         if self._boots:

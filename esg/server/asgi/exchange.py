@@ -110,7 +110,7 @@ class Carrier(Protocol):
         """A method: whether the connection is being closed, so that nothing can be sent."""
 
     def send_continue(self) -> None:
-        """Tell a client that waits for it to send its body."""
+        """Send the 100 (Continue) that the client waits for before it sends the body."""
 
     def answer_error(self, status: int, head_only: bool, content: Content) -> None:
         """Send one of the server's own responses, and close."""

@@ -14,8 +14,8 @@ from esg.settings.schema import Config
 THREADS_PER_CPU = 4
 FEWEST_THREADS = 8
 MOST_THREADS = 32
-"""The default for `--threads`. It is more than the number of CPUs, because WSGI requests often wait
-for databases and other services."""
+"""The default for `--threads`. It is usually more than the number of CPUs, because WSGI requests
+often wait for databases and other services."""
 
 
 def adapt(app: Any, config: Config) -> Application:

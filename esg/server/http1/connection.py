@@ -447,7 +447,7 @@ class Connection(asyncio.Protocol):
     # -- writing -------------------------------------------------------------------------
 
     def send_continue(self) -> None:
-        """Tell a client that waits for it to send its body (RFC 9110, section 10.1.1)."""
+        """Send the 100 that the client waits for before it sends the body (RFC 9110, 10.1.1)."""
         self.write(CONTINUE)
         self.watch()
 

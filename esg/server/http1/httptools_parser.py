@@ -31,8 +31,8 @@ class HttptoolsParser:
     ) -> bytes | memoryview:
         """See `Parser`."""
         if isinstance(error, httptools.HttpParserUpgrade):
-            # The request offers to change the protocol, and the server didn't accept: HTTP
-            # continues after it, beginning with its body (RFC 9110, section 7.8).
+            # The request offers to change the protocol. Unless the server accepts, HTTP continues
+            # after it, beginning with its body (RFC 9110, section 7.8).
             if body_length:
                 self._resume(body_length)
             return data[error.args[0] :]

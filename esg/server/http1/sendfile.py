@@ -121,7 +121,7 @@ async def send_file(wire: FileWire, fd: int, offset: int, count: int) -> int:
     wire.outflow.flush()
     transport.set_write_buffer_limits(0)  # so that a writable socket means that nothing is unsent
     try:
-        # Event loops don't allow waiting for a transport's descriptor, but for a copy of it.
+        # Event loops don't allow waiting for a transport's descriptor, but they do for a copy.
         with Copies(fd, transport.get_extra_info("socket").fileno()) as copies:
             await wire.outflow.writable()
             out = copies.descriptors[1]

@@ -25,7 +25,7 @@ class Threads:
     def __init__(self, size: int, later: Callable[[Job], object]) -> None:
         """At most `size` threads; further jobs wait.
 
-        `later` calls a function in the next turn of the loop, in which `submit` is called, too.
+        `later` calls a function in the loop's next turn. `submit` is called on that loop, too.
         """
         self._size = size
         self._later = later

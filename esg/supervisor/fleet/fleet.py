@@ -409,7 +409,7 @@ class Fleet:
         if self._is_rolled():
             self.reload.close()
         # The order matters. A generation can take over the sockets of another generation only
-        # before that is retired. And when the last worker of a retired generation drains, it is
+        # before that one is retired. And when the last worker of a retired generation drains, it is
         # told which sockets only this worker has.
         self._prepare_next()
         self._retire()

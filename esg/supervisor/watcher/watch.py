@@ -214,7 +214,7 @@ class Watch:
         self._glances = Glances(config.files)
         self._selection = Selection(config)
         self._watching = ""
-        # Otherwise watchfiles compares whole seconds, and would miss a second save within one.
+        # When watchfiles polls, it compares whole seconds, and would miss a second save in one.
         self._polls = config.reload_engine == "poll"
 
     def run(self) -> None:
