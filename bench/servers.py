@@ -1,4 +1,4 @@
-"""The servers compared, as command lines: one worker each, on uvloop, with nothing else tuned."""
+"""The servers compared, as command lines: one worker each, on uvloop where that is supported."""
 
 import functools
 import importlib.metadata
