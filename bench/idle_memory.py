@@ -94,7 +94,7 @@ def _ask(client: socket.socket) -> None:
 
 
 def _open(deflate: bool, used: bool) -> Callable[[socket.socket], None]:
-    """The bytes that open a WebSocket, and send a message over it if it is `used`."""
+    """A function that opens a WebSocket, and sends a message over it if `used`."""
     handshake, message = HANDSHAKE, b"x" * 100
     frame = head(len(message), 0x80) + MASK + _masked(message)
     if deflate:

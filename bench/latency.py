@@ -126,7 +126,7 @@ def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure how long requests take at half load.")
     add = parser.add_argument
     add("--server", action="append", choices=SERVERS, help="default: esg, uvicorn, granian")
-    add("--other", metavar="DIR", help="also measure the ESG of this checkout")
+    add("--other", metavar="DIR", help="also measure the ESG of the checkout in DIR")
     add("--scenario", choices=SCENARIOS, default="hello", help="default: %(default)s")
     add("--rounds", type=int, default=3, help="default: %(default)s")
     add("--seconds", type=int, default=4, help="of one measurement; default: %(default)s")

@@ -1,4 +1,4 @@
-"""The servers compared, as command lines: one worker each, on uvloop where that is supported."""
+"""The servers compared, as command lines: one worker each; ASGI servers on uvloop if they can."""
 
 import functools
 import importlib.metadata

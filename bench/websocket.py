@@ -54,7 +54,7 @@ class Kind:
 
     @property
     def scenario(self) -> Scenario:
-        """The same for `serving`, which asks over HTTP whether the server is up."""
+        """The scenario for `serving`, which asks over HTTP whether the server is up."""
         return dataclasses.replace(SCENARIOS["hello"], app=f"bench.websocket_apps:{self.app}")
 
 

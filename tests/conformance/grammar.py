@@ -83,7 +83,7 @@ BODIES = [
 ODD_BYTES = b'\r\n\t \0:;,="0159afFxX/\\\x0b\x0c\x1f\x7f\x80\xff#?@*-+%[]'
 
 _TWO_SPACES = re.compile(rb"[^\r\n]  ")
-_TAB_BEHIND_CHUNKED = re.compile(rb"chunked[ \t]*\t", re.IGNORECASE)
+_TAB_AFTER_CHUNKED = re.compile(rb"chunked[ \t]*\t", re.IGNORECASE)
 
 
 def outside(data: bytes) -> bool:
@@ -93,7 +93,7 @@ def outside(data: bytes) -> bool:
     and refuses a tab after `chunked`.
     """
     other = b"RTSP/" in data or b"ICE/" in data
-    return other or bool(_TWO_SPACES.search(data) or _TAB_BEHIND_CHUNKED.search(data))
+    return other or bool(_TWO_SPACES.search(data) or _TAB_AFTER_CHUNKED.search(data))
 
 
 @st.composite

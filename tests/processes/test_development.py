@@ -353,7 +353,7 @@ def test_files_saved_while_no_watcher_runs_are_served(watching: Start) -> None:
     esg.wait_for_log("next start in 0.5 s")
     esg.write(application("three"))
     wait_for_version(esg, "three")
-    assert len(esg.logged("changed: ")) == 2, "nothing is told of twice"
+    assert len(esg.logged("changed: ")) == 2, "nothing is reported twice"
 
 
 def test_files_saved_during_startup_are_served(start: Start) -> None:

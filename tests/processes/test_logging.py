@@ -217,7 +217,7 @@ def test_output_that_nobody_reads_for_a_while_does_not_stop_requests(start: Star
 
     thread = threading.Thread(target=read)
     thread.start()
-    eventually(lambda: b"lines; it can be written again" in b"".join(pieces), "the loss is told")
+    eventually(lambda: b"lines; it can be written again" in b"".join(pieces), "the loss is logged")
     esg.stop()
     thread.join()
     os.close(reader)

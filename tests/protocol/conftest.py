@@ -62,7 +62,7 @@ WITH_ONE_PARSER = {"test_over_tls"}
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out combinations that would take time and show nothing new.
 
-    These are h11 on asyncio's loop and, in a few modules, h11 on any loop.
+    In most modules this is h11 on asyncio's loop; in those of `WITH_ONE_PARSER`, h11 on any loop.
     """
     kept, left_out = [], []
     for item in items:

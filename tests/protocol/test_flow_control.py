@@ -100,7 +100,7 @@ async def test_a_client_that_reads_nothing_is_disconnected_at_the_limit(serve):
     server.advance(55)
     await settled(lambda: source.accepted)
     assert source.failure is None
-    for _ in range(8):  # at the first ones the kernels may still have passed bytes on
+    for _ in range(8):  # during the first ones, the kernel may still pass bytes on
         server.advance(10)
     await until(lambda: source.failure)
     await server.connections(0)

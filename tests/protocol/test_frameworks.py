@@ -388,7 +388,7 @@ async def test_files_are_sent_by_the_kernel_with_sendfile(serve, tmp_path):
     assert seen == ["http.response.start", "http.response.pathsend"]
 
 
-async def test_is_disconnected_tells_that_the_client_left(serve):
+async def test_is_disconnected_reports_that_the_client_left(serve):
     seen, release = [], asyncio.Event()
 
     async def wait(request: Request) -> Response:

@@ -705,7 +705,7 @@ async def test_a_client_that_reads_nothing_is_reset(serve):
     server.advance(4)
     await turns(5)
     assert not sending.done()
-    for _ in range(5):  # at the first ones the kernels may still have passed bytes on
+    for _ in range(5):  # during the first ones, the kernel may still pass bytes on
         server.advance(4)
         await turns(5)
     assert sending.done()

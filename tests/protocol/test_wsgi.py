@@ -363,7 +363,7 @@ async def test_an_application_can_raise_an_error_after_the_head(serve_wsgi, log)
     assert "too late" in log.claim("exception in the application")
 
 
-async def test_start_response_is_called_once(serve_wsgi, log):
+async def test_a_second_call_of_start_response_is_a_500(serve_wsgi, log):
     def app(environ, start_response):
         start_response("200 OK", [])
         start_response("404 Not Found", [])
@@ -1318,7 +1318,7 @@ async def test_a_request_that_takes_too_long_shows_where_its_thread_is(serve_wsg
 
     def app(environ, start_response):
         entered.set()
-        gate.wait()  # here it stands
+        gate.wait()  # this is where it waits
         start_response("200 OK", [])
         return []
 
@@ -1333,6 +1333,6 @@ async def test_a_request_that_takes_too_long_shows_where_its_thread_is(serve_wsg
     assert (await second.response()).status == 503
     told = log.claim("request timed out"), log.claim("request timed out")
     gate.set()
-    assert sum("gate.wait()  # here it stands" in record for record in told) == 1
+    assert sum("gate.wait()  # this is where it waits" in record for record in told) == 1
     assert sum("waiting for a thread" in record for record in told) == 1
     assert not any("wsgi.py" in record and "test_wsgi.py" not in record for record in told)

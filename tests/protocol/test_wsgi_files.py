@@ -72,7 +72,7 @@ async def test_the_position_of_the_file_and_the_content_length_limit_the_part(
 
     def open_file():
         file = path.open("rb")
-        file.read(100)  # a buffered file reads ahead, so its descriptor is further
+        file.read(100)  # a buffered file reads ahead, so its descriptor is further along
         return file
 
     fields = ("Content-Length", str(size))

@@ -230,7 +230,7 @@ class Client:
 
     async def _receive_or_fail(self) -> None:
         if not await self._receive():
-            raise Truncated(f"the connection ended behind {bytes(self._buffer[-200:])!r}")
+            raise Truncated(f"the connection ended after {bytes(self._buffer[-200:])!r}")
 
     async def _receive(self) -> bool:
         data = await self._loop.sock_recv(self.sock, 1 << 20)

@@ -82,9 +82,9 @@ def _reserved() -> Iterator[Case]:
             yield Case(f"5.2 reserved bits {rsv} of {opcode}", (sent,), (), 1002)
     first = frame(TEXT, b"x")
     later = frame(TEXT, b"y", rsv=2)
-    yield Case("5.2 reserved bits behind a message", (first, later), ((TEXT, b"x"),), 1002)
+    yield Case("5.2 reserved bits after a message", (first, later), ((TEXT, b"x"),), 1002)
     header = frame(TEXT, b"x" * 70, rsv=1)[:2]
-    yield Case("5.2 reserved bits, two bytes of it", (header,), (), 1002)
+    yield Case("5.2 reserved bits, the first two bytes", (header,), (), 1002)
 
 
 def _opcodes() -> Iterator[Case]:
@@ -116,7 +116,7 @@ def _fragments() -> Iterator[Case]:
     yield Case("5.4 a continuation of nothing", (frame(CONT, b"x"),), (), 1002)
     yield Case("5.4 a continuation of nothing, more", (frame(CONT, b"x", fin=False),), (), 1002)
     done = frame(TEXT, b"x"), frame(CONT, b"y")
-    yield Case("5.4 a continuation behind a message", done, ((TEXT, b"x"),), 1002)
+    yield Case("5.4 a continuation after a message", done, ((TEXT, b"x"),), 1002)
 
 
 VALID = {
@@ -147,7 +147,7 @@ def _utf8() -> Iterator[Case]:
         yield Case(f"8.1 {name}", (frame(TEXT, data),), ((TEXT, data),))
         each = [bytes((byte,)) for byte in data]
         split = frame(TEXT, fin=False) + b"".join(frame(CONT, b, fin=False) for b in each)
-        yield Case(f"8.1 {name}, a fragment each byte", (split + frame(CONT),), ((TEXT, data),))
+        yield Case(f"8.1 {name}, a fragment for each byte", (split + frame(CONT),), ((TEXT, data),))
     for name, data in INVALID.items():
         yield Case(f"8.1 {name}", (frame(TEXT, data),), (), 1007)
         halves = frame(TEXT, data[:1], fin=False) + frame(CONT, data[1:])
@@ -173,8 +173,8 @@ def _closes() -> Iterator[Case]:
     within = frame(TEXT, b"x", fin=False), frame(CLOSE, close_payload(1000)), frame(CONT, b"x")
     yield Case("5.4 a close within a message", within, (), 1000)
     yield Case("5.4 a close within a message, at once", (b"".join(within),), (), 1000)
-    behind = frame(CLOSE, close_payload(1000)) + frame(TEXT, b"x") + frame(PING, b"x")
-    yield Case("5.5.1 frames behind a close", (behind,), (), 1000)
+    after = frame(CLOSE, close_payload(1000)) + frame(TEXT, b"x") + frame(PING, b"x")
+    yield Case("5.5.1 frames after a close", (after,), (), 1000)
     yield Case("5.5.1 two closes", (frame(CLOSE, close_payload(1000)) * 2,), (), 1000)
 
 

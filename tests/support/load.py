@@ -89,7 +89,7 @@ class Connection:
         except TimeoutError:
             raise Lost(f"no end of the answer, {stage}") from None
         except asyncio.IncompleteReadError as error:
-            raise Lost(f"end of the connection {stage}, behind {error.partial[-80:]!r}") from None
+            raise Lost(f"end of the connection {stage}, after {error.partial[-80:]!r}") from None
         except OSError as error:
             raise Lost(f"{type(error).__name__} {stage}") from None
 
@@ -99,9 +99,9 @@ class Connection:
             async with asyncio.timeout(ANSWER_LIMIT):
                 rest = await self._reader.read()
         except (OSError, TimeoutError) as error:
-            raise Lost(f"{type(error).__name__} behind the answer") from None
+            raise Lost(f"{type(error).__name__} after the answer") from None
         if rest:
-            raise Lost(f"bytes behind the answer: {rest[:80]!r}")
+            raise Lost(f"bytes after the answer: {rest[:80]!r}")
 
     def close(self) -> None:
         if self._writer.get_extra_info("sslcontext") is not None:

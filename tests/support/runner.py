@@ -1,4 +1,4 @@
-"""Real `python -m esg` processes. When one ends, it is checked for errors and left processes."""
+"""Real `python -m esg` processes, each checked at its end for errors and leftover processes."""
 
 from __future__ import annotations
 

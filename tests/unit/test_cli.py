@@ -120,7 +120,7 @@ def test_options_may_come_before_the_application():
 
 @pytest.fixture
 def everything_built(monkeypatch):
-    """As if no option were pending, and `--interface wsgi` were available."""
+    """As if no option were pending, and all files and folders existed."""
     built = {
         name: dataclasses.replace(declared, pending=False) for name, declared in SETTINGS.items()
     }

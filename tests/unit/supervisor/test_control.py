@@ -50,7 +50,7 @@ def connected(path):
 
 @contextlib.contextmanager
 def no_descriptors():
-    """While no descriptor is available."""
+    """Inside the block, no descriptor is available."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
     taken = []

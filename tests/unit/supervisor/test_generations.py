@@ -97,7 +97,7 @@ def test_the_number_of_a_generation_that_may_yet_begin_is_skipped(generations, t
     assert generations.add(settings(tmp_path, f"unix:{tmp_path}/1")).number == 3
 
 
-def test_the_objects_of_a_generation_log(generations, tmp_path):
+def test_the_log_of_a_generation_has_the_objects_of_its_settings(generations, tmp_path):
     stream = io.StringIO()
     definition = {"version": 1, "handlers": {"h": {"stream": stream}}}
     raw, objects = keywords.read("example:app", {"log_config": definition})

@@ -10,7 +10,7 @@ LAYOUTS = {
     "v2": ("0::/system.slice/esg.service", "system.slice/esg.service/memory.events"),
     "v2, no controller of its own": ("0::/a/b", "a/memory.events"),
     "v2, a container": ("0::/", "memory.events"),
-    "v2, the path of outside": ("0::/docker/1234", "memory.events"),
+    "v2, the path outside the container": ("0::/docker/1234", "memory.events"),
     "v1": ("4:cpu:/x\n3:memory:/esg\n0::/", "memory/esg/memory.oom_control"),
     "v1, a container": ("3:memory:/docker/1234", "memory/memory.oom_control"),
 }

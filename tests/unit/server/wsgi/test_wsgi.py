@@ -100,7 +100,7 @@ def test_root_path_is_script_name(root_path, target, names):
 
 
 def test_a_root_path_that_the_target_has_encoded():
-    """Middleware may set a `root_path` with percent-encoding."""
+    """Middleware may set a `root_path` that is percent-encoded in the target."""
     scope = http_scope(http_template(None, None, ""), "GET", b"/a%20b/c", [], {})
     made = request_environ(scope | {"root_path": "/a b"})
     assert (made["SCRIPT_NAME"], made["PATH_INFO"]) == ("/a b", "/c")

@@ -386,7 +386,7 @@ class FleetHistories(RuleBasedStateMachine):
             world.reload(terms)
         world.cannot_prepare = False
         if boots_now and not world.fleet.stopping:
-            assert world.spawns > spawns, "a reload waits, for what failed or is on its way out"
+            assert world.spawns > spawns, "a reload waits for workers that failed or are leaving"
 
     @alive
     @rule()

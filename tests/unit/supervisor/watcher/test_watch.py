@@ -240,7 +240,7 @@ def test_a_folder_to_watch_may_be_a_link_that_is_switched(folder):
     ]
 
 
-def test_changes_beside_a_name_that_is_not_utf_8_are_reported(folder):
+def test_changes_next_to_a_name_that_is_not_utf_8_are_reported(folder):
     def save():
         with open(os.fsencode(folder) + b"/r\xe9sum\xe9.log", "a") as file:
             file.write("x")
