@@ -16,7 +16,6 @@ from esg import api, cli, usage
 from esg.payload import Settings
 from esg.server.http1 import parsers
 from esg.settings import build
-from esg.settings.kinds import choice
 from esg.settings.schema import NO_EFFECT, SETTINGS
 
 
@@ -124,8 +123,6 @@ def everything_built(monkeypatch):
     built = {
         name: dataclasses.replace(declared, pending=False) for name, declared in SETTINGS.items()
     }
-    kind = choice("auto", "asgi3", "asgi2", "wsgi")
-    built["interface"] = dataclasses.replace(built["interface"], kind=kind)
     monkeypatch.setattr(build, "SETTINGS", built)
     # The files and folders don't exist.
     monkeypatch.setattr(api, "prepare", Settings)

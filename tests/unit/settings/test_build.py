@@ -580,18 +580,6 @@ def test_websockets_can_be_turned_off():
 # -- settings that stand for others ----------------------------------------------------
 
 
-@pytest.fixture
-def everything_built(monkeypatch):
-    """With all settings that `--wsgi` and `--worker-class` imply."""
-    kind = choice("auto", "asgi3", "asgi2", "wsgi")
-    built = {
-        "interface": dataclasses.replace(SETTINGS["interface"], kind=kind),
-        "http": dataclasses.replace(SETTINGS["http"], pending=False),
-    }
-    monkeypatch.setattr(build_module, "SETTINGS", SETTINGS | built)
-
-
-@pytest.mark.usefixtures("everything_built")
 @pytest.mark.parametrize(
     ("name", "interface", "http"),
     [
@@ -614,7 +602,6 @@ def test_a_worker_class_stands_for_settings(name, interface, http):
     assert ("--http h11" in text) == (http == "h11")
 
 
-@pytest.mark.usefixtures("everything_built")
 def test_an_explicit_setting_overrides_a_worker_class():
     assert made(worker_class="sync", interface="asgi3").interface == "asgi3"
 
