@@ -75,12 +75,13 @@ class WSGIAdapter:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()  # each time, it asks the kernel for the process
         environ = self._base | request_environ(scope)
-        call = Call(self.app, environ, receive, send, self._subject, self._too_long)
+        call = Call(self.app, environ, receive, send, loop, self._subject, self._too_long)
         if _may_have_body(environ):
             await call.look_at_body()
         self._threads.submit(call.run)
-        task = asyncio.current_task()
+        task = asyncio.current_task(loop)
         stacks.helpers[task] = call
         try:
             await call.serve()

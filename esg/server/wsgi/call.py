@@ -155,6 +155,7 @@ class Call:
         environ: Environ,
         receive: Receive,
         send: Send,
+        loop: asyncio.AbstractEventLoop,
         subject: Subject | None,
         too_long: Seldom,
     ) -> None:
@@ -169,7 +170,7 @@ class Call:
         self._send = send
         self._subject = subject
         self._too_long = too_long
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._context = contextvars.copy_context()
         self._first_message: Begun | None = None
         environ["wsgi.input"] = self._input = Input(self._ask_for_body)

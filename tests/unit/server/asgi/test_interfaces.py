@@ -93,6 +93,6 @@ def test_the_default_number_of_threads_depends_on_the_cpus(cpus, threads):
 @pytest.mark.parametrize("given", [0, 1, 5])
 def test_the_pool_has_as_many_threads_as_configured(monkeypatch, given):
     sizes = []
-    monkeypatch.setattr("esg.server.wsgi.adapter.Threads", sizes.append)
+    monkeypatch.setattr("esg.server.wsgi.adapter.Threads", lambda size, later: sizes.append(size))
     adapt(lambda environ, start_response: [], Config(app="m:app", threads=given))
     assert sizes == [given or default_threads(len(os.sched_getaffinity(0)))]
