@@ -6,7 +6,7 @@ PORT ?= 8000
 # How many tests run at once: on two CPUs one more than these, since many of them wait.
 JOBS ?= 3
 
-.PHONY: run test check bench docs site clean
+.PHONY: run test check guard bench docs site clean
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ESG needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
@@ -44,6 +44,10 @@ check: $(VENV)/.check
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# Fails if a request takes more instructions than it did: see bench/README.md.
+guard: $(VENV)/.run
+	$(BIN)/python bench/guard.py $(ARGS)
 
 docs: $(VENV)/.run
 	$(BIN)/python -m esg.settings.report > docs/settings.md
