@@ -43,16 +43,29 @@ def wrk_is_installed() -> bool:
     return shutil.which("wrk") is not None
 
 
-def put_load(scenario: Scenario, port: int, connections: int, seconds: int, cpu: int) -> Load:
-    """Send requests of `scenario` for `seconds`; raise LoadFailed on any error or bad status."""
+def put_load(
+    scenario: Scenario,
+    port: int,
+    connections: int,
+    seconds: int,
+    cpu: int | None,
+    timeout: int = 2,
+) -> Load:
+    """Send requests of `scenario` for `seconds`, on `cpu` (any if None).
+
+    Raise LoadFailed on any error or bad status, or if an answer takes `timeout` seconds.
+    """
     argv = ["wrk", "--threads=1", f"--connections={connections}", f"--duration={seconds}s"]
+    argv.append(f"--timeout={timeout}s")
+    argv += [f"--header=X-Field-{number}: a value" for number in range(scenario.fields)]
     if not scenario.keep_alive:
         argv += ["--header=Connection: close"]
     argv += [f"--script={SCRIPT}", f"http://127.0.0.1:{port}{scenario.path}"]
     argv += ["--", str(scenario.body_size)]
     cpu_before, started = _children_cpu(), time.monotonic()
     # The server isn't waited for while wrk runs, so all CPU time that is added is wrk's.
-    wrk = subprocess.run(argv, capture_output=True, text=True, preexec_fn=pin_to(cpu), check=False)
+    pin = None if cpu is None else pin_to(cpu)
+    wrk = subprocess.run(argv, capture_output=True, text=True, preexec_fn=pin, check=False)
     used = (_children_cpu() - cpu_before) / (time.monotonic() - started)
     if wrk.returncode != 0:
         raise LoadFailed(f"wrk exited with {wrk.returncode}: {wrk.stderr.strip()}")

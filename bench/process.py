@@ -41,9 +41,13 @@ class Server:
 
     def cpu(self) -> float:
         """Seconds of CPU time that the server and its children have used."""
-        arbiter = psutil.Process(self.pid)
-        times = [process.cpu_times() for process in (arbiter, *arbiter.children(recursive=True))]
+        times = [process.cpu_times() for process in self.family()]
         return float(sum(used.user + used.system for used in times))
+
+    def family(self) -> list[psutil.Process]:
+        """The server and its children."""
+        arbiter = psutil.Process(self.pid)
+        return [arbiter, *arbiter.children(recursive=True)]
 
     def wait_until_ready(self, scenario: Scenario) -> None:
         """Return after the first right answer; raise ServerFailed if none comes in time."""

@@ -17,6 +17,7 @@ class Scenario:
     keep_alive: bool = True
     access_log: bool = False
     wsgi: bool = False
+    fields: int = 0  # header fields of the request besides Host
 
     @property
     def method(self) -> str:

@@ -146,6 +146,23 @@ def command_for(server: str, scenario: Scenario) -> Command | None:
     return (WSGI_SERVERS if scenario.wsgi else SERVERS).get(server)
 
 
+def with_options(command: Command, *options: str) -> Command:
+    """The same server with more options; a value replaces that of the same option."""
+
+    def extended(app: str, port: int, access_log: bool) -> list[str]:
+        argv = command(app, port, access_log)
+        for option in options:
+            name, _, value = option.partition("=")
+            if name in argv:
+                argv[argv.index(name) + 1] = value
+            else:
+                first = 3 if argv[1] == "-m" else 1
+                argv[first:first] = option.split("=", 1)
+        return argv
+
+    return extended
+
+
 def environment() -> dict[str, str]:
     """The caller's environment without the variables that configure one of the servers."""
     return {

@@ -14,7 +14,7 @@ import psutil
 from process import ServerFailed, interrupt_on_termination, pin_to, serving
 from run import LOG_DIRECTORY
 from scenarios import SCENARIOS, Scenario
-from servers import Command, esg, gunicorn, version
+from servers import Command, esg, gunicorn, h2corn, peregrine, version
 from servers import granian as granian_without
 from servers import uvicorn as plain_uvicorn
 
@@ -39,6 +39,8 @@ SERVERS: dict[str, Command] = {
     "uvicorn": uvicorn,
     "granian": granian,
     "gunicorn": gunicorn,
+    "peregrine": peregrine,
+    "h2corn": h2corn,
 }
 DEFAULT = [name for name in SERVERS if name != "esg-wsproto"]
 
@@ -61,6 +63,7 @@ class Kind:
 KINDS = {
     "echo-128": Kind("echo", "echo", 32, 128),
     "echo-64k": Kind("echo", "echo", 32, 65536),
+    "echo-1m": Kind("echo", "echo", 8, 1024 * 1024),
     "broadcast": Kind("broadcast", "broadcast", 1000, 128),
 }
 
