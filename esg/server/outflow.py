@@ -53,8 +53,8 @@ class Outflow:
         self._loop = loop
         self._output = output
         self.pieces: list[bytes] = []
-        """What waits for the end of this turn. While a head is held, a small piece may be appended
-        without `write`."""
+        """What waits for the end of this turn. While a head is held, or while something waits, a
+        small piece may be appended without `write`."""
         self._collected = 0
         """The bytes of these pieces that came by `write`."""
         self.held: Head | None = None
@@ -89,18 +89,20 @@ class Outflow:
 
     def write(self, data: bytes) -> None:
         """Send bytes, in order, together with all others of this turn of the loop."""
-        pieces, output = self.pieces, self._output
-        if not pieces:
-            self._collected = 0
+        pieces = self.pieces
+        if pieces:
+            collected = self._collected + len(data)
+        else:
+            collected, output = len(data), self._output
             if not self.waits:
                 output.add(self)
             if output.first is self:
                 output.first = None
                 self.transport.write(data)
                 return
+        self._collected = collected
         pieces.append(data)
-        self._collected += len(data)
-        if self._collected > MOST_COLLECTED:
+        if collected > MOST_COLLECTED:
             self.flush()
 
     @property

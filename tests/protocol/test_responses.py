@@ -9,8 +9,11 @@ from http import HTTPStatus
 
 import pytest
 
+from esg.server.http1.exchange import MOST_SMALL_CHUNKS, SMALL_CHUNK
+from esg.server.outflow import MOST_COLLECTED
+
 from .apps import echo, hello, piece, respond, start
-from .wire import get, parse_head, request
+from .wire import get, parse_head, request, turns, until
 
 
 def answering(body=b"hello", status=200, headers=()):
@@ -477,3 +480,65 @@ async def test_a_response_like_the_last_one_is_framed_like_it(serve, status):
     assert (b"content-length" in first) == (status != 204)
     for other in others:
         assert other == first
+
+
+# -- streams of many pieces ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [SMALL_CHUNK - 1] * (3 * MOST_SMALL_CHUNKS + 1),
+        [SMALL_CHUNK, 1] * MOST_SMALL_CHUNKS,
+        [0, 1, 0, 15, 16, 17, SMALL_CHUNK - 1, SMALL_CHUNK, MOST_COLLECTED, 1, 100_000, 1, 0],
+    ],
+    ids=["small ones", "alternating", "of all sizes"],
+)
+async def test_pieces_of_a_stream_arrive_in_order(serve, sizes):
+    pieces = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
+    client = serve(streaming(*pieces)).connect()
+    for _ in range(2):
+        response = await client.request(get())
+        assert response.all(b"transfer-encoding") == [b"chunked"]
+        assert response.body == b"".join(pieces)
+
+
+async def test_small_pieces_of_one_turn_do_not_pile_up(serve):
+    """Even if the application doesn't let the loop run, about MOST_COLLECTED bytes wait at most."""
+    waiting = []
+
+    async def app(scope, receive, send):
+        await start(send)
+        (connection,) = server.service.connections
+        for _ in range(10 * MOST_SMALL_CHUNKS):
+            await piece(send, bytes(SMALL_CHUNK - 1))
+            waiting.append(sum(map(len, connection.outflow.pieces)))
+        await piece(send, more=False)
+
+    server = serve(app)
+    response = await server.connect().request(get())
+    assert len(response.body) == 10 * MOST_SMALL_CHUNKS * (SMALL_CHUNK - 1)
+    assert MOST_COLLECTED / 2 < max(waiting) < 1.1 * MOST_COLLECTED
+
+
+async def test_a_stream_of_small_pieces_waits_for_a_slow_client(serve):
+    sent = 0
+
+    async def app(scope, receive, send):
+        nonlocal sent
+        await start(send)
+        for _ in range(200_000):
+            await piece(send, bytes(100))
+            sent += 1
+            if sent % 1000 == 0:
+                await asyncio.sleep(0)
+        await piece(send, more=False)
+
+    server = serve(app)
+    client = server.connect(receive_buffer=4096)
+    await client.send(get())
+    await until(lambda: any(c.outflow.paused for c in server.service.connections))
+    before = sent
+    await turns(50)
+    assert sent == before < 200_000
+    assert len((await client.response()).body) == 200_000 * 100

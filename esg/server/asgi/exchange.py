@@ -259,26 +259,10 @@ class Exchange:
     async def send(self, message: Message) -> None:
         """The ASGI `send` of this request.
 
+        Each protocol has its own, which passes messages that its state doesn't expect to `_extend`.
         Raises ClientDisconnected for a piece of a stream once the client is gone.
         """
-        state = self.state
-        if message["type"] != state:
-            await self._extend(message)
-            return
-        if state is START:
-            self._start(message)
-            return
-        body = message.get("body", b"")
-        if type(body) is not bytes:
-            body = _as_bytes(body)
-        more = "more_body" in message and message["more_body"]
-        self._send_body(body, more)
-        if not more:
-            self._finish()
-        else:
-            connection = self._connection
-            if connection.outflow.paused or connection.is_closing():
-                await connection.outflow.writable()
+        raise NotImplementedError
 
     async def _extend(self, message: Message) -> None:
         """Handle a message other than the expected head or piece of the body."""
@@ -489,7 +473,7 @@ async def _send_to_nobody(message: Message) -> None:
         raise ClientDisconnected("the client has disconnected")
 
 
-def _as_bytes(body: object) -> bytes:
+def as_bytes(body: object) -> bytes:
     """Convert a body that isn't `bytes`. Raises TypeError if that isn't possible."""
     if not isinstance(body, bytes | bytearray | memoryview):
         raise TypeError(f"the body is bytes, not {type(body).__name__}")

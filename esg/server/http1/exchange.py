@@ -13,8 +13,10 @@ from esg.server.asgi.exchange import (
     DONE,
     FILE,
     GONE,
+    START,
     TRAILERS,
     ClientDisconnected,
+    as_bytes,
 )
 from esg.server.asgi.request_body import UNKNOWN_LENGTH
 from esg.server.asgi.types import Headers, Message
@@ -25,6 +27,7 @@ from esg.server.http1.response import (
     CONTENT_LENGTH,
     DEFAULTS,
     NO_CONTENT,
+    STREAMING,
     TRAILING,
     USUAL,
     Heads,
@@ -35,6 +38,15 @@ from esg.server.http1.sendfile import FileWire, send_file
 from esg.server.outflow import MOST_COLLECTED
 
 LAST_CHUNK = b"0\r\n\r\n"
+
+SMALL_CHUNK = 256
+"""Pieces of a stream with fewer bytes take the shortest way, such as events, or words of a text."""
+
+MOST_SMALL_CHUNKS = MOST_COLLECTED // SMALL_CHUNK
+"""The most of them that wait for the end of a turn."""
+
+SIZES = tuple(b"%x\r\n" % size for size in range(SMALL_CHUNK))
+"""The first line of a small chunk, by its size."""
 
 
 class Wire(asgi.Carrier, FileWire, Protocol):
@@ -161,6 +173,37 @@ class Exchange(asgi.Exchange):
 
     # -- the body ------------------------------------------------------------------------
 
+    async def send(self, message: Message) -> None:
+        state = self.state
+        if message["type"] != state:
+            await self._extend(message)
+            return
+        if state is START:
+            self._start(message)
+            return
+        body = message.get("body", b"")
+        if type(body) is not bytes:
+            body = as_bytes(body)
+        if "more_body" not in message or not message["more_body"]:
+            self._send_body(body, False)
+            self._finish()
+            return
+        connection = self._connection
+        outflow = connection.outflow
+        if self._flags & STREAMING and body:
+            size = len(body)
+            if size < SMALL_CHUNK and not (outflow.paused or connection.ends_soon):
+                pieces = outflow.pieces
+                if 0 < len(pieces) < MOST_SMALL_CHUNKS:  # `write`, inlined for a stream of events
+                    pieces.append(SIZES[size] + body + b"\r\n")
+                    return
+                outflow.flush()
+            connection.write(b"%x\r\n%b\r\n" % (size, body))
+        else:
+            self._send_body(body, True)
+        if outflow.paused or connection.is_closing():
+            await outflow.writable()
+
     def _send_body(self, body: bytes, more: bool) -> None:
         size = len(body)
         lines = self.held_head
@@ -197,6 +240,8 @@ class Exchange(asgi.Exchange):
         if self._flags & CHUNKED:
             if self.observation is not None:
                 self.observation.sent += size
+            else:
+                self._flags |= STREAMING
             chunk = b"%x\r\n%b\r\n" % (size, body) if size else b""
             return chunk if more or self._flags & TRAILING else chunk + LAST_CHUNK
         allowed = self._count(size, more)

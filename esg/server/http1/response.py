@@ -36,6 +36,9 @@ TRAILING = 128
 CHUNKED = 256
 """A kind that the server decides: the body is sent in chunks."""
 
+STREAMING = 512
+"""The next piece is a chunk, too, and isn't counted for the access log."""
+
 DEFAULTS = DATE | SERVER
 USUAL = CONTENT_LENGTH | DEFAULTS
 NOT_COPIED = TRANSFER_ENCODING | CONNECTION
