@@ -25,6 +25,7 @@ import time
 import wsgiref.util
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
+from enum import Enum
 from types import TracebackType
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ from esg.seldom import Seldom
 from esg.server.asgi.exchange import CHECK, FILE_PART, REASONED_START, ClientDisconnected
 from esg.server.asgi.responses import REASONS
 from esg.server.asgi.types import Headers, Message, Receive, Send
+from esg.server.memo import Memo
 from esg.server.wsgi.environ import Environ
 from esg.server.wsgi.errors import ErrorStream, log
 from esg.server.wsgi.input import Input
@@ -63,6 +65,21 @@ HOP_BY_HOP = frozenset(
 
 LOOK_EVERY = 0.1
 """Seconds between two checks of whether the client has left, while all pieces are empty."""
+
+
+class FieldKind(Enum):
+    """What a response field means to the server."""
+
+    ORDINARY = 0
+    HOP_BY_HOP = 1
+    LENGTH = 2
+
+
+_names: Memo[str, tuple[FieldKind, bytes]] = Memo(entries=512, longest=64)
+"""The encoded names of response fields; applications send the same few names."""
+
+_statuses: Memo[str, tuple[int, bytes]] = Memo(entries=128, longest=64)
+"""The status lines that were parsed."""
 
 _TOO_LONG = "the body is longer than its Content-Length"
 _STATUS = re.compile(r"([2-9][0-9]{2})(?: ([^\x00-\x1f\x7f]*))?")
@@ -470,8 +487,7 @@ class Call:
         elif self._head is not None:
             raise RuntimeError("start_response was called before, and this call has no exc_info")
         code, reason = _parsed_status(status)
-        fields = _encoded(headers)
-        self._remaining = _content_length(fields)
+        fields, self._remaining = _encoded(headers)
         self._head = {"type": "http.response.start", "status": code, "headers": fields}
         if reason:
             self._head |= {"type": REASONED_START, "reason": reason}
@@ -482,6 +498,10 @@ def _parsed_status(status: str) -> tuple[int, bytes]:
     """The code, and the reason phrase if it isn't the usual one (RFC 9112, section 4)."""
     if not isinstance(status, str):
         raise TypeError(f"the status is a string, not {type(status).__name__}")
+    return _statuses.known.get(status) or _statuses.keep(status, _parse_status(status), status)
+
+
+def _parse_status(status: str) -> tuple[int, bytes]:
     match = _STATUS.fullmatch(status)
     if match is None:
         raise ValueError(f"{status!r} isn't a status such as '200 OK', from 200 to 999")
@@ -494,26 +514,32 @@ def _parsed_status(status: str) -> tuple[int, bytes]:
         raise ValueError(f"the reason phrase of {status!r} can't be sent as Latin-1") from None
 
 
-def _encoded(headers: Iterable[tuple[str, str]]) -> Headers:
-    """Response fields in ASGI's form: bytes. The server checks their values."""
-    fields = []
+def _encoded(headers: Iterable[tuple[str, str]]) -> tuple[Headers, int | None]:
+    """Response fields in ASGI's form, bytes, and their Content-Length. The server checks the
+    values."""
+    fields, length = [], None
+    names = _names.known
     for name, value in headers:
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"header names and values are strings, not {name!r}: {value!r}")
-        if name.lower() in HOP_BY_HOP:
-            continue
         try:
-            fields.append((name.encode("latin-1"), value.encode("latin-1")))
+            kind, encoded = names.get(name) or _names.keep(name, _encoded_name(name), name)
+            if kind is not FieldKind.HOP_BY_HOP:
+                fields.append((encoded, value.encode("latin-1")))
         except UnicodeEncodeError:
             raise ValueError(f"{name!r}: {value!r} can't be sent as Latin-1") from None
-    return fields
+        if kind is FieldKind.LENGTH and length is None and value.isascii() and value.isdigit():
+            length = int(value)
+    return fields, length
 
 
-def _content_length(fields: Headers) -> int | None:
-    for name, value in fields:
-        if name.lower() == b"content-length" and value.isdigit():
-            return int(value)
-    return None
+def _encoded_name(name: str) -> tuple[FieldKind, bytes]:
+    kind = FieldKind.ORDINARY
+    if name.lower() in HOP_BY_HOP:
+        kind = FieldKind.HOP_BY_HOP
+    elif name.lower() == "content-length":
+        kind = FieldKind.LENGTH
+    return kind, name.encode("latin-1")
 
 
 def _file_part(result: Any, length: int | None) -> tuple[int, int, int] | None:

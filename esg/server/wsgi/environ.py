@@ -37,9 +37,11 @@ def request_environ(scope: Scope) -> Environ:
     Each character of a string stands for one byte (PEP 3333, "Unicode Issues"). Fields with the
     same name are joined with a comma (RFC 9110, section 5.3), cookies with a semicolon (RFC 6265).
     """
-    root, path = _split_path(scope)
-    query: bytes = scope["query_string"]
-    uri = scope["raw_path"] + b"?" + query if query else scope["raw_path"]
+    query, raw_path, path = scope["query_string"], scope["raw_path"], scope["path"]
+    root = scope["root_path"]
+    if root or path == "*" or b"%" in raw_path:
+        root, path = _split_path(scope)
+    uri = raw_path + b"?" + query if query else raw_path
     raw_uri = uri.decode("latin-1")
     client, server = scope["client"], scope["server"]
     environ: Environ = {
