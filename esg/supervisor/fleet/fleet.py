@@ -20,13 +20,10 @@ from esg.supervisor.fleet.backoff import Backoff
 from esg.supervisor.fleet.events import Event
 from esg.supervisor.fleet.heartbeats import Heartbeats
 from esg.supervisor.fleet.members import QUIT_GRACE, Member, Members, WorkerState
+from esg.supervisor.fleet.outbox import Outbox
 from esg.supervisor.fleet.reload import Reload, Stage
 from esg.supervisor.fleet.terms import GenerationTerms, Terms
 from esg.supervisor.fleet.waiting import Booting, Waiting
-
-OVERTAKEN_WAIT = 1.0
-"""Seconds for which a canary waits for the end of an older canary that it overtook. Otherwise,
-reloads in quick succession would fill the memory with workers that aren't wanted any more."""
 
 
 @dataclass(slots=True)
@@ -60,7 +57,7 @@ class Fleet:
         self._backoff = Backoff()
         self._heartbeats = Heartbeats(now)
         self._told: do.Tell | None = None
-        self._out: list[Action] = []
+        self._out = Outbox()
         self._answers: list[do.Answer] = []
         self._waiting = Waiting()
 
@@ -76,7 +73,7 @@ class Fleet:
         self._report_waiting(now)
         self._tell()
         # When a client gets its answer, the state and status have been reported already.
-        out, self._out, self._answers = [*self._out, *self._answers], [], []
+        out, self._out, self._answers = [*self._out, *self._answers], Outbox(), []
         return out
 
     def next_deadline(self) -> float:
@@ -90,7 +87,7 @@ class Fleet:
         if self._waiting.next_look is not None:
             deadlines.append(self._waiting.next_look)
         if self.reload.closing is not None:
-            deadlines.append(self._accepting_ends())
+            deadlines.append(self.members.accepting_until(self.current))
         return min(deadlines)
 
     @property
@@ -120,7 +117,7 @@ class Fleet:
             return
         member.become(WorkerState.READY, None)
         self._served = True
-        self._log("info", "ready", member)
+        self._out.log("info", "ready", member)
         if self.reload.is_candidate(member.generation):
             self._promote()
 
@@ -136,12 +133,12 @@ class Fleet:
         member = self.members.get(event.number)
         if member is not None and member.ready and not member.due:
             member.due = event.reason
-            self._log("info", f"due reason={event.reason}", member)
+            self._out.log("info", f"due reason={event.reason}", member)
 
     def _on_retiring(self, event: on.WorkerRetiring, now: float) -> None:
         member = self.members.get(event.number)
         if member is not None and member.active:
-            self._log("info", f"draining reason={event.reason}", member)
+            self._out.log("info", f"draining reason={event.reason}", member)
             member.finish_requests(now)
 
     def _on_stopped_accepting(self, event: on.WorkerStoppedAccepting, now: float) -> None:
@@ -157,11 +154,11 @@ class Fleet:
             message = f"died while booting: {event.status}"
             self._boot_failed(member, message, event.detail, 3, now)
         elif member.ready:
-            self._log("error", f"died: {event.status}", member, event.detail)
+            self._out.log("error", f"died: {event.status}", member, event.detail)
             self._failed(member, f"a worker died: {event.status}", now)
         else:
             level: do.Level = "info" if event.clean or member.explained else "warning"
-            self._log(level, f"gone: {event.status}", member, event.detail)
+            self._out.log(level, f"gone: {event.status}", member, event.detail)
 
     def _on_spawn_failed(self, event: on.SpawnFailed, now: float) -> None:
         member = self.members.pop(event.number, None)
@@ -177,7 +174,7 @@ class Fleet:
             return
         most = self._capacity // 2
         self.target = min(max(1, self.target + event.by), most)
-        self._log("info", f"resized workers={self.target}")
+        self._out.log("info", f"resized workers={self.target}")
 
     def _on_reopen(self, event: on.ReopenRequested, now: float) -> None:
         self._out.append(do.ReopenLogs(tuple(self.members)))
@@ -197,7 +194,7 @@ class Fleet:
             message = "stuck: its last heartbeat has a time in the future"
         else:
             message = f"stuck: its event loop has stood still for {still:.1f} s ({limit})"
-        self._log("error", message, member)
+        self._out.log("error", message, member)
         was_active = member.active
         member.leave(now)
         self._out.append(member.escalate(now))
@@ -212,7 +209,7 @@ class Fleet:
                 self._condemn_slow_boot(member, now)
                 continue
             if not member.escalated:
-                self._log("error", "overdue: has not ended in time", member)
+                self._out.log("error", "overdue: has not ended in time", member)
             self._out.append(member.escalate(now))
 
     def _condemn_slow_boot(self, member: Member, now: float) -> None:
@@ -227,9 +224,9 @@ class Fleet:
     ) -> None:
         if self.stopping:
             return
-        self._log("error", f"can't boot: {message}", member, detail)
+        self._out.log("error", f"can't boot: {message}", member, detail)
         if not self._served:
-            self._log("info", "giving up: nothing has served yet")
+            self._out.log("info", "giving up: nothing has served yet")
             self._shut_down(exit_code, True, now, message)
         else:
             self._failed(member, "a worker could not boot", now, detail or message)
@@ -248,7 +245,7 @@ class Fleet:
             self._roll_back(reason, detail)
         delay = self._backoff.failed(now)
         if delay:
-            self._log("warning", f"workers keep failing; next start in {delay:.1f} s")
+            self._out.log("warning", f"workers keep failing; next start in {delay:.1f} s")
 
     # -- reload ------------------------------------------------------------------------
 
@@ -264,14 +261,14 @@ class Fleet:
             self._ignore_reload(event.job)
             return
         if self.reload.roll is not None or not self._served:
-            self._log("info", "reload queued until the running one is over")
+            self._out.log("info", "reload queued until the running one is over")
         self._trouble = ""
         self.reload.ask(GenerationTerms(event.generation, event.terms), event.job)
         self._prepare_next()
         self._tell_reload()
 
     def _ignore_reload(self, job: int | None) -> None:
-        self._log("warning", "reload ignored: stopping")
+        self._out.log("warning", "reload ignored: stopping")
         self._answer(() if job is None else (job,), False, "reload ignored: stopping")
 
     def _on_reload_refused(self, event: on.ReloadRefused, now: float) -> None:
@@ -280,7 +277,7 @@ class Fleet:
 
     def _on_prepared(self, event: on.Prepared, now: float) -> None:
         if self.reload.prepared(event.generation):
-            self._log("info", f"reloading: gen={event.generation} boots its first worker")
+            self._out.log("info", f"reloading: gen={event.generation} boots its first worker")
 
     def _on_prepare_failed(self, event: on.PrepareFailed, now: float) -> None:
         jobs = self.reload.refuse(event.generation)
@@ -289,7 +286,7 @@ class Fleet:
 
     def _refuse_reload(self, reason: str, jobs: tuple[int, ...]) -> None:
         text = f"reload refused, gen={self.current.number} goes on serving: {reason}"
-        self._log("error", text)
+        self._out.log("error", text)
         self._answer(jobs, False, text)
         self._trouble = f"last reload refused: {reason}"
         self._show_failure(reason)
@@ -325,7 +322,7 @@ class Fleet:
         self._trouble = f"last reload failed: {reason}"
         text = f"reload failed, gen={self.current.number} goes on serving: gen={failed.number}: "
         text += reason
-        self._log("error", text)
+        self._out.log("error", text)
         self._answer(jobs, False, text, detail)
         self._show_failure(reason, detail)
 
@@ -339,17 +336,12 @@ class Fleet:
         ready = sum(member.ready for member in self.members.staying(self.current.number))
         return self.reload.stage is Stage.ROLLING and ready >= self.target
 
-    def _accepting_ends(self) -> float:
-        """The time from which on no replaced worker accepts connections, as far as is known."""
-        replaced = [m for m in self.members.values() if m.generation != self.current]
-        return max((m.accepts_until for m in replaced), default=-math.inf)
-
     def _report_rolled(self) -> None:
         """Report that a reload is done: all new connections reach its generation."""
         if self.reload.closing is None:
             return
         jobs = self.reload.closed()
-        self._log("info", f"reloaded workers={self.target}")
+        self._out.log("info", f"reloaded workers={self.target}")
         self._answer(jobs, True, f"reloaded gen={self.current.number} workers={self.target}")
 
     def _retire(self) -> None:
@@ -379,7 +371,7 @@ class Fleet:
         self._out.append(do.StopWatching())
         self._report_rolled()
         self._answer(self.reload.give_up(), False, "reload given up: stopping")
-        self._log("info", f"stopping in {delay:g} s (--drain-delay)" if delay else "stopping")
+        self._out.log("info", f"stopping in {delay:g} s (--drain-delay)" if delay else "stopping")
         return self._shutdown
 
     def _close_in_time(self, now: float) -> None:
@@ -414,14 +406,11 @@ class Fleet:
         self._prepare_next()
         self._retire()
         self._drain_surplus(now)
-        if now >= self._accepting_ends():
+        if now >= self.members.accepting_until(self.current):
             self._report_rolled()
         self._spawn_canary(now)
         self._spawn_missing(now)
         self._note_complete()
-
-    def _staying(self) -> list[Member]:
-        return self.members.staying(self.current.number)
 
     def _discard_booting(self, now: float) -> None:
         """Discard booting workers that aren't wanted any more."""
@@ -430,7 +419,7 @@ class Fleet:
             wanted = member.generation == self.current
             if not (wanted or self.reload.is_candidate(member.generation)):
                 self._out.append(member.discard(now, final=self._closed))
-        staying = self._staying()
+        staying = self.members.staying(self.current.number)
         excess = len(self.members.active()) - self.target - self.current.terms.surge
         surplus = max(len(staying) - self.target, excess)
         for member in [m for m in staying if m.booting][::-1][: max(0, surplus)]:
@@ -448,7 +437,7 @@ class Fleet:
             self._drain(member, "reload" if stale else member.due or "resize", now)
 
     def _drain(self, member: Member, reason: str, now: float) -> None:
-        self._log("info", f"draining reason={reason}", member)
+        self._out.log("info", f"draining reason={reason}", member)
         self._out.append(member.drain(reason, now, final=self._closed))
 
     def _room(self) -> int:
@@ -460,33 +449,22 @@ class Fleet:
     def _wants_spawn(self) -> bool:
         if self.stopping or not self._started:
             return False
-        return len(self._staying()) < self.target and self._room() > 0
+        return len(self.members.staying(self.current.number)) < self.target and self._room() > 0
 
     def _spawn_canary(self, now: float) -> None:
         candidate = self.reload.candidate
         if candidate is None or self._room() <= 0 or self.reload.closing is not None:
             return
-        if any(self._waits_for(member, now) for member in self.members.values()):
+        if self.members.delay_canary(self.reload.settled, now):
             return
         if not any(m.generation == candidate for m in self.members.active()):
             self._spawn(candidate, now)
 
-    def _waits_for(self, member: Member, now: float) -> bool:
-        """Whether a new canary waits for the end of this worker, an overtaken canary.
-
-        It never waits for a worker that failed or that finishes requests, because the new
-        generation may be the repair.
-        """
-        began = member.discarded_at
-        return (
-            began is not None
-            and now < began + OVERTAKEN_WAIT
-            and member.generation.number > self.reload.settled
-        )
-
     def _spawn_missing(self, now: float) -> None:
         if self._wants_spawn() and self._backoff.allows(now):
-            for _ in range(min(self.target - len(self._staying()), self._room())):
+            for _ in range(
+                min(self.target - len(self.members.staying(self.current.number)), self._room())
+            ):
                 self._spawn(self.current, now)
 
     def _spawn(self, generation: GenerationTerms, now: float) -> None:
@@ -499,7 +477,7 @@ class Fleet:
         ready = len(self.members.ready())
         if not self._complete and ready >= self.target:
             self._complete = True
-            self._log("info", f"serving workers={ready}")
+            self._out.log("info", f"serving workers={ready}")
 
     # -- reporting ---------------------------------------------------------------------
 
@@ -509,11 +487,6 @@ class Fleet:
         stopping = self.members if self._closed else ()
         quick = self._shutdown is not None and self._shutdown.quick
         self._out += self._waiting.look(booting, stopping, now, quick=quick)
-
-    def _log(
-        self, level: do.Level, event: str, member: Member | None = None, detail: str = ""
-    ) -> None:
-        self._out.append(do.Log(level, event, member.number if member else None, detail))
 
     def _answer(self, jobs: tuple[int, ...], ok: bool, text: str, detail: str = "") -> None:
         stopping = self.stopping and not ok

@@ -51,6 +51,10 @@ QUIT_GRACE = 8.0
 ACCEPTING_WAIT = 1.0
 """Seconds for which a reload waits until a draining worker says that it accepts no connections."""
 
+OVERTAKEN_WAIT = 1.0
+"""Seconds for which a canary waits for the end of an older canary that it overtook. Otherwise,
+reloads in quick succession would fill the memory with workers that aren't wanted any more."""
+
 
 @dataclass(slots=True)
 class Member:
@@ -157,6 +161,24 @@ class Members(dict[int, Member]):
     def staying(self, generation: int) -> list[Member]:
         """The active workers of this generation that needn't be replaced."""
         return [m for m in self.active() if m.generation.number == generation and not m.due]
+
+    def accepting_until(self, current: GenerationTerms) -> float:
+        """The time from which on no replaced worker accepts connections, as far as is known."""
+        replaced = [member for member in self.values() if member.generation != current]
+        return max((member.accepts_until for member in replaced), default=-math.inf)
+
+    def delay_canary(self, settled: int, now: float) -> bool:
+        """Whether a new canary waits for the end of a canary that it overtook.
+
+        `settled` is the newest generation that has been adopted or has failed. A canary never waits
+        for a worker that failed or that finishes requests, because it may be the repair.
+        """
+        return any(
+            member.discarded_at is not None
+            and now < member.discarded_at + OVERTAKEN_WAIT
+            and member.generation.number > settled
+            for member in self.values()
+        )
 
     def free_number(self) -> int:
         """The lowest number that no worker has."""

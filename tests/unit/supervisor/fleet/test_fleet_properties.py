@@ -20,13 +20,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from esg.supervisor.fleet import actions as do
 from esg.supervisor.fleet import events as on
-from esg.supervisor.fleet.fleet import OVERTAKEN_WAIT, Fleet
+from esg.supervisor.fleet.fleet import Fleet
 from esg.supervisor.fleet.heartbeats import CHECK_INTERVAL, STANDSTILL, SUSPENSION
 from esg.supervisor.fleet.members import (
     ACCEPTING_WAIT,
     ESCALATION,
     EXIT_MARGIN,
     NEXT_STATES,
+    OVERTAKEN_WAIT,
     QUIT_GRACE,
     WorkerState,
 )
