@@ -93,15 +93,16 @@ class Outflow:
         if pieces:
             collected = self._collected + len(data)
         else:
-            collected, output = len(data), self._output
+            output = self._output
             if not self.waits:
                 output.add(self)
             if output.first is self:
                 output.first = None
                 self.transport.write(data)
                 return
-        self._collected = collected
+            collected = len(data)
         pieces.append(data)
+        self._collected = collected
         if collected > MOST_COLLECTED:
             self.flush()
 

@@ -12,7 +12,7 @@ import pytest
 
 from esg.server.asgi.exchange import ClientDisconnected
 from esg.server.transports import unsent
-from esg.server.websocket.inbox import FRAME_OVERHEAD
+from esg.server.websocket.limits import FRAME_OVERHEAD
 from tests.support.futures import cancelled_futures
 
 from .apps import Gate, Probe, hello

@@ -20,11 +20,21 @@ CONTINUATION, CLOSE, PING, PONG = 0x0, 0x8, 0x9, 0xA
 CLOSE_FRAME, PING_FRAME, PONG_FRAME = 0x88, 0x89, 0x8A
 """First bytes of control frames."""
 
+MASK_BIT = 0x80
+MASKED_MEDIUM = MASK_BIT | 126
+MASKED_LONG = MASK_BIT | 127
+"""Second bytes of a client's frames. A smaller one than `MASKED_MEDIUM` has the size of the
+content; otherwise the size is in the next 2 or 8 bytes.
+"""
+
 LARGE = 16384
 """Bytes from which a message is sent in two pieces, or read through a view, to avoid a copy."""
 
 MASKED_HEADER = 6
 """The size of the smallest header of a client's frame, with its mask."""
+
+MEDIUM_HEADER = 8
+"""The size of the header of a client's frame with `MASKED_MEDIUM`."""
 
 LARGEST_HEADER = 14
 """The size of the largest header of a client's frame."""
@@ -50,10 +60,17 @@ TRY_AGAIN_LATER = 1013
 _OPCODES = frozenset((0x0, 0x1, 0x2, 0x8, 0x9, 0xA))
 _SENDABLE = frozenset((1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014))
 
-_SHORT_HEADS = {
-    first: [bytes((first, size)) for size in range(126)]
+SHORT = 126
+"""Sizes of content below this one are in the second byte of the header."""
+
+SHORT_HEADS = {
+    first: [bytes((first, size)) for size in range(SHORT)]
     for first in (TEXT, BINARY, CLOSE_FRAME, PING_FRAME, PONG_FRAME)
 }
+"""The headers of frames with less than `SHORT` bytes of content: by first byte, then by size."""
+
+medium_head = struct.Struct("!BBH").pack
+"""The header of a frame with less than 64 KiB: of the first byte, 126, and the size."""
 
 
 def _unmask(content: bytes | memoryview, mask: bytes) -> bytes:
@@ -82,15 +99,15 @@ class Failure(Exception):
 def pack(first: int, content: bytes) -> bytes:
     """A complete frame without masking, as servers send them."""
     size = len(content)
-    if size < 126:
-        return _SHORT_HEADS[first][size] + content
+    if size < SHORT:
+        return SHORT_HEADS[first][size] + content
     return frame_head(first, size) + content
 
 
 def frame_head(first: int, size: int) -> bytes:
     """The header of a frame with more than 125 bytes of content."""
     if size < 65536:
-        return struct.pack("!BBH", first, 126, size)
+        return medium_head(first, 126, size)
     return struct.pack("!BBQ", first, 127, size)
 
 
@@ -112,10 +129,20 @@ def fragments(frame: bytes, size: int) -> list[bytes]:
     return parts
 
 
+def merge(pieces: list[bytes | bytearray]) -> None:
+    """Join the pieces: a list of many small pieces takes far more memory than their bytes."""
+    whole = pieces[0]
+    if not isinstance(whole, bytearray):
+        whole = bytearray(whole)
+    for piece in pieces[1:]:
+        whole += piece
+    pieces[:] = [whole]
+
+
 def _masked_head(first: int, size: int) -> bytes:
-    if size < 126:
+    if size < SHORT:
         return bytes((first, 0x80 | size))
-    return struct.pack("!BBH", first, 0x80 | 126, size)
+    return medium_head(first, 0x80 | 126, size)
 
 
 def cut_reason(reason: str) -> str:

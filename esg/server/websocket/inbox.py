@@ -25,7 +25,11 @@ from esg.server.websocket.frames import (
     INVALID_DATA,
     LARGE,
     LARGEST_HEADER,
+    MASK_BIT,
     MASKED_HEADER,
+    MASKED_LONG,
+    MASKED_MEDIUM,
+    MEDIUM_HEADER,
     PING,
     PLAIN,
     POLICY_VIOLATION,
@@ -35,38 +39,21 @@ from esg.server.websocket.frames import (
     Failure,
     check_header,
     fragments,
+    merge,
     unmask,
 )
-
-QUEUE_BYTES = 1 << 20
-"""Bytes of messages that may wait for the application; a queue with more counts as full."""
-
-FRAME_OVERHEAD = 48
-"""Bytes added to the size of each frame that waits."""
-
-BACKLOG = 65536
-"""Bytes of frames that may wait while the queue is full, before reading from the client stops.
-
-Pings and pongs among them are handled immediately.
-"""
-
-MOST_FRAMES = 128
-"""The most frames handled in one turn of the event loop."""
-
-MOST_CONTROLS = 1000
-"""The most pings and pongs that a client may send in one tick of the service's clock."""
-
-FREE_FRAGMENTS = 4096
-"""How many fragments of a message may be of any size."""
-
-FRAGMENT = 8
-"""The smallest average size of fragments, in bytes, if a message has more than FREE_FRAGMENTS."""
-
-COMPRESSED = 512
-"""Bytes of a compressed frame that are decompressed in one step; they may become 500 KB."""
-
-MOST_PIECES = 100
-"""The most pieces of an incomplete frame that are kept separately before they are joined."""
+from esg.server.websocket.limits import (
+    BACKLOG,
+    COMPRESSED,
+    FRAGMENT,
+    FRAME_OVERHEAD,
+    FREE_FRAGMENTS,
+    MOST_CONTROLS,
+    MOST_FRAMES,
+    MOST_PIECES,
+    QUEUE_BYTES,
+    QUICK,
+)
 
 
 class Owner(Protocol):
@@ -121,6 +108,7 @@ class Inbox:
         "_pieces",
         "_put_off",
         "_put_off_at",
+        "_quick",
         "_reads",
         "_refills",
         "_service",
@@ -128,6 +116,7 @@ class Inbox:
         "_wanted",
         "begun",
         "compresses",
+        "heard",
         "paused",
         "queue",
     )
@@ -142,6 +131,10 @@ class Inbox:
         """Bytes of memory that the queued messages take; a `str` may take 4 bytes a character."""
         self._most_queued: float = config.ws_max_queue or math.inf
         self._limit: float = config.ws_max_size or math.inf
+        self._quick = min(QUICK, config.ws_max_size or QUICK) if self._most_queued > 1 else 0
+        """The largest read that may be handled as one short message: within all limits."""
+        self.heard = False
+        """Whether anything has arrived since the owner last reset this."""
         self._codec: Codec | None = None
         self._make_codec: Callable[[], Codec]
         self.compresses = False
@@ -198,11 +191,15 @@ class Inbox:
 
     def next(self) -> str | bytes:
         """Take the next message out of the queue, which must not be empty."""
-        content = self.queue.popleft()
-        self._held -= getsizeof(content)
-        if self._special and not self.queue:
-            # In another turn, so that one client's messages don't keep all others waiting.
-            self._refill_later()
+        queue = self.queue
+        content = queue.popleft()
+        if queue:
+            self._held -= getsizeof(content)
+        else:
+            self._held = 0
+            if self._special:
+                # In another turn, so that one client's messages don't keep all others waiting.
+                self._refill_later()
         return content
 
     def _refill_later(self) -> None:
@@ -297,7 +294,34 @@ class Inbox:
     # -- in --------------------------------------------------------------------------------
 
     def feed(self, data: bytes) -> None:
-        """Take in data from the client."""
+        """Take in data from the client.
+
+        The usual case has a path of its own: one short, complete message, while nothing waits.
+        """
+        self.heard = True
+        size = len(data)
+        waits = self.queue or self._have or self._put_off or self._special
+        if not waits and MASKED_HEADER <= size <= self._quick:
+            first, second = data[0], data[1]
+            if second == MASKED_MEDIUM:
+                start, length = MEDIUM_HEADER, data[2] << 8 | data[3]
+            else:
+                start, length = MASKED_HEADER, second - MASK_BIT
+            if start + length == size and first in PLAIN and second != MASKED_LONG:
+                content = unmask(data[start:], data[start - 4 : start])
+                try:
+                    message = content if first == BINARY else content.decode()
+                except UnicodeDecodeError:
+                    pass  # `_feed` finds it again, and closes
+                else:
+                    self.queue.append(message)
+                    self._held = getsizeof(message)
+                    self._owner.on_arrival()
+                    return
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        """Take in any data."""
         if self._deaf:
             return
         if self._put_off:
@@ -410,7 +434,7 @@ class Inbox:
         self._have += len(data)
         if self._have < self._wanted:
             if len(pieces) > MOST_PIECES:
-                _merge(pieces)
+                merge(pieces)
             self._bound_partial()
             return b""
         self._forget_partial()
@@ -566,13 +590,3 @@ def _text(content: bytes) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         raise Failure(INVALID_DATA, f"{error.reason} at position {error.start}") from None
-
-
-def _merge(pieces: list[bytes | bytearray]) -> None:
-    """Join the pieces: a list of many small pieces takes far more memory than their bytes."""
-    whole = pieces[0]
-    if not isinstance(whole, bytearray):
-        whole = bytearray(whole)
-    for piece in pieces[1:]:
-        whole += piece
-    pieces[:] = [whole]

@@ -42,6 +42,8 @@ from esg.server.websocket.frames import (
     PING_FRAME,
     POLICY_VIOLATION,
     PONG_FRAME,
+    SHORT,
+    SHORT_HEADS,
     TEXT,
     TRY_AGAIN_LATER,
     Failure,
@@ -49,6 +51,7 @@ from esg.server.websocket.frames import (
     close_content,
     cut_reason,
     frame_head,
+    medium_head,
     pack,
     read_close,
 )
@@ -91,7 +94,6 @@ class Session(asyncio.Protocol):
     """One WebSocket."""
 
     __slots__ = (
-        "_heard",
         "_inbox",
         "_opening",
         "_outflow",
@@ -104,6 +106,7 @@ class Session(asyncio.Protocol):
         "_transport",
         "_waiters",
         "code",
+        "data_received",
         "deadline",
         "is_closing",
         "reason",
@@ -120,6 +123,8 @@ class Session(asyncio.Protocol):
     """Send bytes, in order: a method of the outflow."""
     is_closing: Callable[[], bool]
     """Whether written data is dropped because the transport is closing: the transport's method."""
+    data_received: Callable[[bytes], None]  # type: ignore[assignment]  # an attribute, not a method
+    """Take in bytes from the client: the inbox's method, without a call in between."""
 
     def __init__(self, service: Service, opening: Opening, scope: Scope) -> None:
         self.service = service
@@ -133,6 +138,7 @@ class Session(asyncio.Protocol):
         """The entry in the access log, if there is one."""
         # receiving
         self._inbox = Inbox(service, self)
+        self.data_received = self._inbox.feed
         self._waiters: tuple[asyncio.Future[None], ...] = ()
         self._told_connect = False
         # writing
@@ -143,8 +149,6 @@ class Session(asyncio.Protocol):
         """The content of a ping that arrived while the client read nothing."""
         # time
         self.deadline = math.inf
-        self._heard = False
-        """Whether any data has arrived since the last ping."""
         self._ping_at = math.inf
         self._pinged_at = 0.0
         self._pong_by = math.inf
@@ -156,11 +160,7 @@ class Session(asyncio.Protocol):
     async def receive(self) -> Message:
         """The ASGI `receive`."""
         inbox = self._inbox
-        while True:
-            if inbox.queue:
-                content = inbox.next()
-                key = "text" if type(content) is str else "bytes"
-                return {"type": "websocket.receive", key: content}
+        while not inbox.queue:
             if not self._told_connect:
                 self._told_connect = True
                 return {"type": "websocket.connect"}
@@ -171,9 +171,16 @@ class Session(asyncio.Protocol):
                     "reason": self.reason,
                 }
             waiter = self.service.loop.create_future()
-            waiting = [other for other in self._waiters if not other.done()]  # or cancelled
-            self._waiters = (*waiting, waiter)
+            if self._waiters:
+                waiting = [other for other in self._waiters if not other.done()]  # or cancelled
+                self._waiters = (*waiting, waiter)
+            else:
+                self._waiters = (waiter,)
             await waiter
+        content = inbox.next()
+        if type(content) is str:
+            return {"type": "websocket.receive", "text": content}
+        return {"type": "websocket.receive", "bytes": content}
 
     async def send(self, message: Message) -> None:
         """The ASGI `send`. Raises ClientDisconnected once the connection is closed."""
@@ -182,14 +189,18 @@ class Session(asyncio.Protocol):
             return
         text = message.get("text")
         if text is None:
-            first, content = BINARY, _as_bytes(message.get("bytes"))
+            first, content = BINARY, message.get("bytes")
+            if type(content) is not bytes:
+                content = _as_bytes(content)
         else:
             first, content = TEXT, text.encode()
         size = len(content)
         if self._inbox.compresses:
             self.write(self._inbox.codec().message(first, content))
+        elif size < SHORT:
+            self.write(SHORT_HEADS[first][size] + content)
         elif size < LARGE:
-            self.write(pack(first, content))
+            self.write(medium_head(first, 126, size) + content)
         else:
             self.write(frame_head(first, size))
             self.write(content)
@@ -227,7 +238,7 @@ class Session(asyncio.Protocol):
     def disconnect(self) -> None:
         """The client has left before the end of the handshake."""
         self.state = CLOSED
-        self._wake()
+        self.on_arrival()
 
     def ended(self) -> None:
         """The application has returned."""
@@ -283,10 +294,6 @@ class Session(asyncio.Protocol):
 
     # -- from the event loop -------------------------------------------------------------
 
-    def data_received(self, data: bytes) -> None:
-        self._heard = True
-        self._inbox.feed(data)
-
     def eof_received(self) -> bool:
         """The client has ended its side, after a close frame or without one: end ours, too."""
         self._inbox.stop()
@@ -303,7 +310,7 @@ class Session(asyncio.Protocol):
         self.write = _write_nothing
         self._outflow.drop()
         self._outflow.resume()
-        self._wake()
+        self.on_arrival()
         self.service.socket_lost(self)
 
     def pause_writing(self) -> None:
@@ -327,8 +334,12 @@ class Session(asyncio.Protocol):
 
     def on_arrival(self) -> None:
         """See `Owner`."""
-        if self._waiters:
-            self._wake()
+        waiters = self._waiters
+        if waiters:
+            self._waiters = ()
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     def on_beginning(self) -> None:
         """See `Owner`."""
@@ -379,12 +390,6 @@ class Session(asyncio.Protocol):
         if self.write is not _write_nothing:
             self._transport.resume_reading()
 
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, ()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
     # -- closing -------------------------------------------------------------------------
 
     def close_with(self, code: int, reason: str) -> None:
@@ -405,7 +410,7 @@ class Session(asyncio.Protocol):
 
     def _await_end(self, silence: float) -> None:
         """Tell the application; the client has `silence` seconds after it has read everything."""
-        self._wake()
+        self.on_arrival()
         self._ping_at = self._pong_by = math.inf
         self._owed_pong = None
         now = self.service.now
@@ -444,10 +449,10 @@ class Session(asyncio.Protocol):
         if self._pong_by < now:
             # A client isn't to blame if we don't read from it, or if it is still reading data that
             # was sent before the ping.
-            if not (self._heard or self._inbox.paused or self._outflow.paused):
+            if not (self._inbox.heard or self._inbox.paused or self._outflow.paused):
                 self._die()
                 return
-            self._heard = False
+            self._inbox.heard = False
             self._pong_by = now + config.ws_ping_timeout
         if config.ws_message_timeout:
             late = self._inbox.begun + config.ws_message_timeout + TICK
@@ -472,7 +477,7 @@ class Session(asyncio.Protocol):
         if self._pong_by < math.inf:
             return  # a ping is still to be answered
         self._pinged_at = now
-        self._heard = False
+        self._inbox.heard = False
         self.write(pack(PING_FRAME, self._ping_content()))
         if config.ws_ping_timeout:
             self._pong_by = now + config.ws_ping_timeout

@@ -14,14 +14,14 @@ import pytest
 
 from esg.server.holdings import FREE, Holdings
 from esg.server.turns import SMALL, Turns
-from esg.server.websocket.inbox import (
+from esg.server.websocket.inbox import Inbox
+from esg.server.websocket.libraries import library
+from esg.server.websocket.limits import (
     COMPRESSED,
     FREE_FRAGMENTS,
     MOST_CONTROLS,
     MOST_FRAMES,
-    Inbox,
 )
-from esg.server.websocket.libraries import library
 from esg.settings.schema import Config
 
 MASK = b"\0\0\0\0"
