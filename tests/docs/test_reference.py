@@ -59,7 +59,7 @@ def test_events_are_in_the_code():
 def test_every_line_of_the_supervisor_is_among_the_events():
     listed = section("logging.md", "Events")
     level = r'(?:logging\.(?!DEBUG)\w+|"\w+"),\s*'
-    calls = rf"\b(?:_log\(\s*{level}|_journal\.(?:(?:info|error)\(|log\(\s*{level}))"
+    calls = rf"\b(?:(?:_log|_out\.log)\(\s*{level}|_journal\.(?:(?:info|error)\(|log\(\s*{level}))"
     logged = re.findall(rf'{calls}\s*f?"([^"]*)"', LITERALS)
     assert len(logged) > 25
     for event in logged:
