@@ -11,6 +11,7 @@ import contextlib
 import copy
 import errno
 import functools
+import gc
 import logging
 import os
 import re
@@ -484,6 +485,7 @@ def test_no_descriptor_leaks_when_forks_fail(world):
         world.fork_error = BlockingIOError(errno.EAGAIN, "no")
         yield
         world.forget_rows()
+        gc.collect()  # descriptors of other tests
         kept = len(world._mailboxes)
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(5):
