@@ -100,7 +100,10 @@ def main() -> int:
 
 def pictures(results: dict[str, Any]) -> dict[str, str]:
     """The SVG of each picture."""
-    return {name: _picture(title, panels, results) for name, (title, panels) in PICTURES.items()}
+    return {
+        name: _picture(title, [panel for panel in panels if panel.part in results], results)
+        for name, (title, panels) in PICTURES.items()
+    }
 
 
 def table(part: dict[str, Any]) -> str:
@@ -147,7 +150,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _picture(title: str, panels: tuple[Panel, ...], results: dict[str, Any]) -> str:
+def _picture(title: str, panels: list[Panel], results: dict[str, Any]) -> str:
     width = len(panels) * (LEFT + WIDTH + GAP)
     height = TOP + HEIGHT + BELOW
     servers = dict.fromkeys(name for panel in panels for name in results[panel.part]["versions"])
