@@ -85,6 +85,15 @@ PLAIN = Framing(0)
 PLAIN_FORWARDED = Framing(0, forwarded=True)
 """The same with forwarded fields."""
 
+_BY_OPTION = {
+    b"keep-alive": PLAIN,
+    b"Keep-Alive": PLAIN,
+    b"close": Framing(0, keep_alive=False),
+}
+"""The framing of such a request by its Connection field, for the most frequent values. Browsers
+send `keep-alive`, although HTTP/1.1 doesn't need it.
+"""
+
 
 class Head(Protocol):
     """A parser's result for the request whose header section it has just read."""
@@ -107,17 +116,24 @@ def examine(
     NotImplementedByServer or VersionNotSupported.
     """
     hosts = 0
+    by_option = None
     for name, value in headers:
         if name in deciding:
-            if name != b"host":
+            if name == b"host":
+                if value not in _known_hosts:
+                    _check_host(value)
+                hosts += 1
+            elif name == b"connection" and by_option is None and value in _BY_OPTION:
+                by_option = _BY_OPTION[value]
+            else:
                 break
-            if value not in _known_hosts:
-                _check_host(value)
-            hosts += 1
     else:
-        # Without a Connection field, only HTTP/1.1 persists.
-        if hosts == 1 and method != b"HEAD" and head.persists():
-            return PLAIN
+        if hosts == 1 and method != b"HEAD":
+            if by_option is None:
+                if head.persists():  # without a Connection field, only HTTP/1.1 does
+                    return PLAIN
+            elif head.http_version() == "1.1":
+                return by_option
     return _examine_fully(method, headers, head, deciding)
 
 

@@ -21,6 +21,7 @@ from esg.server.http1.framing import (
     PLAIN,
     PLAIN_FORWARDED,
     Framing,
+    _examine_fully,
     check_trailers,
     examine,
 )
@@ -273,20 +274,33 @@ def test_a_forwarded_field_is_noticed_from_a_proxy_alone():
     assert examine(b"GET", [HOST], Parser("1.1"), DECIDING_FROM_PROXY) is PLAIN
 
 
-@given(
+def outcome(look, method, headers, version, deciding=DECIDING):
+    """The attributes of a framing, or the class of an error."""
+    try:
+        framing = look(method, headers, Parser(version), deciding)
+    except HTTPError as error:
+        return type(error)
+    return {name: getattr(framing, name) for name in Framing.__slots__}
+
+
+SECTIONS = (
     st.sampled_from([b"GET", b"HEAD", b"POST"]),
     st.lists(st.tuples(NAMES, VALUES), max_size=6),
     st.sampled_from(["1.0", "1.1"]),
 )
-def test_framing_does_not_depend_on_the_peer(method, headers, version):
-    def outcome(deciding):
-        try:
-            framing = examine(method, headers, Parser(version), deciding)
-        except HTTPError as error:
-            return type(error)
-        return {name: getattr(framing, name) for name in Framing.__slots__}
 
-    direct, from_proxy = outcome(DECIDING), outcome(DECIDING_FROM_PROXY)
+
+@given(*SECTIONS, st.sampled_from([b"close", b"Close", b"keep-alive", b"Keep-Alive", b"x", b""]))
+def test_the_short_way_has_the_same_result_as_the_long_one(method, headers, version, option):
+    for fields in (headers, [HOST, (b"connection", option)], [(b"connection", option), *headers]):
+        short = outcome(examine, method, fields, version)
+        assert short == outcome(_examine_fully, method, fields, version)
+
+
+@given(*SECTIONS)
+def test_framing_does_not_depend_on_the_peer(method, headers, version):
+    direct = outcome(examine, method, headers, version)
+    from_proxy = outcome(examine, method, headers, version, DECIDING_FROM_PROXY)
     if isinstance(direct, dict):
         assert not direct["forwarded"]
         direct["forwarded"] = any(name in FIELDS for name, _ in headers)
