@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from esg import mailbox
 from esg.scoreboard import Cell, Row
 from esg.server.accesslog.lines import path_and_query, printable
-from esg.server.asgi.upgrade import UpgradableExchange
+from esg.server.asgi.upgrade import Upgradable
 
 if TYPE_CHECKING:
     from esg.server.state import Service
@@ -115,6 +115,6 @@ def _name(exchange: Any) -> str:
     path = printable(path_and_query(exchange.target)[0][: LONGEST_PATH + 1])
     if len(path) > LONGEST_PATH:
         path = path[:LONGEST_PATH] + "..."
-    if isinstance(exchange, UpgradableExchange):
+    if isinstance(exchange, Upgradable):
         return f"WebSocket {path}"
     return f"{str(exchange.scope.get('method'))[:20]} {path}"

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from esg.scoreboard import Cell
-from esg.server.asgi.exchange import ClientDisconnected
+from esg.server.asgi.disconnection import ClientDisconnected
 
 from .apps import Disconnected, Gate, hello, piece, read_body, respond, start
 from .wire import Truncated, get, request, turns, until

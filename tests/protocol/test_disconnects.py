@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from esg.server.asgi.exchange import ClientDisconnected
+from esg.server.asgi.disconnection import ClientDisconnected
 from esg.server.http1.connection import SILENCE
 from esg.server.state import TICK
 from tests.support.futures import cancelled_futures

@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from esg.server.asgi.exchange import ClientDisconnected
+from esg.server.asgi.disconnection import ClientDisconnected
 from esg.settings.schema import Config
 
 from .apps import Probe, piece, respond, start

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from esg.server.asgi.exchange import ClientDisconnected
+from esg.server.asgi.disconnection import ClientDisconnected
 from tests.support.futures import cancelled_futures
 
 from .apps import Disconnected, Probe, piece, read_body, respond, start

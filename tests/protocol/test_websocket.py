@@ -10,7 +10,7 @@ import zlib
 
 import pytest
 
-from esg.server.asgi.exchange import ClientDisconnected
+from esg.server.asgi.disconnection import ClientDisconnected
 from esg.server.transports import unsent
 from esg.server.websocket.limits import FRAME_OVERHEAD
 from tests.support.futures import cancelled_futures

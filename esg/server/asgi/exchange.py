@@ -26,11 +26,12 @@ import asyncio
 import logging
 import math
 import os
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from esg import forks
 from esg.server.accesslog.entries import Observation
 from esg.server.asgi import debug_page
+from esg.server.asgi.disconnection import ClientDisconnected, is_disconnect
 from esg.server.asgi.files import file_part, open_file
 from esg.server.asgi.request_body import MOST_PIECES, NO_BODY, Framing, RequestBody
 from esg.server.asgi.responses import Content, plain_content
@@ -79,10 +80,6 @@ than an error.
 """
 
 
-class ClientDisconnected(OSError):
-    """The client has left, so nothing can be sent to it."""
-
-
 class Source(Protocol):
     """The reader of a connection, which stops reading while too much waits for applications."""
 
@@ -122,7 +119,11 @@ class Carrier(Protocol):
         """End a response in its middle, so that the client can tell that it isn't complete."""
 
 
-class Exchange:
+C = TypeVar("C", bound=Carrier)
+F = TypeVar("F", bound=Framing)
+
+
+class Exchange(Generic[C, F]):
     """One request and its response: `receive`, `send`, and the application's failures."""
 
     __slots__ = (
@@ -142,10 +143,7 @@ class Exchange:
         "task",
     )
 
-    _connection: Carrier
-    framing: Framing
-
-    def __init__(self, connection: Carrier, scope: Scope, framing: Framing, target: bytes) -> None:
+    def __init__(self, connection: C, scope: Scope, framing: F, target: bytes) -> None:
         self._connection = connection
         self.scope = scope
         self.framing = framing
@@ -478,17 +476,3 @@ def as_bytes(body: object) -> bytes:
     if not isinstance(body, bytes | bytearray | memoryview):
         raise TypeError(f"the body is bytes, not {type(body).__name__}")
     return bytes(body)
-
-
-def is_disconnect(error: BaseException) -> bool:
-    """Whether an error only means that the client has left, perhaps inside a group.
-
-    Starlette turns ClientDisconnected, and an unexpected `http.disconnect`, into an
-    exception of its own.
-    """
-    if isinstance(error, BaseExceptionGroup):
-        return all(is_disconnect(inner) for inner in error.exceptions)
-    causes = (error, error.__cause__, error.__context__)
-    if any(isinstance(cause, ClientDisconnected) for cause in causes):
-        return True
-    return type(error).__name__ == "ClientDisconnect"

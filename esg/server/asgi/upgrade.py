@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from esg.server.accesslog.entries import Observation
-from esg.server.asgi.exchange import Exchange
-from esg.server.asgi.types import Application, Headers
+from esg.server.asgi.types import Application, Headers, Message, Scope
+from esg.server.state import Exchange
 
 
 class Successor(Protocol):
@@ -28,12 +28,9 @@ class Successor(Protocol):
         """
 
 
-class UpgradableExchange(Exchange):
-    """A request that offers to upgrade; a protocol derives its own class from this."""
-
-    __slots__ = ()
-
-    observation: Observation
+@runtime_checkable
+class Upgradable(Protocol):
+    """Something that another protocol may take the place of."""
 
     def switch(self, fields: Headers, successor: Successor) -> bytes:
         """Accept with these fields, and give the connection away.
@@ -41,11 +38,41 @@ class UpgradableExchange(Exchange):
         Returns the data that the client has sent after its request. Raises InvalidHeader for fields
         that can't be sent, and ClientDisconnected if the client has left.
         """
-        raise NotImplementedError
 
     def end_unanswered(self) -> None:
         """The client has left: end the connection without a response."""
-        raise NotImplementedError
+
+
+class UpgradableExchange(Exchange, Upgradable, Protocol):
+    """A request that offers to upgrade: an `Exchange` that has these methods, too."""
+
+    scope: Scope
+    state: str
+
+    async def send(self, message: Message) -> None:
+        """The ASGI `send`."""
+
+    def fail(self, error: BaseException) -> None:
+        """The application has raised an exception."""
+
+    def fail_if_open(self, error: asyncio.CancelledError) -> None:
+        """The application has raised this itself."""
+
+    @property
+    def observation(self) -> Observation:
+        """What the access log needs; every upgrade has one."""
+
+    def returned_early(self) -> None:
+        """The application has returned before its response was complete."""
+
+    def end_badly(self, status: int = 500) -> None:
+        """Answer `status`, or cut the response off."""
+
+    def log_error(self, what: str, error: BaseException | None = None, stack: str = "") -> None:
+        """Log something that went wrong with this request."""
+
+    def cancel(self) -> None:
+        """Cancel the application's task."""
 
 
 class Upgrade(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from esg.server.asgi import exchange as asgi
+from esg.server.asgi.disconnection import ClientDisconnected
 from esg.server.asgi.exchange import (
     BODY,
     DONE,
@@ -15,11 +16,11 @@ from esg.server.asgi.exchange import (
     GONE,
     START,
     TRAILERS,
-    ClientDisconnected,
     as_bytes,
 )
 from esg.server.asgi.request_body import UNKNOWN_LENGTH
 from esg.server.asgi.types import Headers, Message
+from esg.server.asgi.upgrade import Successor
 from esg.server.http1.framing import PLAIN, Framing
 from esg.server.http1.response import (
     CHUNKED,
@@ -61,8 +62,20 @@ class Wire(asgi.Carrier, FileWire, Protocol):
     def abandon(self, exchange: Any) -> None:
         """The client has left, and the event loop hasn't noticed yet."""
 
+    # for upgrades
 
-class Exchange(asgi.Exchange):
+    @property
+    def refuses(self) -> bool:
+        """Whether the data after the request being answered can't be served."""
+
+    def hand_over(self, successor: Successor) -> bytes:
+        """Give the transport away; returns the data that the client has sent after the request."""
+
+    def close(self) -> None:
+        """Send the rest, then wait a short time for the client to close."""
+
+
+class Exchange(asgi.Exchange[Wire, Framing]):
     """One request and its response on an HTTP/1.1 connection."""
 
     __slots__ = (
@@ -71,9 +84,6 @@ class Exchange(asgi.Exchange):
         "_trailers",
         "keep_alive",
     )
-
-    _connection: Wire
-    framing: Framing
 
     # All of these are set when the application gives the head.
     keep_alive: bool

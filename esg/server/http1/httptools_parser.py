@@ -37,16 +37,19 @@ class HttptoolsParser:
                 self._resume(body_length)
             return data[error.args[0] :]
         if isinstance(error, httptools.HttpParserCallbackError):
-            raised, self._sink.raised = self._sink.raised, None
-            try:
-                raise (raised or error) from None
-            finally:
-                del raised, error  # their tracebacks have this frame: a reference cycle
+            raise self._raised(error) from None
         if isinstance(error, httptools.HttpParserError):
             # llhttp accepts more versions than ESG serves, and refuses all others itself.
             unknown = error.args == ("Invalid HTTP version",)
             raise (VersionNotSupported if unknown else BadRequest)(str(error)) from None
         raise error
+
+    def _raised(self, error: Exception) -> Exception:
+        """What the sink raised. The traceback of what `recover` raises has its frame, so a variable
+        there would make a reference cycle.
+        """
+        raised, self._sink.raised = self._sink.raised, None
+        return raised or error
 
     def _resume(self, body_length: int) -> None:
         """Expect the body of a request that llhttp has treated as an upgrade.

@@ -31,7 +31,7 @@ from esg.server.asgi.types import (
     tls_scope,
 )
 from esg.server.endpoints import FROM_TRANSPORT, local_endpoint
-from esg.server.http1.exchange import Exchange
+from esg.server.http1.exchange import Exchange, Wire
 from esg.server.http1.framing import (
     DECIDING,
     DECIDING_FROM_PROXY,
@@ -44,7 +44,6 @@ from esg.server.http1.framing import (
 )
 from esg.server.http1.parked import Origin
 from esg.server.http1.parser import HoldingParser, Parser
-from esg.server.http1.upgrade import UpgradableWire
 from esg.server.proxy import headers as proxy_headers
 from esg.server.state import Service
 from esg.server.turns import PART, SMALL
@@ -83,7 +82,7 @@ METHODS = {
 """Names of methods that needn't be decoded for each request."""
 
 
-class Taker(UpgradableWire, Protocol):
+class Taker(Wire, Protocol):
     """The connection as its reader sees it."""
 
     current: Exchange | None
@@ -128,6 +127,9 @@ class _Nobody:
 
 
 NOBODY = cast(Taker, _Nobody())
+
+NO_PARSER: Parser = HoldingParser()
+"""Replaces the parser then; nothing is fed to it."""
 
 
 class Reader:
@@ -211,7 +213,7 @@ class Reader:
     def attach(self, transport: asyncio.Transport) -> None:
         """Pause and resume this transport."""
         self._transport = transport
-        if self._template["server"] is FROM_TRANSPORT:
+        if self._template["server"] == FROM_TRANSPORT:
             self._template["server"] = local_endpoint(transport)
 
     @property
@@ -241,7 +243,7 @@ class Reader:
         self.paused = self._waits_for_turn = False
         self.receiving = None
         self._connection = NOBODY
-        del self._parser  # it holds this reader's methods: a reference cycle
+        self._parser = NO_PARSER  # the other one holds this reader's methods: a reference cycle
 
     def release(self) -> bytes:
         """Let the transport's next protocol read; returns what this reader hasn't parsed."""

@@ -71,7 +71,7 @@ SERVER_NAME = b"esg"
 
 
 def check_fields(
-    headers: Iterable[Iterable[bytes]], begin: bytes = b""
+    headers: Iterable[Iterable[Any]], begin: bytes = b""
 ) -> tuple[list[bytes], int, int]:
     """Check an application's response fields.
 
@@ -103,7 +103,7 @@ def check_fields(
     return lines, given, length
 
 
-def _checked_line(name: bytes, value: bytes) -> Line:
+def _checked_line(name: object, value: object) -> Line:
     if not isinstance(name, bytes) or not isinstance(value, bytes):
         raise InvalidHeader(f"header names and values are bytes, not {name!r}: {value!r}")
     if not _TOKEN.fullmatch(name):

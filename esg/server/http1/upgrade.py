@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any
 
 from esg.server.accesslog.entries import Observation
-from esg.server.asgi.exchange import DONE, GONE, START, ClientDisconnected
+from esg.server.asgi.disconnection import ClientDisconnected
+from esg.server.asgi.exchange import DONE, GONE, START
 from esg.server.asgi.types import Application, Headers
-from esg.server.asgi.upgrade import Successor, UpgradableExchange, Upgrade
+from esg.server.asgi.upgrade import Successor, Upgrade
 from esg.server.http1.exchange import Exchange, Wire
 from esg.server.http1.framing import VERSIONS, Framing
 from esg.server.http1.response import Heads, check_fields
@@ -18,28 +19,12 @@ _LAST = {version: Framing(0, version=version, keep_alive=False) for version in V
 """After a refused upgrade the connection closes: the client may continue in either protocol."""
 
 
-class UpgradableWire(Wire, Protocol):
-    """A connection that its exchange may give away."""
-
-    @property
-    def refuses(self) -> bool:
-        """Whether the data after the request being answered can't be served."""
-
-    def hand_over(self, successor: Successor) -> bytes:
-        """Give the transport away; returns the data that the client has sent after the request."""
-
-    def close(self) -> None:
-        """Send the rest, then wait a short time for the client to close."""
-
-
-class UpgradeExchange(Exchange, UpgradableExchange):
+class UpgradeExchange(Exchange):
     """A request that offers to upgrade, until it is refused or has become another protocol."""
 
     __slots__ = ("upgrade",)
 
-    _connection: UpgradableWire
-
-    def __init__(self, connection: UpgradableWire, offer: Exchange, upgrades: Upgrades) -> None:
+    def __init__(self, connection: Wire, offer: Exchange, upgrades: Upgrades) -> None:
         """`offer` is the ordinary exchange of the same request, which this one replaces."""
         super().__init__(connection, offer.scope, _LAST[offer.framing.version], offer.target)
         self.observation = offer.observation or Observation(offer.scope, offer.target)

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol
 
 from esg import forks
 from esg.server.accesslog.entries import SocketRecord
-from esg.server.asgi.exchange import ClientDisconnected, is_disconnect
+from esg.server.asgi.disconnection import ClientDisconnected, is_disconnect
 from esg.server.asgi.types import Message, Scope
 from esg.server.outflow import LINGER, Outflow
 from esg.server.state import TICK, Service

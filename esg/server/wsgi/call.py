@@ -32,7 +32,8 @@ from typing import Any, cast
 from esg import forks
 from esg.log.records import Subject
 from esg.seldom import Seldom
-from esg.server.asgi.exchange import CHECK, FILE_PART, REASONED_START, ClientDisconnected
+from esg.server.asgi.disconnection import ClientDisconnected
+from esg.server.asgi.exchange import CHECK, FILE_PART, REASONED_START
 from esg.server.asgi.responses import REASONS
 from esg.server.asgi.types import Headers, Message, Receive, Send
 from esg.server.memo import Memo

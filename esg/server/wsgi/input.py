@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from esg.server.asgi.exchange import ClientDisconnected
+from esg.server.asgi.disconnection import ClientDisconnected
 from esg.server.asgi.types import Message
 
 

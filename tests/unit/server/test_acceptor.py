@@ -66,7 +66,7 @@ class Listener:
         if self.error:
             raise OSError(self.error, "failed")
         self.accepted += 1
-        return None, None
+        return None, ("192.0.2.1", 1)
 
     path = None
 

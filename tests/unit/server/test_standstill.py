@@ -11,7 +11,7 @@ import pytest
 
 from esg.mailbox import PIPE_ATOMIC, encode
 from esg.scoreboard import Cell, Row
-from esg.server.asgi.upgrade import UpgradableExchange
+from esg.server.asgi.upgrade import Upgradable
 from esg.server.standstill import LONGEST_PATH, MOST_NAMED, Standstill, held_requests
 
 NOW = 1000.0
@@ -109,7 +109,7 @@ def test_a_request_is_named_by_its_path_in_printable_characters(target, name):
     assert held(Exchange(target)).requests == [name]
 
 
-class UpgradedExchange(Exchange, UpgradableExchange):
+class UpgradedExchange(Exchange, Upgradable):
     """A WebSocket."""
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esg.log.records import TRACE, worker_subject
-from esg.server.asgi.exchange import ClientDisconnected
+from esg.server.asgi.disconnection import ClientDisconnected
 from esg.server.asgi.types import http_scope, http_template
 from esg.server.wsgi.call import FILE_BLOCK, FileWrapper
 from esg.server.wsgi.environ import request_environ
