@@ -69,7 +69,7 @@ WSGI applications; ASGI has no such field.
 
 FILE_PART = "esg.http.response.file"
 """Like `http.response.zerocopysend` with `fd`, `offset` and `count`, for WSGI applications, which
-always may send files like this (`wsgi.file_wrapper`).
+may always send files like this (`wsgi.file_wrapper`).
 """
 
 TURNS_TO_CANCEL = 5

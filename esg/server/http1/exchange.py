@@ -41,7 +41,7 @@ from esg.server.outflow import MOST_COLLECTED
 LAST_CHUNK = b"0\r\n\r\n"
 
 SMALL_CHUNK = 256
-"""Pieces of a stream with fewer bytes take the shortest way, such as events, or words of a text."""
+"""Pieces of a stream with fewer bytes, such as events or words of a text, take the shortest way."""
 
 MOST_SMALL_CHUNKS = MOST_COLLECTED // SMALL_CHUNK
 """The most of them that wait for the end of a turn."""
@@ -85,7 +85,7 @@ class Exchange(asgi.Exchange[Wire, Framing]):
         "keep_alive",
     )
 
-    # All of these are set when the application gives the head.
+    # These are set when the application gives the head; `_trailers` only if it announces some.
     keep_alive: bool
     """Whether the connection stays open; decided when the head is sent."""
     _flags: int

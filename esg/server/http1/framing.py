@@ -90,8 +90,8 @@ _BY_OPTION = {
     b"Keep-Alive": PLAIN,
     b"close": Framing(0, keep_alive=False),
 }
-"""The framing of such a request by its Connection field, for the most frequent values. Browsers
-send `keep-alive`, although HTTP/1.1 doesn't need it.
+"""The framing of an HTTP/1.1 request without a body by its Connection field, for the most frequent
+values. Browsers send `keep-alive`, although HTTP/1.1 doesn't need it.
 """
 
 
@@ -140,7 +140,7 @@ def examine(
 def _examine_fully(
     method: bytes, headers: Headers, head: Head, deciding: frozenset[bytes]
 ) -> Framing:
-    """The slow path: some field besides Host affects framing."""
+    """The slow path: for HEAD, HTTP/1.0, and most requests with `deciding` fields besides Host."""
     hosts = 0
     lengths: tuple[bytes, ...] = ()
     codings: tuple[bytes, ...] = ()

@@ -70,7 +70,7 @@ SHORT_HEADS = {
 """The headers of frames with less than `SHORT` bytes of content: by first byte, then by size."""
 
 medium_head = struct.Struct("!BBH").pack
-"""The header of a frame with less than 64 KiB: of the first byte, 126, and the size."""
+"""Makes the header of a frame with less than 64 KiB, from the first byte, 126, and the size."""
 
 
 def _unmask(content: bytes | memoryview, mask: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Which WebSocket library a worker uses. Only that one is imported: others may not be installed."""
+"""Which WebSocket library a worker uses. Only its codec is imported; others may be missing."""
 
 from __future__ import annotations
 

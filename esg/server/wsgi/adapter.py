@@ -75,7 +75,7 @@ class WSGIAdapter:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        loop = asyncio.get_running_loop()  # each time, it asks the kernel for the process
+        loop = asyncio.get_running_loop()  # this asks the kernel for the pid each time
         environ = self._base | request_environ(scope)
         call = Call(self.app, environ, receive, send, loop, self._subject, self._too_long)
         if _may_have_body(environ):

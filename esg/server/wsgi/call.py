@@ -60,8 +60,9 @@ HOP_BY_HOP = frozenset(
         "upgrade",
     )
 )
-"""Response fields that are dropped, because the server sets them (PEP 3333, "Other HTTP Features").
-`Connection` is passed on: the server closes the connection for `close`, and doesn't copy the field.
+"""Response fields that are dropped, because applications may not set them (PEP 3333, "Other HTTP
+Features"). `Connection` is passed on: the server closes the connection for `close`, and doesn't
+copy the field.
 """
 
 LOOK_EVERY = 0.1

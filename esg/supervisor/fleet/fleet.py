@@ -455,7 +455,7 @@ class Fleet:
         candidate = self.reload.candidate
         if candidate is None or self._room() <= 0 or self.reload.closing is not None:
             return
-        if self.members.delay_canary(self.reload.settled, now):
+        if self.members.canary_must_wait(self.reload.settled, now):
             return
         if not any(m.generation == candidate for m in self.members.active()):
             self._spawn(candidate, now)

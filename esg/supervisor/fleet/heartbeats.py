@@ -68,7 +68,7 @@ class Heartbeats:
         return found
 
     def _is_stuck(self, member: Member, beat: float, now: float) -> bool:
-        """Whether a worker is stuck. If it could be stuck soon, the next check is moved forward.
+        """Whether a worker is stuck. If it could be stuck soon, the next check is made earlier.
 
         This is only done for a worker that missed a heartbeat. So a healthy fleet is checked once a
         second, and a stuck worker is still found in time.

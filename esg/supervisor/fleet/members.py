@@ -163,11 +163,11 @@ class Members(dict[int, Member]):
         return [m for m in self.active() if m.generation.number == generation and not m.due]
 
     def accepting_until(self, current: GenerationTerms) -> float:
-        """The time from which on no replaced worker accepts connections, as far as is known."""
+        """The time after which no replaced worker accepts connections, as far as is known."""
         replaced = [member for member in self.values() if member.generation != current]
         return max((member.accepts_until for member in replaced), default=-math.inf)
 
-    def delay_canary(self, settled: int, now: float) -> bool:
+    def canary_must_wait(self, settled: int, now: float) -> bool:
         """Whether a new canary waits for the end of a canary that it overtook.
 
         `settled` is the newest generation that has been adopted or has failed. A canary never waits

@@ -16,7 +16,7 @@ from esg.supervisor.fleet.terms import GenerationTerms
 
 
 class Stage(Enum):
-    """How far the running reload is."""
+    """How far the running reload has got."""
 
     IDLE = "no reload is running"
     CANARY = "the first worker of the new generation boots"
