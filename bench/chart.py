@@ -1,8 +1,8 @@
 """Draws the pictures of docs/explanation/growth.md: `python bench/chart.py`.
 
 They show the medians of growth.json, which growth.py writes; `--table` prints these as tables. A
-picture has panels next to each other, with one line for each server. The points of a panel have
-equal distances.
+picture has panels next to each other, with one line for each server. The points of a panel are
+equally spaced.
 """
 
 import argparse
@@ -137,7 +137,7 @@ def _lines(part: dict[str, Any], value: str) -> Lines:
 
 
 def _named(point: int | str) -> str:
-    """A number of things, or of bytes if it is a power of two that is large enough."""
+    """A number of things, or of bytes if it is a multiple of 1024."""
     if isinstance(point, str):
         return point
     for unit, name in ((1 << 20, "MiB"), (1 << 10, "KiB")):
@@ -208,7 +208,7 @@ def _panel(panel: Panel, part: dict[str, Any]) -> list[str]:
 
 
 def _ticks(most: float) -> list[float]:
-    """From 0 to at least `most`, in 3 to 6 round steps."""
+    """From 0 to at least `most`, in 3 to 5 round steps."""
     step = 10 ** math.floor(math.log10(most / 3))
     step *= next(factor for factor in (1, 2, 5, 10) if most / (step * factor) <= 5)
     return [step * number for number in range(math.ceil(most / step) + 1)]

@@ -49,7 +49,7 @@ MANY = {
         "--backpressure=16384",  # the most connections of a worker
     ),
 }
-"""Options with which a server takes so many connections, and keeps them while they are idle."""
+"""Options with which a server takes all connections, and keeps them while they are idle."""
 
 
 def workers(name: str, directory: Path) -> Points:
@@ -70,7 +70,7 @@ def workers(name: str, directory: Path) -> Points:
 
 
 def _reloaded(server: Server, starts: Path, first: frozenset[int]) -> Values:
-    """Replace all workers, if that takes less than CHANGED_WITHIN."""
+    """Replace all workers; no value if the new ones don't start, or the old don't end, in time."""
     begun = time.monotonic()
     os.kill(server.pid, signal.SIGHUP)
     try:
@@ -83,7 +83,7 @@ def _reloaded(server: Server, starts: Path, first: frozenset[int]) -> Values:
 
 
 def _started(starts: Path, count: int, before: frozenset[int] = frozenset()) -> frozenset[int]:
-    """Wait until so many workers have started, besides those before; returns their pids."""
+    """Wait until `count` workers have started, besides those `before`; returns their pids."""
     deadline = time.monotonic() + CHANGED_WITHIN
     while time.monotonic() < deadline:
         pids = frozenset(map(int, starts.read_text().split())) - before
@@ -179,7 +179,7 @@ def _peak(process: psutil.Process) -> int:
 
 
 def four(name: str, directory: Path) -> Points:
-    """4 workers, which share two CPUs with the load."""
+    """4 workers, which share all CPUs with the load."""
     command = with_options(SERVERS[name], "--workers=4")
     for scenario in (HELLO, SCENARIOS["fastapi-json"], SCENARIOS["new-connection"]):
         with serving(command, scenario, directory / "log", cpu=None) as server:

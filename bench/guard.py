@@ -5,7 +5,7 @@ count varies by less than 1 % between runs and hardly depends on the machine. It
 interpreter, and on the packages that serve requests, so `guard.json` has counts for each
 combination of them. For any other combination there is nothing to compare with, and it says so.
 
-A count more than LIMIT above the stored one is a failure. `--store` replaces the counts of this
+A count of more than LIMIT times the stored one is a failure. `--store` replaces the counts of this
 interpreter; RESULTS.md then needs them, too, with a line that says why.
 """
 
@@ -32,7 +32,7 @@ PACKAGES = ("uvloop", "httptools", "websockets")
 """The packages that a request runs through."""
 
 PLAIN_COPIES = "glibc.cpu.hwcaps=-AVX2,-AVX2_Usable,-AVX_Fast_Unaligned_Load,-ERMS,-FSRM"
-"""Lets glibc copy memory in the same way on each machine; it ignores names that it doesn't know."""
+"""Makes glibc copy memory in the same way on each machine; it ignores names it doesn't know."""
 
 TIMEOUT = 300.0  # seconds
 
@@ -122,7 +122,7 @@ def count() -> Counts:
 
 
 def _dumps(out: Path) -> list[Path]:
-    """The dumps in order. The last one, made at the end of the program, has no number."""
+    """The dumps in order, without the one made at the end of the program, which has no number."""
     return sorted(out.parent.glob(f"{out.name}.*"), key=lambda file: int(file.suffix[1:]))
 
 

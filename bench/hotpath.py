@@ -2,9 +2,9 @@
 
     python bench/hotpath.py [REQUESTS]
 
-Connections get the bytes of requests from a `Wire`, which takes the place of a transport. Under
-`valgrind --tool=callgrind --instr-atstart=no`, it makes a dump of the counts of each scenario,
-with the scenario's name. Prints how many requests each scenario has served.
+Connections get the bytes of requests directly, and write to a `Wire`, which takes the place of a
+transport. Under `valgrind --tool=callgrind --instr-atstart=no`, it makes a dump of the counts of
+each scenario, with the scenario's name. Prints how many requests each scenario has served.
 """
 
 import asyncio
@@ -177,7 +177,7 @@ class Stage:
                 wire.end = scenario.end
 
     async def serve(self, turns: int) -> None:
-        """Send a request on each connection and wait for all answers, so many times."""
+        """Send a request on each connection and wait for all answers, `turns` times."""
         for _ in range(turns):
             await self._send(self._request)
 

@@ -1,9 +1,9 @@
 """How long requests take while the server isn't overloaded: `python bench/latency.py`.
 
-One client that sends one request at a time, and 64 that together send half as many requests as the
-server can answer. Each server is first asked how many that is. `h2load` keeps the rate; it measures
-each request from the moment it is sent. All servers of a round run at the same time, and are
-measured one after the other, so that a slow minute of the machine is shared.
+One client sends one request at a time; then 64 together send half as many requests as the server
+can answer. How many it can answer is measured first. `h2load` keeps the rate; it measures each
+request from the moment it is sent. All servers of a round run at the same time, and are measured
+one after the other, so that a slow minute of the machine is shared.
 """
 
 import argparse

@@ -43,7 +43,7 @@ class Measurement:
 
 
 def table(measurements: list[Measurement]) -> str:
-    """One row for each scenario and server, in the order measured first."""
+    """One row for each scenario and server, in the order of their first measurement."""
     pairs = dict.fromkeys((m.scenario, m.server) for m in measurements)
     return _aligned([HEADER, *(_row(measurements, *pair) for pair in pairs)])
 

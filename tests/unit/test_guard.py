@@ -46,7 +46,7 @@ def test_a_count_that_grows_by_6_percent_is_a_failure(
     assert "stream-50: 400,000, stored 400,000 (1.000)\n" in output
 
 
-def test_a_count_that_grows_by_4_percent_is_none(
+def test_a_count_that_grows_by_4_percent_is_not_a_failure(
     guard: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guard, "count", lambda: {"hello": 52_000, "stream-50": 400_000})

@@ -15,7 +15,7 @@ def eight_cpus(monkeypatch):
 
 
 def machine(root, cgroup, **quotas):
-    """A root folder with /proc/self/cgroup, and files under /sys/fs/cgroup by `__` for `/`."""
+    """A root folder with /proc/self/cgroup, and files of these names under /sys/fs/cgroup."""
     files = {"proc/self/cgroup": cgroup}
     files |= {f"sys/fs/cgroup/{name}": text for name, text in quotas.items()}
     for name, text in files.items():
