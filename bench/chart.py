@@ -64,7 +64,7 @@ PICTURES: dict[str, tuple[str, tuple[Panel, ...]]] = {
         (
             Panel("held", "memory MiB", "Memory, MiB", "idle connections"),
             Panel(
-                "held", "CPU us", "CPU per request, \u00b5s, beside idle ones", "idle connections"
+                "held", "CPU us", "CPU per request, \u00b5s, next to idle ones", "idle connections"
             ),
             Panel(
                 "used", "CPU us", "CPU per request, \u00b5s, over all of them", "busy connections"

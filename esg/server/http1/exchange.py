@@ -271,7 +271,8 @@ class Exchange(asgi.Exchange[Wire, Framing]):
             if size > before or (self._remaining and not more):
                 self.keep_alive = False
                 over = size - before
-                fault = f"{over} bytes longer" if over > 0 else f"{self._remaining} bytes shorter"
+                amount = "1 byte" if abs(over) == 1 else f"{abs(over)} bytes"
+                fault = f"{amount} {'longer' if over > 0 else 'shorter'}"
                 self.log_error(f"the body is {fault} than its Content-Length")
         if self.observation is not None:
             self.observation.sent += allowed
