@@ -8,7 +8,7 @@ from typing import Any
 from esg.server.asgi.types import Endpoint
 from esg.server.memo import Memo
 
-FROM_TRANSPORT: Endpoint = ("", None)
+FROM_TRANSPORT: Endpoint = ("", -1)
 """In place of the server's end of a TCP connection: the transport of the connection knows it."""
 
 _locals: Memo[tuple[Any, ...], Endpoint] = Memo(256, 0)

@@ -208,6 +208,13 @@ async def test_a_header_without_addresses_leaves_those_of_the_connection(server,
     assert record.scope["server"] == serving.address
 
 
+async def test_a_header_may_say_that_the_client_came_by_a_unix_socket_without_a_name(server):
+    record = Recorder()
+    header = SIGNATURE_V2 + struct.pack("!BBH216x", 0x21, 0x31, 216)
+    assert (await server(record).connect().request(header + get())).status == 200
+    assert (record.scope["client"], record.scope["server"]) == (None, ("", None))
+
+
 async def test_a_header_may_name_a_proxy_of_http(server):
     """The address in the header counts as the peer, and decides whether X-Forwarded-For is used."""
     record = Recorder()

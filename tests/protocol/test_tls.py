@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import socket
@@ -319,6 +320,28 @@ async def test_a_request_and_a_close_notify_may_arrive_together_at_a_parked_conn
     with pytest.raises(ssl.SSLWantReadError):
         client.tls.unwrap()
     await client._flush()
+    assert (await client.response()).body == b"hello"
+    await server.connections(0)
+
+
+async def test_what_follows_a_close_notify_is_dropped_and_the_response_is_sent(serve):
+    release = asyncio.Event()
+
+    async def app(scope, receive, send):
+        await release.wait()
+        await hello(scope, receive, send)
+
+    server = serve(app)
+    client = server.connect()
+    await client.handshake()
+    client.tls.write(get())
+    with pytest.raises(ssl.SSLWantReadError):
+        client.tls.unwrap()
+    await client._flush()
+    await until(lambda: server.service.running)
+    await client._loop.sock_sendall(client.sock, b"\x15\x03\x03\x00\x02\x01\x00")
+    await turns(10)
+    release.set()
     assert (await client.response()).body == b"hello"
     await server.connections(0)
 

@@ -805,12 +805,11 @@ async def test_the_error_stream_is_the_log(serve_wsgi, log):
 
 
 @pytest.mark.parametrize("kind", [list, iter])
-async def test_an_exception_in_the_logging_of_the_last_text_is_the_applications(
-    serve_wsgi, log, kind
-):
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+async def test_an_exception_in_the_logging_of_the_last_text_is_logged(serve_wsgi, log, kind, error):
     def refuse(record):
         if "unfinished" in record.getMessage():
-            raise ValueError("refused by a filter")
+            raise error("refused by a filter")
         return True
 
     def app(environ, start_response):
@@ -828,6 +827,34 @@ async def test_an_exception_in_the_logging_of_the_last_text_is_the_applications(
             assert "refused by a filter" in log.claim("exception in the application")
     finally:
         logger.removeFilter(refuse)
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+async def test_a_response_does_not_wait_for_the_logging_of_an_unfinished_text(
+    serve_wsgi, log, kind
+):
+    release = threading.Event()
+
+    def wait(record):
+        if "unfinished" in record.getMessage():
+            assert release.wait(10)
+        return True
+
+    def app(environ, start_response):
+        environ["wsgi.errors"].write("unfinished")
+        start_response("200 OK", [("Content-Length", "2")])
+        return kind([b"ok"])
+
+    logger = logging.getLogger("esg")
+    logger.addFilter(wait)
+    try:
+        assert (await serve_wsgi(app, threads=1).connect().request(get())).body == b"ok"
+        release.set()
+        await until(lambda: log.errors)
+        log.claim("wsgi.errors: unfinished")
+    finally:
+        release.set()
+        logger.removeFilter(wait)
 
 
 # -- the request's body ----------------------------------------------------------------

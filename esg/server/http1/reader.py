@@ -71,7 +71,7 @@ CHUNK_OVERHEAD = 8
 """Bytes of chunk framing allowed for each byte of a body, on top of what a header section may take.
 """
 
-ENDS_OF_METHODS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ- ")
+ENDS_OF_METHODS = frozenset(bytes([byte]) for byte in b"ABCDEFGHIJKLMNOPQRSTUVWXYZ- ")
 """Bytes that a part of a request may end with while the parser keeps it and hasn't passed any of it
 on: letters of a method, or the space behind it.
 """
@@ -188,7 +188,7 @@ class Reader:
         self._headers: Headers = []
         self.head_size = 0
         """Bytes fed since the last header section that was complete."""
-        self._last_byte = 0
+        self._last_byte = b""
         """The last byte that was fed."""
         self._head_limit = 0
         """An upper bound for the size of any header section in the current piece, in bytes."""
@@ -213,7 +213,7 @@ class Reader:
     def attach(self, transport: asyncio.Transport) -> None:
         """Pause and resume this transport."""
         self._transport = transport
-        if self._template["server"] == FROM_TRANSPORT:
+        if self._template["server"] is FROM_TRANSPORT:
             self._template["server"] = local_endpoint(transport)
 
     @property
@@ -356,7 +356,7 @@ class Reader:
 
     def feed(self, data: bytes) -> None:
         """Parse what arrived, then begin the request whose header section is complete now."""
-        self._last_byte = data[-1]
+        self._last_byte = data[-1:]
         try:
             if self.receiving is None and len(data) <= FEED_FIRST:
                 self._head_limit = self.head_size = self.head_size + len(data)

@@ -307,7 +307,10 @@ class Call:
 
         def end_or_tell(call: Call, order: Order | list[Message] | None, wake: bool = True) -> None:
             if forks.is_forked_child(call._loop):
-                forks.end(call._error)
+                try:
+                    call._errors.flush()
+                finally:
+                    forks.end(call._error)
             tell(call, order, wake)
 
         cls._tell = end_or_tell  # type: ignore[method-assign,assignment]
@@ -352,7 +355,7 @@ class Call:
     # -- in the thread: the application ------------------------------------------------
 
     def run(self) -> None:
-        """Call the application and send its response; never raises."""
+        """Call the application and send its response; only raises what the log's handlers raise."""
         try:
             if not self._over:  # the request may have ended while it waited for a thread
                 self.thread = threading.get_ident()
@@ -360,10 +363,6 @@ class Call:
         except BaseException as error:  # noqa: BLE001 - applications may raise anything
             self._error = error
         self.thread = 0
-        try:
-            self._errors.flush()
-        except Exception as error:  # noqa: BLE001 - a filter of the application's logging
-            self._error = self._error or error
         self._input.close()
         try:
             self._tell(None)
@@ -371,6 +370,11 @@ class Call:
             if self._error is not None:
                 self._log_late(self._error)
                 self._error = None
+        # The response doesn't wait for this, because the logging is the application's.
+        try:
+            self._errors.flush()
+        except BaseException as error:  # noqa: BLE001 - it may raise anything
+            self._log_late(error)
 
     def _respond(self) -> None:
         result: Any = self._app(self._environ, self.start_response)
