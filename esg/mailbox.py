@@ -31,7 +31,8 @@ from esg.seldom import Seldom
 logger = logging.getLogger("esg")
 
 MESSAGE_LIMIT = 96 * 1024
-"""The largest encoded message, in bytes; below the kernel's default send buffer (net.core.wmem)."""
+"""The largest encoded message, in bytes; below the kernel's default send buffer
+(net.core.wmem_default)."""
 
 MOST_AT_ONCE = 1000
 """Messages received in one call, so that a flood can't keep the receiver from its work."""
@@ -70,8 +71,8 @@ class Ready:
 
 @frozen
 class Serves:
-    """Worker to arbiter: the names of the application and the packages that serve it, for the
-    log."""
+    """Worker to arbiter: the names of the application's interface, the event loop and the
+    parser, for the log."""
 
     interface: str
     loop: str

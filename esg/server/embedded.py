@@ -212,7 +212,7 @@ class Server:
         self._wake()
 
     def handle_exit(self, signum: int, frame: FrameType | None) -> None:
-        """The handler of SIGINT and SIGTERM: stop; immediately at a second SIGINT."""
+        """The handler of SIGINT and SIGTERM: stop; immediately at a SIGINT during a stop."""
         self._captured.append(signal.Signals(signum))
         if self._should_exit and signum == signal.SIGINT:
             self.force_exit = True

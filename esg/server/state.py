@@ -179,7 +179,7 @@ class Service:
         self.observes = access_log is not None and access_log.observes
         """Whether the access log's format asks for an `Observation` of each request."""
         self.trace = logger.isEnabledFor(TRACE)
-        """Whether connections and requests are logged as they begin and end."""
+        """Whether the log says when connections begin and end, and when requests begin."""
         # What `protocols.enable` sets:
         self.parser: Callable[[Any], Any]
         """The parser of HTTP/1.1, called with the sink of one connection."""

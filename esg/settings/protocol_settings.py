@@ -55,7 +55,7 @@ class HTTPSettings:
         5.0,
         seconds(),
         HTTP,
-        "Close a connection if no request arrives on it for this long.",
+        "Close a connection if no further request arrives on it for this long.",
         flags=("--timeout-keep-alive", "--keep-alive"),
     )
     proxy_headers: bool = setting(

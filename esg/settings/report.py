@@ -86,9 +86,9 @@ A setting can be given in several sources. From the lowest precedence to the hig
 - the command line, or keywords of `esg.run()` ([Python interface](api.md)).
 
 `bind`, `uds`, `fd`, and `host` and `port` all say where to listen. If a source has one of them, all
-of them in sources of lower precedence are ignored. The variable `PORT` is an exception: any
-explicit setting except a `port` of lower precedence overrides it. If no host is set, `PORT` implies
-the host 0.0.0.0.
+of them in sources of lower precedence are ignored, but `host` and `port` may come from different
+sources. The variable `PORT` is an exception: any explicit setting except a `port` of lower
+precedence overrides it. If no host is set, `PORT` implies the host 0.0.0.0.
 
 `esg --print-config` shows the value of each setting and its source; `esg --check-config` also
 imports the application.

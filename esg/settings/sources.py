@@ -114,8 +114,8 @@ def _files(file: str | None, env_file: Raw | None) -> list[str]:
 def _merged(weak: Mapping[str, Raw], strong: Mapping[str, Raw]) -> dict[str, Raw]:
     """The settings of two sources, with precedence for `strong`.
 
-    All settings that say where to listen count as one: if `strong` has one of them, those of `weak`
-    are dropped.
+    If `strong` has a setting that says where to listen, those of `weak` are dropped. But host and
+    port may come from different sources, and PORT is dropped if `weak` has one of `WHERE`.
     """
     kept = dict(weak)
     if any(name in strong for name in WHERE):

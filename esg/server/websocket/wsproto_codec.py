@@ -47,7 +47,10 @@ _BITS = ("client_max_window_bits", "server_max_window_bits")
 
 
 def _is_valid(parameters: str) -> bool:
-    """Whether parameters are valid by RFC 7692 (section 7.1); wsproto accepts others as well."""
+    """Whether parameters are valid by RFC 7692 (section 7.1); wsproto accepts others as well.
+
+    A window of 8 bits, which the RFC allows, counts as invalid.
+    """
     names = []
     for parameter in filter(None, (text.strip() for text in parameters.split(";"))):
         name, equals, value = (part.strip() for part in parameter.partition("="))
