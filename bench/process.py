@@ -16,7 +16,7 @@ from servers import Command, environment
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_WITHIN = 20.0  # seconds from start to the first right answer
-GONE_WITHIN = 10.0  # seconds from SIGTERM to SIGKILL
+GONE_WITHIN = 10.0  # seconds from SIGTERM to SIGKILL, at most
 POLL = 0.02  # seconds
 
 
@@ -63,7 +63,7 @@ class Server:
         raise ServerFailed(f"no answer within {READY_WITHIN:g} s: {self._last_words()}")
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL to whatever is left of its process group after GONE_WITHIN."""
+        """SIGTERM; then, after GONE_WITHIN at most, SIGKILL to the rest of its process group."""
         try:
             self._process.terminate()
             self._process.wait(GONE_WITHIN)

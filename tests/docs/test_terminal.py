@@ -41,7 +41,7 @@ def console(*lines: str) -> str:
     return "\n".join(["```console", *lines, "```", ""])
 
 
-def test_output_that_matches_is_accepted(play):
+def test_output_that_does_not_match_is_refused(play):
     with pytest.raises(AssertionError, match=r"page\.md:1: .*doesn't write what is shown"):
         play(console("$ echo one", "two"))
 

@@ -25,7 +25,7 @@ from tests.support.waiting import DEADLINE, eventually
 FILES = CHECKOUT / "deploy" / "container"
 
 NEEDED = ("click", "h11", "httptools", "setproctitle", "uvloop", "websockets")
-"""The packages that ESG needs."""
+"""The packages that pip installs with ESG."""
 
 APPLICATION = """\
 import asyncio

@@ -177,7 +177,7 @@ def test_stacks_that_another_process_requested_are_not_logged_at_a_death(
 
 
 def stack_file(pid: int) -> Callable[[], bytes]:
-    """The part of its stacks that a worker has written so far."""
+    """A function that reads the part of its stacks that a worker has written so far."""
     folder = Path(f"/proc/{pid}/fd")
     (path,) = [fd for fd in folder.iterdir() if "esg-stack" in os.readlink(fd)]
     return path.read_bytes
@@ -757,7 +757,7 @@ def test_a_terminal_that_signals_the_whole_group_ends_it_gracefully(start: Start
     assert esg.wait() == 0
 
 
-def test_signals_of_the_arbiter_do_nothing_to_a_worker(start: Start) -> None:
+def test_signals_of_the_arbiter_do_not_end_a_worker(start: Start) -> None:
     esg = start("--workers", "1")
     workers = esg.workers()
     with Load(esg.port, keep_alive=1, fresh=1) as load:

@@ -47,10 +47,10 @@ def listening_port(pid: int) -> int:
 
 
 def open_logs(pid: int) -> set[str]:
-    """The names of the regular files that a process has open for writing."""
+    """The names of the log files that a process has open."""
     found = set()
     for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):  # a connection that was closed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # a descriptor that was closed meanwhile
             target = os.readlink(f"/proc/{pid}/fd/{name}")
             if ".log" in target:
                 found.add(os.path.basename(target))

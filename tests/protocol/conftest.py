@@ -39,7 +39,7 @@ from .tls_client import TLSClient
 from .wire import Client, until
 
 PARSERS = [pytest.param({"http": name}, id=name) for name in ("httptools", "h11")]
-"""The settings that choose a parser; the whole suite runs with each."""
+"""The settings that choose a parser; most tests run with each."""
 
 
 SUBJECT = worker_subject(1, 1, 1)

@@ -91,7 +91,7 @@ async def test_requests_that_arrive_byte_by_byte_get_the_same_responses(serve):
 
 @st.composite
 def cut_requests(draw):
-    """Some consecutive requests, as the pieces that are sent."""
+    """Some consecutive requests: in one piece, and cut into several pieces."""
     chosen = draw(st.lists(st.sampled_from(sorted(REQUESTS.values())), max_size=6))
     data = b"".join((*chosen, LAST))
     cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=12)))

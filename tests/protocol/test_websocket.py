@@ -530,7 +530,7 @@ async def test_a_slow_application_stops_the_client(serve):
 
 
 def held(server):
-    """A client's messages in memory: the number of complete ones, and the bytes of others."""
+    """A client's messages in memory: the number and bytes of queued ones, and the bytes behind."""
     (session,) = server.service.sockets
     inbox = session._inbox
     return len(inbox.queue), inbox._held, inbox._backlogged

@@ -244,5 +244,5 @@ def for_version(command: str) -> dict[str, str]:
 
 
 def nginx_options(folder: Path) -> list[str]:
-    """The version of nginx."""
+    """The options that start nginx in this folder."""
     return ["-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]

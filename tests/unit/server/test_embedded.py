@@ -35,7 +35,7 @@ UPGRADE = (
 
 @pytest.fixture(autouse=True)
 def log():
-    """The log; the logger is restored at the end."""
+    """Restores the logger at the end."""
     logger = logging.getLogger("esg")
     before = logger.level, logger.propagate, logger.handlers[:]
     yield

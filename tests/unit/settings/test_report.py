@@ -29,7 +29,7 @@ def line_of(text, name):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_every_setting_is_printed_with_its_value(name):
+def test_every_setting_is_printed_with_its_origin(name):
     line = line_of(printed(), name)
     assert line.endswith("# command line APP" if name == "app" else "# default")
 

@@ -448,7 +448,7 @@ def test_paths_of_files_are_relative_to_the_startup_folder(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["host", "port"])
-def test_host_or_port_replace_a_weaker_bind(tmp_path, name):
+def test_host_or_port_replaces_a_weaker_bind(tmp_path, name):
     write(tmp_path, "esg.toml", "bind = ['a:1', 'b:2']")
     config = loaded(tmp_path, command_line={name: Raw("5", f"--{name}")})
     assert config.bind == ()

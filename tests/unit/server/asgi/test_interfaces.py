@@ -18,7 +18,7 @@ def scope(kind="http"):
 
 
 def called(app, made_scope):
-    """Call an ASGI 3 application with a receive and a send that note their messages."""
+    """Call an ASGI 3 application; returns the messages that it sends."""
     sent = []
 
     async def receive():

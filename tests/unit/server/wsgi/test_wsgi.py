@@ -177,7 +177,7 @@ def test_a_client_whose_port_is_not_known_has_no_remote_port():
 
 
 def body(*pieces, cut=False):
-    """An Input that receives these pieces, and a count of the received ones."""
+    """An Input that receives these pieces; with `cut`, a disconnect comes in place of the end."""
     messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
     if cut:
         messages.append({"type": "http.disconnect"})
