@@ -383,7 +383,7 @@ def test_an_address_that_a_unit_holds_is_taken_from_it(start: Start) -> None:
         port = a.getsockname()[1]
         esg = start(listen=("--port", str(port)), **activated("web", c))
         assert esg.whoami()["worker"] == 1
-        assert not esg.logged("no --bind takes it")
+        assert not esg.logged("no --bind uses it")
 
 
 @pytest.mark.parametrize("count", ["2", "4"])

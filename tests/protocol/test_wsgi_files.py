@@ -139,7 +139,7 @@ async def test_a_file_shorter_than_the_content_length_cuts_the_connection(serve_
     app, _ = serving(lambda: path.open("rb"), ("Content-Length", str(len(CONTENT) + 1)))
     with pytest.raises((ConnectionResetError, Truncated)):
         await serve_wsgi(app).connect().request(get())
-    log.claim("1 bytes shorter than its Content-Length")
+    log.claim("1 byte shorter than its Content-Length")
 
 
 async def test_a_client_that_leaves_ends_the_transfer(serve_wsgi, tmp_path):
