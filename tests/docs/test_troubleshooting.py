@@ -13,8 +13,8 @@ FILES = sorted((CHECKOUT / "esg").rglob("*.py"))
 LITERALS = re.sub(r'"\s*\n\s*f?"', "", "".join(path.read_text() for path in FILES))
 """The code, with each string literal in one piece."""
 
-OF_OTHERS = ("Task exception was never retrieved", "Address already in use", "Permission denied",
-             "[Errno 24] Too many open files", "is not installed")  # fmt: skip
+OF_OTHERS = ("Task exception was never retrieved", "[Errno 24] Too many open files",
+             "is not installed")  # fmt: skip
 """Messages of asyncio and the C library, and messages that are composed."""
 
 _VARIES = r"%[-\d.]*[a-z]|\{\}|(?<![-_])\b[A-Z]+\b(?!_)"

@@ -167,6 +167,14 @@ async def test_an_upload_that_is_refused_on_the_way_has_the_size_of_the_refusal(
     assert await written() == [f"413 {len(response.body)} -"]
 
 
+@pytest.mark.parametrize("version", [b"1.2", b"3.0"])
+async def test_a_request_of_another_version_is_logged_with_that_version(serve, written, version):
+    client = serve(hello, log_fd=written.fd, access_logformat="%(r)s %(s)s").connect()
+    await client.send(get(b"/a", version=version))
+    assert (await client.response()).status == 505
+    assert await written() == [f"GET /a HTTP/{version.decode()} 505"]
+
+
 # -- applications that misbehave ---------------------------------------------------------
 
 

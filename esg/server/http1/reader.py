@@ -18,6 +18,7 @@ from esg.errors import (
     HTTPError,
     NotImplementedByServer,
     URITooLong,
+    VersionNotSupported,
 )
 from esg.server.accesslog.entries import Observation, Refused
 from esg.server.asgi.exchange import DONE
@@ -483,7 +484,9 @@ class Reader:
                 self._note_refused_exchange(error.status, receiving)
             elif self._target:
                 method = self._parser.method().decode("ascii", "replace")
-                self._note_refused(error.status, method, self._target, "1.1", self._headers)
+                is_known = isinstance(error, VersionNotSupported)  # otherwise it may be yet to come
+                version = self._parser.http_version() if is_known else "1.1"
+                self._note_refused(error.status, method, self._target, version, self._headers)
             else:
                 self._note_refused(error.status)
         self._connection.refuse(error, self._refused, receiving)
