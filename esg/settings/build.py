@@ -170,6 +170,11 @@ def _check_together(config: Config) -> None:
             f"{config.origin('lifespan')}: a WSGI application has no lifespan "
             f"({config.origin('interface')}); leave it out"
         )
+    if 0 < config.max_memory_hard <= config.max_memory:
+        raise ConfigError(
+            f"{config.origin('max_memory_hard')}: {config.max_memory_hard} bytes must be more than "
+            f"{config.max_memory} ({config.origin('max_memory')}), or a worker is killed first"
+        )
     if config.root_path and not config.root_path.startswith("/"):
         raise ConfigError(f"{config.origin('root_path')}: {config.root_path!r} must begin with '/'")
     if config.log_config and not config.leaves_logging:

@@ -165,6 +165,31 @@ class ProcessSettings:
         "Add a random number up to this to --max-requests, a different one for each worker.",
         flags=("--max-requests-jitter", "--limit-max-requests-jitter"),
     )
+    max_lifetime: float = setting(
+        0.0,
+        seconds(),
+        PROCESSES,
+        "Replace a worker this long after its start; 0: never.",
+        flags=("--max-lifetime", "--workers-lifetime"),
+    )
+    max_lifetime_jitter: float = setting(
+        0.0,
+        seconds(),
+        PROCESSES,
+        "Add up to this to --max-lifetime, a different time for each worker.",
+    )
+    max_memory: int = setting(
+        0,
+        size(0),
+        PROCESSES,
+        "Replace a worker that has more memory than this, in bytes; 0: never.",
+    )
+    max_memory_hard: int = setting(
+        0,
+        size(0),
+        PROCESSES,
+        "Kill a worker that has more memory than this, in bytes; 0: never.",
+    )
     timeout: float = setting(
         30.0,
         seconds(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import random
 import selectors
 import signal
 import time
@@ -70,7 +71,9 @@ class Arbiter:
         self._read_settings_again = read_settings
         self._journal = Journal(lambda: self._generations.current)
         self._net = Net(self._journal.unexpected)
-        self._fleet = Fleet(Terms.of(config), time.monotonic(), capacity=Workers.capacity)
+        self._fleet = Fleet(
+            Terms.of(config), time.monotonic(), capacity=Workers.capacity, phase=random.random()
+        )
         self._selector = selectors.DefaultSelector()
         self._children = Children(self._selector, self._net.attempt, self._let_go)
         duties = Duties(mailbox.FromWorker, self._on_mail, self._on_exit)
@@ -137,6 +140,9 @@ class Arbiter:
         """Check the workers and the listeners, about once a second."""
         self._net.attempt(self._workers.count_kills)
         self._dispatch(on.BeatsRead(self._workers.beats()))
+        sizes = self._workers.memory()
+        if sizes:
+            self._dispatch(on.MemoryRead(sizes))
         self._net.attempt(self._workers.look_after)
         self._sockets.look_after()
 

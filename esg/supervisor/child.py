@@ -175,6 +175,8 @@ class WorkerHandle(Child):
         self.row: Row | None = None
         """Its row on the scoreboard."""
         self.progress = Progress()
+        self.memory_limit = 0
+        """The bytes of memory from which on its exact size matters; 0 for never."""
         self.draining = False
         self.serves = False
         """Whether it has reported that it accepts connections."""

@@ -22,6 +22,7 @@ from esg.supervisor import privileges
 from esg.supervisor.child import Child, WorkerHandle
 from esg.supervisor.children import Children, Duties
 from esg.supervisor.generations import Generation
+from esg.supervisor.memory import memory_of
 from esg.supervisor.oom import OOMKills
 from esg.waits import Load
 
@@ -63,6 +64,8 @@ class Workers:
         assert generation.logs is not None, "it was prepared"
         handle, theirs = WorkerHandle.open(number, generation.number)
         handle.listeners = generation.listeners
+        config = generation.config
+        handle.memory_limit = config.max_memory or config.max_memory_hard
         try:
             handle.row = self._board.new_row(number)
         except BaseException:
@@ -181,6 +184,16 @@ class Workers:
     def beats(self) -> dict[int, float]:
         """Seconds since each worker's last heartbeat."""
         return {handle.number: self.age(handle.number) for handle in self}
+
+    def memory(self) -> dict[int, int]:
+        """The memory of the workers that have a limit, in bytes."""
+        sizes = {}
+        for handle in self:
+            if handle.memory_limit and handle.pid is not None and not handle.reaped:
+                size = memory_of(handle.pid, handle.memory_limit)
+                if size is not None:
+                    sizes[handle.number] = size
+        return sizes
 
     def age(self, number: int) -> float:
         """Seconds since the last heartbeat of a worker."""

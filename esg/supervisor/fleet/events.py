@@ -86,6 +86,13 @@ class BeatsRead:
 
 
 @frozen
+class MemoryRead:
+    """The memory of workers that have a limit, in bytes. A worker may be missing."""
+
+    sizes: Mapping[int, int]
+
+
+@frozen
 class ReloadAsked:
     """A reload was asked for. `job` is the command to answer at its end, if there is one."""
 
@@ -159,6 +166,7 @@ Event = (
     | WorkerExited
     | SpawnFailed
     | BeatsRead
+    | MemoryRead
     | ReloadAsked
     | ReloadAccepted
     | ReloadRefused

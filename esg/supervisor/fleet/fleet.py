@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from esg.supervisor.fleet import actions as do
 from esg.supervisor.fleet import events as on
+from esg.supervisor.fleet import recycling
 from esg.supervisor.fleet.actions import Action
 from esg.supervisor.fleet.backoff import Backoff
 from esg.supervisor.fleet.events import Event
@@ -41,13 +42,20 @@ class Shutdown:
 class Fleet:
     """Wanted and actual workers. Single-threaded; times are monotonic seconds."""
 
-    def __init__(self, terms: Terms, now: float, *, capacity: int = 1024) -> None:
-        """`terms` are those of generation 1; `capacity` is the largest number of workers."""
+    def __init__(
+        self, terms: Terms, now: float, *, capacity: int = 1024, phase: float = 0.0
+    ) -> None:
+        """`terms` are those of generation 1; `capacity` is the largest number of workers.
+
+        `phase`, from 0 to 1, is where the jitter of the workers begins: see `recycling.lifetime`.
+        """
         self.current = GenerationTerms(1, terms)
         self.target = terms.workers
         self.members = Members()
         self.reload = Reload()
         self._capacity = capacity
+        self._phase = phase
+        self._spawned = 0
         self._unretired = {1}
         self._started = False
         self._served = False
@@ -79,6 +87,8 @@ class Fleet:
     def next_deadline(self) -> float:
         """The time by which `handle` has to be called again, with a Tick if nothing happens."""
         deadlines = [m.deadline for m in self.members.values() if m.deadline is not None]
+        if not self.stopping:
+            deadlines += [m.expires for m in self.members.ready() if not m.due]
         deadlines.append(self._heartbeats.next_look)
         if self._shutdown is not None and self._shutdown.closes_at is not None:
             deadlines.append(self._shutdown.closes_at)
@@ -116,6 +126,7 @@ class Fleet:
         if not member.booting:
             return
         member.become(WorkerState.READY, None)
+        member.ready_since, member.expires = now, recycling.expiry(member, now)
         self._served = True
         self._out.log("info", "ready", member)
         if self.reload.is_candidate(member.generation):
@@ -132,8 +143,12 @@ class Fleet:
     def _on_due(self, event: on.WorkerDue, now: float) -> None:
         member = self.members.get(event.number)
         if member is not None and member.ready and not member.due:
-            member.due = event.reason
-            self._out.log("info", f"due reason={event.reason}", member)
+            self._replace(member, event.reason)
+
+    def _replace(self, member: Member, reason: str) -> None:
+        """Have another worker take its place."""
+        member.due = reason.partition(" ")[0]
+        self._out.log("info", f"due reason={reason}", member)
 
     def _on_retiring(self, event: on.WorkerRetiring, now: float) -> None:
         member = self.members.get(event.number)
@@ -168,6 +183,20 @@ class Fleet:
     def _on_beats(self, event: on.BeatsRead, now: float) -> None:
         for member, still in self._heartbeats.stuck(self.members, event.ages, now):
             self._condemn_stuck(member, still, now)
+
+    def _on_memory(self, event: on.MemoryRead, now: float) -> None:
+        to_replace, to_kill = recycling.too_large(self.members, event.sizes, now)
+        for member, reason in to_replace:
+            self._replace(member, reason)
+        for member, text in to_kill:
+            was_booting, was_active = member.booting, member.active
+            self._out.append(member.condemn(now))
+            if was_booting:
+                self._boot_failed(member, text, "", 3, now)
+                continue
+            self._out.log("error", text, member)
+            if was_active:
+                self._failed(member, "a worker needed too much memory", now)
 
     def _on_resize(self, event: on.Resize, now: float) -> None:
         if self.stopping:
@@ -289,7 +318,7 @@ class Fleet:
         self._out.log("error", text)
         self._answer(jobs, False, text)
         self._trouble = f"last reload refused: {reason}"
-        self._show_failure(reason)
+        self._out.show_failure(self.members, reason)
 
     def _prepare_next(self) -> None:
         """Prepare the newest requested reload, unless another reload has to end first."""
@@ -324,12 +353,7 @@ class Fleet:
         text += reason
         self._out.log("error", text)
         self._answer(jobs, False, text, detail)
-        self._show_failure(reason, detail)
-
-    def _show_failure(self, reason: str, detail: str = "") -> None:
-        shown = [m.number for m in self.members.values() if m.generation.terms.debug]
-        if shown:
-            self._out.append(do.ShowFailure(tuple(shown), reason, detail))
+        self._out.show_failure(self.members, reason, detail)
 
     def _is_rolled(self) -> bool:
         """Whether enough new workers are ready, so that all old ones can be drained."""
@@ -397,6 +421,8 @@ class Fleet:
             return
         if not self._started:
             return
+        for member, reason in recycling.outlived(self.members, now):
+            self._replace(member, reason)
         self._discard_booting(now)
         if self._is_rolled():
             self.reload.close()
@@ -470,7 +496,9 @@ class Fleet:
     def _spawn(self, generation: GenerationTerms, now: float) -> None:
         number = self.members.free_number()
         deadline = now + generation.terms.timeout_boot
-        self.members[number] = Member(number, generation, deadline, since=now)
+        share = recycling.share_of(self._spawned, self._phase)
+        self.members[number] = Member(number, generation, deadline, since=now, share=share)
+        self._spawned += 1
         self._out.append(do.Spawn(number, generation.number))
 
     def _note_complete(self) -> None:
@@ -534,6 +562,7 @@ class Fleet:
         on.WorkerExited: _on_exited,
         on.SpawnFailed: _on_spawn_failed,
         on.BeatsRead: _on_beats,
+        on.MemoryRead: _on_memory,
         on.ReloadAsked: _on_reload_asked,
         on.ReloadAccepted: _on_reload,
         on.ReloadRefused: _on_reload_refused,

@@ -68,6 +68,14 @@ class Member:
     grace_ends: float | None = None
     accepts_until: float = -math.inf
     """The time until which it may still accept connections, although it was told to stop."""
+    ready_since: float = math.inf
+    """The time at which it began to serve."""
+    share: float = 0.0
+    """Its part of the jitter, from 0 to 1."""
+    expires: float = math.inf
+    """The time at which it has lived for long enough (`--max-lifetime`)."""
+    condemned: bool = False
+    """Whether it was killed for its memory."""
     state: WorkerState = WorkerState.BOOTING
     due: str = ""
     """Why it has to be replaced; empty if it needn't be."""
@@ -131,6 +139,12 @@ class Member:
         """Make it end immediately."""
         self.leave(now + QUIT_GRACE)
         return do.Quit(self.number)
+
+    def condemn(self, now: float) -> Action:
+        """Kill it, because it needs too much memory."""
+        self.leave(now + QUIT_GRACE)
+        self.condemned = self.explained = True
+        return do.Kill(self.number)
 
     def escalate(self, now: float) -> Action:
         """Take the next step against a worker that doesn't end."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from esg.supervisor.fleet import actions as do
 from esg.supervisor.fleet.actions import Action
-from esg.supervisor.fleet.members import Member
+from esg.supervisor.fleet.members import Member, Members
 
 
 class Outbox(list[Action]):
@@ -17,3 +17,9 @@ class Outbox(list[Action]):
     ) -> None:
         """Add a line of the log: about a worker, or about the whole service."""
         self.append(do.Log(level, event, member.number if member else None, detail))
+
+    def show_failure(self, members: Members, reason: str, detail: str = "") -> None:
+        """Make the workers that have a debug page show why a reload failed."""
+        shown = [m.number for m in members.values() if m.generation.terms.debug]
+        if shown:
+            self.append(do.ShowFailure(tuple(shown), reason, detail))

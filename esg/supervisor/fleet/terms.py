@@ -13,7 +13,7 @@ from esg.frozen import frozen
 
 @frozen
 class Terms:
-    """Settings of one generation, under their usual names. Times are in seconds."""
+    """Settings of one generation, under their usual names. Times are in seconds, sizes in bytes."""
 
     workers: int
     surge: int
@@ -22,6 +22,10 @@ class Terms:
     graceful_timeout: float
     drain_delay: float
     debug: bool
+    max_lifetime: float = 0.0
+    max_lifetime_jitter: float = 0.0
+    max_memory: int = 0
+    max_memory_hard: int = 0
 
     @classmethod
     def of(cls, settings: object) -> Terms:

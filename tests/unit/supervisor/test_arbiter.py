@@ -29,7 +29,7 @@ from esg.mailbox import FromArbiter, Mailbox
 from esg.payload import DUMP_SIGNAL, Settings
 from esg.settings.build import Raw, build
 from esg.supervisor import arbiter as module
-from esg.supervisor import processes, signals
+from esg.supervisor import processes, signals, workers
 from esg.supervisor.arbiter import Arbiter
 from esg.supervisor.child import WorkerHandle
 from esg.supervisor.fleet import actions as do
@@ -310,6 +310,25 @@ def test_a_killed_worker_is_replaced(world):
     assert "died: killed by SIGKILL from another process or the kernel" in world.log
     yield from world.serve()
     assert len(list(world.arbiter._workers)) == 2
+
+
+def test_a_worker_with_too_much_memory_is_replaced(world, monkeypatch):
+    sizes = {}
+    monkeypatch.setattr(workers, "memory_of", lambda pid, enough: sizes.get(pid, enough))
+
+    def life(world):
+        yield from world.serve()
+        sizes[world.workers[1].pid] = 9 << 20
+        world.now += 31
+        yield
+        assert "worker=1 gen=1 pid=1000001 due reason=max-memory memory=9MiB" in world.log
+        assert drains(world.workers[1]) == []
+        yield from world.serve()
+        assert [order.reason for order in drains(world.workers[1])] == ["max-memory"]
+        yield from world.stop()
+
+    assert world.run(life, max_memory="8MiB") == 0
+    assert world.log.count("due reason") == 1
 
 
 @script

@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -123,7 +124,10 @@ class World:
                 if process.leaving_since is None:
                     process.leaving_since = self.now
             case do.Kill():
-                self.processes[action.number].dead = True
+                process = self.processes[action.number]
+                process.dead = True
+                if process.leaving_since is None:
+                    process.leaving_since = self.now
             case do.CloseListeners():
                 self.listening = False
             case do.ReadSettings(job):
@@ -235,7 +239,9 @@ class World:
         self.reap()
 
 
-def terms_of(workers: int, surge: int, drain_delay: float = 0.0, *, debug: bool = False) -> Terms:
+def terms_of(
+    workers: int, surge: int, drain_delay: float = 0.0, *, debug: bool = False, **limits: Any
+) -> Terms:
     return Terms(
         workers=workers,
         surge=surge,
@@ -244,7 +250,11 @@ def terms_of(workers: int, surge: int, drain_delay: float = 0.0, *, debug: bool 
         timeout=BEAT_LIMIT,
         drain_delay=drain_delay,
         debug=debug,
+        **limits,
     )
+
+
+MEMORY_LIMITS = {"max_memory": 100, "max_memory_hard": 200}
 
 
 class FleetHistories(RuleBasedStateMachine):
@@ -255,9 +265,11 @@ class FleetHistories(RuleBasedStateMachine):
         surge=st.integers(1, 3),
         boots=st.sampled_from((True, True, True, False)),
         delay=st.sampled_from((0.0, 5.0)),
+        lifetime=st.sampled_from((0.0, 0.0, 20.0)),
     )
-    def begin(self, workers: int, surge: int, boots: bool, delay: float) -> None:
-        self.world = World(terms_of(workers, surge, delay))
+    def begin(self, workers: int, surge: int, boots: bool, delay: float, lifetime: float) -> None:
+        limits = {"max_lifetime": lifetime, "max_lifetime_jitter": 10.0, **MEMORY_LIMITS}
+        self.world = World(terms_of(workers, surge, delay, **limits))
         self.surge = surge
         self.served = False
         self.world.tell(on.Started())
@@ -343,6 +355,16 @@ class FleetHistories(RuleBasedStateMachine):
         process = self.some(data, ready=True, leaving_since=None)
         if process is not None:
             self.world.tell(on.WorkerDue(process.number, "max-requests"))
+
+    @alive
+    @rule(data=st.data(), size=st.sampled_from((50, 150, 250)))
+    def needs_memory(self, data: st.DataObject, size: int) -> None:
+        process = self.some(data)
+        if process is None:
+            return
+        self.world.may_dip = size > MEMORY_LIMITS["max_memory_hard"]
+        self.world.tell(on.MemoryRead({process.number: size}))
+        self.world.may_dip = False
 
     @alive
     @rule(data=st.data())
@@ -504,7 +526,7 @@ class FleetHistories(RuleBasedStateMachine):
         self._ends()
 
     def _heals(self) -> None:
-        world = self.world
+        world, quiet = self.world, 0
         for _ in range(80):
             if world.exits or world.fleet.stopping:
                 return
@@ -515,7 +537,11 @@ class FleetHistories(RuleBasedStateMachine):
                     process.ready = True
                     world.tell(on.WorkerReady(process.number))
             world.pass_time(2.0)
-        members = world.fleet.members.values()
+            members = world.fleet.members.values()
+            complete = all(m.ready and not m.due for m in members)
+            quiet += complete and len(members) == world.fleet.target
+            if quiet > 20:  # it isn't between two workers whose time is over
+                break
         assert len(members) == world.fleet.target
         assert all(m.state is WorkerState.READY and not m.due for m in members)
         assert {m.generation for m in members} == {world.fleet.current}
