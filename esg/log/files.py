@@ -255,7 +255,7 @@ class LogFile:
             self._report_loss()
 
     def _put(self, data: bytes) -> bytes:
-        """Write lines; returns the rest if there is no room. After another error they are lost."""
+        """Write lines; returns the rest if there is no room. Any other error loses them."""
         done = 0
         try:
             if self._torn:

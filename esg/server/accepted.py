@@ -108,5 +108,5 @@ class Opening:
             discard(self._sock)
             self._failed()
         else:
-            future._asyncio_future_blocking = False  # as a task does that begins to wait for it
+            future._asyncio_future_blocking = False  # like a task that begins to wait for it
             future.add_done_callback(self.step)

@@ -246,7 +246,7 @@ class Acceptor:
         self._expected = min(2 * accepted, BATCH) if enough else accepted or 1
 
     def _accept_batch(self, listener: Listener, most: int = BATCH) -> int:
-        """Accept this many connections, or as many as are queued; returns how many that were."""
+        """Accept this many connections, or as many as are queued; returns how many there were."""
         accept = acceptor_of(listener.sock, self._service.loop)
         most = min(most, self._limit - self._service.load)
         for accepted in range(most):

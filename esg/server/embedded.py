@@ -56,7 +56,7 @@ _MEANT_HERE = (
 class Server:
     """Serves an application in this process, on the running event loop.
 
-    Several may run in one process. `started` says whether it accepts connections; to stop it set
+    Several may run in one process. `started` says whether it accepts connections; to stop it, set
     `should_exit`, from any thread, or `force_exit` to cancel running requests.
     """
 
@@ -212,7 +212,7 @@ class Server:
         self._wake()
 
     def handle_exit(self, signum: int, frame: FrameType | None) -> None:
-        """The handler of SIGINT and SIGTERM: stop; immediately at a SIGINT during a stop."""
+        """Handle SIGINT and SIGTERM: stop, or stop immediately on a SIGINT during a stop."""
         self._captured.append(signal.Signals(signum))
         if self._should_exit and signum == signal.SIGINT:
             self.force_exit = True

@@ -74,8 +74,8 @@ class Config(
     files: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
     """Absolute paths of the files that settings are read from, also of files that don't exist."""
     gaps: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
-    """Maps the path of each file that was looked for to why it has no settings, or to "" if it has
-    some."""
+    """Maps the path of each file that was looked for to the reason why it has no settings,
+    or to "" if it has some."""
     folder: str = dataclasses.field(default="", compare=False, repr=False)
     """The folder to run in, by the path that the operator gave; absolute, "" for no change."""
     real_folder: str = dataclasses.field(default="", compare=False, repr=False)

@@ -1,7 +1,7 @@
 """The children of the arbiter, of every kind, in one table: by number and by pid.
 
-This module starts children, reads their mail and notices their ends. The code that has a child
-started decides what its mail and its end mean.
+This module starts children, reads their mail and notices their ends. The code that asks for a
+child decides what its mail and its end mean.
 """
 
 from __future__ import annotations

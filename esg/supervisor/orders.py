@@ -67,7 +67,7 @@ class Orders:
         handle.post(mailbox.Drain(action.reason, action.grace, action.final, dropped))
 
     def discard(self, action: do.Discard) -> None:
-        """A booting worker ends by the signal; a serving worker ignores it and obeys the mail."""
+        """The signal ends a booting worker; a serving worker ignores it and obeys the mail."""
         handle = self._workers.get(action.number)
         if handle is not None:
             handle.draining = True

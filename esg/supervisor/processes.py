@@ -131,7 +131,7 @@ def reap() -> Iterator[tuple[int, int]]:
 
 
 def is_own_child(pid: int) -> bool:
-    """Whether a process is a child of this one, even if it has ended and wasn't reaped yet."""
+    """Whether a process is a child of this one, even if it has ended and hasn't been reaped."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             after_name = file.read().rpartition(b")")[2].split()

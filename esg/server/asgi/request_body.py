@@ -40,7 +40,7 @@ class RequestBody:
         self.received = 0
         self.complete = False
         self.awaits_continue = awaits_continue
-        """Whether the client waits for a 100 (Continue) that wasn't sent yet."""
+        """Whether the client waits for a 100 (Continue) that hasn't been sent yet."""
         self.pieces: list[bytes] = []
         """The data that the application hasn't taken yet."""
 

@@ -88,7 +88,7 @@ class Member:
     late_since: float | None = None
     """The time of the check that first found it late, if it could be stuck soon."""
     discarded_at: float | None = None
-    """The time at which it was told to end during its boot; None if it served by then."""
+    """The time at which it was told to end during its boot; None if it was serving by then."""
 
     @property
     def active(self) -> bool:

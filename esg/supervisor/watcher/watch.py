@@ -283,7 +283,7 @@ def _events(
 ) -> Generator[Collection[tuple[object, str]] | None, None, None]:
     """The changes that watchfiles reports, an empty set every 250 ms without any, None if it fails.
 
-    watchfiles fails at a name that isn't UTF-8, and loses the changes that it was about to report.
+    watchfiles fails on a name that isn't UTF-8, and loses the changes that it was about to report.
     """
     from watchfiles import watch  # not in the arbiter: the import takes a tenth of a second
 
