@@ -38,7 +38,7 @@ async def count(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def stream(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with 50 pieces of 100 bytes, of a length that isn't announced."""
+    """Answer with 50 pieces of 100 bytes, without announcing the length."""
     if scope["type"] == "lifespan":
         await _lifespan(receive, send)
         return

@@ -33,7 +33,7 @@ KEEP_ALIVE = 600  # seconds: longer than a measurement
 WARM_UP = 200  # connections before anything counts: they fill caches and free lists
 REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 TIMEOUT = 20.0  # seconds for an answer
-PAUSE = 4.5  # seconds between two groups: longer than ESG keeps what a next request needs
+PAUSE = 4.5  # seconds between two groups: longer than ESG keeps what the next request needs
 
 
 def main() -> int:

@@ -177,7 +177,7 @@ def test_stacks_that_another_process_requested_are_not_logged_at_a_death(
 
 
 def stack_file(pid: int) -> Callable[[], bytes]:
-    """A function that reads the part of its stacks that a worker has written so far."""
+    """A function that reads a worker's stacks, as far as the worker has written them."""
     folder = Path(f"/proc/{pid}/fd")
     (path,) = [fd for fd in folder.iterdir() if "esg-stack" in os.readlink(fd)]
     return path.read_bytes

@@ -1,4 +1,4 @@
-"""deploy/kubernetes is valid by the schemas of Kubernetes, and its numbers fit ESG's.
+"""deploy/kubernetes is valid against the schemas of Kubernetes, and its numbers fit ESG's.
 
 test_container.py tests its arguments and its probe in a container.
 """
@@ -38,7 +38,7 @@ def settings(deployment: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("version", ["1.25", "1.31"])
 @pytest.mark.parametrize("name", ["deployment.yaml", "autoscaler.yaml"])
-def test_the_manifests_are_valid_by_the_schemas(name: str, version: str) -> None:
+def test_the_manifests_are_valid_against_the_schemas(name: str, version: str) -> None:
     validator = pytest.importorskip("kubernetes_validate")
     for manifest in manifests(name):
         validator.validate(manifest, version, strict=True)

@@ -169,7 +169,7 @@ async def test_a_long_pipeline_has_no_deep_stack(serve):
 
 
 def finish_at_once(coroutine):
-    """Run an application that never waits as an eager task does (Python 3.12 and later)."""
+    """Run an application that never waits, as an eager task does (Python 3.12 and later)."""
     with pytest.raises(StopIteration):
         coroutine.send(None)
 

@@ -305,7 +305,7 @@ class TestLarge:
 
     @pytest.mark.parametrize("framing", ["length", "chunked"])
     async def test_an_application_that_does_not_receive_stops_the_client(self, serve, framing):
-        """Little of it waits in memory, too."""
+        """Besides, little of the body waits in memory."""
         size = 50 * MEGABYTE
         probe = Probe()
         client = serve(probe).connect()

@@ -530,7 +530,7 @@ async def test_a_slow_application_stops_the_client(serve):
 
 
 def held(server):
-    """A client's messages in memory: the number and bytes of queued ones, and the bytes behind."""
+    """A client's messages in memory: number and bytes of queued ones, and bytes behind them."""
     (session,) = server.service.sockets
     inbox = session._inbox
     return len(inbox.queue), inbox._held, inbox._backlogged

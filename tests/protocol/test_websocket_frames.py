@@ -1,7 +1,7 @@
 """However a client's bytes are split into reads, a WebSocket gets what a library reads from them.
 
-A message that is complete, short and alone in its read takes another way than all others. So every
-example is also read by `websockets`, in one piece, and the results must be the same.
+A message that is complete, short and alone in its read takes a different path from all others. So
+every example is also read by `websockets`, in one piece, and the results must be the same.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ units = st.one_of(whole_messages, whole_messages, long_forms, fragmented, contro
 
 
 few = st.binary(max_size=126)
-"""Content within all limits: a frame that is too long, too, may be refused for either reason."""
+"""Content within all limits: an invalid frame that is also too long may fail for either reason."""
 
 
 def unmasked(kind: int, content: bytes) -> bytes:

@@ -290,7 +290,7 @@ async def test_a_reason_phrase_is_sent_without_default_fields_too(serve_wsgi):
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 async def test_a_generator_of_empty_pieces_ends_when_its_client_leaves(serve_wsgi, log, how):
-    """Also if the client only closes its socket, which looks like closing one direction."""
+    """Even if the client only closes its socket, which looks like closing one direction."""
     begun, ended = threading.Event(), threading.Event()
 
     def app(environ, start_response):

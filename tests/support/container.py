@@ -1,4 +1,4 @@
-"""Builds and runs a Dockerfile without a container engine: namespaces, over this machine's root.
+"""Builds and runs a Dockerfile without a container engine, in namespaces over this machine's root.
 
 Each stage is an overlay over this machine's root, in which the Dockerfile's instructions are
 executed. A container's command is PID 1 of a PID namespace, with its own network, a read-only root

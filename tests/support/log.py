@@ -83,7 +83,7 @@ def misattributed(log: list[Record]) -> list[Record]:
 def is_trouble(record: Record) -> bool:
     """Whether the record doesn't belong in the log of a healthy program.
 
-    A line outside any record is trouble, too: some code wrote past the logger.
+    A line outside any record is trouble, too: some code bypassed the logger.
     """
     quiet = record.level in ("TRACE", "DEBUG", "INFO", "WARNING")
     return not quiet or bool(record.detail)

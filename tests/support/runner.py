@@ -340,7 +340,7 @@ def is_lost(connection: http.client.HTTPConnection) -> bool:
 def session(pid: int) -> list[str]:
     """The processes of the session that the process `pid` leads, without itself and zombies.
 
-    It contains every descendant, also after its parent has ended. Orphaned zombies belong to init.
+    It contains every descendant, even after its parent has ended. Orphaned zombies belong to init.
     """
     found = []
     for process in psutil.process_iter():

@@ -242,7 +242,7 @@ def test_a_file_that_is_not_a_row_is_refused_and_closed(tmp_path):
 
 
 def test_a_worker_can_write_to_its_own_row_alone():
-    """Native code can't do it either: by another descriptor, mprotect(2) or mremap(2)."""
+    """Even native code can't write to others: by another descriptor, mprotect(2) or mremap(2)."""
     files, mappings = open_rows(), mapped_rows()  # of other tests
     board = Scoreboard(3)
     rows = {number: board.new_row(number) for number in (1, 2, 3)}

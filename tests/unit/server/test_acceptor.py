@@ -217,7 +217,7 @@ def test_a_worker_that_leaves_empties_queues_unless_others_may(
 
 
 def count_accepts(listener):
-    """Make a listener note each call, also failed ones."""
+    """Make a listener note each call, including failed ones."""
     calls = []
     accept = listener.accept
     listener.accept = lambda: (calls.append(1), accept())[1]

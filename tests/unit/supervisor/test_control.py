@@ -1,4 +1,4 @@
-"""The arbiter's end of the control socket, also if there is no descriptor for a client."""
+"""The arbiter's end of the control socket, even if there is no descriptor for a client."""
 
 from __future__ import annotations
 

@@ -454,7 +454,7 @@ class FleetHistories(RuleBasedStateMachine):
 
     @invariant()
     def one_step_at_a_time(self) -> None:
-        """No more replacements boot beyond the missing workers than the surge allows."""
+        """Beyond the missing workers, no more replacements boot than the surge allows."""
         active = [p for p in self.world.processes.values() if p.leaving_since is None]
         ready = sum(p.ready for p in active)
         assert len(active) - ready <= max(0, self.world.fleet.target - ready) + self.surge
@@ -540,7 +540,7 @@ class FleetHistories(RuleBasedStateMachine):
             members = world.fleet.members.values()
             complete = all(m.ready and not m.due for m in members)
             quiet += complete and len(members) == world.fleet.target
-            if quiet > 20:  # it isn't between two workers whose time is over
+            if quiet > 20:  # longer than between two due workers
                 break
         assert len(members) == world.fleet.target
         assert all(m.state is WorkerState.READY and not m.due for m in members)
