@@ -804,57 +804,66 @@ async def test_the_error_stream_is_the_log(serve_wsgi, log):
     log.claim("wsgi.errors: half and half\nthe rest")
 
 
-@pytest.mark.parametrize("kind", [list, iter])
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-async def test_an_exception_in_the_logging_of_the_last_text_is_logged(serve_wsgi, log, kind, error):
-    def refuse(record):
-        if "unfinished" in record.getMessage():
-            raise error("refused by a filter")
-        return True
+@pytest.fixture
+def filtering():
+    """Adds a filter to the logger; it is called with each record whose text has "unfinished"."""
+    logger, added = logging.getLogger("esg"), []
+
+    def add(look):
+        def passes(record):
+            if "unfinished" in record.getMessage():
+                look()
+            return True
+
+        added.append(passes)
+        logger.addFilter(passes)
+
+    yield add
+    for passes in added:
+        logger.removeFilter(passes)
+
+
+def leaving_text(kind):
+    """An application that leaves an unfinished text, and returns a body of this kind."""
 
     def app(environ, start_response):
         environ["wsgi.errors"].write("unfinished")
         start_response("200 OK", [("Content-Length", "2")])
         return kind([b"ok"])
 
-    logger = logging.getLogger("esg")
-    logger.addFilter(refuse)
-    try:
-        client = serve_wsgi(app, threads=1).connect()
-        for _ in range(2):
-            assert (await client.request(get())).body == b"ok"
-            await until(lambda: log.errors)
-            assert "refused by a filter" in log.claim("exception in the application")
-    finally:
-        logger.removeFilter(refuse)
+    return app
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+async def test_an_exception_in_the_logging_of_the_last_text_is_logged(
+    serve_wsgi, log, filtering, kind, error
+):
+    def refuse():
+        raise error("refused by a filter")
+
+    filtering(refuse)
+    client = serve_wsgi(leaving_text(kind), threads=1).connect()
+    for _ in range(2):
+        assert (await client.request(get())).body == b"ok"
+        await until(lambda: log.errors)
+        assert "refused by a filter" in log.claim("exception in the application")
 
 
 @pytest.mark.parametrize("kind", [list, iter])
 async def test_a_response_does_not_wait_for_the_logging_of_an_unfinished_text(
-    serve_wsgi, log, kind
+    serve_wsgi, log, filtering, kind
 ):
     release = threading.Event()
-
-    def wait(record):
-        if "unfinished" in record.getMessage():
-            assert release.wait(10)
-        return True
-
-    def app(environ, start_response):
-        environ["wsgi.errors"].write("unfinished")
-        start_response("200 OK", [("Content-Length", "2")])
-        return kind([b"ok"])
-
-    logger = logging.getLogger("esg")
-    logger.addFilter(wait)
+    filtering(lambda: release.wait(10))
+    client = serve_wsgi(leaving_text(kind), threads=1).connect()
     try:
-        assert (await serve_wsgi(app, threads=1).connect().request(get())).body == b"ok"
-        release.set()
-        await until(lambda: log.errors)
-        log.claim("wsgi.errors: unfinished")
+        assert (await client.request(get())).body == b"ok"
+        assert not release.is_set()
     finally:
         release.set()
-        logger.removeFilter(wait)
+    await until(lambda: log.errors)
+    log.claim("wsgi.errors: unfinished")
 
 
 # -- the request's body ----------------------------------------------------------------
