@@ -1,7 +1,7 @@
 """A cheap form of `dataclasses.dataclass(frozen=True, slots=True)`, for ESG's many small classes.
 
 `dataclass` compiles six methods for each class at import. With about 100 classes, that took 89 of
-the 284 ms that importing ESG takes. Here it compiles `__init__` alone, and all classes share the
+the 284 ms that importing ESG took. Here it compiles `__init__` alone, and all classes share the
 other methods.
 """
 

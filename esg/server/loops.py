@@ -38,8 +38,8 @@ def loop_in_place_of(factory: LoopFactory, name: str, subject: str) -> LoopFacto
 
     gevent's monkey.patch_all() turns threads into greenlets, which only run while gevent's hub
     runs. asyncio's own loop waits in the patched `selectors`, so the hub runs meanwhile. uvloop
-    can't start, because the main thread has another identifier than before. Raises BootError if
-    `--loop` names uvloop.
+    can't start, because the main thread has a different identifier than before. Raises BootError
+    if `--loop` names uvloop.
     """
     if factory is asyncio.new_event_loop or not _patched():
         return factory

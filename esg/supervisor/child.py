@@ -176,7 +176,7 @@ class WorkerHandle(Child):
         """Its row on the scoreboard."""
         self.progress = Progress()
         self.memory_limit = 0
-        """The bytes of memory from which on its exact size matters; 0 for never."""
+        """The bytes of memory above which its exact size matters; 0 for never."""
         self.draining = False
         self.serves = False
         """Whether it has reported that it accepts connections."""

@@ -10,8 +10,8 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 def memory_of(pid: int, enough: int) -> int | None:
     """The memory of a process, in bytes; None if it can't be read, as after its end.
 
-    This is its PSS, in which a page that several processes share counts as a part for each. The
-    kernel takes milliseconds to add it up, and needs a permission for it. So it is only read if the
+    This is its PSS, in which a page that several processes share is divided among them. The kernel
+    takes milliseconds to add it up, and reading it needs a permission. So it is only read if the
     RSS, in which shared pages count in full, is more than `enough`; otherwise this is the RSS.
     """
     try:
