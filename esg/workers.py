@@ -74,7 +74,7 @@ NO_LIMIT = 1024 * 1024
 """Bytes of a request line or a field if gunicorn's setting is 0; gunicorn has the same bound."""
 
 MOST_FIELDS = 32768
-"""The most header fields that gunicorn accepts, even if its setting is 0 or larger."""
+"""The most header fields that gunicorn accepts, even if its setting is larger than this, or 0."""
 
 WITHOUT_MEANING = (
     "pre_request", "post_request", "secure_scheme_headers", "forwarder_headers", "header_map",
