@@ -1,7 +1,7 @@
 """The CPU time that ESG uses when idle: `python bench/idle_cpu.py`.
 
 CPU time, user and system, of the arbiter and its workers together, as a percentage of one core.
-The kernel gives it in ticks (10 ms for most), two counters for each process,
+The kernel gives it in ticks (10 ms on most machines), two counters for each process,
 so measure for a long time.
 """
 

@@ -160,7 +160,7 @@ def in_fragments(kind: int, content: bytes, sizes: list[int]) -> list[bytes]:
     """A message in fragments, with a ping between them.
 
     The ping is empty, because the library counts its content as a part of the message. The message
-    is within all limits, because ESG would handle a close behind it first if the queue is full.
+    is within all limits, because ESG would handle a close behind it first if the queue were full.
     """
     frames, at = [], 0
     for size in sizes:

@@ -223,7 +223,7 @@ class Load:
                     group.create_task(self._repeat(f"{kind} {number}", client))
 
     async def _repeat(self, name: str, client: Callable[[str], Awaitable[None]]) -> None:
-        """Run a client again and again; `client` serves one connection from first to last."""
+        """Run a client again and again; `client` handles one connection from beginning to end."""
         while not self._stopping:
             try:
                 await client(name)

@@ -79,7 +79,7 @@ def test_a_message_is_decoded_as_it_was_encoded(message):
     "char", ["x", "\n", '"', "\u00e9", "\u65e5", "\U0001f40d", "\0", "\udc80"], ids=ascii
 )
 def test_the_longest_texts_arrive(ends, char):
-    """For example a traceback in any script; it must arrive, and arrive whole."""
+    """For example a traceback in any writing system; it must arrive, and arrive whole."""
     ours, theirs = ends
     sending = threading.Thread(
         target=theirs.send, args=(BootFailed(char * 10**6 + "why", char * 10**6 + "end", 3),)

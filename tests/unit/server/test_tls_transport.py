@@ -229,7 +229,7 @@ def test_a_flood_of_key_updates_ends_the_connection(desk, answer, together):
         assert len(desk.below.written) < 100 * (MOST_USELESS + MOST_RECORDS)
 
 
-def test_key_updates_before_a_record_with_data_count(desk):
+def test_key_updates_count_even_before_a_record_with_data(desk):
     """All in one small read, whose last record has data for the application."""
     sent = 0
     while not desk.below.closed:

@@ -1348,7 +1348,7 @@ def test_a_reload_requested_before_anything_serves_is_not_reported() -> None:
     assert states(world) == ["starting"]
 
 
-def test_a_client_that_waits_for_a_reload_is_told_its_end() -> None:
+def test_a_client_that_waits_for_a_reload_is_told_when_it_ends() -> None:
     world = serving(2)
     job = world.ask_for_reload(terms_of(2, 1))
     boot_all(world)
