@@ -162,7 +162,7 @@ def _release(assignment: Assignment, *, own_process: bool) -> None:
         faulthandler.unregister(DUMP_SIGNAL)
     if stacks > 2:
         with contextlib.suppress(OSError):  # without a standard error
-            # The child's own crash must not look like one of the worker.
+            # The child's own crash must not look like the worker's.
             os.dup2(2, stacks, inheritable=False)
 
 
