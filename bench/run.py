@@ -66,7 +66,7 @@ def _check_log(server: Server, requests: int) -> None:
 def schedule(
     scenarios: list[str], servers: list[str], rounds: int
 ) -> Iterator[tuple[Scenario, str, int]]:
-    """Every server in every round, each round starting with another one.
+    """Every server in every round, each round starting with a different one.
 
     The servers of a round run within seconds of each other, so that a slow minute of the machine
     is shared; rotating cancels out the advantage of coming first or last.

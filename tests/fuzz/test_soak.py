@@ -26,7 +26,7 @@ AT_ONCE = 100
 
 MOST_OBJECTS = 2000
 MOST_GROWTH = 16 * 2**20
-"""The growth after the warm-up that is allowed: tracked objects, and bytes of resident memory."""
+"""The growth that is allowed after the warm-up: tracked objects, and bytes of resident memory."""
 
 STATUSES = {200, 400, 413, 414, 431, 501, 505}
 

@@ -1,4 +1,4 @@
-"""The command's checks and prints, the sources of settings, and names from gunicorn."""
+"""The command's checks and printed settings, the sources of settings, and names from gunicorn."""
 
 from __future__ import annotations
 

@@ -270,7 +270,7 @@ async def test_a_half_closed_client_gets_a_stream_to_its_end(serve):
 
 
 async def test_a_half_closed_client_gets_a_stream_that_makes_progress(serve):
-    """Even if the response takes long, and the application listens for a disconnect."""
+    """Even if the response takes a long time, and the application listens for a disconnect."""
     heard, more = [], asyncio.Semaphore(0)
 
     async def app(scope, receive, send):

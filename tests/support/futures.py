@@ -7,7 +7,7 @@ import gc
 
 
 def cancelled_futures() -> int:
-    """How many cancelled futures, tasks excluded, something still refers to."""
+    """The number of cancelled futures, not counting tasks, that something still refers to."""
     gc.collect()
     futures = [one for one in gc.get_objects() if type(one) is asyncio.Future]
     return sum(future.cancelled() for future in futures)

@@ -16,7 +16,7 @@ from esg.supervisor.memory import memory_of
 MIB = 1024 * 1024
 
 
-def test_below_what_is_enough_it_is_the_rss() -> None:
+def test_a_small_rss_is_the_result() -> None:
     before = memory_of(os.getpid(), sys.maxsize)
     assert before is not None
     with mmap.mmap(-1, 32 * MIB) as memory:
@@ -27,7 +27,7 @@ def test_below_what_is_enough_it_is_the_rss() -> None:
         assert 24 * MIB < after - before < 48 * MIB
 
 
-def test_above_it_pages_that_are_shared_count_in_part() -> None:
+def test_shared_pages_count_in_part_if_the_rss_is_large() -> None:
     with mmap.mmap(-1, 32 * MIB, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS) as memory:
         for at in range(0, len(memory), mmap.PAGESIZE):
             memory[at] = 1
@@ -47,7 +47,7 @@ def test_above_it_pages_that_are_shared_count_in_part() -> None:
             os.waitpid(pid, 0)
 
 
-def test_without_the_permission_it_is_the_rss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_permission_the_result_is_the_rss(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.open
 
     def refusing(path: str, mode: str) -> object:

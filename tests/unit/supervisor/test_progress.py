@@ -112,7 +112,7 @@ def test_without_a_report_only_the_number_of_requests_is_logged() -> None:
     assert requests(None, 0) == f"it held no request {told}"
 
 
-def test_a_worker_in_boot_says_where_its_startup_waits() -> None:
+def test_a_booting_worker_says_where_its_startup_waits() -> None:
     waiting = in_startup("", "shop/db.py:12")
     assert waiting.of_stuck(0, 0.5, 130.0) == "its lifespan startup waited at shop/db.py:12"
     assert waiting.of_stuck(0, 5.0, 130.0) == ""  # the stack has it, and this may be outdated
