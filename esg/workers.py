@@ -264,7 +264,7 @@ def _processes() -> list[int]:
 def _sockets_of(pid: int, *, hidden: bool = False) -> set[str]:
     """All sockets that a process has open; empty if the process has ended.
 
-    Raises PermissionError for a process of another user, unless those may stay `hidden`.
+    Raises PermissionError for a process of another user, unless its sockets may stay `hidden`.
     """
     folder, found = f"/proc/{pid}/fd", set()
     try:
