@@ -23,7 +23,7 @@ PAUSE = 0.05
 """Seconds between two requests of the clients that behave; without it, they would be an attack."""
 
 LOOK = 0.3
-"""Seconds between two counts of the connections, which take a lot of time themselves."""
+"""Seconds between two counts of the connections; counting itself takes a lot of time."""
 
 LASTS = 60
 """Seconds after which slowhttptest gives up by itself; the server should end the attack earlier."""

@@ -201,7 +201,8 @@ async def test_draining_in_the_middle_of_a_stream_closes_after_the_stream(serve)
     server.service.draining = True
     release.set()
     await client.exactly(b"5\r\nfirst\r\n6\r\nsecond\r\n0\r\n\r\n")
-    # The response didn't say "close", so the next request is served, or the timeout ends it.
+    # The response didn't say "close", so the next request is served, or the timeout ends the
+    # connection.
     await client.send(get())
     assert (await client.head()).closes
 

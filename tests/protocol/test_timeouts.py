@@ -72,7 +72,7 @@ async def test_each_request_restarts_the_keep_alive_time(serve):
     await client.closed()
 
 
-async def test_with_a_keep_alive_time_of_zero_requests_sent_immediately_are_answered(serve):
+async def test_requests_sent_immediately_are_answered_if_the_keep_alive_time_is_zero(serve):
     server = serve(hello, timeout_keep_alive=0)
     client = server.connect()
     await client.request(get())

@@ -112,7 +112,7 @@ async def test_a_session_is_resumed(serve, runner, authority):
     second.close()
 
 
-async def test_without_prepare_tls_does_not_become_plain_text(serve, runner):
+async def test_tls_does_not_become_plain_text_without_prepare(serve, runner):
     server = serve(hello, prepared=False)
     client = connect_plainly(server, runner)
     assert (await client.request(get())).status == 400

@@ -51,7 +51,7 @@ def wsgi(status="200 OK", headers=(("Content-Type", "text/plain"),), body=(b"hel
 
 
 class Result:
-    """The result of an application: pieces; counts the calls of `close`."""
+    """The result of an application, in pieces; it counts the calls of `close`."""
 
     def __init__(self, *pieces):
         self.pieces = iter(pieces)

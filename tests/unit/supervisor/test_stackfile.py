@@ -61,7 +61,7 @@ def test_a_file_of_any_size_costs_little_memory(stacks: StackFile) -> None:
 
 
 @pytest.mark.parametrize("reason", [errno.EPERM, errno.ENOSYS, errno.EACCES])
-def test_where_memory_files_are_denied_stacks_go_to_standard_error(
+def test_stacks_go_to_standard_error_where_memory_files_are_denied(
     monkeypatch: pytest.MonkeyPatch, reason: int
 ) -> None:
     def denied(name: str, flags: int) -> int:

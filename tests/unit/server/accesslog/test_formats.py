@@ -266,7 +266,7 @@ ODD = st.one_of(
 
 
 @given(ODD, ODD, ODD, ODD)
-def test_whatever_a_client_sends_parsers_find_its_fields(target, referer, agent, user):
+def test_parsers_find_the_fields_of_a_line_whatever_a_client_sends(target, referer, agent, user):
     credentials = b"Basic " + base64.b64encode(user.replace(b":", b"") + b":secret")
     headers = [(b"referer", referer), (b"user-agent", agent), (b"authorization", credentials)]
     made = exchange(target=b"/" + target, headers=headers)

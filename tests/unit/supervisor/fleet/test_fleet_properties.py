@@ -1175,7 +1175,7 @@ def test_a_beat_in_the_future_is_no_sign_of_life() -> None:
 
 
 def test_a_worker_that_is_late_once_is_not_stuck() -> None:
-    """All workers are late when a machine wakes that was suspended for a short time."""
+    """All workers are late when a machine that was suspended for a short time wakes."""
     world = serving(1)
     for age in (BEAT_LIMIT * 3, 0.5, BEAT_LIMIT * 3, 0.5):
         world.now += CHECK_INTERVAL
