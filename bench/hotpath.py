@@ -160,7 +160,7 @@ class Stage:
         )
         protocols.enable(service)
         service.heads.refresh(time.time())
-        service.turns.clock = float  # time stands still: under valgrind work would take too long
+        service.turns.clock = float  # time stands still: under valgrind, work would take too long
         self._loop = loop
         self._request = scenario.request
         self._wires = []

@@ -205,7 +205,7 @@ class Job:
 
     @property
     def listens(self) -> bool:
-        """Whether it is another server than ESG and listens. ESG reports that it serves."""
+        """Whether it is a server other than ESG and listens. ESG reports that it serves."""
         if " arbiter gen=" in self.raw:
             return False
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -206,7 +206,7 @@ GATE = """note("gate")
 
 
 def die_together(esg: Esg, count: int) -> None:
-    """Let all workers that wait at the gate end, so that the arbiter notices them at once."""
+    """Let the workers at the gate die, so that the arbiter notices all of them together."""
     eventually(lambda: len(esg.notes("gate")) == count, f"{count} workers boot")
     esg.signal(signal.SIGSTOP)
     esg.write("", "open")

@@ -205,7 +205,7 @@ class Queued(Listener):
 def test_a_worker_that_leaves_empties_queues_unless_others_may(
     world, monkeypatch, empties_all, left
 ):
-    """If no other worker is known to stay, a worker accepts them before it leaves."""
+    """If no other worker is known to stay, a worker accepts queued connections before leaving."""
     monkeypatch.setattr("esg.server.acceptor.DRAIN_TIME", 0)
     _, _, acceptor = world(0, 0, 0)
     acceptor._listeners = [Queued(1), Queued(2)]

@@ -1111,9 +1111,9 @@ def test_a_stuck_worker_is_dumped_then_aborted_then_killed() -> None:
 def looks(
     timeout: float, begun: float, stuck_at: float, until: float, workers: int = 3
 ) -> tuple[list[float], float | None]:
-    """The times at which a fleet checks its workers, and when it declares the first one stuck.
+    """The times at which a fleet checks its workers, and when it declares worker 1 stuck.
 
-    Its loop stands still from `stuck_at`. Each worker beats once a second, the first from `begun`.
+    Its loop stands still from `stuck_at`. Each worker beats once a second; `begun` shifts beats.
     """
     fleet = Fleet(dataclasses.replace(terms_of(workers, 1), timeout=timeout), 0.0)
     fleet.handle(on.Started(), 0.0)
