@@ -132,7 +132,7 @@ class Connection:
 
     async def _expect_line_end(self) -> None:
         if await self._reader.readexactly(2) != b"\r\n":
-            raise Lost("a chunk of another length than it says")
+            raise Lost("a chunk whose length differs from what it says")
 
 
 class Load:
