@@ -309,7 +309,7 @@ def test_a_killed_worker_is_replaced(world):
     yield
     assert "died: killed by SIGKILL from another process or the kernel" in world.log
     yield from world.serve()
-    assert len(list(world.arbiter._workers)) == 2
+    assert len(list(world.arbiter._workers)) == 2, world.log
 
 
 def test_a_worker_with_too_much_memory_is_replaced(world, monkeypatch):
