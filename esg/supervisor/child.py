@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import time
@@ -175,8 +176,10 @@ class WorkerHandle(Child):
         self.row: Row | None = None
         """Its row on the scoreboard."""
         self.progress = Progress()
-        self.memory_limit = 0
-        """The bytes of memory above which its exact size matters; 0 for never."""
+        self.memory_limits: tuple[int, int] = (0, 0)
+        """`--max-memory` and `--max-memory-hard`, in bytes; 0 for none."""
+        self.measured_at = -math.inf
+        """The time at which its memory was last compared with the first of them."""
         self.draining = False
         self.serves = False
         """Whether it has reported that it accepts connections."""

@@ -29,6 +29,9 @@ from esg.waits import Load
 LAST_LINES = 0.5
 """Seconds that an ending process waits for a log that isn't read."""
 
+MEASURE_EVERY = 10.0
+"""Seconds between two comparisons of a worker's memory with `--max-memory`."""
+
 
 class Workers:
     """Starts workers, and shows each of them the rows of the others."""
@@ -65,7 +68,7 @@ class Workers:
         handle, theirs = WorkerHandle.open(number, generation.number)
         handle.listeners = generation.listeners
         config = generation.config
-        handle.memory_limit = config.max_memory or config.max_memory_hard
+        handle.memory_limits = config.max_memory, config.max_memory_hard
         try:
             handle.row = self._board.new_row(number)
         except BaseException:
@@ -186,13 +189,23 @@ class Workers:
         return {handle.number: self.age(handle.number) for handle in self}
 
     def memory(self) -> dict[int, int]:
-        """The memory of the workers that have a limit, in bytes."""
-        sizes = {}
+        """The memory of workers that may have too much of it, in bytes.
+
+        Only a worker above `--max-memory-hard` is reported each time: to know the exact size of a
+        worker, the kernel needs 24 ms for each GiB.
+        """
+        sizes, now = {}, time.monotonic()
         for handle in self:
-            if handle.memory_limit and handle.pid is not None and not handle.reaped:
-                size = memory_of(handle.pid, handle.memory_limit)
-                if size is not None:
-                    sizes[handle.number] = size
+            soft, hard = handle.memory_limits
+            compares = soft > 0 and now >= handle.measured_at + MEASURE_EVERY
+            enough = soft if compares else hard
+            if not enough or handle.pid is None or handle.reaped:
+                continue
+            if compares:
+                handle.measured_at = now
+            size = memory_of(handle.pid, enough)
+            if size is not None and size > enough:
+                sizes[handle.number] = size
         return sizes
 
     def age(self, number: int) -> float:

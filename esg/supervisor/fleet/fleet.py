@@ -47,7 +47,7 @@ class Fleet:
     ) -> None:
         """`terms` are those of generation 1; `capacity` is the largest number of workers.
 
-        `phase`, from 0 to 1, is where the jitter of the workers begins: see `recycling.lifetime`.
+        `phase`, from 0 to 1, is where the jitter of the workers begins: see `recycling.share_of`.
         """
         self.current = GenerationTerms(1, terms)
         self.target = terms.workers
@@ -488,9 +488,8 @@ class Fleet:
 
     def _spawn_missing(self, now: float) -> None:
         if self._wants_spawn() and self._backoff.allows(now):
-            for _ in range(
-                min(self.target - len(self.members.staying(self.current.number)), self._room())
-            ):
+            missing = self.target - len(self.members.staying(self.current.number))
+            for _ in range(min(missing, self._room())):
                 self._spawn(self.current, now)
 
     def _spawn(self, generation: GenerationTerms, now: float) -> None:

@@ -9,7 +9,7 @@ from esg.supervisor.fleet.members import Member, Members
 
 SHORTEST_SERVICE = 30.0
 """Seconds for which a worker serves before it is replaced for its memory. Without this, workers
-whose memory is above the limit from the beginning would be replaced without end.
+whose memory is above the limit from the beginning would be replaced without a pause.
 """
 
 MIB = 1024 * 1024

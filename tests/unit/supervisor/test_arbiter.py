@@ -288,6 +288,7 @@ def test_nothing_is_left_open(world):
 
     world.run(life)
     world.close()
+    gc.collect()  # the arbiter is part of a reference cycle, and keeps the rows of its scoreboard
     assert open_files() - before <= {str(world.log_file)}
 
 
@@ -329,6 +330,27 @@ def test_a_worker_with_too_much_memory_is_replaced(world, monkeypatch):
 
     assert world.run(life, max_memory="8MiB") == 0
     assert world.log.count("due reason") == 1
+
+
+def test_the_soft_limit_of_memory_is_looked_at_less_often_than_the_hard_one(world, monkeypatch):
+    looks = []
+    monkeypatch.setattr(
+        workers, "memory_of", lambda pid, enough: looks.append((pid, enough >> 20)) or enough
+    )
+
+    def life(world):
+        yield from world.serve()
+        world.now += 31
+        yield
+        looks.clear()
+        for _ in range(9):
+            world.now += 1.1
+            yield
+        yield from world.stop()
+
+    assert world.run(life, workers=1, max_memory="8MiB", max_memory_hard="16MiB") == 0
+    assert looks.count((FIRST_PID, 8)) <= 1
+    assert looks.count((FIRST_PID, 16)) >= 7
 
 
 @script
